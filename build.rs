@@ -1,0 +1,21 @@
+//! Compiles the protobuf definitions with protox: no protoc to install.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = ["proto/resumed/v1/farm.proto", "proto/resumed/v1/local.proto"];
+    let descriptors = protox::compile(files, ["proto"])?;
+    prost_build::Config::new()
+        // Session bytes are sliced out of the message that brought them, never copied.
+        .bytes([".resumed.v1.SessionEntry", ".resumed.v1.Envelope", ".resumed.v1.local.Session"])
+        // Messages that carry key material get a `Debug` that omits it, in src/keys and src/proxies.
+        .skip_debug([
+            ".resumed.v1.TicketKey",
+            ".resumed.v1.SessionEntry",
+            ".resumed.v1.local.TimetableKey",
+            ".resumed.v1.local.Session",
+        ])
+        .compile_fds(descriptors)?;
+    for file in files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    Ok(())
+}

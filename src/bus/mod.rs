@@ -1,0 +1,141 @@
+//! The bus that carries sealed messages between nodes: RabbitMQ, or channels within one process.
+//!
+//! A bus moves opaque bytes. It knows exchanges, queues and the lease, and nothing of keys, sessions or envelopes.
+//! Whoever publishes seals immediately before, see [`Link::writable`].
+
+mod names;
+
+pub use names::{Names, Route};
+
+use std::future::Future;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+/// What a node needs of a connection to the farm.
+#[derive(Clone, Debug)]
+pub struct LinkSpec {
+    /// The names of the farm's exchanges and queues.
+    pub names: Names,
+    /// The node's name.
+    pub node: String,
+    /// Whether to open a session feed as well.
+    pub sessions: bool,
+}
+
+/// A way to reach the other nodes of the farm.
+pub trait Bus: Send + Sync + 'static {
+    /// An open connection.
+    type Link: Link;
+
+    /// Connects once, declares what [`LinkSpec`] asks for, and delivers events to `events` until the link closes.
+    /// For RabbitMQ "once" is one pass over the configured URIs. The last event of a link is [`LinkEvent::Closed`].
+    fn connect(
+        &self,
+        spec: &LinkSpec,
+        events: mpsc::Sender<LinkEvent>,
+    ) -> impl Future<Output = Result<Self::Link, BusError>> + Send;
+}
+
+/// An open connection to the farm: an inbox bound to the farm's keys exchange and, if asked for, a session feed.
+/// Dropping it closes it, which frees the lease and deletes its queues.
+pub trait Link: Send + Sync + 'static {
+    /// The queue that reaches this node directly.
+    fn inbox(&self) -> &str;
+
+    /// What this link is connected to, with passwords as `***`.
+    fn peer(&self) -> &str;
+
+    /// Returns when the broker takes messages again (at once unless it said `connection.blocked`).
+    fn writable(&self) -> impl Future<Output = ()> + Send;
+
+    /// Whether the broker has said `connection.blocked`.
+    fn is_blocked(&self) -> bool;
+
+    /// Publishes on the key plane: mandatory, with publisher confirms. Returns when the broker has answered.
+    fn publish(&self, to: &Route, body: Bytes) -> impl Future<Output = Result<Published, BusError>> + Send;
+
+    /// Publishes on the session plane, to the pod's fanout exchange: transient, no confirms.
+    fn publish_sessions(&self, body: Bytes) -> impl Future<Output = Result<(), BusError>> + Send;
+
+    /// Tries to take the lease: to declare the leader's queue and to consume from it.
+    fn try_lease(&self) -> impl Future<Output = Result<LeaseAnswer, BusError>> + Send;
+
+    /// Gives the lease up, so that another node can take it at once. No-op if this link does not hold it.
+    fn release_lease(&self) -> impl Future<Output = Result<(), BusError>> + Send;
+
+    /// Closes the link in an orderly way. Everything published before is flushed.
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// What a link tells its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// A message arrived.
+    Delivered {
+        /// The queue it came out of.
+        from: Source,
+        /// The exact exchange it was published to, or the queue if it was published through the default exchange.
+        route: String,
+        /// The sealed message.
+        body: Bytes,
+    },
+    /// The leader's queue is no longer ours although the link lives (it was deleted, or its consumer cancelled).
+    LeaseLost,
+    /// The link is gone. No event follows.
+    Closed {
+        /// What the broker or the network said.
+        reason: String,
+    },
+}
+
+/// The queue that a delivery came out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The node's inbox: announcements, answers.
+    Inbox,
+    /// The leader's queue: reports, requests.
+    Lease,
+    /// The node's session feed.
+    Feed,
+}
+
+/// What became of a message on the key plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// At least one queue took it.
+    Routed,
+    /// No queue did (AMQP 312 NO_ROUTE): nobody holds the lease, or the inbox is gone.
+    Unroutable,
+}
+
+/// The broker's answer to an attempt to take the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseAnswer {
+    /// This link holds the lease.
+    Granted,
+    /// Another connection does (AMQP 405 RESOURCE_LOCKED).
+    Held,
+}
+
+/// Why a bus operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// No broker could be reached; one sentence for each URI that was tried, passwords as `***`.
+    #[error("no broker reached: {0}")]
+    Unreachable(String),
+    /// The link is closed or broke during the operation.
+    #[error("broker connection lost: {0}")]
+    Closed(String),
+    /// The broker refused an operation.
+    #[error("broker refused {operation}: {reason}")]
+    Refused {
+        /// The AMQP method and its object, such as "declare queue resumed.default.leader".
+        operation: String,
+        /// The broker's words.
+        reason: String,
+    },
+    /// The configuration cannot work, such as an unreadable CA file.
+    #[error("broker settings: {0}")]
+    Settings(String),
+}

@@ -1,0 +1,58 @@
+//! Time as the decision logic sees it: always handed in, never read.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// One instant on both of a host's clocks.
+///
+/// Wall time orders events between hosts and can jump; monotonic time measures spans on this host and cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// UTC milliseconds since the Unix epoch.
+    pub wall: u64,
+    /// Milliseconds since an arbitrary start on this host; never goes backwards.
+    pub mono: u64,
+}
+
+impl Now {
+    /// The instant `span` later on both clocks.
+    #[must_use]
+    pub fn after(self, span: Duration) -> Self {
+        let span = millis(span);
+        Self { wall: self.wall.saturating_add(span), mono: self.mono.saturating_add(span) }
+    }
+}
+
+/// `span` in whole milliseconds, saturating.
+#[must_use]
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Reads the clocks of this host. The only place that does, outside of tests.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose monotonic part starts one day in, so that a span can always be subtracted from it.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// This instant.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { wall: millis(wall), mono: MONO_START + millis(self.start.elapsed()) }
+    }
+
+    /// The `Instant` at which the monotonic clock reads `mono` milliseconds.
+    #[must_use]
+    pub fn instant(&self, mono: u64) -> Instant {
+        self.start + Duration::from_millis(mono.saturating_sub(MONO_START))
+    }
+}
+
+const MONO_START: u64 = 24 * 60 * 60 * 1000;

@@ -1,0 +1,10 @@
+//! `resumed` keeps TLS session resumption working across a farm of proxies.
+//!
+//! One daemon runs beside each proxy. Daemons share session ticket keys and session-ID cache entries through
+//! RabbitMQ, as sealed protobuf messages. `docs/architecture.md` is the map of the modules below.
+#![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod clock;
+pub mod proto;
+pub mod status;

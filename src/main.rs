@@ -1,0 +1,3 @@
+//! The `resumed` command.
+
+fn main() {}
