@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod proto;
 pub mod status;
