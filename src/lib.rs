@@ -8,5 +8,7 @@ pub mod bus;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod daemon;
+pub mod metrics;
 pub mod proto;
 pub mod status;
