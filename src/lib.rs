@@ -5,6 +5,10 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod metrics;
 pub mod proto;
 pub mod status;

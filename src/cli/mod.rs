@@ -1,0 +1,3 @@
+//! The commands of `resumed`.
+
+pub mod check;

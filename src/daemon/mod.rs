@@ -1,0 +1,3 @@
+//! The running node: it owns the sockets, timers and tasks, and drives the pure parts.
+
+pub mod http;
