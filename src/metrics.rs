@@ -60,6 +60,8 @@ pub const CACHE_BYTES: &str = "resumed_cache_bytes";
 /// Gauge.
 pub const PROXIES_CONNECTED: &str = "resumed_proxies_connected";
 /// Counter.
+pub const RING_SAVE_ERRORS: &str = "resumed_ring_save_errors_total";
+/// Counter.
 pub const APPLY_ERRORS: &str = "resumed_apply_errors_total";
 
 /// What travels on the broker.
@@ -193,6 +195,7 @@ fn describe() {
     describe_gauge!(CACHE_ENTRIES, count, "Sessions in this node's cache.");
     describe_gauge!(CACHE_BYTES, Unit::Bytes, "Bytes of sessions in this node's cache.");
     describe_gauge!(PROXIES_CONNECTED, count, "Proxies connected to this node.");
+    describe_counter!(RING_SAVE_ERRORS, count, "Times that the ring could not be saved for a restart of this node.");
     describe_counter!(APPLY_ERRORS, count, "Ticket keys and sessions that a proxy refused to take.");
 }
 
@@ -209,6 +212,7 @@ fn show() {
         SESSIONS_RECEIVED,
         SESSIONS_INSERTED,
         SESSIONS_REMOVED,
+        RING_SAVE_ERRORS,
         APPLY_ERRORS,
     ] {
         counter!(name).absolute(0);
@@ -269,6 +273,21 @@ pub fn missed(messages: u64) {
 /// Counts a key, or a floor, that was skipped.
 pub fn key_skipped(reason: &'static str) {
     counter!(KEYS_SKIPPED, "reason" => reason).increment(1);
+}
+
+/// Counts a key that had the name of another, and other bytes.
+pub fn key_conflict() {
+    counter!(KEY_CONFLICTS).increment(1);
+}
+
+/// Counts `entries` sent to the pod.
+pub fn published(entries: u64) {
+    counter!(SESSIONS_PUBLISHED).increment(entries);
+}
+
+/// Counts `entries` that came from the pod, whatever becomes of them.
+pub fn taken_in(entries: u64) {
+    counter!(SESSIONS_RECEIVED).increment(entries);
 }
 
 /// Counts `sessions` that were neither sent nor kept.
