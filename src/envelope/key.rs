@@ -90,6 +90,9 @@ mod tests {
     use super::*;
     use crate::envelope::wire::NO_EPOCH;
 
+    /// Input keying material, salt, info, and the output in hex.
+    type Case = (Vec<u8>, Vec<u8>, Vec<u8>, &'static str);
+
     fn bytes(range: std::ops::RangeInclusive<u8>) -> Vec<u8> {
         range.collect()
     }
@@ -101,7 +104,7 @@ mod tests {
     #[test]
     fn hkdf_gives_the_answers_of_rfc_5869() {
         // Appendix A.1 to A.3: basic, long inputs, and neither salt nor info.
-        let cases: [(Vec<u8>, Vec<u8>, Vec<u8>, &str); 3] = [
+        let cases: [Case; 3] = [
             (
                 vec![0x0b; 22],
                 bytes(0..=0x0c),

@@ -381,7 +381,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
         fn bytes_from_anywhere_are_refused(body in prop::collection::vec(any::<u8>(), 0..300)) {

@@ -220,6 +220,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::envelope::secret::FarmSecret;
 
     const OFFSET: Duration = Duration::from_secs(300);
     const START: Now = Now { wall: 1_800_000_000_000, mono: 86_400_000 };
@@ -357,6 +358,23 @@ mod tests {
         admit(&mut table, "b", 0, 1, START.after(3 * OFFSET)).unwrap();
         assert_eq!(table.len(), 1);
         assert_eq!(table.routes.len(), 1);
+    }
+
+    #[test]
+    fn keys_of_a_secret_that_is_gone_are_erased_and_its_windows_stay() {
+        let secret = FarmSecret::from_bytes(&[1; 32]).unwrap();
+        let sender = Sender { secret_id: secret.id(), salt: [1; 16] };
+        let mark = Mark { sequence: 0, sent_at: START.wall };
+        let derive = || Some(OpeningKey::derive(&secret, "f", "a", &sender.salt).unwrap());
+        let mut table = Table::new(10, OFFSET);
+        table.admit("a", sender, mark, derive(), START).unwrap();
+
+        table.keep_keys_of(&[[9; 8], secret.id()]);
+        assert!(table.key("a", &sender).is_some());
+        table.keep_keys_of(&[[9; 8]]);
+        assert!(table.key("a", &sender).is_none());
+        assert_eq!(table.admit("a", sender, mark, derive(), START), Err(NotAdmitted::Replay));
+        assert!(table.key("a", &sender).is_some(), "derived once, kept again");
     }
 
     #[test]
