@@ -16,7 +16,7 @@ use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, payload_fault
 use crate::clock::{Now, millis};
 use crate::proto;
 
-/// The most (secret, salt, route) that an [`Opener`] follows at a time: about 25 MB when full.
+/// The most (secret, salt, route) that an [`Opener`] follows at a time: about 17 MB when full.
 const MAX_TRACKED: usize = 16_384;
 
 /// Opens envelopes of one farm, each at most once.
