@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod envelope;
 pub mod metrics;
 pub mod proto;
 pub mod status;
