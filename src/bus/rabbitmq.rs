@@ -335,6 +335,10 @@ impl RabbitMq {
         let login = Connection::connector(target.uri.clone(), runtime, handed, properties);
         match timeout(within, login).await {
             Ok(Ok(connection)) => Ok(Wired { wire, connection }),
+            // With TLS 1.3 a server judges the client certificate after the handshake, and its alert may be lost.
+            Ok(Err(error)) if target.uri.scheme == AMQPScheme::AMQPS && error.is_io_error() => {
+                Err(format!("login: {} (does the broker accept this node's client certificate?)", words(&error)))
+            }
             Ok(Err(error)) => Err(format!("login: {}", words(&error))),
             Err(_) => Err(format!("login: the broker says nothing within {within:?}")),
         }
@@ -654,6 +658,7 @@ impl Shared {
                 biased;
                 () = shared.ending.stop.cancelled() => {}
                 why = consumer => shared.ending.because(match why {
+                    Some(why) if !shared.consuming.status().connected() => format!("consuming connection: {why}"),
                     Some(why) => format!("consuming from {queue}: {why}"),
                     None => format!("queue {queue} was deleted"),
                 }),
