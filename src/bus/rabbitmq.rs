@@ -840,12 +840,13 @@ impl Shared {
             () = given_up.cancelled() => return,
             _ = hand_on(consumer, Source::Lease, KEY_PREFETCH, keys.clone()) => lost.cancel(),
         }
+        if !self.consuming.status().connected() {
+            return;
+        }
         let say = async {
             self.delete_leader_queue().await;
-            if self.consuming.status().connected() {
-                // Nobody listens any more: then nobody misses it.
-                drop(keys.send(LinkEvent::LeaseLost).await);
-            }
+            // Nobody listens any more: then nobody misses it.
+            drop(keys.send(LinkEvent::LeaseLost).await);
         };
         tokio::select! {
             biased;
@@ -865,7 +866,15 @@ impl Shared {
         match delete.await {
             Ok(_) => {}
             Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {}
-            Err(error) => self.ending.because(error.to_string()),
+            Err(error) => self.give_up_consuming(&error),
+        }
+    }
+
+    /// Ends the link, which frees the lease: it must not stay with a node that does not lead. A connection that broke
+    /// has a better reason to tell, and is about to.
+    fn give_up_consuming(&self, error: &BusError) {
+        if self.consuming.status().connected() {
+            self.ending.because(error.to_string());
         }
     }
 
@@ -879,8 +888,7 @@ impl Shared {
         let deleted = lease.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
         if let Err(error) = deleted {
             let error = failed(format!("delete queue {queue}"), &error);
-            // The lease must not stay with a node that does not lead.
-            self.ending.because(error.to_string());
+            self.give_up_consuming(&error);
             return Err(error);
         }
         Ok(())
