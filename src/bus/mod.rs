@@ -3,7 +3,10 @@
 //! A bus moves opaque bytes. It knows exchanges, queues and the lease, and nothing of keys, sessions or envelopes.
 //! Whoever publishes seals immediately before, see [`Link::writable`].
 
+pub mod backoff;
+pub mod in_process;
 mod names;
+pub mod rabbitmq;
 
 pub use names::{Names, Route};
 
@@ -28,13 +31,25 @@ pub trait Bus: Send + Sync + 'static {
     /// An open connection.
     type Link: Link;
 
-    /// Connects once, declares what [`LinkSpec`] asks for, and delivers events to `events` until the link closes.
-    /// For RabbitMQ "once" is one pass over the configured URIs. The last event of a link is [`LinkEvent::Closed`].
-    fn connect(
-        &self,
-        spec: &LinkSpec,
-        events: mpsc::Sender<LinkEvent>,
-    ) -> impl Future<Output = Result<Self::Link, BusError>> + Send;
+    /// Connects once, declares what [`LinkSpec`] asks for, and delivers to `events` until the link closes.
+    /// For RabbitMQ "once" is one pass over the configured URIs; it ends by itself, also when nobody answers. Dropping
+    /// the future abandons the attempt.
+    ///
+    /// # Errors
+    /// [`BusError::Unreachable`] with a sentence for each URI, [`BusError::Settings`] for files that cannot be used.
+    fn connect(&self, spec: &LinkSpec, events: LinkEvents)
+    -> impl Future<Output = Result<Self::Link, BusError>> + Send;
+}
+
+/// Where a link delivers. A full channel holds back the queues that feed it, and what waits longer waits at the broker,
+/// where the oldest goes first: so a node that is slow at sessions still hears of keys at once.
+#[derive(Clone, Debug)]
+pub struct LinkEvents {
+    /// Takes what comes from [`Source::Inbox`] and [`Source::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
+    /// [`LinkEvent::Closed`].
+    pub keys: mpsc::Sender<LinkEvent>,
+    /// Takes what comes from [`Source::Feed`] and nothing else.
+    pub feed: mpsc::Sender<LinkEvent>,
 }
 
 /// An open connection to the farm: an inbox bound to the farm's keys exchange and, if asked for, a session feed.
@@ -52,19 +67,26 @@ pub trait Link: Send + Sync + 'static {
     /// Whether the broker has said `connection.blocked`.
     fn is_blocked(&self) -> bool;
 
-    /// Publishes on the key plane: mandatory, with publisher confirms. Returns when the broker has answered.
+    /// Publishes on the key plane: mandatory, with publisher confirms. Returns when the broker has answered, which it
+    /// does not while it blocks publishers. Messages of one caller that awaits each keep their order.
     fn publish(&self, to: &Route, body: Bytes) -> impl Future<Output = Result<Published, BusError>> + Send;
 
-    /// Publishes on the session plane, to the pod's fanout exchange: transient, no confirms.
+    /// Publishes on the session plane, to the pod's fanout exchange: transient, no confirms. Returns when the message
+    /// is written out, so that awaiting one after the other keeps the caller at the pace of the network.
+    ///
+    /// # Errors
+    /// [`BusError::Blocked`] instead of waiting for [`Link::writable`]: the message counts as dropped.
     fn publish_sessions(&self, body: Bytes) -> impl Future<Output = Result<(), BusError>> + Send;
 
-    /// Tries to take the lease: to declare the leader's queue and to consume from it.
+    /// Tries to take the lease: to declare the leader's queue and to consume from it. [`LeaseAnswer::Granted`] again
+    /// if this link holds it already.
     fn try_lease(&self) -> impl Future<Output = Result<LeaseAnswer, BusError>> + Send;
 
     /// Gives the lease up, so that another node can take it at once. No-op if this link does not hold it.
     fn release_lease(&self) -> impl Future<Output = Result<(), BusError>> + Send;
 
-    /// Closes the link in an orderly way. Everything published before is flushed.
+    /// Closes the link in an orderly way: what was published before is flushed, the lease is free and the queues are
+    /// gone when it returns. Takes at most about a second, also if the broker has stopped answering.
     fn close(&self) -> impl Future<Output = ()> + Send;
 }
 
@@ -82,9 +104,9 @@ pub enum LinkEvent {
     },
     /// The leader's queue is no longer ours although the link lives (it was deleted, or its consumer cancelled).
     LeaseLost,
-    /// The link is gone. No event follows.
+    /// The link is gone, and with it the lease and the queues. No event follows.
     Closed {
-        /// What the broker or the network said.
+        /// What the broker or the network said; "closed by this node" after [`Link::close`] or a drop.
         reason: String,
     },
 }
@@ -127,6 +149,9 @@ pub enum BusError {
     /// The link is closed or broke during the operation.
     #[error("broker connection lost: {0}")]
     Closed(String),
+    /// The broker takes no messages at the moment ([`Link::is_blocked`]); this one was not kept.
+    #[error("broker blocks publishers")]
+    Blocked,
     /// The broker refused an operation.
     #[error("broker refused {operation}: {reason}")]
     Refused {

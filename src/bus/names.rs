@@ -41,10 +41,13 @@ impl Names {
         format!("{}{node}.{nonce}", self.inbox_prefix)
     }
 
-    /// The session feed of `node`.
+    /// The session feed of `node`. Nobody addresses it, so a long node name is cut to fit the 255 bytes of an AMQP name.
     #[must_use]
     pub fn feed(&self, node: &str, nonce: &str) -> String {
-        format!("{}.{node}.{nonce}", self.sessions)
+        let room = LONGEST_NAME.saturating_sub(self.sessions.len() + nonce.len() + 2);
+        let ends = node.char_indices().map(|(at, char)| at + char.len_utf8());
+        let cut = ends.take_while(|end| *end <= room).last().unwrap_or(0);
+        format!("{}.{}.{nonce}", self.sessions, &node[..cut])
     }
 
     /// The exact name that envelopes for `route` are bound to.
@@ -60,9 +63,12 @@ impl Names {
     /// Whether `queue` is an inbox of this farm: answers go nowhere else, whatever a request says.
     #[must_use]
     pub fn is_inbox(&self, queue: &str) -> bool {
-        queue.len() <= 255 && queue.starts_with(&self.inbox_prefix)
+        queue.len() <= LONGEST_NAME && queue.starts_with(&self.inbox_prefix)
     }
 }
+
+/// AMQP 0-9-1 carries names as short strings: at most this many bytes.
+const LONGEST_NAME: usize = 255;
 
 #[cfg(test)]
 mod tests {
@@ -78,5 +84,17 @@ mod tests {
         assert_eq!(names.feed("a", "0f"), "resumed.prod.sessions.fra.a.0f");
         assert!(names.is_inbox("resumed.prod.node.a.0f"));
         assert!(!names.is_inbox("resumed.other.node.a.0f"));
+    }
+
+    #[test]
+    fn the_longest_names_fit_into_an_amqp_name() {
+        let part = "p".repeat(63);
+        let names = Names::new(&part, &part);
+        let node = format!("a{}", "é".repeat(63));
+        let nonce = "0123456789abcdef";
+        assert!(names.inbox(&node, nonce).len() <= 255);
+        let feed = names.feed(&node, nonce);
+        assert!((250..=255).contains(&feed.len()), "{} bytes", feed.len());
+        assert!(feed.ends_with(nonce));
     }
 }

@@ -1,0 +1,1078 @@
+//! The bus on RabbitMQ (AMQP 0-9-1), with lapin.
+//!
+//! A link is two connections: one publishes, one consumes, so that a broker that blocks publishers does not hold up
+//! what it delivers. lapin's own recovery stays off: a link that breaks is gone, and the caller opens another.
+//!
+//! lapin buffers what the broker sends without bound. So consumers acknowledge, and the broker sends at most a
+//! prefetch ahead of that; what a node cannot take waits in its queue at the broker, which drops the oldest.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_compat::Compat;
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream, StreamExt};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
+use lapin::{
+    AsyncTcpStream, BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ErrorKind,
+    Event, ExchangeKind,
+};
+use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode, SslVersion};
+use openssl::x509::X509;
+use openssl::x509::store::X509StoreBuilder;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Source};
+
+/// Deliveries of the inbox, and of the leader's queue, that are under way to this node at any time.
+pub const KEY_PREFETCH: u16 = 64;
+/// Deliveries of the session feed under way at any time: with batches of 32 KiB at most 4 MiB, and enough for 2,500
+/// batches a second over a round trip of 50 ms.
+pub const FEED_PREFETCH: u16 = 128;
+/// What an inbox or the leader's queue holds: messages, bytes, and for how long. Announcements and reports older than
+/// that have been overtaken by later ones.
+pub const KEY_QUEUE: (u32, u32, Duration) = (4_096, 16 << 20, Duration::from_secs(30));
+/// What a session feed holds beside [`RabbitMqSettings::feed_max_bytes`]: messages (each costs the broker about a
+/// kilobyte beside its body), and for how long.
+pub const FEED_QUEUE: (u32, Duration) = (50_000, Duration::from_secs(60));
+/// Largest AMQP frame. lapin keeps 32 of them for each direction of a connection.
+const FRAME_MAX: u32 = 64 << 10;
+/// Messages on the key plane that may wait for the broker's answer at the same time.
+const KEY_CHANNELS: usize = 8;
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// lapin reports some ways of closing by no event at all.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const CLOSED_HERE: &str = "closed by this node";
+const REPLY_SUCCESS: u16 = 200;
+/// How the broker's words begin when another connection holds an exclusive queue.
+const RESOURCE_LOCKED: &str = "405 ";
+
+type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+/// How to reach RabbitMQ.
+#[derive(Clone)]
+pub struct RabbitMqSettings {
+    /// `amqp://` and `amqps://` URIs, tried in this order. An `amqps` URI without a user name logs in with the client
+    /// certificate (EXTERNAL) if there is one.
+    pub uris: Vec<String>,
+    /// PEM file with the authorities that may sign the broker's certificate; without it those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the client certificate and its chain.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with the client certificate's key.
+    pub key_file: Option<PathBuf>,
+    /// File with the password for every URI that has none of its own; a final newline does not count.
+    pub password_file: Option<PathBuf>,
+    /// AMQP heartbeat, in whole seconds (rounded up): a silent broker is given up after two.
+    pub heartbeat: Duration,
+    /// Bytes that this node's session feed may hold at the broker.
+    pub feed_max_bytes: u32,
+    /// How long one URI may take for each of: TCP and TLS, login, declarations.
+    pub connect_timeout: Duration,
+}
+
+impl Default for RabbitMqSettings {
+    fn default() -> Self {
+        Self {
+            uris: Vec::new(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            password_file: None,
+            heartbeat: Duration::from_secs(5),
+            feed_max_bytes: 64 << 20,
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl fmt::Debug for RabbitMqSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitMqSettings")
+            .field("uris", &self.uris.iter().map(|uri| redact(uri)).collect::<Vec<_>>())
+            .field("ca_file", &self.ca_file)
+            .field("cert_file", &self.cert_file)
+            .field("key_file", &self.key_file)
+            .field("password_file", &self.password_file)
+            .field("heartbeat", &self.heartbeat)
+            .field("feed_max_bytes", &self.feed_max_bytes)
+            .field("connect_timeout", &self.connect_timeout)
+            .finish()
+    }
+}
+
+impl RabbitMqSettings {
+    /// Reads every URI and every file named, as a connection attempt will.
+    ///
+    /// # Errors
+    /// [`BusError::Settings`] naming the URI (its password as `***`) or the file, and what is wrong with it.
+    pub fn check(&self) -> Result<(), BusError> {
+        if self.uris.is_empty() {
+            return Err(BusError::Settings("no broker URI".to_owned()));
+        }
+        let targets = self.targets()?;
+        if targets.iter().any(|target| target.uri.scheme == AMQPScheme::AMQPS) {
+            self.connector(&Refusal::default())?;
+        }
+        Ok(())
+    }
+
+    fn targets(&self) -> Result<Vec<Target>, BusError> {
+        if self.cert_file.is_some() != self.key_file.is_some() {
+            return Err(BusError::Settings("cert_file and key_file go together: one is missing".to_owned()));
+        }
+        let password = match &self.password_file {
+            Some(path) => {
+                let text = Zeroizing::new(
+                    fs::read_to_string(path).map_err(|error| unreadable("password_file", path, &error))?,
+                );
+                Some(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
+            }
+            None => None,
+        };
+        self.uris.iter().map(|uri| Target::read(uri, self, password.as_deref().map(String::as_str))).collect()
+    }
+
+    /// TLS as the broker's side is verified: chain, dates, host name. Whatever fails is put into `refusal`.
+    fn connector(&self, refusal: &Refusal) -> Result<SslConnector, BusError> {
+        let openssl = |error: openssl::error::ErrorStack| BusError::Settings(format!("OpenSSL: {error}"));
+        let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(openssl)?;
+        builder.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(openssl)?;
+        if let Some(path) = &self.ca_file {
+            let pem = fs::read(path).map_err(|error| unreadable("ca_file", path, &error))?;
+            let authorities = X509::stack_from_pem(&pem).map_err(|error| unusable("ca_file", path, &error))?;
+            if authorities.is_empty() {
+                return Err(BusError::Settings(format!("ca_file {} holds no PEM certificate", path.display())));
+            }
+            let mut store = X509StoreBuilder::new().map_err(openssl)?;
+            for authority in authorities {
+                store.add_cert(authority).map_err(openssl)?;
+            }
+            builder.set_cert_store(store.build());
+        }
+        if let (Some(cert), Some(key)) = (&self.cert_file, &self.key_file) {
+            // OpenSSL names neither the file nor why it could not be opened.
+            fs::File::open(cert).map_err(|error| unreadable("cert_file", cert, &error))?;
+            fs::File::open(key).map_err(|error| unreadable("key_file", key, &error))?;
+            builder.set_certificate_chain_file(cert).map_err(|error| unusable("cert_file", cert, &error))?;
+            builder.set_private_key_file(key, SslFiletype::PEM).map_err(|error| unusable("key_file", key, &error))?;
+            builder.check_private_key().map_err(|error| unusable("key_file", key, &error))?;
+        }
+        let refusal = refusal.clone();
+        builder.set_verify_callback(SslVerifyMode::PEER, move |fine, context| {
+            if !fine {
+                let subject = context.current_cert().map(|cert| format!("{:?}", cert.subject_name()));
+                refusal.note(subject.as_deref().unwrap_or("its certificate"), context.error().error_string());
+            }
+            fine
+        });
+        Ok(builder.build())
+    }
+}
+
+fn unreadable(key: &str, path: &Path, error: &io::Error) -> BusError {
+    BusError::Settings(format!("{key} {}: {error}", path.display()))
+}
+
+fn unusable(key: &str, path: &Path, error: &openssl::error::ErrorStack) -> BusError {
+    BusError::Settings(format!("{key} {} cannot be used: {error}", path.display()))
+}
+
+/// Why the broker's certificate was not accepted. OpenSSL's own error says only "certificate verify failed".
+#[derive(Clone, Debug, Default)]
+struct Refusal(Arc<Mutex<Option<String>>>);
+
+impl Refusal {
+    fn note(&self, subject: &str, why: &str) {
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert_with(|| format!("the broker's certificate was refused: {why} (certificate: {subject})"));
+    }
+
+    fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// `uri` with its password as `***`, for people to read. Whatever stands between the first colon of the user part and
+/// the last `@` is taken for the password, so that nothing shows of one that should have been percent-encoded.
+#[must_use]
+pub fn redact(uri: &str) -> String {
+    let start = uri.find("://").map_or(0, |at| at + 3);
+    let Some(end) = uri.rfind('@').filter(|end| *end >= start) else { return uri.to_owned() };
+    let Some(colon) = uri[start..end].find(':') else { return uri.to_owned() };
+    format!("{}***{}", &uri[..=start + colon], &uri[end..])
+}
+
+/// One URI, read.
+struct Target {
+    uri: AMQPUri,
+    /// As shown to people.
+    shown: String,
+    password: Zeroizing<String>,
+}
+
+impl Target {
+    fn read(text: &str, settings: &RabbitMqSettings, password: Option<&str>) -> Result<Self, BusError> {
+        let shown = redact(text);
+        let fault = |what: &str| BusError::Settings(format!("broker URI {shown}: {what}"));
+        let mut uri: AMQPUri = text.parse().map_err(|error: String| fault(&error.replace(text, &shown)))?;
+        let rest = text.find("://").map_or(text, |at| &text[at + 3..]);
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+        if host.is_empty() || host.starts_with(':') {
+            return Err(fault("it names no host"));
+        }
+        // The parser takes every IPv6 address for localhost.
+        if let Some(address) = host.strip_prefix('[').and_then(|host| host.split(']').next()) {
+            address.parse::<std::net::Ipv6Addr>().map_err(|_| fault("the address in brackets is no IPv6 address"))?;
+            uri.authority.host = address.to_owned();
+        }
+        if uri.vhost.len() > 255 {
+            return Err(fault("its virtual host is longer than 255 bytes"));
+        }
+        let named = user.is_some_and(|user| !user.is_empty() && !user.starts_with(':'));
+        if !named && settings.cert_file.is_some() && uri.scheme == AMQPScheme::AMQPS {
+            uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
+        }
+        if let Some(password) = password.filter(|_| !user.is_some_and(|user| user.contains(':'))) {
+            uri.authority.userinfo.password = password.to_owned();
+        }
+        let seconds = settings.heartbeat.as_millis().div_ceil(1_000).max(1);
+        uri.query.heartbeat = Some(u16::try_from(seconds).unwrap_or(u16::MAX));
+        uri.query.frame_max = Some(FRAME_MAX);
+        let password = Zeroizing::new(uri.authority.userinfo.password.clone());
+        Ok(Self { uri, shown, password })
+    }
+
+    /// `text` without the password, should an error text ever hold it. Not if it equals the user name: that is worth
+    /// reading, and such a password is no secret.
+    fn scrub(&self, text: &str) -> String {
+        if self.password.is_empty() || *self.password == self.uri.authority.userinfo.username {
+            return text.to_owned();
+        }
+        text.replace(self.password.as_str(), "***")
+    }
+}
+
+/// Our own handle on a connection's socket. Dropping it cuts the connection: lapin's thread ends, and the broker sees
+/// the connection closed, whatever either was waiting for.
+struct Wire(std::net::TcpStream);
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // Fails only if the peer was faster.
+        drop(self.0.shutdown(Shutdown::Both));
+    }
+}
+
+/// An open AMQP connection. The wire comes first: a dropped connection asks the broker to close, a cut one is closed.
+struct Wired {
+    wire: Wire,
+    connection: Connection,
+}
+
+/// A [`Bus`] on RabbitMQ.
+#[derive(Clone, Debug)]
+pub struct RabbitMq {
+    settings: Arc<RabbitMqSettings>,
+}
+
+impl RabbitMq {
+    /// A bus as `settings` say. Files are read at each connection, so that renewed certificates and passwords count.
+    ///
+    /// # Errors
+    /// As [`RabbitMqSettings::check`].
+    pub fn new(settings: RabbitMqSettings) -> Result<Self, BusError> {
+        settings.check()?;
+        Ok(Self { settings: Arc::new(settings) })
+    }
+
+    async fn open(&self, target: &Target, spec: &LinkSpec, events: &LinkEvents) -> Result<RabbitMqLink, String> {
+        let (publishing, consuming) =
+            tokio::try_join!(self.dial(target, &spec.node, "publish"), self.dial(target, &spec.node, "consume"))?;
+        let declare = Declared::declare(&publishing.connection, &consuming.connection, spec, &self.settings);
+        let declared = timeout(self.settings.connect_timeout, declare)
+            .await
+            .map_err(|_| format!("declarations: no answer within {:?}", self.settings.connect_timeout))?
+            .map_err(|error| error.to_string())?;
+        Ok(RabbitMqLink::start(target, spec, publishing, consuming, declared, events.clone()))
+    }
+
+    async fn dial(&self, target: &Target, node: &str, role: &str) -> Result<Wired, String> {
+        let within = self.settings.connect_timeout;
+        let (wire, stream) = match timeout(within, self.transport(&target.uri)).await {
+            Ok(stream) => stream?,
+            Err(_) => return Err(format!("connect: no answer within {within:?}")),
+        };
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("resumed {node} {role}").into())
+            .with_client_property("product".into(), "resumed".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
+        // lapin asks for a stream once: it retries only with a backoff that was configured.
+        let stream = Mutex::new(Some(stream));
+        let handed = async move |_, _| {
+            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            stream.ok_or_else(|| lapin::Error::from(io::Error::from(io::ErrorKind::NotConnected)))
+        };
+        let login = Connection::connector(target.uri.clone(), runtime, handed, properties);
+        match timeout(within, login).await {
+            Ok(Ok(connection)) => Ok(Wired { wire, connection }),
+            // With TLS 1.3 a server judges the client certificate after the handshake, and its alert may be lost.
+            Ok(Err(error)) if target.uri.scheme == AMQPScheme::AMQPS && error.is_io_error() => {
+                Err(format!("login: {} (does the broker accept this node's client certificate?)", words(&error)))
+            }
+            Ok(Err(error)) => Err(format!("login: {}", words(&error))),
+            Err(_) => Err(format!("login: the broker says nothing within {within:?}")),
+        }
+    }
+
+    /// TCP, and TLS if the URI says so.
+    async fn transport(&self, uri: &AMQPUri) -> Result<(Wire, AsyncTcpStream<Compat<TcpStream>>), String> {
+        let host = uri.authority.host.as_str();
+        let resolved = tokio::net::lookup_host((host, uri.authority.port)).await;
+        let addresses: Vec<_> = resolved.map_err(|error| format!("resolve {host}: {error}"))?.collect();
+        let stream = first_to_connect(&addresses, self.settings.connect_timeout).await?;
+        let plain = |error: io::Error| format!("connect: {error}");
+        stream.set_nodelay(true).map_err(plain)?;
+        let socket = stream.into_std().map_err(plain)?;
+        let wire = Wire(socket.try_clone().map_err(plain)?);
+        let stream = AsyncTcpStream::Plain(Compat::new(TcpStream::from_std(socket).map_err(plain)?));
+        if uri.scheme == AMQPScheme::AMQP {
+            return Ok((wire, stream));
+        }
+        let refusal = Refusal::default();
+        let connector = self.settings.connector(&refusal).map_err(|error| error.to_string())?;
+        match stream.into_openssl(&connector, host).await {
+            Ok(stream) => Ok((wire, stream)),
+            Err(error) => Err(format!("TLS: {}", refusal.take().unwrap_or_else(|| error.to_string()))),
+        }
+    }
+}
+
+/// Tries the addresses of one name in turn; each gets its share of `within`.
+async fn first_to_connect(addresses: &[SocketAddr], within: Duration) -> Result<TcpStream, String> {
+    let share = within / u32::try_from(addresses.len()).unwrap_or(1).max(1);
+    let mut faults = Vec::new();
+    for address in addresses {
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => faults.push(format!("{address}: {error}")),
+            Err(_) => faults.push(format!("{address}: no answer within {share:?}")),
+        }
+    }
+    Err(format!(
+        "connect: {}",
+        if faults.is_empty() { "the name has no address".to_owned() } else { faults.join(", ") }
+    ))
+}
+
+/// lapin's error in the broker's words where it has any.
+fn words(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(said) => format!("{} {}", said.get_id(), said.get_message()),
+        ErrorKind::IOError(error) => error.to_string(),
+        ErrorKind::MissingHeartbeatError => "no heartbeat from the broker".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// A refused operation is the broker's answer; everything else means that the connection does not work.
+fn failed(operation: impl Into<String>, error: &lapin::Error) -> BusError {
+    match error.is_amqp_soft_error() {
+        true => BusError::Refused { operation: operation.into(), reason: words(error) },
+        false => BusError::Closed(words(error)),
+    }
+}
+
+fn queue_arguments(messages: u32, bytes: u32, time_to_live: Duration) -> FieldTable {
+    let millis = u32::try_from(time_to_live.as_millis()).unwrap_or(u32::MAX);
+    FieldTable::from(BTreeMap::from([
+        (ShortString::from("x-queue-type"), AMQPValue::LongString("classic".into())),
+        ("x-max-length".into(), AMQPValue::LongLongInt(messages.into())),
+        ("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes.into())),
+        ("x-overflow".into(), AMQPValue::LongString("drop-head".into())),
+        ("x-message-ttl".into(), AMQPValue::LongLongInt(millis.into())),
+    ]))
+}
+
+fn key_queue_arguments() -> FieldTable {
+    let (messages, bytes, time_to_live) = KEY_QUEUE;
+    queue_arguments(messages, bytes, time_to_live)
+}
+
+/// What a link has declared when it opens.
+struct Declared {
+    inbox: (String, Consumer),
+    feed: Option<(String, Consumer)>,
+    sessions: Channel,
+}
+
+impl Declared {
+    async fn declare(
+        publishing: &Connection,
+        consuming: &Connection,
+        spec: &LinkSpec,
+        settings: &RabbitMqSettings,
+    ) -> Result<Self, BusError> {
+        let mut random = [0; 8];
+        openssl::rand::rand_bytes(&mut random).map_err(|error| BusError::Settings(format!("OpenSSL: {error}")))?;
+        let nonce = format!("{:016x}", u64::from_ne_bytes(random));
+        let sessions = open_channel(publishing).await?;
+        let channel = open_channel(consuming).await?;
+        for exchange in [&spec.names.keys].into_iter().chain(spec.sessions.then_some(&spec.names.sessions)) {
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            let declared = channel.exchange_declare(
+                exchange.as_str().into(),
+                ExchangeKind::Fanout,
+                options,
+                FieldTable::default(),
+            );
+            declared.await.map_err(|error| failed(format!("declare exchange {exchange}"), &error))?;
+        }
+        let inbox = spec.names.inbox(&spec.node, &nonce);
+        let bound = Some(spec.names.keys.as_str());
+        let consumer = subscribe(&channel, &inbox, key_queue_arguments(), true, bound, KEY_PREFETCH).await?;
+        let inbox = (inbox, consumer);
+        let feed = if spec.sessions {
+            let feed = spec.names.feed(&spec.node, &nonce);
+            let (messages, time_to_live) = FEED_QUEUE;
+            let arguments = queue_arguments(messages, settings.feed_max_bytes, time_to_live);
+            let bound = Some(spec.names.sessions.as_str());
+            // A channel of its own: the prefetch of one must not count for the other.
+            let channel = open_channel(consuming).await?;
+            let consumer = subscribe(&channel, &feed, arguments, true, bound, FEED_PREFETCH).await?;
+            Some((feed, consumer))
+        } else {
+            None
+        };
+        Ok(Self { inbox, feed, sessions })
+    }
+}
+
+async fn open_channel(connection: &Connection) -> Result<Channel, BusError> {
+    connection.create_channel().await.map_err(|error| failed("open channel", &error))
+}
+
+/// Declares an exclusive queue and consumes from it.
+async fn subscribe(
+    channel: &Channel,
+    queue: &str,
+    arguments: FieldTable,
+    auto_delete: bool,
+    exchange: Option<&str>,
+    prefetch: u16,
+) -> Result<Consumer, BusError> {
+    let name = ShortString::try_new(queue).map_err(|error| BusError::Settings(format!("queue {queue}: {error}")))?;
+    let options = QueueDeclareOptions { exclusive: true, auto_delete, ..Default::default() };
+    let declared = channel.queue_declare(name.clone(), options, arguments).await;
+    declared.map_err(|error| failed(format!("declare queue {queue}"), &error))?;
+    if let Some(exchange) = exchange {
+        let bound = channel.queue_bind(
+            name.clone(),
+            exchange.into(),
+            ShortString::default(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        bound.await.map_err(|error| failed(format!("bind queue {queue} to exchange {exchange}"), &error))?;
+    }
+    let limited = channel.basic_qos(prefetch, BasicQosOptions { global: false }).await;
+    limited.map_err(|error| failed("set prefetch", &error))?;
+    let options = BasicConsumeOptions { exclusive: true, ..Default::default() };
+    let consuming = channel.basic_consume(name, ShortString::default(), options, FieldTable::default()).await;
+    consuming.map_err(|error| failed(format!("consume from queue {queue}"), &error))
+}
+
+/// Hands deliveries on and acknowledges what found room, until the consumer ends; then says why, if there was a why.
+async fn hand_on(mut consumer: Consumer, from: Source, prefetch: u16, sink: mpsc::Sender<LinkEvent>) -> Option<String> {
+    let mut unacknowledged = 0;
+    let mut ready = None;
+    loop {
+        let delivery = match ready.take() {
+            Some(next) => next,
+            None => consumer.next().await,
+        };
+        let delivery = match delivery {
+            Some(Ok(delivery)) => delivery,
+            Some(Err(error)) => return Some(words(&error)),
+            None => return None,
+        };
+        let route = if delivery.exchange.as_str().is_empty() { &delivery.routing_key } else { &delivery.exchange };
+        let event = LinkEvent::Delivered { from, route: route.to_string(), body: Bytes::from(delivery.data) };
+        if sink.send(event).await.is_err() {
+            // The node listens no more and is about to drop the link. Nothing is taken from the broker until then.
+            return std::future::pending().await;
+        }
+        // One acknowledgement for many under load. None is owed while idle: the broker would lose patience.
+        unacknowledged += 1;
+        ready = consumer.next().now_or_never();
+        if ready.is_none() || unacknowledged >= prefetch / 4 {
+            unacknowledged = 0;
+            if let Err(error) = delivery.acker.ack(BasicAckOptions { multiple: true }).await {
+                return Some(words(&error));
+            }
+        }
+    }
+}
+
+/// How a link ends: the first reason stays.
+#[derive(Debug, Default)]
+struct Ending {
+    stop: CancellationToken,
+    reason: Mutex<Option<String>>,
+}
+
+impl Ending {
+    fn because(&self, reason: impl Into<String>) {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.into());
+        self.stop.cancel();
+    }
+
+    fn reason(&self) -> String {
+        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        reason.clone().unwrap_or_else(|| CLOSED_HERE.to_owned())
+    }
+}
+
+/// The lease while this link holds it.
+struct Lease {
+    channel: Channel,
+    /// Set when the node gives it up: then its end is no news.
+    given_up: CancellationToken,
+    /// Set when it is lost.
+    lost: CancellationToken,
+}
+
+struct Shared {
+    spec: LinkSpec,
+    publishing: Connection,
+    consuming: Connection,
+    wires: Mutex<Vec<Wire>>,
+    sessions: Channel,
+    sessions_turn: tokio::sync::Mutex<()>,
+    /// Idle channels with confirms. Each carries one message at a time: lapin tells which message was returned only by
+    /// the order of answers, and the broker may answer for several at once.
+    key_channels: Mutex<Vec<Channel>>,
+    key_permits: Semaphore,
+    lease: tokio::sync::Mutex<Option<Lease>>,
+    blocked: watch::Sender<bool>,
+    ending: Ending,
+    /// Close says goodbye to the broker, a drop or a fault does not wait for that.
+    goodbye: CancellationToken,
+    finished: CancellationToken,
+    events: LinkEvents,
+    tasks: TaskTracker,
+}
+
+/// A link of [`RabbitMq`].
+pub struct RabbitMqLink {
+    shared: Arc<Shared>,
+    inbox: String,
+    peer: String,
+}
+
+impl fmt::Debug for RabbitMqLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitMqLink").field("peer", &self.peer).field("inbox", &self.inbox).finish_non_exhaustive()
+    }
+}
+
+impl Bus for RabbitMq {
+    type Link = RabbitMqLink;
+
+    async fn connect(&self, spec: &LinkSpec, events: LinkEvents) -> Result<RabbitMqLink, BusError> {
+        let mut faults = Vec::new();
+        for target in self.settings.targets()? {
+            match self.open(&target, spec, &events).await {
+                Ok(link) => return Ok(link),
+                Err(fault) => faults.push(format!("{}: {}", target.shown, target.scrub(&fault))),
+            }
+        }
+        Err(BusError::Unreachable(faults.join("; ")))
+    }
+}
+
+impl RabbitMqLink {
+    fn start(
+        target: &Target,
+        spec: &LinkSpec,
+        publishing: Wired,
+        consuming: Wired,
+        declared: Declared,
+        events: LinkEvents,
+    ) -> Self {
+        let said = [publishing.connection.events_listener().boxed(), consuming.connection.events_listener().boxed()];
+        let shared = Arc::new(Shared {
+            spec: spec.clone(),
+            publishing: publishing.connection,
+            consuming: consuming.connection,
+            wires: Mutex::new(vec![publishing.wire, consuming.wire]),
+            sessions: declared.sessions,
+            sessions_turn: tokio::sync::Mutex::default(),
+            key_channels: Mutex::default(),
+            key_permits: Semaphore::new(KEY_CHANNELS),
+            lease: tokio::sync::Mutex::default(),
+            blocked: watch::Sender::new(false),
+            ending: Ending::default(),
+            goodbye: CancellationToken::new(),
+            finished: CancellationToken::new(),
+            events,
+            tasks: TaskTracker::new(),
+        });
+        let (inbox, consumer) = declared.inbox;
+        let keys = shared.events.keys.clone();
+        shared.consume(inbox.clone(), hand_on(consumer, Source::Inbox, KEY_PREFETCH, keys));
+        if let Some((feed, consumer)) = declared.feed {
+            let sink = shared.events.feed.clone();
+            shared.consume(feed, hand_on(consumer, Source::Feed, FEED_PREFETCH, sink));
+        }
+        tokio::spawn(Arc::clone(&shared).supervise(said));
+        Self { shared, inbox, peer: target.shown.clone() }
+    }
+}
+
+impl Shared {
+    /// Runs the consumer of a queue without which the link is worth nothing.
+    fn consume(self: &Arc<Self>, queue: String, consumer: impl Future<Output = Option<String>> + Send + 'static) {
+        let shared = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = shared.ending.stop.cancelled() => {}
+                why = consumer => shared.ending.because(match why {
+                    Some(why) if !shared.consuming.status().connected() => format!("consuming connection: {why}"),
+                    Some(why) => format!("consuming from {queue}: {why}"),
+                    None => format!("queue {queue} was deleted"),
+                }),
+            }
+        });
+    }
+
+    /// Watches both connections until the link ends, ends it, and says so.
+    async fn supervise(self: Arc<Self>, [mut publishing, mut consuming]: [EventStream; 2]) {
+        let mut look = interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let said = tokio::select! {
+                biased;
+                () = self.ending.stop.cancelled() => break,
+                Some(said) = publishing.next() => Some(said),
+                Some(said) = consuming.next() => Some(said),
+                _ = look.tick() => None,
+            };
+            // The consuming connection publishes nothing, so it is never blocked.
+            let why = match said {
+                Some(Event::ConnectionBlocked(_)) => {
+                    self.blocked.send_replace(true);
+                    continue;
+                }
+                Some(Event::ConnectionUnblocked) => {
+                    self.blocked.send_replace(false);
+                    continue;
+                }
+                Some(Event::Error(error)) => words(&error),
+                _ => "closed by the broker".to_owned(),
+            };
+            // A refused operation closes its channel, is reported as an error too, and is its caller's business.
+            if !self.publishing.status().connected() {
+                self.ending.because(format!("publishing connection: {why}"));
+            } else if !self.consuming.status().connected() {
+                self.ending.because(format!("consuming connection: {why}"));
+            } else if !self.sessions.status().connected() {
+                self.ending.because(format!("publishing to {}: {why}", self.spec.names.sessions));
+            }
+        }
+        // Whoever waits to write shall find the link closed.
+        self.blocked.send_replace(false);
+        if self.goodbye.is_cancelled() {
+            let goodbye = async {
+                // One may be gone already, and the other shall be closed all the same.
+                let _ = tokio::join!(
+                    self.publishing.close(REPLY_SUCCESS, "OK".into()),
+                    self.consuming.close(REPLY_SUCCESS, "OK".into())
+                );
+            };
+            // What is not closed in time is cut.
+            let _ = timeout(CLOSE_WITHIN, goodbye).await;
+        }
+        self.cut();
+        self.finished.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        let (keys, reason) = (self.events.keys.clone(), self.ending.reason());
+        drop(self);
+        // Nobody listens any more: then nobody misses it.
+        drop(keys.send(LinkEvent::Closed { reason }).await);
+    }
+
+    fn cut(&self) {
+        self.wires.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// `operation`, unless the link ends before.
+    async fn while_open<T>(&self, operation: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
+        tokio::select! {
+            biased;
+            () = self.ending.stop.cancelled() => Err(BusError::Closed(self.ending.reason())),
+            result = operation => result,
+        }
+    }
+
+    async fn key_channel(&self) -> Result<Channel, BusError> {
+        loop {
+            let idle = self.key_channels.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match idle {
+                Some(channel) if channel.status().connected() => return Ok(channel),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let channel = open_channel(&self.publishing).await?;
+        let confirming = channel.confirm_select(ConfirmSelectOptions::default()).await;
+        confirming.map_err(|error| failed("select confirms", &error))?;
+        Ok(channel)
+    }
+
+    async fn publish(&self, to: &Route, body: &Bytes) -> Result<Published, BusError> {
+        let name = self.spec.names.of(to);
+        let long = ShortString::try_new(name).map_err(|error| refused("publish", &error))?;
+        let (exchange, routing_key) = match to {
+            Route::Keys => (long, ShortString::default()),
+            Route::Leader | Route::Inbox(_) => (ShortString::default(), long),
+        };
+        // Closed only with the link, and then while_open answers.
+        let _permit = self.key_permits.acquire().await.map_err(|_| BusError::Closed(self.ending.reason()))?;
+        let channel = self.key_channel().await?;
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let sent = channel.basic_publish(exchange, routing_key, options, body, BasicProperties::default()).await;
+        let answered = match sent {
+            Ok(confirm) => confirm.await,
+            Err(error) => Err(error),
+        };
+        let answer = answered.map_err(|error| {
+            let error = failed(format!("publish to {name}"), &error);
+            if matches!((to, &error), (Route::Keys, BusError::Refused { .. })) {
+                // The exchange is gone, or the permission: a new link declares, or says what it may not.
+                self.ending.because(error.to_string());
+            }
+            error
+        })?;
+        // Only now is the channel free for the next. Had this future been dropped, the channel would be as well.
+        self.key_channels.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
+        match answer {
+            Confirmation::Ack(None) => Ok(Published::Routed),
+            Confirmation::Ack(Some(_)) => Ok(Published::Unroutable),
+            Confirmation::Nack(_) => Err(refused(&format!("publish to {name}"), &"not acknowledged")),
+            Confirmation::NotRequested => Err(refused(&format!("publish to {name}"), &"the channel has no confirms")),
+        }
+    }
+
+    async fn publish_sessions(&self, body: &Bytes) -> Result<(), BusError> {
+        let _turn = self.sessions_turn.lock().await;
+        let mut blocked = self.blocked.subscribe();
+        let sending = self.sessions.basic_publish(
+            self.spec.names.sessions.as_str().into(),
+            ShortString::default(),
+            BasicPublishOptions::default(),
+            body,
+            BasicProperties::default(),
+        );
+        tokio::select! {
+            biased;
+            _ = blocked.wait_for(|blocked| *blocked) => Err(BusError::Blocked),
+            sent = sending => {
+                sent.map_err(|error| failed(format!("publish to {}", self.spec.names.sessions), &error))?;
+                Ok(())
+            }
+        }
+    }
+
+    async fn try_lease(self: &Arc<Self>) -> Result<LeaseAnswer, BusError> {
+        let mut lease = self.lease.lock().await;
+        if lease.as_ref().is_some_and(|held| !held.lost.is_cancelled()) {
+            return Ok(LeaseAnswer::Granted);
+        }
+        let queue = &self.spec.names.leader;
+        // A refusal closes the channel that asked, so every attempt has its own.
+        let channel = open_channel(&self.consuming).await?;
+        let subscribed = subscribe(&channel, queue, key_queue_arguments(), false, None, KEY_PREFETCH).await;
+        let consumer = match subscribed {
+            Ok(consumer) => consumer,
+            Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {
+                return Ok(LeaseAnswer::Held);
+            }
+            Err(error) => {
+                // It may have been declared before something failed: nobody else could take it then.
+                self.delete_leader_queue().await;
+                return Err(error);
+            }
+        };
+        let (given_up, lost) = (CancellationToken::new(), CancellationToken::new());
+        self.tasks.spawn(Arc::clone(self).lead(consumer, given_up.clone(), lost.clone()));
+        *lease = Some(Lease { channel, given_up, lost });
+        Ok(LeaseAnswer::Granted)
+    }
+
+    /// Consumes from the leader's queue until the lease or the link ends.
+    async fn lead(self: Arc<Self>, consumer: Consumer, given_up: CancellationToken, lost: CancellationToken) {
+        let keys = &self.events.keys;
+        tokio::select! {
+            biased;
+            () = self.ending.stop.cancelled() => return,
+            () = given_up.cancelled() => return,
+            _ = hand_on(consumer, Source::Lease, KEY_PREFETCH, keys.clone()) => lost.cancel(),
+        }
+        if !self.consuming.status().connected() {
+            return;
+        }
+        let say = async {
+            self.delete_leader_queue().await;
+            // Nobody listens any more: then nobody misses it.
+            drop(keys.send(LinkEvent::LeaseLost).await);
+        };
+        tokio::select! {
+            biased;
+            () = self.ending.stop.cancelled() => {}
+            () = say => {}
+        }
+    }
+
+    /// Deletes the leader's queue if it is ours. Without a consumer it would keep the lease from everybody.
+    async fn delete_leader_queue(&self) {
+        let delete = async {
+            let channel = open_channel(&self.consuming).await?;
+            let deleted =
+                channel.queue_delete(self.spec.names.leader.as_str().into(), QueueDeleteOptions::default()).await;
+            deleted.map_err(|error| failed(format!("delete queue {}", self.spec.names.leader), &error))
+        };
+        match delete.await {
+            Ok(_) => {}
+            Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {}
+            Err(error) => self.give_up_consuming(&error),
+        }
+    }
+
+    /// Ends the link, which frees the lease: it must not stay with a node that does not lead. A connection that broke
+    /// has a better reason to tell, and is about to.
+    fn give_up_consuming(&self, error: &BusError) {
+        if self.consuming.status().connected() {
+            self.ending.because(error.to_string());
+        }
+    }
+
+    async fn release_lease(&self) -> Result<(), BusError> {
+        let Some(lease) = self.lease.lock().await.take() else { return Ok(()) };
+        if lease.lost.is_cancelled() {
+            return Ok(());
+        }
+        lease.given_up.cancel();
+        let queue = self.spec.names.leader.as_str();
+        let deleted = lease.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
+        if let Err(error) = deleted {
+            let error = failed(format!("delete queue {queue}"), &error);
+            self.give_up_consuming(&error);
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+fn refused(operation: &str, reason: &dyn fmt::Display) -> BusError {
+    BusError::Refused { operation: operation.to_owned(), reason: reason.to_string() }
+}
+
+impl Link for RabbitMqLink {
+    fn inbox(&self) -> &str {
+        &self.inbox
+    }
+
+    fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    async fn writable(&self) {
+        // Fails only if the sender is gone, which this link holds.
+        drop(self.shared.blocked.subscribe().wait_for(|blocked| !*blocked).await);
+    }
+
+    fn is_blocked(&self) -> bool {
+        *self.shared.blocked.borrow()
+    }
+
+    async fn publish(&self, to: &Route, body: Bytes) -> Result<Published, BusError> {
+        self.shared.while_open(self.shared.publish(to, &body)).await
+    }
+
+    async fn publish_sessions(&self, body: Bytes) -> Result<(), BusError> {
+        self.shared.while_open(self.shared.publish_sessions(&body)).await
+    }
+
+    async fn try_lease(&self) -> Result<LeaseAnswer, BusError> {
+        // In a task of its own: if this future is dropped half way, nobody knows of a lease that is granted after all.
+        let (answer, asked) = tokio::sync::oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        self.shared.tasks.spawn(async move {
+            let result = shared.while_open(shared.try_lease()).await;
+            if let Err(Ok(LeaseAnswer::Granted)) = answer.send(result) {
+                // Its failure ends the link, which frees the lease as well.
+                drop(shared.while_open(shared.release_lease()).await);
+            }
+        });
+        asked.await.unwrap_or_else(|_| Err(BusError::Closed(self.shared.ending.reason())))
+    }
+
+    async fn release_lease(&self) -> Result<(), BusError> {
+        self.shared.while_open(self.shared.release_lease()).await
+    }
+
+    async fn close(&self) {
+        self.shared.goodbye.cancel();
+        self.shared.ending.because(CLOSED_HERE);
+        self.shared.finished.cancelled().await;
+    }
+}
+
+impl Drop for RabbitMqLink {
+    fn drop(&mut self) {
+        self.shared.ending.because(CLOSED_HERE);
+        if !self.shared.goodbye.is_cancelled() {
+            self.shared.cut();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(uri: &str, settings: RabbitMqSettings) -> Target {
+        Target::read(uri, &settings, Some("from-file")).unwrap_or_else(|error| panic!("{uri}: {error}"))
+    }
+
+    #[test]
+    fn redact_hides_the_password_and_nothing_else() {
+        for (uri, shown) in [
+            ("amqp://user:secret@host:5672/%2f", "amqp://user:***@host:5672/%2f"),
+            ("amqps://user:s%40c@host/v?heartbeat=1", "amqps://user:***@host/v?heartbeat=1"),
+            ("amqp://user:@host", "amqp://user:***@host"),
+            ("amqp://user@host:5672", "amqp://user@host:5672"),
+            ("amqp://host:5672/v", "amqp://host:5672/v"),
+            ("amqp://[::1]:5672/v", "amqp://[::1]:5672/v"),
+        ] {
+            assert_eq!(redact(uri), shown);
+        }
+    }
+
+    #[test]
+    fn redact_hides_passwords_that_were_not_encoded() {
+        for uri in
+            ["amqp://user:se/cr@et@host/v", "amqp://user:se?cr#et@host", "user:secret@host", "amqp:/user:secret@h"]
+        {
+            let shown = redact(uri);
+            assert!(shown.contains("***"), "{shown}");
+            for part in ["se/cr", "cret", "cr#et", "et@", "secret"] {
+                assert!(!shown.contains(part), "{uri} shows as {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn debug_of_the_settings_shows_no_password() {
+        let uris = vec!["amqp://user:hunter2@host/".to_owned()];
+        let shown = format!("{:?}", RabbitMqSettings { uris, ..RabbitMqSettings::default() });
+        assert!(shown.contains("amqp://user:***@host/") && !shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn a_password_file_serves_the_uris_without_a_password() {
+        let settings = RabbitMqSettings::default;
+        assert_eq!(target("amqp://user@host", settings()).uri.authority.userinfo.password, "from-file");
+        assert_eq!(target("amqp://user:own@host", settings()).uri.authority.userinfo.password, "own");
+    }
+
+    #[test]
+    fn a_client_certificate_logs_in_where_the_uri_names_no_user() {
+        let with_cert = || RabbitMqSettings { cert_file: Some("cert".into()), ..RabbitMqSettings::default() };
+        let mechanism = |uri, settings| target(uri, settings).uri.query.auth_mechanism;
+        assert_eq!(mechanism("amqps://host", with_cert()), Some(SASLMechanism::External));
+        assert_eq!(mechanism("amqps://user@host", with_cert()), None);
+        assert_eq!(mechanism("amqp://host", with_cert()), None);
+        assert_eq!(mechanism("amqps://host", RabbitMqSettings::default()), None);
+    }
+
+    #[test]
+    fn an_ipv6_address_is_not_taken_for_localhost() {
+        let read = target("amqps://[2001:db8::5]:5671/v", RabbitMqSettings::default());
+        assert_eq!(read.uri.authority.host, "2001:db8::5");
+        assert_eq!(read.uri.authority.port, 5671);
+    }
+
+    #[test]
+    fn heartbeats_are_whole_seconds_and_never_none() {
+        for (heartbeat, seconds) in [(0, 1), (1, 1), (1_500, 2), (5_000, 5), (u64::MAX, u16::MAX)] {
+            let heartbeat = Duration::from_millis(heartbeat);
+            let read = target("amqp://h", RabbitMqSettings { heartbeat, ..RabbitMqSettings::default() });
+            assert_eq!(read.uri.query.heartbeat, Some(seconds), "{heartbeat:?}");
+        }
+    }
+
+    #[test]
+    fn bad_settings_are_named_without_the_password() {
+        let files = tempfile::tempdir().unwrap();
+        let junk = files.path().join("junk.pem");
+        fs::write(&junk, "no certificate").unwrap();
+        let gone = files.path().join("gone.pem");
+        let of = |uri: &str| RabbitMqSettings { uris: vec![uri.to_owned()], ..RabbitMqSettings::default() };
+        let tls = "amqps://host";
+        for (settings, expected) in [
+            (RabbitMqSettings::default(), vec!["no broker URI"]),
+            (of("http://user:hunter2@host"), vec!["http://user:***@host", "Invalid AMQP scheme: http"]),
+            (of("amqp://user:hunter2@host:port"), vec!["amqp://user:***@host:port", "invalid port number"]),
+            (of("amqp:user:hunter2@host"), vec!["***@host"]),
+            (of("amqp://"), vec!["amqp://", "no host"]),
+            (of(&format!("amqp://host/{}", "v".repeat(256))), vec!["longer than 255 bytes"]),
+            (RabbitMqSettings { ca_file: Some(gone.clone()), ..of(tls) }, vec!["ca_file", "gone.pem", "No such file"]),
+            (RabbitMqSettings { ca_file: Some(junk.clone()), ..of(tls) }, vec!["ca_file", "junk.pem"]),
+            (RabbitMqSettings { password_file: Some(gone.clone()), ..of(tls) }, vec!["password_file", "gone.pem"]),
+            (RabbitMqSettings { cert_file: Some(junk.clone()), ..of(tls) }, vec!["cert_file and key_file go together"]),
+            (
+                RabbitMqSettings { cert_file: Some(junk.clone()), key_file: Some(gone), ..of(tls) },
+                vec!["key_file", "gone.pem", "No such file"],
+            ),
+            (
+                RabbitMqSettings { cert_file: Some(junk.clone()), key_file: Some(junk), ..of(tls) },
+                vec!["cert_file", "junk.pem", "cannot be used"],
+            ),
+        ] {
+            let said = settings.check().expect_err(expected[0]).to_string();
+            assert!(expected.iter().all(|part| said.contains(part)), "{said:?} lacks one of {expected:?}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[test]
+    fn error_texts_are_scrubbed_of_the_password() {
+        let read = target("amqp://user:hunter2@host", RabbitMqSettings::default());
+        assert_eq!(read.scrub("login of user with hunter2 refused"), "login of user with *** refused");
+        let guest = target("amqp://guest:guest@host", RabbitMqSettings::default());
+        assert_eq!(guest.scrub("user 'guest' refused"), "user 'guest' refused");
+    }
+}

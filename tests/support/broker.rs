@@ -1,0 +1,369 @@
+//! Private RabbitMQ brokers for tests: own directory, own loopback ports, own epmd, gone with the test.
+#![allow(dead_code, reason = "compiled into several test crates, none of which uses all of it")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// Where Debian's package puts the scripts. The one in `sbin/` would switch to the user `rabbitmq`; these run as the caller.
+const BIN: &str = "/usr/lib/rabbitmq/bin";
+/// A first start takes about six seconds on an idle machine.
+const START_WITHIN: Duration = Duration::from_secs(120);
+const STARTED: &str = "Starting broker... completed";
+
+/// Files for a TLS listener; clients must then show a certificate of the same authority.
+#[derive(Clone, Debug)]
+pub struct BrokerTls {
+    /// The authority that client certificates are checked against.
+    pub ca_file: PathBuf,
+    /// The broker's certificate.
+    pub cert_file: PathBuf,
+    /// The key of that certificate.
+    pub key_file: PathBuf,
+}
+
+/// What a broker has beside the plain listener.
+#[derive(Clone, Debug, Default)]
+pub struct BrokerOptions {
+    /// A second listener, with TLS and with EXTERNAL authentication (the user is the certificate's common name).
+    pub tls: Option<BrokerTls>,
+    /// More lines for `rabbitmq.conf`.
+    pub conf: String,
+}
+
+/// A running broker. Dropping it stops it and its epmd and removes its files, also while a test panics; should the
+/// whole test process be killed, a watcher does that.
+pub struct Broker {
+    dir: TempDir,
+    port: u16,
+    tls_port: u16,
+    dist_port: u16,
+    epmd_port: u16,
+    ctl_port: u16,
+    processes: Mutex<Processes>,
+}
+
+struct Processes {
+    epmd: Child,
+    server: Option<Child>,
+    watcher: Child,
+}
+
+impl Broker {
+    /// The broker that the tests of one binary share, each with farm names of its own. It runs until the process ends;
+    /// the watcher then stops it.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: OnceLock<Arc<Broker>> = OnceLock::new();
+        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::start())))
+    }
+
+    /// A broker of the caller's own.
+    pub fn start() -> Self {
+        Self::start_with(&BrokerOptions::default())
+    }
+
+    /// A broker of the caller's own, with `options`. Returns when it takes connections; panics with its output if it
+    /// does not come up.
+    pub fn start_with(options: &BrokerOptions) -> Self {
+        assert!(
+            Path::new(BIN).join("rabbitmq-server").exists(),
+            "{BIN}/rabbitmq-server is missing: install the package rabbitmq-server (make test does)"
+        );
+        // Somebody may take a port between finding it free and using it, so try again with others.
+        let mut faults = String::new();
+        for _ in 0..3 {
+            match Self::try_start(options) {
+                Ok(broker) => return broker,
+                Err(fault) => faults.push_str(&fault),
+            }
+        }
+        panic!("no private RabbitMQ came up:\n{faults}");
+    }
+
+    fn try_start(options: &BrokerOptions) -> Result<Self, String> {
+        let dir = tempfile::Builder::new().prefix("resumed-broker-").tempdir().expect("a temporary directory");
+        let [port, tls_port, dist_port, epmd_port, ctl_port] = free_ports();
+        let root = dir.path();
+        for sub in ["mnesia", "log"] {
+            fs::create_dir(root.join(sub)).expect("a fresh directory");
+        }
+        let mut conf = format!("listeners.tcp.default = 127.0.0.1:{port}\n");
+        let mut plugins = "[].";
+        if let Some(tls) = &options.tls {
+            conf.push_str(&format!(
+                "listeners.ssl.default = 127.0.0.1:{tls_port}\n\
+                 ssl_options.cacertfile = {}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+                 ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n\
+                 auth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = EXTERNAL\nssl_cert_login_from = common_name\n",
+                tls.ca_file.display(),
+                tls.cert_file.display(),
+                tls.key_file.display(),
+            ));
+            plugins = "[rabbitmq_auth_mechanism_ssl].";
+        }
+        conf.push_str(&options.conf);
+        fs::write(root.join("rabbitmq.conf"), conf).expect("rabbitmq.conf");
+        fs::write(root.join("enabled_plugins"), plugins).expect("enabled_plugins");
+
+        let epmd = Command::new("epmd")
+            .args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("epmd (package erlang-base) starts");
+        // Kills what it was last told of and removes the directory as soon as its standard input ends without "done",
+        // that is when this process dies without running destructors.
+        let watcher = Command::new("/bin/sh")
+            .args(["-c", WATCH, "watcher"])
+            .arg(root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("sh starts");
+        let processes = Mutex::new(Processes { epmd, server: None, watcher });
+        let broker = Self { dir, port, tls_port, dist_port, epmd_port, ctl_port, processes };
+        broker.tell_watcher(&mut broker.processes());
+        let deadline = Instant::now() + START_WITHIN;
+        while TcpStream::connect(("127.0.0.1", epmd_port)).is_err() {
+            if let Some(status) = broker.processes().epmd.try_wait().expect("epmd is our child") {
+                return Err(format!("epmd on port {epmd_port} ended: {status}\n"));
+            }
+            assert!(Instant::now() < deadline, "epmd does not listen on port {epmd_port}");
+            thread::sleep(Duration::from_millis(10));
+        }
+        broker.launch()?;
+        Ok(broker)
+    }
+
+    /// The URI of the plain listener, as the default user.
+    pub fn uri(&self) -> String {
+        self.uri_as("guest", "guest", "/")
+    }
+
+    /// The URI of the plain listener for that user and virtual host.
+    pub fn uri_as(&self, user: &str, password: &str, vhost: &str) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{}/{}", self.port, vhost.replace('/', "%2f"))
+    }
+
+    /// The port of the plain listener.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The port of the TLS listener; nothing listens there without [`BrokerOptions::tls`].
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port
+    }
+
+    /// The process id of the Erlang machine that is the broker.
+    pub fn pid(&self) -> Option<u32> {
+        self.processes().server.as_ref().map(Child::id)
+    }
+
+    /// Kills the broker with SIGKILL. Its files and ports stay for [`Broker::revive`].
+    pub fn kill(&self) {
+        let mut processes = self.processes();
+        if let Some(mut server) = processes.server.take() {
+            server.kill().expect("the broker is our child");
+            server.wait().expect("the broker is our child");
+        }
+        self.tell_watcher(&mut processes);
+    }
+
+    /// Starts a killed broker again, with its files and ports. Returns when it takes connections.
+    pub fn revive(&self) {
+        assert!(self.pid().is_none(), "the broker still runs");
+        self.launch().unwrap_or_else(|fault| panic!("the broker did not come back: {fault}"));
+    }
+
+    /// Kills the broker with SIGKILL and starts it again. Returns when it takes connections.
+    pub fn restart(&self) {
+        self.kill();
+        self.revive();
+    }
+
+    /// Stops the broker's process in its tracks (SIGSTOP): connections stay open and nothing answers.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets a frozen broker go on (SIGCONT).
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Runs `rabbitmqctl` with `arguments` and returns what it printed. Takes a second or two: it starts a machine of its own.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let output = self
+            .command("rabbitmqctl")
+            .args(["--quiet", "--node", &self.node()])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("rabbitmqctl starts");
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {arguments:?}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).expect("rabbitmqctl prints UTF-8")
+    }
+
+    /// The broker's own log and output so far, for the message of a failing test.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.output()).unwrap_or_default()
+    }
+
+    fn node(&self) -> String {
+        format!("rmq-{}@localhost", self.port)
+    }
+
+    fn output(&self) -> PathBuf {
+        self.dir.path().join("out.log")
+    }
+
+    fn processes(&self) -> MutexGuard<'_, Processes> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.pid().expect("the broker runs");
+        kill(Pid::from_raw(pid.cast_signed()), signal).expect("the broker is our child");
+    }
+
+    fn launch(&self) -> Result<(), String> {
+        let log = fs::File::create(self.output()).expect("a log file");
+        let server = self
+            .command("rabbitmq-server")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("rabbitmq-server starts");
+        {
+            let mut processes = self.processes();
+            processes.server = Some(server);
+            self.tell_watcher(&mut processes);
+        }
+        let deadline = Instant::now() + START_WITHIN;
+        loop {
+            let mut text = String::new();
+            fs::File::open(self.output()).and_then(|mut file| file.read_to_string(&mut text)).expect("the log file");
+            if text.contains(STARTED) {
+                return Ok(());
+            }
+            let ended = self.processes().server.as_mut().expect("just started").try_wait().expect("our child");
+            if let Some(status) = ended {
+                return Err(format!("rabbitmq-server ended: {status}\n{text}\n"));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("rabbitmq-server said no \"{STARTED}\" within {START_WITHIN:?}\n{text}\n"));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let root = self.dir.path();
+        let mut command = Command::new(Path::new(BIN).join(program));
+        let loopback = "-kernel inet_dist_use_interface {127,0,0,1}";
+        command
+            .current_dir(root)
+            .env_remove("NOTIFY_SOCKET")
+            // Makes the script exec the Erlang machine instead of guarding it, so that the process id is the broker's.
+            .env("RUNNING_UNDER_SYSTEMD", "true")
+            // Erlang keeps its cookie in $HOME, and reads no configuration of the system's own broker.
+            .env("HOME", root)
+            .env("RABBITMQ_CONF_ENV_FILE", root.join("rabbitmq-env.conf"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", root.join("advanced.config"))
+            .env("RABBITMQ_CONFIG_FILE", root.join("rabbitmq"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", root.join("enabled_plugins"))
+            .env("RABBITMQ_MNESIA_BASE", root.join("mnesia"))
+            .env("RABBITMQ_LOG_BASE", root.join("log"))
+            .env("RABBITMQ_PID_FILE", root.join("pid"))
+            .env("RABBITMQ_NODENAME", self.node())
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_CTL_DIST_PORT_MIN", self.ctl_port.to_string())
+            .env("RABBITMQ_CTL_DIST_PORT_MAX", self.ctl_port.to_string())
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", loopback)
+            .env("RABBITMQ_CTL_ERL_ARGS", loopback)
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1");
+        command
+    }
+
+    fn tell_watcher(&self, processes: &mut Processes) {
+        let server = processes.server.as_ref().map_or(String::new(), |server| server.id().to_string());
+        let line = format!("pids {} {server}\n", processes.epmd.id());
+        let told = processes.watcher.stdin.as_mut().map(|stdin| stdin.write_all(line.as_bytes()));
+        assert!(matches!(told, Some(Ok(()))), "the watcher of broker {} is gone: {told:?}", self.port);
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let mut processes = self.processes();
+        let Processes { epmd, server, watcher } = &mut *processes;
+        // Nothing here may panic: it may run during a panic. What cannot be killed is dead already.
+        for child in server.iter_mut().chain([epmd]) {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if let Some(mut stdin) = watcher.stdin.take() {
+            drop(stdin.write_all(b"done\n"));
+        }
+        drop(watcher.wait());
+    }
+}
+
+const WATCH: &str = r#"
+trap '' INT TERM HUP
+pids=
+while read -r word rest; do
+    case $word in
+        pids) pids=$rest ;;
+        done) exit 0 ;;
+    esac
+done
+kill -KILL $pids
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    rm -rf "$1" && break
+    sleep 0.1
+done
+"#;
+
+/// Ports that nobody listens on. They lie below the range from which the kernel draws source ports: a client that keeps
+/// knocking on a stopped server's port within that range may connect to itself.
+fn free_ports<const N: usize>() -> [u16; N] {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut held = Vec::with_capacity(N);
+    while held.len() < N {
+        let turn = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(turn < 20_000, "no free loopback port found");
+        // Test processes run side by side: start each one somewhere else.
+        let port = 12_000 + (std::process::id().wrapping_mul(7_919).wrapping_add(turn)) % 20_000;
+        let port = u16::try_from(port).expect("below 32,000");
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            held.push(listener);
+        }
+    }
+    std::array::from_fn(|at| held[at].local_addr().expect("a bound socket").port())
+}
