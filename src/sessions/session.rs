@@ -137,6 +137,7 @@ impl SessionFault {
 /// save `kex_group`, which OpenSSL 3.x always writes. Element 0 (`key_arg`, SSL 2.0) is not written since 1.1.0.
 #[derive(asn1::Asn1Read)]
 #[cfg_attr(test, derive(asn1::Asn1Write))]
+#[allow(dead_code, reason = "most elements are read only to be sure that they are what they should be")]
 pub(super) struct Encoded<'a> {
     pub version: u32,
     pub ssl_version: i32,
