@@ -17,9 +17,10 @@ use zeroize::Zeroizing;
 
 use super::{Session, SessionId};
 
-/// What one session costs besides its ID and its DER, in bytes: the slot (32, and up to a quarter more in reserve),
-/// the index (10 to 21) and the allocator's share (16 in the mean). Measured by the tests of this file.
-pub const ENTRY_OVERHEAD: u64 = 72;
+/// What one session is counted for besides its ID and its DER, in bytes: the slot (32, and up to a quarter more in
+/// reserve), the index (10 to 21), the ID's length, and the allocator's share (8 to 23). A million sessions of 200 bytes
+/// were measured at 77 each.
+pub const ENTRY_OVERHEAD: u64 = 80;
 
 /// One session, or an empty slot if it has no bytes.
 struct Slot {
@@ -434,6 +435,7 @@ mod tests {
                 worst = worst.max(footprint(&cache) as f64 / cache.bytes() as f64);
             }
         }
+
         assert!(worst < 1.05, "{worst:.3} times the bytes that are counted");
         let each = footprint(&cache) as f64 / 300_000.0;
         assert!(each < 1.5 * 200.0, "{each:.1} bytes for each session of 200");

@@ -18,6 +18,7 @@
 //! So what a node received is what it inserted, removed and dropped, save the drops that its own proxies caused.
 
 mod cache;
+mod encoded;
 mod id;
 mod outbox;
 #[cfg(test)]

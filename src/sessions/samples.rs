@@ -14,7 +14,7 @@ use openssl::{
     x509::{X509, X509NameBuilder},
 };
 
-use super::session::Encoded;
+use super::encoded::Encoded;
 
 /// The kinds of session that a server makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
