@@ -2,7 +2,7 @@
 #![allow(clippy::result_large_err, reason = "the derived reader has asn1's error type")]
 
 /// `SSL_SESSION_ASN1` of OpenSSL. An element that was zero or absent when the session was written is missing here,
-/// save `kex_group`, which OpenSSL 3.x always writes. Element 0 (`key_arg`, SSL 2.0) is not written since 1.1.0.
+/// save `kex_group`, which OpenSSL 3.x always writes. Element 0 (`key_arg`, SSL 2.0) is read by OpenSSL but no longer written.
 #[derive(asn1::Asn1Read)]
 #[cfg_attr(test, derive(asn1::Asn1Write))]
 #[allow(dead_code, reason = "most elements are read only to be sure that they are what they should be")]
