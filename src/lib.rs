@@ -12,4 +12,5 @@ pub mod daemon;
 pub mod envelope;
 pub mod metrics;
 pub mod proto;
+pub mod sessions;
 pub mod status;
