@@ -42,7 +42,7 @@ build: dependencies ## The release binary and the plugin: target/release/resumed
 .PHONY: lint
 lint: dependencies ## Formatting, clippy and shellcheck without a warning, and the plugin without an async runtime
 	$(CARGO) fmt --all --check
-	shellcheck .ci/run scripts/*.sh
+	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh)
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
 	$(CARGO) clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
 
