@@ -1,0 +1,63 @@
+# Two commands do everything on a Debian 12 with a Rust toolchain: `make demo` and `make test`.
+# Set on the command line if needed: CARGO, CARGO_FLAGS (such as --offline), CARGO_TARGET_DIR, RUST_TEST_THREADS.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+CARGO_FLAGS ?= --locked
+# One build serves the tests, the demo and what is shipped: the release profile.
+RELEASE := --release --workspace $(CARGO_FLAGS)
+# A farm in a test is a broker, three proxies and three nodes: two at a time are what two cores carry.
+RUST_TEST_THREADS ?= 2
+export RUST_TEST_THREADS
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# The release whose options deny.toml is written for.
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY ?= $(TARGET)/tools/bin/cargo-deny
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+	  printf '  make %-8s %s\n' "$$target" "$$text"; done
+
+.PHONY: demo
+demo: build ## A broker and three proxies on loopback: probe, rotate, lose the leader, probe again (KEEP=1: leave it up)
+	$(CARGO) run --release $(CARGO_FLAGS) --example farm -- $(if $(filter-out 0 no,$(KEEP)),--keep)
+
+# Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
+.PHONY: test
+test: build ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+	$(CARGO) test $(RELEASE) --doc -- $(TEST)
+	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
+	$(CARGO) test $(RELEASE) --no-fail-fast --test '*' -- $(TEST)
+
+.PHONY: build
+build: dependencies ## The release binary and the plugin: target/release/resumed and libresumed_ats.so
+	$(CARGO) build $(RELEASE)
+
+.PHONY: lint
+lint: dependencies ## Formatting, clippy and shellcheck without a warning, and the plugin without an async runtime
+	$(CARGO) fmt --all --check
+	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh)
+	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
+	$(CARGO) clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
+
+.PHONY: audit
+audit: $(CARGO_DENY) ## Licences, sources and banned crates of the whole dependency tree (builds cargo-deny once)
+	$(CARGO_DENY) --workspace check --hide-inclusion-graph bans licenses sources
+
+$(CARGO_DENY):
+	$(CARGO) install --locked --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools cargo-deny
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	$(CARGO) clean
+
+.PHONY: dependencies
+dependencies:
+	@command -v $(firstword $(CARGO)) >/dev/null || { echo 'There is no cargo on PATH: install Rust $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or later.' >&2; exit 1; }
+	@scripts/install-dependencies.sh
