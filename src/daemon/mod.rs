@@ -1,0 +1,4 @@
+//! The running node: it owns the sockets, timers and tasks, and drives the pure parts.
+
+pub mod control;
+pub mod unix_socket;
