@@ -7,6 +7,7 @@
 pub mod bus;
 pub mod clock;
 pub mod daemon;
+pub mod envelope;
 pub mod probe;
 pub mod proto;
 pub mod status;
