@@ -5,9 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod daemon;
 pub mod envelope;
+pub mod metrics;
 pub mod probe;
 pub mod proto;
 pub mod status;

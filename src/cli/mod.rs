@@ -1,7 +1,3 @@
 //! The commands of `resumed`.
 
-mod control;
-mod rotate;
-mod secret;
-mod status;
-mod table;
+pub mod check;

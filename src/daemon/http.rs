@@ -1,0 +1,241 @@
+//! The HTTP server for `/metrics` (Prometheus text format 0.0.4) and `/healthz`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Now, SystemClock};
+
+/// How a node is, as its main loop last said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it holds a ring with a key in it.
+    pub ring: bool,
+    /// Until when, on the monotonic clock in milliseconds, the loop is to be believed alive: each turn moves this on
+    /// by a few beats.
+    pub alive_until: u64,
+}
+
+impl Health {
+    /// Whether the node is well at `now`, or in one line why not.
+    ///
+    /// # Errors
+    /// The reason, in words for an operator.
+    pub fn verdict(&self, now: Now) -> Result<(), String> {
+        let late = now.mono.saturating_sub(self.alive_until);
+        if late > 0 {
+            return Err(format!("not live: the node has not turned for {late} ms longer than it should"));
+        }
+        if self.ring { Ok(()) } else { Err("no ring yet: neither a leader's nor one of its own".into()) }
+    }
+}
+
+/// Why metrics are not served.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The address cannot be listened on.
+    #[error("metrics.listen = \"{address}\": {source}")]
+    Bind {
+        /// The address as configured.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The server stopped by itself.
+    #[error("serving metrics: {0}")]
+    Serve(#[source] std::io::Error),
+}
+
+/// A server that listens and does not answer yet.
+#[derive(Debug)]
+pub struct HttpServer {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// How long requests under way may take once the server is told to stop: less than the daemon's own 2 s.
+const DRAIN: Duration = Duration::from_millis(500);
+
+impl HttpServer {
+    /// Listens on `address`, the setting `metrics.listen`.
+    ///
+    /// # Errors
+    /// [`HttpError::Bind`].
+    pub async fn bind(address: SocketAddr) -> Result<Self, HttpError> {
+        let bind = |source| HttpError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens; the port is a real one also if 0 was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until `stop`, and returns at most half a second after it, whatever clients do.
+    ///
+    /// # Errors
+    /// [`HttpError::Serve`].
+    pub async fn serve(
+        self,
+        metrics: PrometheusHandle,
+        health: watch::Receiver<Health>,
+        clock: SystemClock,
+        stop: CancellationToken,
+    ) -> Result<(), HttpError> {
+        let router = Router::new()
+            .route("/metrics", get(render))
+            .route("/healthz", get(healthz))
+            .fallback(hint)
+            .with_state(Observed { metrics, health, clock });
+        let served = axum::serve(self.listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let too_late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            result = served => result.map_err(HttpError::Serve),
+            () = too_late => Ok(()),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Observed {
+    metrics: PrometheusHandle,
+    health: watch::Receiver<Health>,
+    clock: SystemClock,
+}
+
+async fn render(State(observed): State<Observed>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], observed.metrics.render())
+}
+
+async fn healthz(State(observed): State<Observed>) -> impl IntoResponse {
+    let health = *observed.health.borrow();
+    match health.verdict(observed.clock.now()) {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+async fn hint() -> impl IntoResponse {
+    (StatusCode::NOT_FOUND, "not found: try /metrics or /healthz\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::task::JoinHandle;
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    struct Running {
+        address: SocketAddr,
+        clock: SystemClock,
+        health: watch::Sender<Health>,
+        stop: CancellationToken,
+        task: JoinHandle<Result<(), HttpError>>,
+    }
+
+    async fn start() -> Running {
+        let server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = server.address();
+        let clock = SystemClock::start();
+        let (health, receiver) = watch::channel(Health { ring: false, alive_until: clock.now().mono + 60_000 });
+        let stop = CancellationToken::new();
+        let metrics = crate::metrics::install().unwrap();
+        let task = tokio::spawn(server.serve(metrics, receiver, clock, stop.clone()));
+        Running { address, clock, health, stop, task }
+    }
+
+    async fn request(address: SocketAddr, line: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await.expect("an answer").unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn metrics_are_served_in_the_prometheus_text_format() {
+        let running = start().await;
+        let answer = request(running.address, "GET /metrics").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{answer}");
+        assert!(answer.contains("\n# TYPE resumed_build_info gauge\n"), "{answer}");
+        running.stop.cancel();
+        running.task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn health_follows_what_the_node_says() {
+        let running = start().await;
+        let answer = request(running.address, "GET /healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nno ring yet: neither a leader's nor one of its own\n"), "{answer}");
+
+        running.health.send_modify(|health| health.ring = true);
+        let answer = request(running.address, "GET /healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"), "{answer}");
+
+        let an_hour_ago = running.clock.now().mono - 3_600_000;
+        running.health.send_modify(|health| health.alive_until = an_hour_ago);
+        let answer = request(running.address, "GET /healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("not live"), "{answer}");
+    }
+
+    #[test]
+    fn a_node_is_live_up_to_the_instant_it_promised() {
+        let health = Health { ring: true, alive_until: 5_000 };
+        assert_eq!(health.verdict(Now { wall: 0, mono: 5_000 }), Ok(()));
+        assert_eq!(
+            health.verdict(Now { wall: 0, mono: 5_001 }),
+            Err("not live: the node has not turned for 1 ms longer than it should".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn other_paths_get_a_hint_and_other_methods_a_405() {
+        let running = start().await;
+        let answer = request(running.address, "GET /").await;
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("try /metrics or /healthz\n"), "{answer}");
+        let answer = request(running.address, "DELETE /metrics").await;
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_ends_its_request_does_not_hold_up_the_stop() {
+        let running = start().await;
+        let mut stuck = TcpStream::connect(running.address).await.unwrap();
+        stuck.write_all(b"GET /metrics HTTP/1.1\r\nHo").await.unwrap();
+        // The server has taken the stuck connection when it answers on a later one.
+        request(running.address, "GET /healthz").await;
+        let told = Instant::now();
+        running.stop.cancel();
+        timeout(Duration::from_secs(10), running.task).await.expect("an end").unwrap().unwrap();
+        assert!(told.elapsed() < Duration::from_millis(1_900), "took {:?}", told.elapsed());
+        assert!(TcpStream::connect(running.address).await.is_err(), "it still listens");
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named_with_its_key() {
+        let first = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = first.address();
+        let error = HttpServer::bind(address).await.expect_err("the address is taken");
+        assert_eq!(error.to_string(), format!("metrics.listen = \"{address}\": Address already in use (os error 98)"));
+    }
+}

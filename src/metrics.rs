@@ -1,0 +1,432 @@
+//! The metrics of a node: names, help texts and the recorder.
+//!
+//! A process has one recorder. Several nodes in one process (as in `demo`) add to the same counters.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio_util::sync::CancellationToken;
+
+/// Gauge, always 1, `version` = the release.
+pub const BUILD_INFO: &str = "resumed_build_info";
+/// Gauge, 1 or 0.
+pub const BROKER_CONNECTED: &str = "resumed_broker_connected";
+/// Counter.
+pub const BROKER_RECONNECTS: &str = "resumed_broker_reconnects_total";
+/// Gauge, 1 on the leader, else 0.
+pub const LEADER: &str = "resumed_leader";
+/// Gauge.
+pub const MEMBERS: &str = "resumed_members";
+/// Gauge.
+pub const MEMBERS_IN_STEP: &str = "resumed_members_in_step";
+/// Gauge by `state`, see [`KEY_STATES`].
+pub const RING_KEYS: &str = "resumed_ring_keys";
+/// Gauge in seconds.
+pub const ACTIVE_KEY_AGE: &str = "resumed_active_key_age_seconds";
+/// Counter.
+pub const ROTATIONS: &str = "resumed_rotations_total";
+/// Gauge in seconds.
+pub const CLOCK_OFFSET: &str = "resumed_clock_offset_seconds";
+/// Counter by `plane`.
+pub const MESSAGES_SENT: &str = "resumed_messages_sent_total";
+/// Counter by `plane`.
+pub const MESSAGES_RECEIVED: &str = "resumed_messages_received_total";
+/// Counter by `reason`, see [`REFUSALS`].
+pub const MESSAGES_REFUSED: &str = "resumed_messages_refused_total";
+/// Counter.
+pub const MESSAGES_MISSED: &str = "resumed_messages_missed_total";
+/// Counter by `reason`, see [`KEY_FAULTS`].
+pub const KEYS_SKIPPED: &str = "resumed_keys_skipped_total";
+/// Counter.
+pub const KEY_CONFLICTS: &str = "resumed_key_conflicts_total";
+/// Counter.
+pub const SESSIONS_PUBLISHED: &str = "resumed_sessions_published_total";
+/// Counter.
+pub const SESSIONS_RECEIVED: &str = "resumed_sessions_received_total";
+/// Counter.
+pub const SESSIONS_INSERTED: &str = "resumed_sessions_inserted_total";
+/// Counter.
+pub const SESSIONS_REMOVED: &str = "resumed_sessions_removed_total";
+/// Counter by `reason`, see [`DROPS`].
+pub const SESSIONS_DROPPED: &str = "resumed_sessions_dropped_total";
+/// Histogram in seconds.
+pub const REPLICATION_DELAY: &str = "resumed_replication_delay_seconds";
+/// Gauge.
+pub const CACHE_ENTRIES: &str = "resumed_cache_entries";
+/// Gauge in bytes.
+pub const CACHE_BYTES: &str = "resumed_cache_bytes";
+/// Gauge.
+pub const PROXIES_CONNECTED: &str = "resumed_proxies_connected";
+/// Counter.
+pub const RING_SAVE_ERRORS: &str = "resumed_ring_save_errors_total";
+/// Counter.
+pub const APPLY_ERRORS: &str = "resumed_apply_errors_total";
+
+/// What travels on the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    /// Announcements, reports, requests, answers and farewells.
+    Keys,
+    /// Session batches.
+    Sessions,
+}
+
+impl Plane {
+    /// The label `plane`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Keys => "keys",
+            Self::Sessions => "sessions",
+        }
+    }
+}
+
+/// The states of a key in a ring.
+pub const KEY_STATES: [&str; 4] = ["next", "active", "previous", "expired"];
+
+/// Why an envelope, or what was in it, is refused.
+pub const REFUSALS: [&str; 10] = [
+    "unknown_secret",
+    "unknown_epoch",
+    "bad_tag",
+    "replay",
+    "clock",
+    "malformed",
+    "too_large",
+    "table_full",
+    "unknown_kind",
+    "library",
+];
+
+/// Why a key, or the floor, of a received ring is skipped.
+pub const KEY_FAULTS: [&str; 5] =
+    ["wrong_length", "seal_from_far_ahead", "seals_backwards", "generation_far_ahead", "floor_far_ahead"];
+
+/// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed before, or there was
+/// no room or no way for it.
+pub const DROPS: [&str; 16] = [
+    "bad_id",
+    "too_large",
+    "broken_der",
+    "unknown_version",
+    "unknown_format",
+    "wrong_id",
+    "expired",
+    "from_the_future",
+    "tombstone",
+    "duplicate",
+    "echo",
+    "over_limit",
+    "removal_kept",
+    "outbox_full",
+    "broker_blocked",
+    "broker_away",
+];
+
+/// The upper bounds of [`REPLICATION_DELAY`] in seconds: from well below to far above what a healthy farm shows.
+const DELAY_BUCKETS: [f64; 14] =
+    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Why there is no recorder.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot record metrics: {0}")]
+pub struct MetricsError(#[from] BuildError);
+
+/// Installs the recorder, describes every metric and shows those whose labels are known at once. Later calls in the
+/// same process return the same recorder's handle.
+///
+/// The recorder needs [`upkeep`] to run beside it.
+///
+/// # Errors
+/// Another recorder was installed in this process by somebody else.
+pub fn install() -> Result<PrometheusHandle, MetricsError> {
+    static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+    let mut installed = INSTALLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(handle) = &*installed {
+        return Ok(handle.clone());
+    }
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(REPLICATION_DELAY.into()), &DELAY_BUCKETS)?
+        .install_recorder()?;
+    describe();
+    show();
+    Ok(installed.insert(handle).clone())
+}
+
+/// Keeps the memory of histograms bounded, also when nobody scrapes. Returns when `stop` is cancelled.
+pub async fn upkeep(handle: PrometheusHandle, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(5));
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        handle.run_upkeep();
+    }
+}
+
+fn describe() {
+    let count = Unit::Count;
+    describe_gauge!(BUILD_INFO, "Always 1; the label says which release runs.");
+    describe_gauge!(BROKER_CONNECTED, "Whether the node is connected to a broker.");
+    describe_counter!(BROKER_RECONNECTS, count, "Connections to a broker after the first.");
+    describe_gauge!(LEADER, "Whether this node leads the farm.");
+    describe_gauge!(MEMBERS, count, "Nodes that the leader hears.");
+    describe_gauge!(MEMBERS_IN_STEP, count, "Nodes that report the leader's ring, in time.");
+    describe_gauge!(RING_KEYS, count, "Ticket keys in this node's ring, by state.");
+    describe_gauge!(ACTIVE_KEY_AGE, Unit::Seconds, "How long ago the key that seals tickets now began to.");
+    describe_counter!(ROTATIONS, count, "Times that another key became the one that seals.");
+    describe_gauge!(CLOCK_OFFSET, Unit::Seconds, "The leader's clock minus this node's.");
+    describe_counter!(MESSAGES_SENT, count, "Messages published to the broker, by plane.");
+    describe_counter!(MESSAGES_RECEIVED, count, "Messages taken from the broker, by plane, refused ones too.");
+    describe_counter!(MESSAGES_REFUSED, count, "Messages from the broker that were not acted on, by reason.");
+    describe_counter!(MESSAGES_MISSED, count, "Messages that never came, by the gaps in senders' sequences.");
+    describe_counter!(KEYS_SKIPPED, count, "Keys and floors of received rings that were skipped, by reason.");
+    describe_counter!(KEY_CONFLICTS, count, "Keys of one name that were received with different bytes.");
+    describe_counter!(SESSIONS_PUBLISHED, count, "Sessions of this node's proxies sent to the pod.");
+    describe_counter!(SESSIONS_RECEIVED, count, "Sessions that came from other nodes of the pod.");
+    describe_counter!(SESSIONS_INSERTED, count, "Sessions from the pod taken into this node's cache.");
+    describe_counter!(SESSIONS_REMOVED, count, "Sessions removed from this node's cache because the pod said so.");
+    describe_counter!(SESSIONS_DROPPED, count, "Sessions that were neither sent nor kept, by reason.");
+    describe_histogram!(
+        REPLICATION_DELAY,
+        Unit::Seconds,
+        "From a session's creation at its proxy to its arrival here, by both hosts' clocks."
+    );
+    describe_gauge!(CACHE_ENTRIES, count, "Sessions in this node's cache.");
+    describe_gauge!(CACHE_BYTES, Unit::Bytes, "Bytes of sessions in this node's cache.");
+    describe_gauge!(PROXIES_CONNECTED, count, "Proxies connected to this node.");
+    describe_counter!(RING_SAVE_ERRORS, count, "Times that the ring could not be saved for a restart of this node.");
+    describe_counter!(APPLY_ERRORS, count, "Ticket keys and sessions that a proxy refused to take.");
+}
+
+/// A series that appears with its first event hides that event from `rate()`: every one known beforehand is there
+/// from the start.
+fn show() {
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    for name in [
+        BROKER_RECONNECTS,
+        ROTATIONS,
+        MESSAGES_MISSED,
+        KEY_CONFLICTS,
+        SESSIONS_PUBLISHED,
+        SESSIONS_RECEIVED,
+        SESSIONS_INSERTED,
+        SESSIONS_REMOVED,
+        RING_SAVE_ERRORS,
+        APPLY_ERRORS,
+    ] {
+        counter!(name).absolute(0);
+    }
+    for name in [
+        BROKER_CONNECTED,
+        LEADER,
+        MEMBERS,
+        MEMBERS_IN_STEP,
+        ACTIVE_KEY_AGE,
+        CLOCK_OFFSET,
+        CACHE_ENTRIES,
+        CACHE_BYTES,
+        PROXIES_CONNECTED,
+    ] {
+        gauge!(name).set(0.0);
+    }
+    for state in KEY_STATES {
+        gauge!(RING_KEYS, "state" => state).set(0.0);
+    }
+    for plane in [Plane::Keys, Plane::Sessions] {
+        counter!(MESSAGES_SENT, "plane" => plane.as_str()).absolute(0);
+        counter!(MESSAGES_RECEIVED, "plane" => plane.as_str()).absolute(0);
+    }
+    for (name, reasons) in [
+        (MESSAGES_REFUSED, REFUSALS.as_slice()),
+        (KEYS_SKIPPED, KEY_FAULTS.as_slice()),
+        (SESSIONS_DROPPED, DROPS.as_slice()),
+    ] {
+        for reason in reasons {
+            counter!(name, "reason" => *reason).absolute(0);
+        }
+    }
+    // Registering is enough to show a histogram.
+    let _ = histogram!(REPLICATION_DELAY);
+}
+
+/// Counts a message sent on `plane`.
+pub fn sent(plane: Plane) {
+    counter!(MESSAGES_SENT, "plane" => plane.as_str()).increment(1);
+}
+
+/// Counts a message received on `plane`, whatever becomes of it.
+pub fn received(plane: Plane) {
+    counter!(MESSAGES_RECEIVED, "plane" => plane.as_str()).increment(1);
+}
+
+/// Counts a message that was not acted on.
+pub fn refused(reason: &'static str) {
+    counter!(MESSAGES_REFUSED, "reason" => reason).increment(1);
+}
+
+/// Counts `messages` that a gap in a sender's sequence shows to be lost.
+pub fn missed(messages: u64) {
+    counter!(MESSAGES_MISSED).increment(messages);
+}
+
+/// Counts a key, or a floor, that was skipped.
+pub fn key_skipped(reason: &'static str) {
+    counter!(KEYS_SKIPPED, "reason" => reason).increment(1);
+}
+
+/// Counts a key that had the name of another, and other bytes.
+pub fn key_conflict() {
+    counter!(KEY_CONFLICTS).increment(1);
+}
+
+/// Counts `entries` sent to the pod.
+pub fn published(entries: u64) {
+    counter!(SESSIONS_PUBLISHED).increment(entries);
+}
+
+/// Counts `entries` that came from the pod, whatever becomes of them.
+pub fn taken_in(entries: u64) {
+    counter!(SESSIONS_RECEIVED).increment(entries);
+}
+
+/// Counts `sessions` that were neither sent nor kept.
+pub fn dropped(reason: &'static str, sessions: u64) {
+    counter!(SESSIONS_DROPPED, "reason" => reason).increment(sessions);
+}
+
+/// Records how long a session took from its proxy at `at` to here at `now`, both UTC milliseconds. A sender's clock
+/// ahead of this one counts as no delay.
+pub fn replicated(at: u64, now: u64) {
+    histogram!(REPLICATION_DELAY).record(Duration::from_millis(now.saturating_sub(at)).as_secs_f64());
+}
+
+/// Shows how many keys of the ring are in each state, in the order of [`KEY_STATES`].
+pub fn ring_keys(counts: [usize; 4]) {
+    for (state, count) in KEY_STATES.into_iter().zip(counts) {
+        gauge!(RING_KEYS, "state" => state).set(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The metrics that the project promises by name.
+    const PROMISED: [(&str, &str); 24] = [
+        ("resumed_build_info", "gauge"),
+        ("resumed_broker_connected", "gauge"),
+        ("resumed_broker_reconnects_total", "counter"),
+        ("resumed_leader", "gauge"),
+        ("resumed_members", "gauge"),
+        ("resumed_members_in_step", "gauge"),
+        ("resumed_ring_keys", "gauge"),
+        ("resumed_active_key_age_seconds", "gauge"),
+        ("resumed_rotations_total", "counter"),
+        ("resumed_clock_offset_seconds", "gauge"),
+        ("resumed_messages_sent_total", "counter"),
+        ("resumed_messages_received_total", "counter"),
+        ("resumed_messages_refused_total", "counter"),
+        ("resumed_messages_missed_total", "counter"),
+        ("resumed_sessions_published_total", "counter"),
+        ("resumed_sessions_received_total", "counter"),
+        ("resumed_sessions_inserted_total", "counter"),
+        ("resumed_sessions_removed_total", "counter"),
+        ("resumed_sessions_dropped_total", "counter"),
+        ("resumed_replication_delay_seconds", "histogram"),
+        ("resumed_cache_entries", "gauge"),
+        ("resumed_cache_bytes", "gauge"),
+        ("resumed_proxies_connected", "gauge"),
+        ("resumed_apply_errors_total", "counter"),
+    ];
+
+    /// The value of one series, as a scrape shows it. The recorder belongs to the whole process, so tests that run
+    /// beside this one count too.
+    fn value(series: &str) -> f64 {
+        let text = install().unwrap().render();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+    }
+
+    #[test]
+    fn every_promised_metric_is_there_from_the_start_with_its_type_and_a_help_text() {
+        let text = install().unwrap().render();
+        for (name, kind) in PROMISED {
+            assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}: no {kind} in\n{text}");
+            let help = text.lines().find_map(|line| line.strip_prefix(&format!("# HELP {name} ")));
+            assert!(help.is_some_and(|help| help.ends_with('.')), "{name}: help is {help:?}");
+            let series = text.lines().filter(|line| !line.starts_with('#') && line.starts_with(name));
+            assert!(series.count() > 0, "{name}: no series");
+        }
+    }
+
+    #[test]
+    fn all_metrics_are_described() {
+        let text = install().unwrap().render();
+        let names = |kind: &str| -> BTreeSet<String> {
+            let lines = text.lines().filter_map(|line| line.strip_prefix(kind)?.split(' ').next());
+            lines.map(str::to_owned).collect()
+        };
+        assert_eq!(names("# TYPE "), names("# HELP "));
+    }
+
+    #[test]
+    fn installing_again_gives_the_same_recorder() {
+        let first = install().unwrap();
+        let before = value("resumed_sessions_dropped_total{reason=\"echo\"}");
+        dropped("echo", 7);
+        install().unwrap();
+        let seen = first.render();
+        let after = value("resumed_sessions_dropped_total{reason=\"echo\"}");
+        assert!(after >= before + 7.0, "{before} then {after}");
+        assert!(seen.contains("resumed_sessions_dropped_total{reason=\"echo\"}"), "{seen}");
+    }
+
+    #[test]
+    fn known_labels_are_shown_before_anything_happens() {
+        let text = install().unwrap().render();
+        for reason in REFUSALS {
+            assert!(text.contains(&format!("resumed_messages_refused_total{{reason=\"{reason}\"}} ")), "{reason}");
+        }
+        for plane in ["keys", "sessions"] {
+            assert!(text.contains(&format!("resumed_messages_sent_total{{plane=\"{plane}\"}} ")), "{plane}");
+            assert!(text.contains(&format!("resumed_messages_received_total{{plane=\"{plane}\"}} ")), "{plane}");
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        assert!(text.contains(&format!("resumed_build_info{{version=\"{version}\"}} 1\n")), "{text}");
+    }
+
+    #[test]
+    fn the_replication_delay_is_a_histogram_from_half_a_millisecond_to_ten_seconds() {
+        install().unwrap();
+        let bucket = |le: &str| value(&format!("resumed_replication_delay_seconds_bucket{{le=\"{le}\"}}"));
+        let (fast, slow, all) = (bucket("0.0005"), bucket("10"), bucket("+Inf"));
+        replicated(1_000, 1_000);
+        // The sender's clock is ahead.
+        replicated(2_000, 1_000);
+        replicated(1_000, 21_000);
+        assert!(bucket("0.0005") >= fast + 2.0);
+        assert!(bucket("10") >= slow + 2.0);
+        assert!(bucket("+Inf") >= all + 3.0);
+        assert!(bucket("+Inf") > bucket("10"));
+    }
+
+    #[test]
+    fn the_keys_of_a_ring_are_shown_by_state() {
+        install().unwrap();
+        ring_keys([1, 2, 3, 4]);
+        for (state, count) in [("next", 1.0), ("active", 2.0), ("previous", 3.0), ("expired", 4.0)] {
+            assert!((value(&format!("resumed_ring_keys{{state=\"{state}\"}}")) - count).abs() < 0.1, "{state}");
+        }
+    }
+
+    #[tokio::test]
+    async fn upkeep_ends_when_it_is_told() {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(upkeep(install().unwrap(), stop.clone()));
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(10), task).await.expect("an end").unwrap();
+    }
+}
