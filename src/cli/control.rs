@@ -77,14 +77,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::NotRunning`], [`ControlError::Permission`] or [`ControlError::Io`].
     pub fn connect(path: &Path) -> Result<Self, ControlError> {
-        let stream = UnixStream::connect(path).map_err(|source| {
-            let path = path.to_owned();
-            match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning { path, source },
-                io::ErrorKind::PermissionDenied => ControlError::Permission { path, source },
-                _ => ControlError::Io { path, source },
-            }
-        })?;
+        let stream = UnixStream::connect(path).map_err(|source| not_connected(path, source))?;
         Ok(Self { stream, path: path.to_owned() })
     }
 
@@ -192,10 +185,181 @@ impl Control {
     }
 }
 
+fn not_connected(path: &Path, source: io::Error) -> ControlError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning { path, source },
+        io::ErrorKind::PermissionDenied => ControlError::Permission { path, source },
+        _ => ControlError::Io { path, source },
+    }
+}
+
 /// How much longer than it was told to wait the daemon may take to answer.
 pub const GRACE: Duration = Duration::from_secs(5);
 
 fn remaining(until: Instant) -> io::Result<Duration> {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+#[cfg(test)]
+pub(super) mod daemon {
+    //! The daemon's own control socket, with a test's answers behind it.
+
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::config::ControlSettings;
+    use crate::daemon::control::{ControlCall, ControlSocket};
+
+    /// Serves a control socket in a runtime of its own until dropped.
+    pub struct Daemon {
+        directory: tempfile::TempDir,
+        stop: CancellationToken,
+        thread: Option<std::thread::JoinHandle<()>>,
+    }
+
+    impl Daemon {
+        /// `answer` gives the replies to each request.
+        pub fn answering(
+            mut answer: impl FnMut(control_request::Kind) -> Vec<control_reply::Kind> + Send + 'static,
+        ) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let settings = ControlSettings { socket: directory.path().join("control.sock"), group: None };
+            let stop = CancellationToken::new();
+            let stopped = stop.clone();
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            let thread = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async move {
+                    let socket = ControlSocket::open(&settings).unwrap();
+                    let (sender, mut calls) = mpsc::channel::<ControlCall>(4);
+                    ready.send(()).unwrap();
+                    let answering = tokio::spawn(async move {
+                        while let Some(call) = calls.recv().await {
+                            for kind in answer(call.request) {
+                                // The asker may have had enough.
+                                let _ = call.replies.send(ControlReply { kind: Some(kind) }).await;
+                            }
+                        }
+                    });
+                    socket.serve(sender, stopped).await;
+                    answering.await.unwrap();
+                });
+            });
+            is_ready.recv().unwrap();
+            Self { directory, stop, thread: Some(thread) }
+        }
+
+        pub fn socket(&self) -> PathBuf {
+            self.directory.path().join("control.sock")
+        }
+    }
+
+    impl Drop for Daemon {
+        fn drop(&mut self) {
+            self.stop.cancel();
+            if let Some(thread) = self.thread.take() {
+                thread.join().unwrap();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::daemon::Daemon;
+    use super::*;
+
+    #[test]
+    fn without_a_daemon_the_error_names_the_socket_and_asks_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let missing = Control::connect(&path).unwrap_err();
+        drop(UnixListener::bind(&path).unwrap());
+        let stale = Control::connect(&path).unwrap_err();
+        for error in [missing, stale] {
+            assert!(matches!(error, ControlError::NotRunning { .. }), "{error:?}");
+            let text = error.to_string();
+            assert!(text.contains(path.to_str().unwrap()) && text.contains("resumed run"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_socket_that_may_not_be_opened_is_a_matter_of_the_group() {
+        // Root, as which tests may run, is refused by no socket.
+        let error = not_connected(Path::new("/run/x.sock"), io::Error::from_raw_os_error(13));
+        assert!(matches!(error, ControlError::Permission { .. }), "{error:?}");
+        assert!(error.to_string().contains("/run/x.sock") && error.to_string().contains("group"), "{error}");
+    }
+
+    #[test]
+    fn a_daemon_that_says_nothing_is_late() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let limit = Duration::from_millis(50);
+        let error = Control::connect(&path).unwrap().status(limit).unwrap_err();
+        assert!(matches!(error, ControlError::Late { limit: l, .. } if l == limit), "{error:?}");
+    }
+
+    #[test]
+    fn replies_that_are_none_are_named_as_such() {
+        let reply = |kind| ControlReply { kind: Some(kind) }.encode_to_vec();
+        let framed = |body: &[u8]| [&u32::try_from(body.len()).unwrap().to_be_bytes()[..], body].concat();
+        for (bytes, what) in [
+            (b"HTTP/1.1 400 Bad Request".to_vec(), "bytes at once"),
+            (framed(b"\xff\xff\xff"), "what is no reply"),
+            (framed(b""), "unknown kind"),
+            (framed(&reply(control_reply::Kind::StatusJson(b"[]".to_vec()))), "a status that is none"),
+            (framed(&reply(control_reply::Kind::Rotate(RotateProgress::default()))), "not asked for"),
+            (framed(&reply(control_reply::Kind::Error("no leader".into()))), "the daemon says: no leader"),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("control.sock");
+            let listener = UnixListener::bind(&path).unwrap();
+            let server = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 64];
+                let read = stream.read(&mut request).unwrap();
+                stream.write_all(&bytes).unwrap();
+                read
+            });
+            let error = Control::connect(&path).unwrap().status(Duration::from_secs(5)).unwrap_err();
+            assert!(error.to_string().contains(what), "{what}: {error}");
+            assert!(server.join().unwrap() > 4);
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_closes_without_an_answer_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read(&mut [0; 64]).unwrap()
+        });
+        let error = Control::connect(&path).unwrap().status(Duration::from_secs(5)).unwrap_err();
+        assert!(matches!(error, ControlError::Io { .. }), "{error:?}");
+        assert!(server.join().unwrap() > 4);
+    }
+
+    #[test]
+    fn a_status_crosses_the_socket() {
+        let sent = FarmStatus { farm: "edge".into(), leader: Some("a".into()), ..FarmStatus::default() };
+        let json = serde_json::to_vec(&sent).unwrap();
+        let daemon = Daemon::answering(move |request| {
+            assert_eq!(request, control_request::Kind::Status(StatusCommand {}));
+            vec![control_reply::Kind::StatusJson(json.clone())]
+        });
+        let mut control = Control::connect(&daemon.socket()).unwrap();
+        for _ in 0..2 {
+            assert_eq!(control.status(Duration::from_secs(5)).unwrap(), sent);
+        }
+    }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::Failure;
 use super::control::Control;
 use super::table::{counted, plain};
+use super::{Failure, SocketArg};
 use crate::proto::local::RotateProgress;
 
 /// The arguments of `resumed rotate`.
@@ -17,6 +17,10 @@ pub struct RotateArgs {
     /// How long to wait until every node holds the new key
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub wait: Duration,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub socket: SocketArg,
 }
 
 /// Has the leader mint a key, through the daemon at `socket`, and prints to `out` who holds it.
@@ -70,4 +74,73 @@ fn everyone(nodes: usize) -> String {
 
 fn names(names: &[String]) -> String {
     names.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::control::daemon::Daemon;
+    use super::*;
+    use crate::proto::local::{control_reply, control_request};
+
+    fn progress(have: &[&str], missing: &[&str], done: bool) -> RotateProgress {
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        RotateProgress { generation: 1700, have: owned(have), missing: owned(missing), done, pending: false }
+    }
+
+    fn rotate(replies: Vec<RotateProgress>) -> (String, Result<(), Failure>) {
+        let daemon = Daemon::answering(move |request| {
+            let control_request::Kind::Rotate(rotate) = request else { panic!("{request:?}") };
+            assert_eq!(rotate.wait_ms, 2000);
+            replies.iter().cloned().map(control_reply::Kind::Rotate).collect()
+        });
+        let mut out = Vec::new();
+        let args = RotateArgs { wait: Duration::from_secs(2), socket: SocketArg::default() };
+        let result = run(&args, &daemon.socket(), &mut out);
+        (String::from_utf8(out).unwrap(), result)
+    }
+
+    #[test]
+    fn progress_is_printed_once_and_the_result_names_the_nodes() {
+        let (printed, result) = rotate(vec![
+            progress(&[], &[], false),
+            progress(&["a"], &["b"], false),
+            progress(&["a"], &["b"], false),
+            progress(&["a", "b"], &[], true),
+        ]);
+        assert_eq!(result, Ok(()));
+        assert_eq!(
+            printed,
+            "\
+the new key has generation 1700
+the new key, generation 1700, is held by 1 of 2 nodes; missing: b
+the new key, generation 1700, is held by all 2 nodes: a, b
+"
+        );
+    }
+
+    #[test]
+    fn nodes_without_the_key_in_time_are_a_failure_that_names_them() {
+        let (printed, result) = rotate(vec![progress(&["a"], &["b", "c"], true)]);
+        assert_eq!(printed, "the new key, generation 1700, is held by 1 of 3 nodes; missing: b, c\n");
+        let failure = result.unwrap_err();
+        assert_eq!(failure.code(), 1);
+        assert!(failure.to_string().starts_with("after 2s, b, c do not hold key 1700"), "{failure}");
+    }
+
+    #[test]
+    fn a_rotation_under_way_is_named_as_such() {
+        let pending = RotateProgress { pending: true, ..progress(&["a"], &[], true) };
+        assert_eq!(
+            step(&pending),
+            "the key of a rotation already under way, generation 1700, is held by the only node: a"
+        );
+    }
+
+    #[test]
+    fn a_daemon_that_cannot_says_why() {
+        let daemon = Daemon::answering(|_| vec![control_reply::Kind::Error("no leader was heard".into())]);
+        let args = RotateArgs { wait: Duration::from_secs(2), socket: SocketArg::default() };
+        let failure = run(&args, &daemon.socket(), &mut Vec::new()).unwrap_err();
+        assert_eq!(failure, Failure::Failed("the daemon says: no leader was heard".into()));
+    }
 }

@@ -1,9 +1,9 @@
 //! How the commands print tables, names and times.
 
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{Cell, Table, presets::UTF8_FULL_CONDENSED};
 
 /// A table with the look that all commands share.
-pub fn table<const N: usize>(header: [&str; N]) -> Table {
+pub fn table<T: Into<Cell>>(header: impl IntoIterator<Item = T>) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header(header);
     table
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn times_are_told_in_their_two_largest_units() {
-        let now = 1_000_000_000;
+        let now = 1_000_000_000_u64;
         for (offset, text) in [
             (0, "now"),
             (999, "now"),

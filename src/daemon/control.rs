@@ -6,7 +6,6 @@
 //! say so.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::unix_socket::{FreshSocket, SocketError, bind_fresh};
+use crate::config::ControlSettings;
 use crate::proto::local::{ControlReply, ControlRequest, control_reply, control_request};
 
 /// The longest frame in either direction, in bytes, its length not included.
@@ -37,15 +37,6 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// How long a connection may stay silent between requests, or take to send one or to take a reply.
 const IDLE: Duration = Duration::from_secs(30);
-
-/// Where the socket is and who may open it.
-#[derive(Clone, Debug)]
-pub struct ControlSettings {
-    /// `control.socket`
-    pub socket: PathBuf,
-    /// `control.group`: its members may open the socket. `None`: nobody but root and the daemon's own user.
-    pub group: Option<String>,
-}
 
 /// One request to the daemon.
 ///
@@ -230,13 +221,14 @@ async fn reply(frames: &mut Frames, reply: &ControlReply) -> Result<(), Refusal>
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use metrics_exporter_prometheus::PrometheusBuilder;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::config::ControlSettings;
     use crate::proto::local::{RotateCommand, RotateProgress, StatusCommand};
 
     struct Served {

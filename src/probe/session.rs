@@ -81,6 +81,7 @@ impl fmt::Debug for Session {
 }
 
 /// The ticket within OpenSSL's `SSL_SESSION_ASN1`: an OCTET STRING under the explicit tag 10.
+#[allow(clippy::result_large_err, reason = "the error is asn1's own, and goes no further")]
 fn ticket_of(der: &[u8]) -> Option<&[u8]> {
     let fields = asn1::parse_single::<asn1::Sequence<'_>>(der).ok()?;
     let ticket = fields.parse(|parser| {
