@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod envelope;
 pub mod metrics;
+pub mod probe;
 pub mod proto;
 pub mod sessions;
 pub mod status;

@@ -1,3 +1,7 @@
 //! The `resumed` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    resumed::cli::main()
+}

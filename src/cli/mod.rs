@@ -1,3 +1,402 @@
-//! The commands of `resumed`.
+//! The commands of `resumed`: their arguments, and what they print.
+//!
+//! Exit codes: 0 ok, 1 failed, 2 a mistake in the usage or in the configuration. Errors go to standard error as one
+//! line that begins with `resumed:`.
 
 pub mod check;
+pub mod control;
+pub mod probe;
+pub mod rotate;
+pub mod secret;
+pub mod status;
+mod table;
+
+use std::error::Error;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{ConfigError, DEFAULT_FILE, Settings};
+
+/// The command line.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "resumed", version, max_term_width = 100)]
+#[command(about = "Keeps TLS session resumption working across a farm of proxies")]
+#[command(long_about = "\
+Keeps TLS session resumption working across a farm of proxies.
+
+One daemon runs beside each proxy. Through RabbitMQ the daemons share the keys that seal session tickets, rotated by an \
+elected leader, and the session-ID sessions that each proxy creates. A client that shook hands with one host resumes on \
+any other.")]
+#[command(after_long_help = "\
+Examples:
+  Make the farm's secret, once, and copy the file to every node:
+    resumed secret new /etc/resumed/farm.secret
+  Read the configuration as the daemon would:
+    resumed check --config ./resumed.toml
+  See the farm, from any node:
+    resumed status
+  See whether any TLS servers resume each other's sessions, with or without resumed:
+    resumed probe 192.0.2.11:443 192.0.2.12:443 --sni www.example.com
+
+Exit codes: 0 ok, 1 failed, 2 a mistake in the usage or in the configuration.")]
+pub struct Cli {
+    /// The configuration file [default: /etc/resumed/resumed.toml]
+    ///
+    /// A file that is named must be there. The default one may be absent: then the defaults hold, and what the
+    /// environment says as RESUMED__SECTION__KEY.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// What to log to standard error: error, warn, info, debug, trace or off [env: RESUMED_LOG]
+    ///
+    /// Also by module, separated by commas, as in `warn,resumed::farm=debug`. By default the daemon logs `info`, every
+    /// other command `warn`.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log: Option<String>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Read the configuration and say what it means, or every mistake in it
+    #[command(after_long_help = "\
+Exits 2 if there is a mistake or a file that cannot be read. Passwords are shown as ***.
+
+Examples:
+  resumed check
+  RESUMED__KEYS__INTERVAL=4h resumed check --config ./resumed.toml")]
+    Check,
+
+    /// Make farm secrets
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
+
+    /// Show the whole farm, from any node
+    #[command(after_long_help = "\
+Asks the daemon on this host, which asks the leader. Never shows key material. A node is in step if it holds the \
+leader's ticket keys and reports in time.
+
+JSON keys: farm, pod, asked, leader, nodes[] {name, boot_id, pod, version, last_report_ms, in_step, clock_offset_ms, \
+sessions, proxies[] {kind, version, certificate_digest}, secret_ids[]}, ring {fingerprint, floor, keys[] {name_prefix, \
+generation, state, seal_from, seal_until, open_until}}, broker {connected, uri}, warnings[]. Times are milliseconds, \
+those of keys since 1970 in UTC.
+
+Examples:
+  resumed status
+  resumed status --wait-in-step 60s && echo 'safe to restart the next node'
+  resumed status --json | jq -r '.nodes[] | select(.in_step | not) | .name'")]
+    Status(status::StatusArgs),
+
+    /// Put a new ticket key into use everywhere, now
+    #[command(after_long_help = "\
+Works from any node: the request goes to the leader. Tickets that older keys sealed still open. If a rotation is under \
+way already, waits for that one. Exits 1 if a node does not hold the key in time, and names it.
+
+Examples:
+  resumed rotate
+  resumed rotate --wait 30s")]
+    Rotate(rotate::RotateArgs),
+
+    /// See which TLS servers resume each other's sessions
+    #[command(after_long_help = probe::LONG_HELP)]
+    Probe(probe::ProbeArgs),
+}
+
+/// Where the daemon's control socket is.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SocketArg {
+    /// The daemon's control socket [default: control.socket in the configuration]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+impl SocketArg {
+    /// The socket: as given, or from the configuration in `config`.
+    ///
+    /// # Errors
+    /// If it is not given and the configuration cannot be used.
+    pub fn path(&self, config: Option<&Path>) -> Result<PathBuf, Failure> {
+        match &self.socket {
+            Some(path) => Ok(path.clone()),
+            None => match read_settings(config) {
+                Ok(settings) => Ok(settings.control.socket),
+                Err(error @ ConfigError::Unreadable { .. }) => {
+                    Err(Failure::Usage(format!("{}; --socket names the control socket without it", in_full(&error))))
+                }
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+}
+
+/// Why a command did not do what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It was tried, and failed: exit code 1.
+    Failed(String),
+    /// A mistake in the usage or in the configuration: exit code 2.
+    Usage(String),
+}
+
+impl Failure {
+    /// A failure for `error` and all that caused it.
+    #[must_use]
+    pub fn of(error: impl Error) -> Self {
+        Self::Failed(in_full(&error))
+    }
+
+    /// 1 or 2.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Failed(text) | Self::Usage(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl From<control::ControlError> for Failure {
+    fn from(error: control::ControlError) -> Self {
+        Self::of(error)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(in_full(&error))
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// The result could not be printed.
+    fn from(error: io::Error) -> Self {
+        Self::Failed(format!("cannot print the result: {error}"))
+    }
+}
+
+/// `error` and its causes in one line, each cause once: some errors quote theirs already.
+fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Runs the command that the arguments of this process name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.run(&mut io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("resumed: {failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+impl Cli {
+    /// Runs the command and prints its result to `out`.
+    ///
+    /// # Errors
+    /// If it failed, or was used wrongly.
+    pub fn run(&self, out: &mut impl Write) -> Result<(), Failure> {
+        start_logging(self.log.as_deref(), "warn")?;
+        let config = self.config.as_deref();
+        match &self.command {
+            Command::Check => check(config, out),
+            Command::Secret(command) => secret::run(command, out),
+            Command::Status(args) => status::run(args, &args.socket.path(config)?, out),
+            Command::Rotate(args) => rotate::run(args, &args.socket.path(config)?, out),
+            Command::Probe(args) => probe::run(args, out),
+        }
+    }
+}
+
+/// The file to read: `config` if it was given, else the default one if it is there.
+fn config_file(config: Option<&Path>) -> Option<&Path> {
+    config.or_else(|| Some(Path::new(DEFAULT_FILE)).filter(|file| !matches!(file.try_exists(), Ok(false))))
+}
+
+/// The settings from the file in `config`, or from the default one if that is there, and from the environment.
+///
+/// # Errors
+/// If the file cannot be read, or there are mistakes.
+pub fn read_settings(config: Option<&Path>) -> Result<Settings, ConfigError> {
+    Settings::load(config_file(config))
+}
+
+fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
+    let file = config_file(config);
+    let (settings, understood) = Settings::load_explained(file).map_err(|error| match error {
+        ConfigError::Mistakes(_) => Failure::Usage(check::mistakes(&error).trim_end().to_owned()),
+        _ => Failure::from(error),
+    })?;
+    write!(out, "{}", check::understood(&understood, file))?;
+    let problems = settings.problems_on_disk();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Usage(check::file_problems(&problems).trim_end().to_owned()))
+}
+
+/// Logs to standard error from now on, as `log` or else `RESUMED_LOG` or else `default` says.
+///
+/// # Errors
+/// If it says nothing that can be understood, or if something logs already.
+pub fn start_logging(log: Option<&str>, default: &str) -> Result<(), Failure> {
+    let from_env = std::env::var("RESUMED_LOG").ok().filter(|text| !text.is_empty());
+    let (origin, text) = match (log, &from_env) {
+        (Some(text), _) => ("--log", text),
+        (None, Some(text)) => ("RESUMED_LOG", text.as_str()),
+        (None, None) => ("", default),
+    };
+    let filter = log_filter(text).map_err(|why| Failure::Usage(format!("{origin} {text:?}: {why}")))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .try_init()
+        .map_err(|error| Failure::Failed(format!("cannot start logging: {error}")))
+}
+
+fn log_filter(text: &str) -> Result<EnvFilter, String> {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
+    // Left alone, the filter would take a misspelt level for the name of a module.
+    let parts: Vec<_> = text.split(',').map(str::trim).collect();
+    if let Some(part) = parts.iter().find(|part| !part.contains('=') && !is_level(part)) {
+        return Err(format!("{part:?} is neither a level ({}) nor MODULE=LEVEL", LEVELS.join(", ")));
+    }
+    EnvFilter::builder().parse(parts.join(",")).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_help_is_read_and_every_command_has_examples() {
+        for line in [
+            "resumed check --config ./resumed.toml",
+            "resumed secret new /etc/resumed/farm.secret",
+            "resumed status",
+            "resumed --log debug status --wait-in-step 60s --json",
+            "resumed rotate --wait 1m --config /x.toml --socket /y.sock",
+            "resumed probe 192.0.2.11:443 192.0.2.12:443 --sni www.example.com",
+            "resumed probe [2001:db8::11]:8443 --mode ticket12,ticket13 --timeout 500ms --tries 3 --ca ca.pem --json",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        let mut cli = Cli::command();
+        assert!(cli.render_long_help().to_string().contains("Examples:"));
+        let has_no_commands_below = |command: &&mut clap::Command| !["secret", "help"].contains(&command.get_name());
+        for command in cli.get_subcommands_mut().filter(has_no_commands_below) {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example"), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_with_exit_code_2() {
+        for line in [
+            "resumed",
+            "resumed nonsense",
+            "resumed probe",
+            "resumed probe host --mode tls14",
+            "resumed probe host --tries 0",
+            "resumed probe host --timeout soon",
+            "resumed status --wait-in-step",
+            "resumed secret new",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.use_stderr() && error.exit_code() == 2, "{line}: {error}");
+        }
+        assert_eq!(parse("resumed --version").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn levels_are_read_and_misspelt_ones_are_not_taken_for_modules() {
+        for good in ["info", "WARN", "off", "warn,resumed::farm=debug", "resumed=trace", "info, lapin=off"] {
+            assert!(log_filter(good).is_ok(), "{good}");
+        }
+        for bad in ["vebose", "info,debgu", "resumed=loud", ""] {
+            assert!(log_filter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_socket_comes_from_the_argument_or_from_the_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resumed.toml");
+        std::fs::write(&file, "[control]\nsocket = \"/run/other/control.sock\"\n").unwrap();
+        let from_file = SocketArg::default().path(Some(&file)).unwrap();
+        assert_eq!(from_file, Path::new("/run/other/control.sock"));
+        let given = SocketArg { socket: Some("/x.sock".into()) };
+        assert_eq!(given.path(Some(&file)).unwrap(), Path::new("/x.sock"));
+        let missing = SocketArg::default().path(Some(&directory.path().join("none.toml"))).unwrap_err();
+        assert!(missing.code() == 2 && missing.to_string().contains("--socket"), "{missing}");
+        assert!(missing.to_string().contains("none.toml"), "{missing}");
+    }
+
+    #[test]
+    fn check_prints_what_it_understood_or_every_mistake() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resumed.toml");
+        std::fs::write(&file, "[node]\nfarm = \"edge\"\n").unwrap();
+        let mut out = Vec::new();
+        check(Some(&file), &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("farm") && out.contains("edge"), "{out}");
+        std::fs::write(&file, "[node]\nfarm = \"Edge!\"\n[keys]\nkeep = 0\n").unwrap();
+        let failure = check(Some(&file), &mut Vec::new()).unwrap_err();
+        assert_eq!(failure.code(), 2);
+        assert!(failure.to_string().contains("node.farm") && failure.to_string().contains("keys.keep"), "{failure}");
+    }
+
+    #[test]
+    fn causes_are_told_in_one_line_and_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot open it")]
+        struct Outer(#[source] io::Error);
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot open it: {0}")]
+        struct Quotes(#[source] io::Error);
+        let cause = || io::Error::other("disk on fire");
+        assert_eq!(in_full(&Outer(cause())), "cannot open it: disk on fire");
+        assert_eq!(in_full(&Quotes(cause())), "cannot open it: disk on fire");
+    }
+}

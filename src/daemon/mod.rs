@@ -1,3 +1,5 @@
 //! The running node: it owns the sockets, timers and tasks, and drives the pure parts.
 
+pub mod control;
 pub mod http;
+pub mod unix_socket;

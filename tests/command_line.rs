@@ -1,0 +1,58 @@
+//! The binary itself: exit codes, and what goes to which stream.
+
+use std::process::{Command, Output};
+
+fn resumed(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_resumed"));
+    command.args(args).env_remove("RESUMED_LOG").output().expect("the binary starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn help_and_version_exit_with_0() {
+    let version = resumed(&["--version"]);
+    assert_eq!(stdout(&version), format!("resumed {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(version.status.code(), Some(0));
+    let help = resumed(&["probe", "--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(stdout(&help).contains("Examples:"), "{}", stdout(&help));
+}
+
+#[test]
+fn failures_exit_with_1_and_mistakes_with_2_in_one_line_on_standard_error() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let nowhere = tempfile::tempdir().unwrap();
+    let socket = nowhere.path().join("control.sock");
+    let socket = socket.to_str().unwrap();
+    for (args, code, says) in [
+        (&["probe", &free][..], 1, "resumed: not resumed: 1 of 1 in mode id, 1 of 1 in mode ticket12, "),
+        (&["status", "--socket", socket], 1, "resumed: no daemon answers at "),
+        (&["rotate", "--socket", socket], 1, "resumed: no daemon answers at "),
+        (&["status", "--config", "/no/such/resumed.toml"], 2, "resumed: cannot read the configuration file /no/such/"),
+        (&["probe", "https://edge.example"], 2, "resumed: \"https://edge.example\" is not HOST:PORT: "),
+        (&["--log", "vebose", "probe", &free], 2, "resumed: --log \"vebose\": "),
+    ] {
+        let output = resumed(args);
+        let error = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {error}");
+        assert!(error.starts_with(says) && error.lines().count() == 1, "{args:?}: {error}");
+    }
+    assert_eq!(resumed(&["probe"]).status.code(), Some(2));
+}
+
+#[test]
+fn json_goes_to_standard_output_alone_also_when_cells_failed() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let output = resumed(&["probe", "--json", "--mode", "ticket13", &free]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    assert_eq!(json["passed"], false);
+    assert_eq!(json["modes"][0]["rows"][0]["offer"]["outcome"], "failed");
+    assert_eq!(output.status.code(), Some(1));
+}
