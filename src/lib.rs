@@ -6,5 +6,6 @@
 
 pub mod bus;
 pub mod clock;
+pub mod keys;
 pub mod proto;
 pub mod status;
