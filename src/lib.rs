@@ -6,6 +6,7 @@
 
 pub mod bus;
 pub mod clock;
+pub mod daemon;
 pub mod keys;
 pub mod proto;
 pub mod status;
