@@ -1,5 +1,6 @@
-//! The running node: it owns the sockets, timers and tasks, and drives the pure parts.
+//! The daemon: owns the sockets, timers and tasks, and drives the pure parts.
 
 pub mod control;
 pub mod http;
+pub mod ring_file;
 pub mod unix_socket;
