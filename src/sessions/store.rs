@@ -1,0 +1,863 @@
+//! What a node knows of its pod's sessions, and what follows from a change.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use metrics::{counter, gauge};
+use prost::Message;
+
+use super::{
+    MAX_BATCH_ENTRIES, MAX_TOMBSTONES, Session, SessionFault, SessionId,
+    cache::Cache,
+    tombstones::{Grave, Tombstones},
+    validate,
+};
+use crate::{
+    clock::Now,
+    proto::{SessionBatch, SessionEntry, SessionFormat, local},
+};
+
+/// How many slots of the cache are looked at, or entries applied, before the lock is given up for a moment.
+const SLOTS_AT_A_TIME: usize = 4096;
+const ENTRIES_AT_A_TIME: usize = 256;
+
+/// What becomes of removals (`sessions.removals`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removals {
+    /// A session that one proxy removes is removed everywhere.
+    Replicate,
+    /// Removals are ignored, those from this node's proxies and those from the pod: sessions stay until they expire,
+    /// and more of them resume. RFC 5246 section 7.2.2 wants a session forgotten after a fatal alert.
+    Keep,
+}
+
+/// The settings of a [`Store`].
+#[derive(Clone, Debug)]
+pub struct StoreSettings {
+    /// The bound of the cache in bytes, every session counted with its ID, its DER and [`super::ENTRY_OVERHEAD`].
+    pub max_bytes: u64,
+    /// The largest DER that is taken, in bytes.
+    pub max_session_bytes: usize,
+    /// What becomes of removals.
+    pub removals: Removals,
+    /// How long a removed session cannot come back: 2 × `node.max_clock_offset`, on the monotonic clock.
+    pub tombstone_for: Duration,
+}
+
+/// A session or a removal that passed every check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A session was made.
+    New(Session),
+    /// A session was removed.
+    Removed(SessionId),
+}
+
+impl Change {
+    /// Reads what a message says about the session `id`: its DER, or no bytes for its removal.
+    ///
+    /// # Errors
+    /// As [`validate`]; for a removal only [`SessionFault::BadId`].
+    pub fn read(id: &[u8], der: Bytes, now: Now, max_bytes: usize) -> Result<Self, SessionFault> {
+        if der.is_empty() {
+            return SessionId::try_from(id).map(Self::Removed);
+        }
+        validate(id, der, now.wall, max_bytes).map(Self::New)
+    }
+
+    fn id(&self) -> &SessionId {
+        match self {
+            Self::New(session) => &session.id,
+            Self::Removed(id) => id,
+        }
+    }
+}
+
+/// What [`Store::remote`] did with a batch.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// What to hand to this node's proxies: sessions that were inserted and removals, in the batch's order. The
+    /// bytes are slices of the batch.
+    pub inserted: Vec<local::Session>,
+    /// How many of these are sessions.
+    pub sessions: u64,
+    /// How many of these are removals.
+    pub removals: u64,
+    /// How many entries were not taken, by [`SessionFault::reason`].
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+/// The sessions of this node's proxies and of its pod, and the tombstones of those removed lately. Thread-safe; no call
+/// waits for anything but other calls' short work on the cache.
+///
+/// A tombstone is stronger than any insertion, also from the node's own proxy: servers draw IDs at random and use none
+/// twice, so a session that appears after its removal was overtaken by it, or is replayed.
+pub struct Store {
+    settings: StoreSettings,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    cache: Cache,
+    tombstones: Tombstones,
+}
+
+/// What one change did to the cache and the tombstones.
+#[derive(Default)]
+struct Room {
+    evicted: usize,
+    tombstones_dropped: usize,
+}
+
+impl Held {
+    /// Applies a change, or says why not: a tombstone, or nothing new.
+    fn apply(&mut self, change: &Change, grave: Grave, mono: u64, room: &mut Room) -> Result<(), SessionFault> {
+        match change {
+            Change::New(session) => {
+                if self.tombstones.holds(&grave, mono) {
+                    return Err(SessionFault::Tombstone);
+                }
+                if self.cache.get(&session.id) == Some(&session.der[..]) {
+                    return Err(SessionFault::Duplicate);
+                }
+                room.evicted += self.cache.insert(session);
+            }
+            Change::Removed(id) => {
+                let dropped = self.tombstones.lay(grave, mono).ok_or(SessionFault::Duplicate)?;
+                room.tombstones_dropped += dropped;
+                self.cache.remove(id);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// An empty store.
+    #[must_use]
+    pub fn new(settings: StoreSettings) -> Self {
+        let held = Held {
+            cache: Cache::new(settings.max_bytes),
+            tombstones: Tombstones::new(settings.tombstone_for, MAX_TOMBSTONES),
+        };
+        Self { settings, held: Mutex::new(held) }
+    }
+
+    /// Takes what one of this node's proxies reports, and returns what to publish, if anything.
+    ///
+    /// There is nothing to publish where removals are kept, and for what is known already: a proxy may report a
+    /// session that the farm gave to it, or remove one that the farm removed. Such echoes are recognised as long as
+    /// the session is in the cache, or its tombstone stands.
+    ///
+    /// # Errors
+    /// Why a session or removal was refused. It is counted already.
+    pub fn local(&self, entry: &local::Session, now: Now) -> Result<Option<SessionEntry>, SessionFault> {
+        self.take_local(entry, now).or_else(|fault| {
+            let fault = if fault == SessionFault::Duplicate { SessionFault::Echo } else { fault };
+            count_dropped(fault.reason(), 1);
+            match fault {
+                SessionFault::Echo | SessionFault::RemovalKept => Ok(None),
+                fault => Err(fault),
+            }
+        })
+    }
+
+    fn take_local(&self, entry: &local::Session, now: Now) -> Result<Option<SessionEntry>, SessionFault> {
+        let change = self.read(&entry.id, &entry.session, now)?;
+        let mut room = Room::default();
+        let grave = Grave::of(change.id());
+        let mut held = self.lock();
+        let applied = held.apply(&change, grave, now.mono, &mut room);
+        show(held, &room);
+        applied?;
+        let at = if entry.at == 0 { now.wall } else { entry.at };
+        Ok(Some(SessionEntry { id: entry.id.clone(), session: entry.session.clone(), at }))
+    }
+
+    /// Takes a batch from another node of the pod. Every entry is judged alone: a bad one costs only itself.
+    ///
+    /// What is left for the caller: to hand on [`Applied::inserted`], and to count what was received, before the call.
+    /// Inserted, removed and dropped entries are counted here.
+    #[must_use]
+    pub fn remote(&self, batch: SessionBatch, now: Now) -> Applied {
+        let mut applied = Applied::default();
+        if batch.format != i32::from(SessionFormat::OpensslDer) {
+            let fault = SessionFault::UnknownFormat { format: batch.format };
+            applied.drop_entries(fault, batch.entries.len());
+        } else {
+            applied.drop_entries(SessionFault::OverLimit, batch.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
+            let mut entries = batch.entries.into_iter().take(MAX_BATCH_ENTRIES);
+            let mut room = Room::default();
+            loop {
+                // Checked without the lock, applied under it.
+                let checked: Vec<_> = entries
+                    .by_ref()
+                    .take(ENTRIES_AT_A_TIME)
+                    .map(|entry| {
+                        let change = self.read(&entry.id, &entry.session, now)?;
+                        Ok((entry, Grave::of(change.id()), change))
+                    })
+                    .collect();
+                if checked.is_empty() {
+                    break;
+                }
+                let mut held = self.lock();
+                for entry in checked {
+                    let outcome = entry.and_then(|(entry, grave, change)| {
+                        held.apply(&change, grave, now.mono, &mut room)?;
+                        Ok((entry, change))
+                    });
+                    match outcome {
+                        Ok((entry, change)) => applied.take_entry(entry, &change),
+                        Err(fault) => applied.drop_entries(fault, 1),
+                    }
+                }
+            }
+            show(self.lock(), &room);
+        }
+        applied.count();
+        applied
+    }
+
+    /// Forgets sessions and tombstones whose time is over; returns how many sessions went. To be called every few
+    /// seconds: an expired session is handed to nobody, but takes up room until then.
+    pub fn sweep(&self, now: Now) -> usize {
+        let mut swept = 0;
+        let mut from = Some(0);
+        while let Some(arrival) = from {
+            let (count, next) = self.lock().cache.sweep(arrival, SLOTS_AT_A_TIME, now.wall);
+            swept += count;
+            from = next;
+        }
+        let mut held = self.lock();
+        held.tombstones.expire(now.mono);
+        show(held, &Room::default());
+        swept
+    }
+
+    /// Begins to read all sessions that are held now, for a proxy that has just connected: in chunks of at most
+    /// `chunk_bytes` encoded (but at least one session each), oldest first, so that a proxy with less room ends up
+    /// with the newest.
+    ///
+    /// The reader holds no lock between chunks. It leaves out sessions that are removed or replaced before their
+    /// chunk is taken, and those that arrive after this call: so whoever also forwards what [`Self::remote`] returns
+    /// must listen for that before this call, and send each chunk before what arrived after the chunk was taken.
+    #[must_use]
+    pub fn refill(&self, chunk_bytes: usize) -> Refill<'_> {
+        let until = self.lock().cache.next_arrival();
+        Refill { store: self, chunk_bytes, next: Some(0), until }
+    }
+
+    /// How many sessions are held, those included that expired since the last sweep.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().cache.len()
+    }
+
+    /// Whether no session is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the sessions are counted for, in bytes: never more than `max_bytes`.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.lock().cache.bytes()
+    }
+
+    /// How many tombstones stand, those included whose time ended since the last sweep.
+    #[must_use]
+    pub fn tombstones(&self) -> usize {
+        self.lock().tombstones.len()
+    }
+
+    fn read(&self, id: &[u8], der: &Bytes, now: Now) -> Result<Change, SessionFault> {
+        let change = Change::read(id, der.clone(), now, self.settings.max_session_bytes)?;
+        if matches!(change, Change::Removed(_)) && self.settings.removals == Removals::Keep {
+            return Err(SessionFault::RemovalKept);
+        }
+        Ok(change)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // A panic while it was held would be a broken invariant of the cache: better to go on and show it again.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Applied {
+    fn take_entry(&mut self, entry: SessionEntry, change: &Change) {
+        match change {
+            Change::New(_) => self.sessions += 1,
+            Change::Removed(_) => self.removals += 1,
+        }
+        self.inserted.push(local::Session { id: entry.id, session: entry.session, at: 0 });
+    }
+
+    fn drop_entries(&mut self, fault: SessionFault, count: usize) {
+        if count > 0 {
+            *self.dropped.entry(fault.reason()).or_default() += count as u64;
+        }
+    }
+
+    fn count(&self) {
+        counter!("resumed_sessions_inserted_total").increment(self.sessions);
+        counter!("resumed_sessions_removed_total").increment(self.removals);
+        for (reason, count) in &self.dropped {
+            count_dropped(reason, *count);
+        }
+    }
+}
+
+/// Sets the gauges to what `held` holds, having given up its lock.
+fn show(held: MutexGuard<'_, Held>, room: &Room) {
+    let (entries, bytes, tombstones) = (held.cache.len(), held.cache.bytes(), held.tombstones.len());
+    drop(held);
+    gauge!("resumed_cache_entries").set(entries as f64);
+    gauge!("resumed_cache_bytes").set(bytes as f64);
+    gauge!("resumed_tombstones").set(tombstones as f64);
+    if room.evicted > 0 {
+        counter!("resumed_cache_evicted_total").increment(room.evicted as u64);
+    }
+    if room.tombstones_dropped > 0 {
+        counter!("resumed_tombstones_dropped_total").increment(room.tombstones_dropped as u64);
+    }
+}
+
+fn count_dropped(reason: &'static str, count: u64) {
+    counter!("resumed_sessions_dropped_total", "reason" => reason).increment(count);
+}
+
+/// Reads a store from the oldest session to the newest: see [`Store::refill`].
+#[derive(Debug)]
+pub struct Refill<'a> {
+    store: &'a Store,
+    chunk_bytes: usize,
+    next: Option<u64>,
+    until: u64,
+}
+
+impl Refill<'_> {
+    /// The next sessions, those left out that have expired by `now`; `None` after the last.
+    pub fn next_chunk(&mut self, now: Now) -> Option<Vec<local::Session>> {
+        let mut chunk = Vec::new();
+        let mut encoded = 0;
+        let mut full = false;
+        while let Some(from) = self.next
+            && !full
+        {
+            let held = self.store.lock();
+            self.next = held.cache.scan(from, self.until, SLOTS_AT_A_TIME, |session| {
+                if u64::from(session.expires_at) <= now.wall / 1000 {
+                    return true;
+                }
+                // A tag and at most three bytes of length for the ID, the session, and both together.
+                let length = session.id.len() + session.der.len() + 12;
+                if !chunk.is_empty() && encoded + length > self.chunk_bytes {
+                    full = true;
+                    return false;
+                }
+                encoded += length;
+                let (id, session) = (Bytes::copy_from_slice(session.id), Bytes::copy_from_slice(session.der));
+                let session = local::Session { id, session, at: 0 };
+                debug_assert!(session.encoded_len() + 4 <= length);
+                chunk.push(session);
+                true
+            });
+        }
+        (!chunk.is_empty()).then_some(chunk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, sync::Arc, thread};
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use proptest::prelude::*;
+
+    use super::{super::samples::plain, *};
+
+    const START: Now = Now { wall: 1_700_000_000_000, mono: 86_400_000 };
+    const TIMEOUT: u64 = 300;
+    const TOMBSTONE: Duration = Duration::from_secs(600);
+
+    fn settings(removals: Removals) -> StoreSettings {
+        StoreSettings { max_bytes: 64 << 20, max_session_bytes: 16 << 10, removals, tombstone_for: TOMBSTONE }
+    }
+
+    fn store() -> Store {
+        Store::new(settings(Removals::Replicate))
+    }
+
+    fn id(number: u64) -> Bytes {
+        [&number.to_be_bytes()[..], &[0xa5; 24]].concat().into()
+    }
+
+    /// A session made at `START`, for five minutes.
+    fn made(number: u64) -> local::Session {
+        local::Session { id: id(number), session: plain(&id(number), START.wall / 1000, TIMEOUT, 1), at: 77 }
+    }
+
+    fn removed(number: u64) -> local::Session {
+        local::Session { id: id(number), session: Bytes::new(), at: 78 }
+    }
+
+    fn batch(entries: impl IntoIterator<Item = local::Session>) -> SessionBatch {
+        let entries =
+            entries.into_iter().map(|entry| SessionEntry { id: entry.id, session: entry.session, at: entry.at });
+        SessionBatch { entries: entries.collect(), format: SessionFormat::OpensslDer.into() }
+    }
+
+    /// The numbers of sessions, the removals' as negative ones.
+    fn numbers<'a>(entries: impl IntoIterator<Item = &'a local::Session>) -> Vec<i64> {
+        let number = |entry: &local::Session| {
+            let number = i64::from_be_bytes(entry.id[..8].try_into().unwrap());
+            if entry.session.is_empty() { -number } else { number }
+        };
+        entries.into_iter().map(number).collect()
+    }
+
+    fn refilled(store: &Store, chunk_bytes: usize, now: Now) -> Vec<local::Session> {
+        let mut refill = store.refill(chunk_bytes);
+        std::iter::from_fn(|| refill.next_chunk(now)).flatten().collect()
+    }
+
+    fn later(seconds: u64) -> Now {
+        START.after(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_session_of_the_own_proxy_is_kept_and_published_as_it_came() {
+        let store = store();
+        let published = store.local(&made(1), START).unwrap().unwrap();
+        assert_eq!((&published.id, &published.session, published.at), (&made(1).id, &made(1).session, 77));
+        assert_eq!(numbers(&refilled(&store, 1, START)), [1]);
+        let published = store.local(&local::Session { at: 0, ..made(2) }, START).unwrap().unwrap();
+        assert_eq!(published.at, START.wall, "a session that says no time is reported now");
+    }
+
+    #[test]
+    fn a_session_from_the_pod_is_handed_on_once_and_never_published_again() {
+        let store = store();
+        let applied = store.remote(batch([made(1), made(2), made(1)]), START);
+        assert_eq!(numbers(&applied.inserted), [1, 2]);
+        assert_eq!(applied.inserted[0].session, made(1).session);
+        assert_eq!((applied.sessions, applied.removals, applied.inserted[0].at), (2, 0, 0));
+        assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1)]));
+        assert_eq!(store.local(&made(1), START), Ok(None), "an echo");
+        let again = store.remote(batch([made(2)]), later(1));
+        assert!(again.inserted.is_empty());
+    }
+
+    #[test]
+    fn a_session_that_changed_under_its_id_is_new() {
+        let store = store();
+        assert!(store.remote(batch([made(1)]), START).inserted.len() == 1);
+        let other = local::Session { session: plain(&id(1), START.wall / 1000, TIMEOUT, 2), ..made(1) };
+        assert_eq!(numbers(&store.remote(batch([other.clone()]), START).inserted), [1]);
+        assert_eq!(store.local(&other, START), Ok(None));
+        assert!(store.local(&made(1), START).unwrap().is_some());
+        assert_eq!(store.len(), 1);
+    }
+
+    #[test]
+    fn a_removal_is_published_once_and_outlives_late_insertions() {
+        let store = store();
+        store.local(&made(1), START).unwrap();
+        let published = store.local(&removed(1), START).unwrap().unwrap();
+        assert_eq!((published.id, published.session.len(), published.at), (id(1), 0, 78));
+        assert_eq!(store.len(), 0);
+        assert_eq!(store.local(&removed(1), START), Ok(None));
+        let applied = store.remote(batch([made(1), removed(1)]), START);
+        assert!(applied.inserted.is_empty());
+        assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1), ("tombstone", 1)]));
+        assert_eq!(store.local(&made(1), START), Err(SessionFault::Tombstone), "no server uses an ID twice");
+    }
+
+    #[test]
+    fn a_removal_from_the_pod_reaches_the_proxies_also_for_a_session_that_was_never_here() {
+        let store = store();
+        store.local(&made(1), START).unwrap();
+        let applied = store.remote(batch([removed(1), removed(2), made(2), made(3)]), START);
+        assert_eq!(numbers(&applied.inserted), [-1, -2, 3]);
+        assert_eq!((applied.sessions, applied.removals), (1, 2));
+        assert_eq!(applied.dropped, BTreeMap::from([("tombstone", 1)]));
+        assert_eq!(store.local(&removed(1), START), Ok(None), "the proxy does as the farm said: an echo");
+        assert_eq!((store.len(), store.tombstones()), (1, 2));
+    }
+
+    #[test]
+    fn a_tombstone_stands_on_the_monotonic_clock() {
+        let store = store();
+        store.local(&removed(1), START).unwrap();
+        let jumped = Now { wall: START.wall + 200_000, mono: START.mono + 599_999 };
+        assert_eq!(store.remote(batch([made(1)]), jumped).dropped, BTreeMap::from([("tombstone", 1)]));
+        let over = Now { mono: START.mono + 600_000, ..jumped };
+        assert_eq!(numbers(&store.remote(batch([made(1)]), over).inserted), [1]);
+    }
+
+    #[test]
+    fn where_removals_are_kept_they_change_nothing() {
+        let store = Store::new(settings(Removals::Keep));
+        store.local(&made(1), START).unwrap();
+        assert_eq!(store.local(&removed(1), START), Ok(None));
+        let applied = store.remote(batch([removed(1), made(2)]), START);
+        assert_eq!(numbers(&applied.inserted), [2]);
+        assert_eq!(applied.dropped, BTreeMap::from([("removal_kept", 1)]));
+        assert_eq!((store.len(), store.tombstones()), (2, 0));
+        assert_eq!(
+            store.local(&local::Session { id: Bytes::new(), ..removed(1) }, START).unwrap_err().reason(),
+            "bad_id"
+        );
+    }
+
+    #[test]
+    fn a_bad_entry_costs_only_itself_and_is_counted_by_reason() {
+        let store = store();
+        let good = made(1);
+        let bad = [
+            local::Session { session: good.session.slice(..100), ..made(2) },
+            local::Session { session: Bytes::from_static(b"garbage"), ..made(3) },
+            local::Session { session: good.session.clone(), ..made(4) },
+            local::Session { session: plain(&id(5), START.wall / 1000 - TIMEOUT, TIMEOUT, 1), ..made(5) },
+            local::Session { session: plain(&id(6), START.wall / 1000 + 3_601, TIMEOUT, 1), ..made(6) },
+            local::Session { session: vec![0x30; (16 << 10) + 1].into(), ..made(7) },
+            local::Session { id: Bytes::new(), ..made(8) },
+            local::Session { id: vec![1; 33].into(), session: Bytes::new(), at: 0 },
+        ];
+        let applied = store.remote(batch([&bad[..], &[good]].concat()), START);
+        assert_eq!(numbers(&applied.inserted), [1]);
+        let expected = [
+            ("bad_id", 2),
+            ("broken_der", 2),
+            ("expired", 1),
+            ("from_the_future", 1),
+            ("too_large", 1),
+            ("wrong_id", 1),
+        ];
+        assert_eq!(applied.dropped, BTreeMap::from(expected));
+        for entry in &bad {
+            let reason = store.local(entry, START).unwrap_err().reason();
+            assert!(applied.dropped.contains_key(reason), "{reason}");
+        }
+        assert_eq!(store.len(), 1);
+    }
+
+    #[test]
+    fn a_batch_in_an_unknown_format_is_dropped_entry_by_entry() {
+        let store = store();
+        for format in [0, 2, -1] {
+            let applied = store.remote(SessionBatch { format, ..batch([made(1), removed(2)]) }, START);
+            assert!(applied.inserted.is_empty());
+            assert_eq!(applied.dropped, BTreeMap::from([("unknown_format", 2)]), "format {format}");
+        }
+        assert_eq!((store.len(), store.tombstones()), (0, 0));
+    }
+
+    #[test]
+    fn entries_behind_the_limit_are_dropped_and_counted() {
+        let store = store();
+        let count = MAX_BATCH_ENTRIES as u64 + 3;
+        let applied = store.remote(batch((0..count).map(removed)), START);
+        assert_eq!(applied.removals, MAX_BATCH_ENTRIES as u64);
+        assert_eq!(applied.dropped, BTreeMap::from([("over_limit", 3)]));
+    }
+
+    #[test]
+    fn a_refill_gives_the_unexpired_oldest_first_in_chunks() {
+        let store = store();
+        for number in 1..=300 {
+            let timeout = if number % 3 == 0 { 10 } else { TIMEOUT };
+            let session = plain(&id(number), START.wall / 1000, timeout, 1);
+            store.local(&local::Session { session, ..made(number) }, START).unwrap();
+        }
+        let now = later(10);
+        let expected: Vec<i64> = (1..=300).filter(|number| number % 3 != 0).collect();
+        let mut refill = store.refill(2_000);
+        let chunks: Vec<_> = std::iter::from_fn(|| refill.next_chunk(now)).collect();
+        for chunk in &chunks {
+            let encoded = local::Sessions { entries: chunk.clone() }.encoded_len();
+            assert!(encoded <= 2_000, "{encoded} bytes");
+        }
+        assert!(chunks.len() < 40, "{} chunks, so they are not filled", chunks.len());
+        assert_eq!(numbers(chunks.iter().flatten()), expected);
+        assert_eq!(refill.next_chunk(now), None);
+        assert_eq!(chunks[0][0].session, made(1).session, "byte for byte");
+        assert_eq!(numbers(&refilled(&store, 0, now)), expected, "one session a chunk where none fits");
+        assert_eq!(store.len(), 300, "nothing is taken out");
+        assert_eq!(store.sweep(now), 100);
+        assert_eq!(store.len(), 200);
+        assert_eq!(numbers(&refilled(&store, 1 << 20, now)), expected);
+        assert_eq!(store.sweep(later(TIMEOUT)), 200);
+        assert_eq!((store.len(), store.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_refill_reads_on_past_long_runs_of_expired_sessions() {
+        let store = store();
+        let short = |number| plain(&id(number), START.wall / 1000, 10, 1);
+        for number in 1..=SLOTS_AT_A_TIME as u64 * 2 + 10 {
+            store.local(&local::Session { session: short(number), ..made(number) }, START).unwrap();
+        }
+        store.local(&made(100_000), START).unwrap();
+        assert_eq!(numbers(&refilled(&store, 1_000, later(10))), [100_000]);
+        assert_eq!(store.sweep(later(10)), SLOTS_AT_A_TIME * 2 + 10);
+    }
+
+    #[test]
+    fn a_refill_leaves_out_what_went_or_came_while_it_ran() {
+        let store = store();
+        for number in 1..=10 {
+            store.local(&made(number), START).unwrap();
+        }
+        let mut refill = store.refill(0);
+        assert_eq!(numbers(&refill.next_chunk(START).unwrap()), [1]);
+        store.local(&removed(1), START).unwrap();
+        assert_eq!(store.remote(batch([removed(5), made(11)]), START).inserted.len(), 2);
+        let rest: Vec<_> = std::iter::from_fn(|| refill.next_chunk(START)).flatten().collect();
+        assert_eq!(numbers(&rest), [2, 3, 4, 6, 7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn the_cache_stays_within_its_bytes_and_keeps_the_newest() {
+        let each = 32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD;
+        let store = Store::new(StoreSettings { max_bytes: 10 * each, ..settings(Removals::Replicate) });
+        for number in 1..=100 {
+            assert!(store.local(&made(number), START).unwrap().is_some());
+            assert!(store.bytes() <= 10 * each);
+        }
+        assert_eq!(numbers(&refilled(&store, 1 << 20, START)), (91..=100).collect::<Vec<i64>>());
+    }
+
+    #[test]
+    fn everything_is_counted_once() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            let each = 32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD;
+            let store = Store::new(StoreSettings { max_bytes: 3 * each, ..settings(Removals::Replicate) });
+            let _ = store.remote(batch([made(1), made(2), made(2), removed(1), made(1)]), START);
+            let _ = store.remote(SessionBatch { format: 9, ..batch([made(1), made(2)]) }, START);
+            store.local(&made(2), START).unwrap();
+            store.local(&made(1), START).unwrap_err();
+            store.local(&local::Session { session: made(1).session, ..made(3) }, START).unwrap_err();
+            for number in 4..=6 {
+                store.local(&made(number), START).unwrap();
+            }
+        });
+        let text = handle.render();
+        let mut shown: Vec<_> = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+        shown.sort_unstable();
+        let bytes =
+            format!("resumed_cache_bytes {}", 3 * (32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD));
+        let expected = [
+            &bytes[..],
+            "resumed_cache_entries 3",
+            "resumed_cache_evicted_total 1",
+            "resumed_sessions_dropped_total{reason=\"duplicate\"} 1",
+            "resumed_sessions_dropped_total{reason=\"echo\"} 1",
+            "resumed_sessions_dropped_total{reason=\"tombstone\"} 2",
+            "resumed_sessions_dropped_total{reason=\"unknown_format\"} 2",
+            "resumed_sessions_dropped_total{reason=\"wrong_id\"} 1",
+            "resumed_sessions_inserted_total 2",
+            "resumed_sessions_removed_total 1",
+            "resumed_tombstones 1",
+        ];
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn threads_that_insert_remove_sweep_and_read_at_once_leave_what_should_be_left() {
+        const THREADS: u64 = 4;
+        const EACH: u64 = 2_000;
+        let store = Arc::new(store());
+        let mut workers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let store = store.clone();
+                thread::spawn(move || {
+                    for number in thread * EACH..(thread + 1) * EACH {
+                        // Half of the threads stand for proxies, half for the pod. Every third session goes again.
+                        if thread % 2 == 0 {
+                            assert!(store.local(&made(number), START).unwrap().is_some());
+                        } else {
+                            assert_eq!(store.remote(batch([made(number)]), START).sessions, 1);
+                        }
+                        if number % 3 == 0 {
+                            assert_eq!(store.remote(batch([removed(number)]), START).removals, 1);
+                            assert_eq!(store.remote(batch([made(number)]), START).sessions, 0);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let reader = store.clone();
+        workers.push(thread::spawn(move || {
+            for _ in 0..20 {
+                let read = numbers(&refilled(&reader, 10_000, START));
+                let mut once = read.clone();
+                once.sort_unstable();
+                once.dedup();
+                assert_eq!(once.len(), read.len(), "a session was read twice");
+                for thread in 0..THREADS as i64 {
+                    let own = read.iter().filter(|number| **number / EACH as i64 == thread);
+                    assert!(own.is_sorted(), "out of order");
+                }
+                assert_eq!(reader.sweep(START), 0);
+            }
+        }));
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        let mut left = numbers(&refilled(&store, 10_000, START));
+        left.sort_unstable();
+        let expected: Vec<i64> = (0..(THREADS * EACH) as i64).filter(|number| number % 3 != 0).collect();
+        assert!(left == expected, "{} sessions instead of {}", left.len(), expected.len());
+        assert_eq!(store.tombstones() as u64, (THREADS * EACH).div_ceil(3));
+    }
+
+    /// The rules in their plainest form: no bounds, no order in memory, no laziness.
+    #[derive(Default)]
+    struct Model {
+        held: HashMap<u64, (Bytes, u64)>,
+        order: Vec<u64>,
+        tombstones: HashMap<u64, u64>,
+    }
+
+    impl Model {
+        fn apply(&mut self, number: u64, entry: &local::Session, keep: bool, now: Now) -> Result<(), &'static str> {
+            self.tombstones.retain(|_, until| *until > now.mono);
+            if entry.session.is_empty() {
+                if keep {
+                    return Err("removal_kept");
+                }
+                if self.tombstones.contains_key(&number) {
+                    return Err("duplicate");
+                }
+                self.tombstones.insert(number, now.mono + 600_000);
+                self.held.remove(&number);
+                self.order.retain(|held| *held != number);
+                return Ok(());
+            }
+            let expires_at = validate(&entry.id, entry.session.clone(), now.wall, 16 << 10).map_err(|f| f.reason())?;
+            if self.tombstones.contains_key(&number) {
+                return Err("tombstone");
+            }
+            if self.held.get(&number).is_some_and(|(der, _)| *der == entry.session) {
+                return Err("duplicate");
+            }
+            self.held.insert(number, (entry.session.clone(), expires_at.expires_at));
+            self.order.retain(|held| *held != number);
+            self.order.push(number);
+            Ok(())
+        }
+
+        fn unexpired(&self, now: Now) -> Vec<i64> {
+            let live = self.order.iter().filter(|number| self.held[number].1 > now.wall);
+            live.map(|number| *number as i64).collect()
+        }
+
+        fn sweep(&mut self, now: Now) -> usize {
+            let before = self.held.len();
+            self.held.retain(|_, (_, expires_at)| *expires_at > now.wall);
+            self.order.retain(|number| self.held.contains_key(number));
+            before - self.held.len()
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Local(Event),
+        Remote(Vec<Event>),
+        Pass { wall: u64, mono: u64 },
+        Sweep,
+    }
+
+    /// A removal, or a session made `age` seconds ago for `timeout`.
+    #[derive(Clone, Debug)]
+    struct Event {
+        number: u64,
+        made: Option<(u64, u64, u8)>,
+    }
+
+    impl Event {
+        fn entry(&self, now: Now) -> local::Session {
+            let session = self.made.map_or_else(Bytes::new, |(age, timeout, secret)| {
+                // To the ten seconds, so that the same session comes more than once.
+                plain(&id(self.number), (now.wall / 10_000) * 10 - age, timeout, secret)
+            });
+            local::Session { id: id(self.number), session, at: 1 }
+        }
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let made = prop::option::weighted(0.75, (prop::sample::select(vec![0, 0, 50]), 20..120u64, 1..3u8));
+        let event = (1..8u64, made).prop_map(|(number, made)| Event { number, made });
+        let step = prop_oneof![
+            4 => event.clone().prop_map(Step::Local),
+            4 => prop::collection::vec(event, 1..6).prop_map(Step::Remote),
+            2 => (0..60_000u64, 0..300_000u64).prop_map(|(wall, mono)| Step::Pass { wall, mono }),
+            1 => Just(Step::Sweep),
+        ];
+        prop::collection::vec(step, 1..60)
+    }
+
+    proptest! {
+        #[test]
+        fn the_store_does_what_the_plain_rules_say(steps in steps(), keep in prop::bool::weighted(0.2)) {
+            let store = Store::new(settings(if keep { Removals::Keep } else { Removals::Replicate }));
+            let mut model = Model::default();
+            let mut now = START;
+            for step in steps {
+                match step {
+                    Step::Local(event) => {
+                        let entry = event.entry(now);
+                        let expected = match model.apply(event.number, &entry, keep, now) {
+                            Ok(()) => Ok(true),
+                            Err("duplicate" | "removal_kept") => Ok(false),
+                            Err(reason) => Err(reason),
+                        };
+                        let published = store.local(&entry, now).map_err(|fault| fault.reason());
+                        prop_assert_eq!(published.as_ref().map(Option::is_some).map_err(|reason| *reason), expected);
+                        if let Ok(Some(published)) = published {
+                            prop_assert_eq!(published.session, entry.session);
+                        }
+                    }
+                    Step::Remote(events) => {
+                        let entries: Vec<_> = events.iter().map(|event| event.entry(now)).collect();
+                        let mut handed = Vec::new();
+                        let mut dropped = BTreeMap::new();
+                        for (event, entry) in events.iter().zip(&entries) {
+                            match model.apply(event.number, entry, keep, now) {
+                                Ok(()) => handed.push((entry.id.clone(), entry.session.clone())),
+                                Err(reason) => *dropped.entry(reason).or_default() += 1,
+                            }
+                        }
+                        let applied = store.remote(batch(entries), now);
+                        let inserted = applied.inserted.into_iter().map(|entry| (entry.id, entry.session));
+                        prop_assert_eq!(inserted.collect::<Vec<_>>(), handed);
+                        prop_assert_eq!(applied.dropped, dropped);
+                    }
+                    Step::Pass { wall, mono } => {
+                        now = Now { wall: now.wall + wall, mono: now.mono + mono };
+                    }
+                    Step::Sweep => prop_assert_eq!(store.sweep(now), model.sweep(now)),
+                }
+                prop_assert_eq!(store.len(), model.held.len());
+                prop_assert_eq!(numbers(&refilled(&store, 500, now)), model.unexpired(now));
+            }
+        }
+    }
+}
