@@ -46,14 +46,18 @@ pub unsafe extern "C" fn TSPluginInit(argc: c_int, argv: *const *const c_char) {
     let started = arguments.and_then(|arguments| catch_unwind(|| start(&arguments)));
     match started {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => say(Level::Error, &format!("not started: {error}")),
+        Ok(Err(error)) => say(Level::Error, &format!("not started, and ATS serves without it: {error}")),
         Err(_) => say(Level::Error, "not started: a panic, see standard error"),
     }
 }
 
 fn start(arguments: &[String]) -> Result<(), String> {
-    let args = Args::parse(arguments).map_err(|bad| bad.to_string())?;
     let api = Api::resolve();
+    // Before anything can fail: ATS does not start with a plugin that has not registered.
+    if !api.register() {
+        return Err("ATS refused to register it".to_owned());
+    }
+    let args = Args::parse(arguments).map_err(|bad| bad.to_string())?;
     if let Some(missing) = api.missing() {
         return Err(missing);
     }
@@ -62,9 +66,6 @@ fn start(arguments: &[String]) -> Result<(), String> {
     let warnings = settings::warnings(&api, multicert.as_deref(), api.has_sessions());
     if PLUGIN.get().is_some() {
         return Err("plugin.config names it twice".to_owned());
-    }
-    if !api.register() {
-        return Err("ATS refused to register it".to_owned());
     }
     for warning in &warnings {
         say(Level::Warning, warning);

@@ -29,22 +29,29 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 pub fn run(plugin: &'static Plugin) {
     plugin.api.thread_init();
     let mut backoff = BACKOFF.0;
+    let path = plugin.socket.display();
     let mut connects = Quiet::default();
-    let mut failures = Quiet::default();
+    let mut absences = Quiet::default();
+    let mut losses = Quiet::default();
     while !plugin.stops() {
-        let started = Instant::now();
-        let ended = UnixStream::connect(&plugin.socket).and_then(|stream| talk(plugin, stream, &mut connects));
-        if plugin.connected.swap(false, Ordering::Relaxed) {
-            backoff = BACKOFF.0;
-        }
-        if plugin.stops() {
-            return;
-        }
-        if let Err(error) = ended
-            && let Some(times) = failures.pass(started)
-        {
-            let path = plugin.socket.display();
-            say(Level::Warning, &format!("no daemon at {path}: {error}; ATS serves on, trying again{times}"));
+        match UnixStream::connect(&plugin.socket) {
+            Ok(stream) => {
+                let ended = talk(plugin, stream, &mut connects);
+                if plugin.connected.swap(false, Ordering::Relaxed) {
+                    backoff = BACKOFF.0;
+                }
+                if let Err(error) = ended
+                    && !plugin.stops()
+                    && let Some(times) = losses.pass(Instant::now())
+                {
+                    say(Level::Warning, &format!("lost the daemon at {path}: {error}; ATS serves on{times}"));
+                }
+            }
+            Err(error) => {
+                if let Some(times) = absences.pass(Instant::now()) {
+                    say(Level::Warning, &format!("no daemon at {path}: {error}; ATS serves on{times}"));
+                }
+            }
         }
         thread::sleep(backoff);
         backoff = (backoff * 2).min(BACKOFF.1);
@@ -69,7 +76,9 @@ fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet) -
         let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
         // A refused message is the reason; the end of the stream may only be its consequence.
         match read {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => written.and(Err(error)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                written.and(Err(io::Error::new(error.kind(), "it closed the connection")))
+            }
             other => other,
         }
     })
