@@ -6,6 +6,8 @@
 
 pub mod bus;
 pub mod clock;
+pub mod daemon;
+pub mod keys;
 pub mod proto;
 pub mod sessions;
 pub mod status;

@@ -1,0 +1,3 @@
+//! The daemon: sockets, timers, tasks, files.
+
+pub mod ring_file;

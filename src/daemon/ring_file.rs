@@ -1,0 +1,603 @@
+//! The ring as a file, so that a restart of the daemon keeps it and a power cut forgets it.
+//!
+//! A ticket key on a disk outlives every promise made about it. So the file lies in memory that cannot be swapped out,
+//! ramfs or tmpfs, unless the operator allows a disk.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
+use nix::unistd::Uid;
+use openssl::sha::sha256;
+use prost::Message;
+use zeroize::Zeroizing;
+
+use crate::clock::{Now, millis};
+use crate::keys::{HeldRing, KeySettings, Ring, RingFault};
+use crate::proto;
+
+const FILE: &str = "ring";
+const NEW_FILE: &str = "ring.new";
+/// What the file begins with; then the SHA-256 of the rest, and a [`Saved`].
+const MAGIC: &[u8; 16] = b"resumed ring 1\n\0";
+const HEADER: usize = MAGIC.len() + 32;
+/// A full ring takes about 12 KiB.
+const LARGEST: u64 = 64 * 1024;
+
+/// Where one node saves its ring.
+#[derive(Clone, Debug)]
+pub struct RingFile {
+    directory: PathBuf,
+    farm: String,
+    allow_disk: bool,
+}
+
+/// A ring that was read back.
+#[derive(Debug)]
+pub struct Restored {
+    /// The ring, each key held for as long as before, and for the time since.
+    pub held: HeldRing,
+    /// What was skipped.
+    pub faults: Vec<RingFault>,
+}
+
+/// Why a ring could not be saved or read. No case is fatal: a node without a file starts with an empty ring.
+#[derive(Debug, thiserror::Error)]
+pub enum RingFileError {
+    /// The directory is not in memory that cannot be swapped out.
+    #[error(
+        "keys.directory {}: {found}; ticket keys are saved only on ramfs, or on tmpfs with the mount option noswap or \
+         on a host without active swap; move the directory or set keys.allow_disk = true",
+        path.display()
+    )]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// What it is instead.
+        found: String,
+    },
+    /// A file or directory could not be used.
+    #[error("cannot {verb} {}: {error}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// With which file or directory.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The file is not one that this node's daemon wrote.
+    #[error("{} is not this node's ring: {reason}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The file's contents after the header.
+#[derive(Clone, PartialEq, Message)]
+struct Saved {
+    /// A ring of another farm is none of ours.
+    #[prost(string, tag = "1")]
+    farm: String,
+    /// UTC milliseconds.
+    #[prost(uint64, tag = "2")]
+    saved_at: u64,
+    #[prost(message, optional, tag = "3")]
+    ring: Option<proto::Ring>,
+    /// Milliseconds for which each key had been held, in the ring's order.
+    #[prost(uint64, repeated, tag = "4")]
+    held_for: Vec<u64>,
+}
+
+impl RingFile {
+    /// The file of a node of `farm` in `directory`, which has to be there already and, unless `allow_disk`, in memory
+    /// that cannot be swapped out.
+    ///
+    /// # Errors
+    /// `Unsafe` if it is not, saying what was found; `Io` if that cannot be told.
+    pub fn open(directory: &Path, farm: &str, allow_disk: bool) -> Result<Self, RingFileError> {
+        let file = Self { directory: directory.to_owned(), farm: farm.to_owned(), allow_disk };
+        file.check()?;
+        Ok(file)
+    }
+
+    /// The file's path.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
+    /// Saves `held` in place of what was there, at once or not at all, readable by its owner only (mode 0600). Whether
+    /// the memory can be swapped out is asked again each time: swap can be turned on later. If it was, what was saved
+    /// before is removed.
+    ///
+    /// # Errors
+    /// `Unsafe` or `Io`.
+    pub fn save(&self, held: &HeldRing, now: Now) -> Result<(), RingFileError> {
+        if let Err(error) = self.check() {
+            self.remove()?;
+            return Err(error);
+        }
+        let contents = encode(held, &self.farm, now);
+        let new = self.directory.join(NEW_FILE);
+        write_new(&new, &contents)
+            .and_then(|()| fs::rename(&new, self.path()))
+            .map_err(|error| io_error("write", &new, error))
+            .inspect_err(|_| drop(fs::remove_file(&new)))
+    }
+
+    /// Reads the ring back, without the keys that expired meanwhile. `None` if there is no file.
+    ///
+    /// # Errors
+    /// `Foreign` if the file is damaged, of another farm, or open to others; `Io` if it cannot be read.
+    pub fn load(&self, settings: KeySettings, now: Now) -> Result<Option<Restored>, RingFileError> {
+        let path = self.path();
+        let contents = match read(&path) {
+            Err(RingFileError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            contents => contents?,
+        };
+        let saved = decode(&contents, &self.farm).map_err(|reason| RingFileError::Foreign { path, reason })?;
+        Ok(Some(restore(&saved, settings, now)))
+    }
+
+    /// Removes the file. It need not be there.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn remove(&self) -> Result<(), RingFileError> {
+        let path = self.path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("remove", &path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check(&self) -> Result<(), RingFileError> {
+        let failed = |verb, error| io_error(verb, &self.directory, error);
+        let directory = self.directory.canonicalize().map_err(|error| failed("find", error))?;
+        let metadata = directory.metadata().map_err(|error| failed("read", error))?;
+        if !metadata.is_dir() {
+            return Err(failed("use", ErrorKind::NotADirectory.into()));
+        }
+        if self.allow_disk {
+            return Ok(());
+        }
+        let mountinfo = read_proc("/proc/self/mountinfo")?;
+        let swaps = read_proc("/proc/swaps")?;
+        stays_in_memory(&mountinfo, &swaps, &directory, metadata.dev())
+            .map_err(|found| RingFileError::Unsafe { path: self.directory.clone(), found })
+    }
+}
+
+/// Reads a file below /proc; a kernel built without swap has no /proc/swaps. Paths in it may be any bytes.
+fn read_proc(path: &str) -> Result<String, RingFileError> {
+    match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound && path == "/proc/swaps" => Ok(String::new()),
+        Err(error) => Err(io_error("read", Path::new(path), error)),
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+    }
+}
+
+fn io_error(verb: &'static str, path: &Path, error: io::Error) -> RingFileError {
+    RingFileError::Io { verb, path: path.to_owned(), error }
+}
+
+/// Whether `directory` on `device` keeps its files in memory that is never swapped out; if not, what it does instead.
+/// The texts are those of /proc/self/mountinfo and /proc/swaps, see proc(5).
+fn stays_in_memory(mountinfo: &str, swaps: &str, directory: &Path, device: u64) -> Result<(), String> {
+    let mounts = mountinfo.lines().filter_map(Mount::parse);
+    let over = mounts.filter(|mount| mount.is_on(device) && directory.starts_with(&mount.point));
+    // Of mounts one over the other the last one counts.
+    let Some(mount) = over.max_by_key(|mount| mount.point.as_os_str().len()) else {
+        return Err("lies on a file system that /proc/self/mountinfo does not show".into());
+    };
+    match mount.kind {
+        "ramfs" => Ok(()),
+        "tmpfs" if mount.options.split(',').any(|option| option == "noswap") => Ok(()),
+        "tmpfs" => match active_swap(swaps) {
+            None => Ok(()),
+            Some(swap) => Err(format!("lies on tmpfs without noswap, and there is active swap on {swap}")),
+        },
+        other => Err(format!("lies on {other}")),
+    }
+}
+
+/// The first active swap area in the text of /proc/swaps: a line of headings, then one for each area.
+fn active_swap(swaps: &str) -> Option<&str> {
+    swaps.lines().skip(1).find_map(|line| line.split_whitespace().next())
+}
+
+/// One line of /proc/self/mountinfo.
+#[derive(Debug, PartialEq)]
+struct Mount<'a> {
+    /// `major:minor`, as in the st_dev of files on it.
+    device: &'a str,
+    point: PathBuf,
+    kind: &'a str,
+    /// Of the file system, separated by commas.
+    options: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    /// `36 35 98:0 /root /mount/point options [optional]... - type source super-options`
+    fn parse(line: &'a str) -> Option<Self> {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(2);
+        let device = mount.next()?;
+        let point = unescape(mount.nth(1)?);
+        let mut file_system = file_system.split(' ');
+        let kind = file_system.next()?;
+        let options = file_system.nth(1)?;
+        Some(Self { device, point, kind, options })
+    }
+
+    fn is_on(&self, device: u64) -> bool {
+        self.device == format!("{}:{}", major(device), minor(device))
+    }
+}
+
+/// Space, tab, newline and backslash stand as three octal digits after a backslash.
+fn unescape(field: &str) -> PathBuf {
+    let mut parts = field.split('\\');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(code) => text.extend([char::from(code).to_string().as_str(), &part[3..]]),
+            None => text.extend(["\\", part]),
+        }
+    }
+    text.into()
+}
+
+fn encode(held: &HeldRing, farm: &str, now: Now) -> Zeroizing<Vec<u8>> {
+    let ring = held.ring();
+    let spans = ring.open_at(now.wall).map(|key| millis(held.held_for(&key.name, now).unwrap_or_default()));
+    let held_for = spans.collect();
+    let saved = Saved { farm: farm.to_owned(), saved_at: now.wall, ring: Some(ring.to_proto(now.wall)), held_for };
+    // Never grown, so that no copy is left behind.
+    let body = Zeroizing::new(saved.encode_to_vec());
+    let mut contents = Zeroizing::new(Vec::with_capacity(HEADER + body.len()));
+    contents.extend_from_slice(MAGIC);
+    contents.extend_from_slice(&sha256(&body));
+    contents.extend_from_slice(&body);
+    contents
+}
+
+fn decode(contents: &[u8], farm: &str) -> Result<Saved, String> {
+    let Some((header, body)) = contents.split_at_checked(HEADER) else {
+        return Err(format!("{} bytes are too few", contents.len()));
+    };
+    let (magic, digest) = header.split_at(MAGIC.len());
+    if magic != MAGIC {
+        return Err("it does not begin like one".into());
+    }
+    if digest != sha256(body) {
+        return Err("it is damaged or cut short".into());
+    }
+    let saved = Saved::decode(body).map_err(|error| error.to_string())?;
+    if saved.farm != farm {
+        return Err(format!("it is of farm {:?}, this is {farm:?}", saved.farm));
+    }
+    Ok(saved)
+}
+
+/// Time that passed since the file was saved counts as held: it is `settle` later for the other nodes, too.
+fn restore(saved: &Saved, settings: KeySettings, now: Now) -> Restored {
+    let message = saved.ring.clone().unwrap_or_default();
+    let since = now.wall.saturating_sub(saved.saved_at);
+    let names = message.keys.iter().map(|key| <[u8; 16]>::try_from(&key.name[..]));
+    let spans = saved.held_for.iter().map(|span| Duration::from_millis(span.saturating_add(since)));
+    let held_for: HashMap<_, _> = names.zip(spans).filter_map(|(name, span)| Some((name.ok()?, span))).collect();
+    let (ring, faults) = Ring::read(&message, now, &settings);
+    let mut held = HeldRing::restore(ring, &held_for, settings, now);
+    held.expire(now);
+    Restored { held, faults }
+}
+
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(contents)
+}
+
+/// Reads a file that only this user, or root, can have written, and nobody else can read.
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, RingFileError> {
+    let failed = |error| io_error("read", path, error);
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let foreign = |reason| Err(RingFileError::Foreign { path: path.to_owned(), reason });
+    let mode = metadata.permissions().mode() & 0o777;
+    if !metadata.is_file() {
+        return foreign("it is not a regular file".into());
+    }
+    if metadata.uid() != Uid::effective().as_raw() && metadata.uid() != 0 {
+        return foreign(format!("it belongs to user {}", metadata.uid()));
+    }
+    if mode & 0o077 != 0 {
+        return foreign(format!("its mode is {mode:04o}, it must be 0600"));
+    }
+    if metadata.len() > LARGEST {
+        return foreign(format!("{} bytes are more than {LARGEST}", metadata.len()));
+    }
+    read_whole(file, metadata.len()).map_err(failed)
+}
+
+fn read_whole(file: File, size: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let room = usize::try_from(size).unwrap_or_default();
+    let mut contents = Zeroizing::new(vec![0; room]);
+    // Files are replaced, never changed: one that is shorter than it said is damaged, and read_exact says so.
+    (&file).read_exact(&mut contents)?;
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::keys::KeyMaterial;
+
+    const HOUR: u64 = 3_600_000;
+    const NO_SWAP: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+    const MOUNTS: &str = "\
+27 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw,discard
+23 27 0:5 / /dev rw,relatime - devtmpfs devtmpfs rw,mode=755
+24 27 0:23 / /run rw,nosuid,nodev shared:5 master:2 - tmpfs tmpfs rw,size=80k,mode=755
+25 24 0:24 / /run/locked rw - tmpfs none rw,noswap,size=80k
+26 24 0:25 / /run/old rw - ramfs ramfs rw
+28 24 0:26 / /run/covered rw - tmpfs tmpfs rw
+29 28 254:2 / /run/covered rw - xfs /dev/vdb rw
+30 24 0:27 / /run/with\\040space rw - ramfs ramfs rw
+";
+
+    fn device(major: u64, minor: u64) -> u64 {
+        nix::sys::stat::makedev(major, minor)
+    }
+
+    fn verdict(swaps: &str, directory: &str, (major, minor): (u64, u64)) -> Result<(), String> {
+        stays_in_memory(MOUNTS, swaps, Path::new(directory), device(major, minor))
+    }
+
+    fn at(wall: u64) -> Now {
+        Now { wall, mono: 24 * HOUR + wall }
+    }
+
+    fn two_keys() -> HeldRing {
+        let mut held = HeldRing::new(KeySettings::default());
+        for (name, hour) in [(1, 100), (2, 108)] {
+            held.mint(hour * HOUR, KeyMaterial::from_random(&Zeroizing::new([name; 80])), at(100 * HOUR));
+        }
+        held
+    }
+
+    fn on_disk() -> (tempfile::TempDir, RingFile) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = RingFile::open(directory.path(), "test", true).unwrap();
+        (directory, file)
+    }
+
+    fn load(file: &RingFile) -> Result<Option<Restored>, RingFileError> {
+        file.load(KeySettings::default(), at(101 * HOUR))
+    }
+
+    fn refusal(file: &RingFile) -> String {
+        load(file).expect_err("a file that is not this node's ring").to_string()
+    }
+
+    fn write(file: &RingFile, contents: &[u8]) {
+        write_new(&file.path(), contents).unwrap();
+    }
+
+    #[test]
+    fn memory_that_is_never_swapped_out_is_accepted() {
+        let swap = format!("{NO_SWAP}/dev/vdb1  partition\t2097148\t0\t-2\n");
+        assert_eq!(verdict(NO_SWAP, "/run/resumed", (0, 23)), Ok(()));
+        assert_eq!(verdict("", "/run/resumed", (0, 23)), Ok(()));
+        assert_eq!(verdict(&swap, "/run/locked/resumed", (0, 24)), Ok(()));
+        assert_eq!(verdict(&swap, "/run/old", (0, 25)), Ok(()));
+        assert_eq!(verdict(&swap, "/run/with space/resumed", (0, 27)), Ok(()));
+    }
+
+    #[test]
+    fn everything_else_is_refused_with_what_was_found() {
+        let swap = format!("{NO_SWAP}/dev/vdb1  partition\t2097148\t0\t-2\n");
+        let swapped = verdict(&swap, "/run/resumed", (0, 23)).unwrap_err();
+        assert_eq!(swapped, "lies on tmpfs without noswap, and there is active swap on /dev/vdb1");
+        assert_eq!(verdict(NO_SWAP, "/var/lib/resumed", (254, 1)).unwrap_err(), "lies on ext4");
+        assert_eq!(verdict(NO_SWAP, "/dev/resumed", (0, 5)).unwrap_err(), "lies on devtmpfs");
+        assert_eq!(verdict(NO_SWAP, "/run/covered", (254, 2)).unwrap_err(), "lies on xfs");
+        assert_eq!(verdict(NO_SWAP, "/run/lockedup", (254, 2)).unwrap_err(), UNKNOWN, "a name is no prefix of a path");
+        assert_eq!(verdict(NO_SWAP, "/run/resumed", (0, 99)).unwrap_err(), UNKNOWN);
+        assert_eq!(stays_in_memory("garbage - here\n\n", "", Path::new("/"), 0).unwrap_err(), UNKNOWN);
+    }
+
+    const UNKNOWN: &str = "lies on a file system that /proc/self/mountinfo does not show";
+
+    #[test]
+    fn a_mount_option_that_only_contains_noswap_is_another_one() {
+        let mounts = "24 27 0:23 / /run rw - tmpfs noswap rw,mynoswap=1\n";
+        let swap = format!("{NO_SWAP}/swapfile file 1 0 -2\n");
+        assert!(stays_in_memory(mounts, &swap, Path::new("/run"), device(0, 23)).is_err());
+    }
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        assert_eq!(unescape(r"/a\040b\011c\134d"), Path::new("/a b\tc\\d"));
+        assert_eq!(unescape(r"/a\04"), Path::new(r"/a\04"));
+        assert_eq!(unescape(r"/a\9é9"), Path::new(r"/a\9é9"));
+    }
+
+    /// What this host's own tools say about a directory, to hold the verdict against.
+    fn file_system(directory: &Path) -> String {
+        let output = std::process::Command::new("stat").args(["-f", "-c", "%T"]).arg(directory).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn agrees_with_this_host(directory: &Path) {
+        let kind = file_system(directory);
+        let swapping = active_swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()).is_some();
+        match RingFile::open(directory, "test", false) {
+            Ok(_) => assert!(kind == "ramfs" || kind == "tmpfs", "{kind} accepted"),
+            Err(RingFileError::Unsafe { found, .. }) => {
+                assert!(kind != "ramfs" && (kind != "tmpfs" || swapping), "{found}")
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn this_hosts_shared_memory_and_temporary_directory_are_judged_as_what_they_are() {
+        for parent in [Path::new("/dev/shm"), &std::env::temp_dir(), Path::new("/proc")] {
+            let directory = tempfile::tempdir_in(parent);
+            agrees_with_this_host(directory.as_ref().map_or(parent, |directory| directory.path()));
+        }
+    }
+
+    #[test]
+    fn the_refusal_says_what_was_found_and_what_would_be_accepted() {
+        let error = RingFile::open(Path::new("/proc"), "test", false).unwrap_err().to_string();
+        assert!(
+            error.starts_with("keys.directory /proc: lies on proc; ticket keys are saved only on ramfs"),
+            "{error}"
+        );
+        assert!(error.ends_with("set keys.allow_disk = true"), "{error}");
+        let missing = RingFile::open(Path::new("/proc/none"), "test", true).unwrap_err().to_string();
+        assert!(missing.starts_with("cannot find /proc/none: "), "{missing}");
+        let file = RingFile::open(Path::new("/proc/swaps"), "test", true).unwrap_err().to_string();
+        assert!(file.starts_with("cannot use /proc/swaps: "), "{file}");
+    }
+
+    #[test]
+    fn a_ring_comes_back_as_it_was_held_and_time_goes_on_for_it() {
+        let (_directory, file) = on_disk();
+        assert!(load(&file).unwrap().is_none(), "no file yet");
+        let held = two_keys();
+        file.save(&held, at(100 * HOUR + 500)).unwrap();
+        let next_boot = Now { wall: 100 * HOUR + 900, mono: 24 * HOUR };
+        let restored = file.load(KeySettings::default(), next_boot).unwrap().unwrap();
+        assert_eq!(restored.faults, []);
+        assert_eq!(restored.held.ring(), held.ring());
+        assert_eq!(restored.held.held_for(&[1; 16], next_boot), Some(Duration::from_millis(900)));
+    }
+
+    #[test]
+    fn only_its_owner_can_read_the_file_and_nothing_is_left_beside_it() {
+        let (directory, file) = on_disk();
+        fs::write(directory.path().join(NEW_FILE), "left by a crash").unwrap();
+        file.save(&two_keys(), at(100 * HOUR)).unwrap();
+        file.save(&two_keys(), at(100 * HOUR)).unwrap();
+        assert_eq!(file.path().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, [FILE]);
+        file.remove().unwrap();
+        file.remove().unwrap();
+        assert!(load(&file).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_save_that_fails_leaves_the_old_file_and_no_other() {
+        let (directory, file) = on_disk();
+        file.save(&two_keys(), at(100 * HOUR)).unwrap();
+        fs::create_dir(directory.path().join(NEW_FILE)).unwrap();
+        let error = file.save(&HeldRing::new(KeySettings::default()), at(101 * HOUR)).unwrap_err();
+        assert!(error.to_string().starts_with("cannot write "), "{error}");
+        assert_eq!(load(&file).unwrap().unwrap().held.ring().keys().len(), 2);
+    }
+
+    #[test]
+    fn a_save_where_keys_may_no_longer_lie_removes_what_was_saved_before() {
+        let (directory, allowed) = on_disk();
+        if file_system(directory.path()) == "tmpfs" {
+            return agrees_with_this_host(directory.path());
+        }
+        allowed.save(&two_keys(), at(100 * HOUR)).unwrap();
+        let forbidden = RingFile { allow_disk: false, ..allowed };
+        assert!(matches!(forbidden.save(&two_keys(), at(100 * HOUR)), Err(RingFileError::Unsafe { .. })));
+        assert!(!forbidden.path().exists());
+    }
+
+    #[test]
+    fn expired_keys_are_neither_saved_nor_restored() {
+        let (_directory, file) = on_disk();
+        file.save(&two_keys(), at(132 * HOUR + 1)).unwrap();
+        let restored = load(&file).unwrap().unwrap();
+        assert_eq!(restored.held.ring().keys().len(), 1);
+        let restored = file.load(KeySettings::default(), at(200 * HOUR)).unwrap().unwrap();
+        assert!(restored.held.ring().keys().is_empty());
+    }
+
+    #[test]
+    fn keys_that_cannot_be_are_skipped_with_their_faults() {
+        let (_directory, file) = on_disk();
+        file.save(&two_keys(), at(100 * HOUR)).unwrap();
+        let restored = file.load(KeySettings::default(), at(50 * HOUR)).unwrap().unwrap();
+        assert_eq!(restored.faults.len(), 2);
+        assert!(restored.held.ring().keys().is_empty());
+    }
+
+    #[test]
+    fn a_file_cut_short_or_changed_anywhere_is_refused() {
+        let (_directory, file) = on_disk();
+        let contents = encode(&two_keys(), "test", at(100 * HOUR));
+        for length in 0..contents.len() {
+            assert!(decode(&contents[..length], "test").is_err(), "cut to {length} bytes");
+            let mut changed = contents.to_vec();
+            changed[length] ^= 1;
+            assert!(decode(&changed, "test").is_err(), "byte {length} changed");
+        }
+        write(&file, &contents[..contents.len() - 1]);
+        assert!(refusal(&file).ends_with("is not this node's ring: it is damaged or cut short"));
+        write(&file, b"short");
+        assert!(refusal(&file).ends_with("5 bytes are too few"));
+        write(&file, &[0xff; 500]);
+        assert!(refusal(&file).ends_with("it does not begin like one"));
+    }
+
+    #[test]
+    fn garbage_behind_a_good_digest_is_refused() {
+        let (_directory, file) = on_disk();
+        let body = [0xff; 100];
+        write(&file, &[&MAGIC[..], &sha256(&body), &body].concat());
+        assert!(refusal(&file).contains("is not this node's ring: "), "{}", refusal(&file));
+    }
+
+    #[test]
+    fn a_ring_of_another_farm_is_refused() {
+        let (directory, file) = on_disk();
+        file.save(&two_keys(), at(100 * HOUR)).unwrap();
+        let other = RingFile::open(directory.path(), "other", true).unwrap();
+        assert!(refusal(&other).ends_with("it is of farm \"test\", this is \"other\""));
+    }
+
+    #[test]
+    fn huge_files_links_directories_and_open_modes_are_refused_unread() {
+        let (directory, file) = on_disk();
+        let path = file.path();
+        write(&file, b"");
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(refusal(&file).ends_with("1099511627776 bytes are more than 65536"));
+        file.save(&two_keys(), at(100 * HOUR)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(refusal(&file).ends_with("its mode is 0640, it must be 0600"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let elsewhere = directory.path().join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        assert!(refusal(&file).starts_with("cannot read "));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(refusal(&file).ends_with("it is not a regular file"));
+    }
+}

@@ -1,0 +1,449 @@
+//! A set of ticket keys that merges with others into one, whatever the order of arrival.
+
+use std::time::Duration;
+
+use openssl::sha::Sha256;
+
+use super::key::{KeyFault, TicketKey, is_far_ahead};
+use super::settings::KeySettings;
+use crate::clock::{Now, millis};
+use crate::proto;
+
+/// Ticket keys, and the generation below which none is valid.
+///
+/// Merging is a join: idempotent, commutative and associative. Order and floor agree on what is old, and of two keys of
+/// one name the one kept is never the lower in order; so neither the cap nor the floor can bring back in one order of
+/// merges what they drop in another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ring {
+    floor: u64,
+    /// Highest in order first, names unique, at most [`Ring::CAP`], none below the floor.
+    keys: Vec<TicketKey>,
+}
+
+/// What a merge did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Merge {
+    /// Whether the ring is another one now.
+    pub changed: bool,
+    /// Keys that had the name of one here and were not the same.
+    pub conflicts: u32,
+}
+
+/// A part of a ring that is skipped. The rest of the ring stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RingFault {
+    /// A key is at fault.
+    #[error("ticket key of generation {generation}: {fault}")]
+    Key {
+        /// The generation that the key claims.
+        generation: u64,
+        /// What is wrong with it.
+        fault: KeyFault,
+    },
+    /// The floor is beyond now + `max_clock_offset`.
+    #[error("floor {0} lies ahead of the clock by more than max_clock_offset")]
+    FloorFarAhead(u64),
+}
+
+impl RingFault {
+    /// The reason as a metric label.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Key { fault, .. } => fault.as_str(),
+            Self::FloorFarAhead(_) => "floor_far_ahead",
+        }
+    }
+}
+
+impl Ring {
+    /// The most keys that a ring holds: of more, the highest in order.
+    pub const CAP: usize = 64;
+
+    /// Takes a ring from a message. Bad keys and a bad floor are skipped, each with its fault; the rest is taken.
+    #[must_use]
+    pub fn read(message: &proto::Ring, now: Now, settings: &KeySettings) -> (Self, Vec<RingFault>) {
+        let mut faults = Vec::new();
+        let mut ring = Self::default();
+        if is_far_ahead(message.floor, now, settings) {
+            faults.push(RingFault::FloorFarAhead(message.floor));
+        } else {
+            ring.floor = message.floor;
+        }
+        for key in &message.keys {
+            match TicketKey::read(key, now, settings) {
+                Ok(key) => drop(ring.add(key)),
+                Err(fault) => faults.push(RingFault::Key { generation: key.generation, fault }),
+            }
+        }
+        (ring, faults)
+    }
+
+    /// The ring as a message sent (or saved) at `wall`, UTC milliseconds: without the keys that open no longer then.
+    #[must_use]
+    pub fn to_proto(&self, wall: u64) -> proto::Ring {
+        proto::Ring { floor: self.floor, keys: self.open_at(wall).map(TicketKey::to_proto).collect() }
+    }
+
+    /// The generation below which no key is valid.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// The keys, highest in order first.
+    #[must_use]
+    pub fn keys(&self) -> &[TicketKey] {
+        &self.keys
+    }
+
+    /// The key called `name`.
+    #[must_use]
+    pub fn key(&self, name: &[u8; 16]) -> Option<&TicketKey> {
+        self.keys.iter().find(|key| key.name == *name)
+    }
+
+    /// The highest generation held, or 0.
+    #[must_use]
+    pub fn highest_generation(&self) -> u64 {
+        self.keys.first().map_or(0, |key| key.generation)
+    }
+
+    /// Joins `other` into this ring.
+    pub fn merge(&mut self, other: &Self) -> Merge {
+        let before = self.clone();
+        self.raise_floor(other.floor);
+        let conflicts = other.keys.iter().filter(|key| self.add((*key).clone())).count();
+        Merge { changed: *self != before, conflicts: u32::try_from(conflicts).unwrap_or(u32::MAX) }
+    }
+
+    /// Adds one key, as a merge would. Returns whether another key of its name was here.
+    pub(super) fn add(&mut self, key: TicketKey) -> bool {
+        if key.generation < self.floor {
+            return false;
+        }
+        let rival = self.keys.iter().position(|held| held.name == key.name);
+        if let Some(rival) = rival {
+            let held = &self.keys[rival];
+            if *held == key {
+                return false;
+            }
+            if held.rank() > key.rank() {
+                return true;
+            }
+            self.keys.remove(rival);
+        }
+        let place = self.keys.partition_point(|held| held.order() > key.order());
+        self.keys.insert(place, key);
+        self.keys.truncate(Self::CAP);
+        rival.is_some()
+    }
+
+    /// Raises the floor to `generation` if that is higher, and drops the keys below.
+    pub(super) fn raise_floor(&mut self, generation: u64) {
+        self.floor = self.floor.max(generation);
+        self.keys.retain(|key| key.generation >= self.floor);
+    }
+
+    /// Drops what [`Ring::read`] would skip now. It heals a ring that was made while the clock was ahead.
+    pub fn drop_faulty(&mut self, now: Now, settings: &KeySettings) -> Vec<RingFault> {
+        let mut faults = Vec::new();
+        if is_far_ahead(self.floor, now, settings) {
+            faults.push(RingFault::FloorFarAhead(self.floor));
+            self.floor = 0;
+        }
+        self.keys.retain(|key| {
+            let check = key.check(now, settings);
+            faults.extend(check.err().map(|fault| RingFault::Key { generation: key.generation, fault }));
+            check.is_ok()
+        });
+        faults
+    }
+
+    /// When the key called `name` opens its last ticket, UTC milliseconds, as far as is known now: a key that is still
+    /// to come may make it sooner, never later. `None` if there is no such key.
+    #[must_use]
+    pub fn open_until(&self, name: &[u8; 16]) -> Option<u64> {
+        let place = self.keys.iter().position(|key| key.name == *name)?;
+        self.closings().nth(place)
+    }
+
+    /// `open_until` of each key: `open_for` after the earliest `seal_from` among the keys higher in order, or after its
+    /// own `seal_until` if that is sooner.
+    ///
+    /// But never later than any higher key's. Keys of one `open_for` close in that order anyway. Where `keep` or
+    /// `interval` was lowered, it makes the keys that are erased the lowest ones always: if a successor went first, its
+    /// predecessors would forget that they were superseded, and open again.
+    pub(super) fn closings(&self) -> impl Iterator<Item = u64> {
+        self.keys.iter().scan((u64::MAX, u64::MAX), |(superseded, newer_closes), key| {
+            let closes = key.seal_until.min(*superseded).saturating_add(key.open_for);
+            *superseded = key.seal_from.min(*superseded);
+            *newer_closes = closes.min(*newer_closes);
+            Some(*newer_closes)
+        })
+    }
+
+    /// The keys that may open tickets at `wall`, UTC milliseconds, highest in order first.
+    pub fn open_at(&self, wall: u64) -> impl Iterator<Item = &TicketKey> {
+        self.keys.iter().zip(self.closings()).filter(move |(_, until)| wall <= *until).map(|(key, _)| key)
+    }
+
+    /// Eight bytes that two rings share if their floors and the keys that may open at `wall`, UTC milliseconds, are the
+    /// same: the first of SHA-256 over the floor (64-bit big endian) and the names of those keys, highest first.
+    #[must_use]
+    pub fn fingerprint(&self, wall: u64) -> [u8; 8] {
+        let mut hash = Sha256::new();
+        hash.update(&self.floor.to_be_bytes());
+        self.open_at(wall).for_each(|key| hash.update(&key.name));
+        let mut fingerprint = [0; 8];
+        fingerprint.copy_from_slice(&hash.finish()[..8]);
+        fingerprint
+    }
+
+    /// Erases the keys that have opened nothing for more than `max_clock_offset` at `wall`, UTC milliseconds. Until
+    /// then another node's clock may say that they still open. Returns how many went.
+    pub fn erase_expired(&mut self, wall: u64, max_clock_offset: Duration) -> usize {
+        let offset = millis(max_clock_offset);
+        let kept = self.closings().take_while(|until| wall <= until.saturating_add(offset)).count();
+        let erased = self.keys.len() - kept;
+        self.keys.truncate(kept);
+        erased
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub const NOW: Now = Now { wall: 1_000_000_000, mono: 0 };
+
+    pub fn key(name: u8, generation: u64, seal_from: u64, seal_until: u64, open_for: u64) -> TicketKey {
+        let message = message(name, name, generation, seal_from, seal_until, open_for);
+        TicketKey::read(&message, Now { wall: u64::MAX, mono: 0 }, &KeySettings::default()).unwrap()
+    }
+
+    pub fn message(
+        name: u8,
+        secret: u8,
+        generation: u64,
+        seal_from: u64,
+        seal_until: u64,
+        open_for: u64,
+    ) -> proto::TicketKey {
+        let (name, hmac, aes) = (vec![name; 16], vec![secret; 32], vec![secret; 32]);
+        proto::TicketKey { name, hmac, aes, generation, seal_from, seal_until, open_for }
+    }
+
+    pub fn ring(floor: u64, keys: &[TicketKey]) -> Ring {
+        let mut ring = Ring { floor, keys: Vec::new() };
+        for key in keys {
+            ring.add(key.clone());
+        }
+        ring
+    }
+
+    /// Any key as it may come over the wire, good or bad, with names and generations that often collide.
+    pub fn any_message() -> impl Strategy<Value = proto::TicketKey> {
+        let ahead = NOW.wall + 300_000;
+        let generation = prop_oneof![8 => 0..200_u64, 1 => ahead - 1..ahead + 2];
+        let seal_from = prop_oneof![8 => 0..50_u64, 1 => Just(u64::MAX)];
+        let lifetime = prop_oneof![8 => 0..50_i64, 1 => Just(-1)];
+        (0..120_u8, 0..3_u8, generation, seal_from, lifetime, 0..50_u64, 0..12_u8).prop_map(
+            |(name, secret, generation, seal_from, lifetime, open_for, cut)| {
+                let seal_until = seal_from.saturating_add_signed(lifetime);
+                let mut key = message(name, secret, generation, seal_from, seal_until, open_for);
+                if cut == 0 {
+                    key.aes.pop();
+                }
+                key
+            },
+        )
+    }
+
+    /// Any ring as it may come over the wire. Large ones pass the cap.
+    pub fn any_ring() -> impl Strategy<Value = proto::Ring> {
+        let floor = prop_oneof![6 => 0..60_u64, 1 => Just(u64::MAX)];
+        let size = prop_oneof![0..8_usize, 60..110_usize];
+        (floor, size.prop_flat_map(|size| prop::collection::vec(any_message(), size)))
+            .prop_map(|(floor, keys)| proto::Ring { floor, keys })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::testing::*;
+    use super::*;
+
+    fn read(message: &proto::Ring) -> Ring {
+        Ring::read(message, NOW, &KeySettings::default()).0
+    }
+
+    fn joined(a: &Ring, b: &Ring) -> Ring {
+        let mut ring = a.clone();
+        let merge = ring.merge(b);
+        assert_eq!(merge.changed, ring != *a);
+        ring
+    }
+
+    /// What the join of messages must be, from the definition: no step at a time.
+    fn expected(messages: &[&proto::Ring]) -> Ring {
+        let limit = NOW.wall + 300_000;
+        let floor = messages.iter().map(|m| m.floor).filter(|&floor| floor <= limit).max().unwrap_or(0);
+        let all = messages.iter().flat_map(|m| &m.keys);
+        let good = all.filter_map(|key| TicketKey::read(key, NOW, &KeySettings::default()).ok());
+        let mut keys: Vec<_> = good.filter(|key| key.generation >= floor).collect();
+        keys.sort_by(|a, b| (a.name, b.rank()).cmp(&(b.name, a.rank())));
+        keys.dedup_by_key(|key| key.name);
+        keys.sort_by_key(|key| std::cmp::Reverse(key.order()));
+        keys.truncate(64);
+        Ring { floor, keys }
+    }
+
+    proptest! {
+        #[test]
+        fn merge_is_the_join_that_its_definition_says(a in any_ring(), b in any_ring(), c in any_ring()) {
+            let (ra, rb, rc) = (read(&a), read(&b), read(&c));
+            prop_assert_eq!(joined(&joined(&ra, &rb), &rc), expected(&[&a, &b, &c]));
+        }
+
+        #[test]
+        fn merge_is_idempotent_commutative_and_associative(a in any_ring(), b in any_ring(), c in any_ring()) {
+            let (a, b, c) = (read(&a), read(&b), read(&c));
+            let ab = joined(&a, &b);
+            prop_assert_eq!(joined(&a, &a), a.clone());
+            prop_assert_eq!(joined(&ab, &b), ab.clone());
+            prop_assert_eq!(&ab, &joined(&b, &a));
+            prop_assert_eq!(joined(&ab, &c), joined(&a, &joined(&b, &c)));
+        }
+
+        #[test]
+        fn a_ring_comes_back_from_its_message(a in any_ring()) {
+            let ring = read(&a);
+            prop_assert_eq!(Ring::read(&ring.to_proto(0), NOW, &KeySettings::default()), (ring, vec![]));
+        }
+
+        #[test]
+        fn a_ring_keeps_its_promises(a in any_ring(), b in any_ring()) {
+            let ring = joined(&read(&a), &read(&b));
+            prop_assert!(ring.keys.len() <= Ring::CAP);
+            prop_assert!(ring.keys.is_sorted_by(|a, b| a.order() > b.order()));
+            prop_assert!(ring.keys.iter().all(|key| key.generation >= ring.floor));
+            prop_assert!(ring.closings().collect::<Vec<_>>().is_sorted_by(|newer, older| newer >= older));
+        }
+
+        #[test]
+        fn erasing_never_lets_a_key_open_longer(a in any_ring(), wall in 0..150_u64, offset in 0..20_u64) {
+            let full = read(&a);
+            let mut erased = full.clone();
+            erased.erase_expired(wall, Duration::from_millis(offset));
+            for key in &full.keys {
+                let until = full.open_until(&key.name).unwrap();
+                let expected = (wall <= until + offset).then_some(until);
+                prop_assert_eq!(erased.open_until(&key.name), expected);
+            }
+        }
+
+        #[test]
+        fn erasing_changes_no_fingerprint_within_the_clock_offset(
+            a in any_ring(),
+            wall in 20..150_u64,
+            behind in 0..20_u64,
+        ) {
+            let full = read(&a);
+            let mut erased = full.clone();
+            erased.erase_expired(wall, Duration::from_millis(20));
+            prop_assert_eq!(erased.fingerprint(wall - behind), full.fingerprint(wall - behind));
+        }
+    }
+
+    #[test]
+    fn skipped_keys_are_named_and_the_rest_is_taken() {
+        let mut short = message(2, 2, 11, 0, 5, 5);
+        short.hmac.pop();
+        let keys = vec![
+            message(1, 1, 10, 0, 5, 5),
+            short,
+            message(3, 3, 12, 5, 4, 5),
+            message(4, 4, 13, NOW.wall + 9 * 86_400_000, u64::MAX, 5),
+            message(5, 5, NOW.wall + 300_001, 0, 5, 5),
+        ];
+        let message = proto::Ring { floor: NOW.wall + 300_001, keys };
+        let (ring, faults) = Ring::read(&message, NOW, &KeySettings::default());
+        assert_eq!(ring, super::testing::ring(0, &[key(1, 10, 0, 5, 5)]));
+        let reasons: Vec<_> = faults.iter().map(RingFault::as_str).collect();
+        let expected =
+            ["floor_far_ahead", "wrong_length", "seals_backwards", "seal_from_far_ahead", "generation_far_ahead"];
+        assert_eq!(reasons, expected);
+        assert!(faults[1].to_string().starts_with("ticket key of generation 11: "));
+    }
+
+    #[test]
+    fn of_two_keys_of_one_name_the_larger_stays_and_it_is_counted() {
+        let held = ring(0, &[key(1, 10, 0, 5, 5)]);
+        let rival = ring(0, &[key(1, 10, 0, 6, 5)]);
+        let mut merged = held.clone();
+        assert_eq!(merged.merge(&rival), Merge { changed: true, conflicts: 1 });
+        assert_eq!(merged, rival);
+        assert_eq!(merged.merge(&held), Merge { changed: false, conflicts: 1 });
+        assert_eq!(merged.merge(&rival), Merge { changed: false, conflicts: 0 });
+    }
+
+    #[test]
+    fn a_floor_drops_what_is_below_it_and_keeps_it_out() {
+        let mut merged = ring(0, &[key(1, 10, 0, 5, 5), key(2, 20, 0, 5, 5)]);
+        assert!(merged.merge(&ring(20, &[])).changed);
+        assert_eq!(merged, ring(20, &[key(2, 20, 0, 5, 5)]));
+        assert!(!merged.merge(&ring(0, &[key(1, 10, 0, 5, 5)])).changed);
+    }
+
+    #[test]
+    fn a_key_closes_open_for_after_the_earliest_that_supersedes_it() {
+        let scheduled = ring(0, &[key(1, 1, 100, 400, 300), key(2, 2, 200, 500, 300), key(3, 3, 150, 450, 300)]);
+        assert_eq!(scheduled.open_until(&[1; 16]), Some(450), "3 was a rotation that displaced 2");
+        assert_eq!(scheduled.open_until(&[2; 16]), Some(450));
+        assert_eq!(scheduled.open_until(&[3; 16]), Some(750), "seal_until + open_for");
+        assert_eq!(scheduled.open_until(&[4; 16]), None);
+        let late = ring(0, &[key(1, 1, 100, 400, 300), key(2, 2, 900, 999, 300)]);
+        assert_eq!(late.open_until(&[1; 16]), Some(700), "it sealed nothing after 400");
+    }
+
+    #[test]
+    fn no_key_outlives_a_newer_one_that_opens_for_less() {
+        let keep_was_lowered = ring(0, &[key(1, 1, 0, 300, 3200), key(2, 2, 100, 400, 100), key(3, 3, 200, 500, 100)]);
+        assert_eq!(keep_was_lowered.closings().collect::<Vec<_>>(), [600, 300, 300]);
+    }
+
+    #[test]
+    fn a_clock_set_back_is_healed_in_the_own_ring_too() {
+        let settings = KeySettings::default();
+        let year_ahead = NOW.wall + 365 * 86_400_000;
+        let mut own = ring(5, &[key(1, 10, 0, 5, 5), key(2, year_ahead, year_ahead, year_ahead, 5)]);
+        let faults = own.drop_faulty(NOW, &settings);
+        assert_eq!(faults.iter().map(RingFault::as_str).collect::<Vec<_>>(), ["seal_from_far_ahead"]);
+        assert_eq!(own, ring(5, &[key(1, 10, 0, 5, 5)]));
+        let mut revoked = ring(year_ahead, &[]);
+        assert_eq!(revoked.drop_faulty(NOW, &settings), [RingFault::FloorFarAhead(year_ahead)]);
+        assert_eq!(revoked, Ring::default());
+    }
+
+    #[test]
+    fn a_message_carries_no_key_that_opens_no_longer() {
+        let ring = ring(0, &[key(1, 1, 0, 100, 50), key(2, 2, 60, 500, 50)]);
+        assert_eq!(ring.to_proto(110).keys.len(), 2);
+        assert_eq!(ring.to_proto(111).keys.len(), 1);
+    }
+
+    #[test]
+    fn the_fingerprint_is_over_the_floor_and_the_names_that_may_open() {
+        let ring = ring(9, &[key(1, 10, 0, 100, 50), key(2, 20, 60, 500, 50)]);
+        let both = [&9_u64.to_be_bytes()[..], &[2; 16], &[1; 16]].concat();
+        assert_eq!(ring.fingerprint(110), openssl::sha::sha256(&both)[..8]);
+        assert_eq!(ring.fingerprint(111), openssl::sha::sha256(&both[..24])[..8]);
+        assert_ne!(ring.fingerprint(111), Ring { floor: 8, keys: ring.keys.clone() }.fingerprint(111));
+    }
+}
