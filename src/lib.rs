@@ -9,5 +9,6 @@ pub mod clock;
 pub mod daemon;
 pub mod keys;
 pub mod proto;
+pub mod proxies;
 pub mod sessions;
 pub mod status;
