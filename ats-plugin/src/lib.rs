@@ -1,1 +1,130 @@
 //! The Apache Traffic Server plugin of resumed.
+//!
+//! ATS's session hook runs on its network threads inside a handshake: it copies and enqueues, or looks one session up,
+//! and never waits. One thread talks to the daemon, one keeps the ticket keys by their times. `plugin.rs` is the room
+//! they share; everything unsafe is in `api.rs` and at the entries below.
+
+mod api;
+mod args;
+mod gate;
+mod link;
+mod plugin;
+mod proto;
+mod queue;
+mod quiet;
+mod replica;
+mod session;
+mod settings;
+mod tickets;
+#[path = "../../src/keys/timetable.rs"]
+#[allow(dead_code, reason = "shared with the daemon, which uses more of it")]
+mod timetable;
+
+use std::ffi::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use api::{Api, Level, say};
+use args::Args;
+use plugin::{Plugin, TicketKeeper};
+
+static PLUGIN: OnceLock<Plugin> = OnceLock::new();
+
+/// How long ATS's stop may wait for the plugin's threads to let go of it.
+const LET_GO: Duration = Duration::from_millis(200);
+
+/// The entry that ATS calls once at start.
+///
+/// # Safety
+/// `argv` points to `argc` strings that end in zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn TSPluginInit(argc: c_int, argv: *const *const c_char) {
+    // SAFETY: by this function's contract.
+    let arguments = catch_unwind(|| unsafe { api::arguments(argc, argv) });
+    let started = arguments.and_then(|arguments| catch_unwind(|| start(&arguments)));
+    match started {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => say(Level::Error, &format!("not started, and ATS serves without it: {error}")),
+        Err(_) => say(Level::Error, "not started: a panic, see standard error"),
+    }
+}
+
+fn start(arguments: &[String]) -> Result<(), String> {
+    let api = Api::resolve();
+    // Before anything can fail: ATS does not start with a plugin that has not registered.
+    if !api.register() {
+        return Err("ATS refused to register it".to_owned());
+    }
+    let args = Args::parse(arguments).map_err(|bad| bad.to_string())?;
+    if let Some(missing) = api.missing() {
+        return Err(missing);
+    }
+    let config_dir = api.config_dir();
+    let multicert = settings::multicert(&api, config_dir.as_deref());
+    let warnings = settings::warnings(&api, multicert.as_deref(), api.has_sessions());
+    if PLUGIN.get().is_some() {
+        return Err("plugin.config names it twice".to_owned());
+    }
+    for warning in &warnings {
+        say(Level::Warning, warning);
+    }
+    if !api.has_sessions() {
+        let version = api.version();
+        say(Level::Note, &format!("Traffic Server {version} shares no sessions with plugins: ticket keys only"));
+    }
+    let plugin = PLUGIN.get_or_init(|| Plugin::new(api, args.socket, warnings));
+    plugin.api.on_shutdown(on_shutdown);
+    plugin.api.on_reload(on_reload);
+    plugin.api.on_session(on_session);
+    spawn("[RESUMED_LINK]", plugin, move || link::run(plugin))?;
+    // ATS takes its first connection after this returns: the first ticket should be one that the farm can open.
+    let mut keeper = TicketKeeper::new(plugin);
+    keeper.begin(args.wait);
+    let mut begun = Some(keeper);
+    spawn("[RESUMED_KEYS]", plugin, move || begun.take().unwrap_or_else(|| TicketKeeper::new(plugin)).run())
+}
+
+/// Starts a thread that nobody joins and that no panic ends.
+fn spawn(name: &str, plugin: &'static Plugin, mut work: impl FnMut() + Send + 'static) -> Result<(), String> {
+    let work = move || {
+        while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {
+            plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
+            say(Level::Error, "a thread panicked, see standard error; starting it again");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    };
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    spawned.map(drop).map_err(|error| format!("no thread: {error}"))
+}
+
+/// The session hook.
+unsafe extern "C" fn on_session(_cont: *mut c_void, event: c_int, data: *mut c_void) -> c_int {
+    guarded(|plugin| {
+        // SAFETY: the session hook's data.
+        if let Some(id) = unsafe { api::session_id(data) } {
+            plugin.on_session(event, &id);
+        }
+    })
+}
+
+/// An operator had ATS read its configuration again.
+unsafe extern "C" fn on_reload(_cont: *mut c_void, _event: c_int, _data: *mut c_void) -> c_int {
+    guarded(|plugin| plugin.mailbox.reloaded())
+}
+
+/// ATS begins to stop.
+unsafe extern "C" fn on_shutdown(_cont: *mut c_void, _event: c_int, _data: *mut c_void) -> c_int {
+    guarded(|plugin| plugin.gate.shut(LET_GO))
+}
+
+/// No panic may cross into C.
+fn guarded(work: impl FnOnce(&'static Plugin)) -> c_int {
+    if let Some(plugin) = PLUGIN.get()
+        && catch_unwind(AssertUnwindSafe(|| work(plugin))).is_err()
+    {
+        plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
+    }
+    0
+}

@@ -330,7 +330,8 @@ mod tests {
 
     #[test]
     fn keys_leave_no_copy_in_the_buffer_that_brought_them() {
-        let key = proto::TicketKey { name: vec![1; 16], hmac: vec![0xa5; 32], ..Default::default() };
+        let mut key = proto::TicketKey::default();
+        (key.name, key.hmac) = (vec![1; 16], vec![0xa5; 32]);
         let ring = proto::Ring { floor: 0, keys: vec![key] };
         let announcement = proto::Announcement { ring: Some(ring), ..Default::default() };
         let kind = Some(proto::payload::Kind::Announcement(announcement));

@@ -1,0 +1,89 @@
+//! Keeps the plugin's threads away from ATS and OpenSSL once ATS stops and takes both apart.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Counts the threads that are inside.
+#[derive(Default)]
+pub struct Gate {
+    state: Mutex<State>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    inside: usize,
+    shut: bool,
+}
+
+/// Somebody is inside.
+pub struct Inside<'a>(&'a Gate);
+
+impl Gate {
+    /// Enters; none once the gate is shut.
+    pub fn enter(&self) -> Option<Inside<'_>> {
+        let mut state = self.lock();
+        (!state.shut).then(|| {
+            state.inside += 1;
+            Inside(self)
+        })
+    }
+
+    /// Shuts the gate for good and waits until all have left, for at most `patience`.
+    pub fn shut(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut state = self.lock();
+        state.shut = true;
+        while state.inside > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.left.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Whether it is shut.
+    pub fn is_shut(&self) -> bool {
+        self.lock().shut
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.lock().inside -= 1;
+        self.0.left.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_enters_a_shut_gate_and_shutting_waits_for_those_inside() {
+        let gate = Gate::default();
+        let inside = gate.enter().unwrap();
+        std::thread::scope(|scope| {
+            let shutting = scope.spawn(|| gate.shut(Duration::from_secs(60)));
+            while !gate.is_shut() {
+                std::thread::yield_now();
+            }
+            assert!(!shutting.is_finished());
+            drop(inside);
+        });
+        assert!(gate.enter().is_none());
+    }
+
+    #[test]
+    fn shutting_gives_up_on_one_who_stays() {
+        let gate = Gate::default();
+        let _inside = gate.enter();
+        gate.shut(Duration::from_millis(1));
+        assert!(gate.enter().is_none());
+    }
+}

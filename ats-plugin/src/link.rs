@@ -1,0 +1,213 @@
+//! The connection to the daemon: made again for ever, one thread that reads and one that writes.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use zeroize::Zeroize;
+
+use crate::api::{Level, say};
+use crate::plugin::{self, Plugin};
+use crate::proto::{self, FromProxy, Session, ToProxy, from_proxy, to_proxy};
+use crate::quiet::Quiet;
+use crate::session::{LARGEST_FOR_ATS, SessionId, expiry};
+use crate::{settings, tickets};
+
+/// The largest message in either direction.
+const MAX_FRAME_BYTES: usize = 1024 * 1024;
+/// What one message carries under load.
+const BATCH_BYTES: usize = 64 * 1024;
+const COUNT_EVERY: Duration = Duration::from_secs(2);
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Talks to the daemon until ATS stops.
+pub fn run(plugin: &'static Plugin) {
+    plugin.api.thread_init();
+    let mut backoff = BACKOFF.0;
+    let path = plugin.socket.display();
+    let mut connects = Quiet::default();
+    let mut absences = Quiet::default();
+    let mut losses = Quiet::default();
+    while !plugin.stops() {
+        match UnixStream::connect(&plugin.socket) {
+            Ok(stream) => {
+                let ended = talk(plugin, stream, &mut connects);
+                if plugin.connected.swap(false, Ordering::Relaxed) {
+                    backoff = BACKOFF.0;
+                }
+                if let Err(error) = ended
+                    && !plugin.stops()
+                    && let Some(times) = losses.pass(Instant::now())
+                {
+                    say(Level::Warning, &format!("lost the daemon at {path}: {error}; ATS serves on{times}"));
+                }
+            }
+            Err(error) => {
+                if let Some(times) = absences.pass(Instant::now()) {
+                    say(Level::Warning, &format!("no daemon at {path}: {error}; ATS serves on{times}"));
+                }
+            }
+        }
+        thread::sleep(backoff);
+        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}
+
+/// One connection, until it fails. Always ends in an error that says why.
+fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet) -> io::Result<()> {
+    let over = AtomicBool::new(false);
+    let mut to_daemon = stream.try_clone()?;
+    thread::scope(|scope| {
+        let writer = thread::Builder::new().name("[RESUMED_OUT]".into()).spawn_scoped(scope, || {
+            let result = hello(plugin, &mut to_daemon).and_then(|()| write_all(plugin, &mut to_daemon, &over));
+            // Whichever side fails, both end.
+            let _ = to_daemon.shutdown(Shutdown::Both);
+            result
+        })?;
+        let read = read_all(plugin, &mut stream, connects);
+        over.store(true, Ordering::Release);
+        let _ = stream.shutdown(Shutdown::Both);
+        plugin.queue.wake();
+        let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
+        // A refused message is the reason; the end of the stream may only be its consequence.
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                written.and(Err(io::Error::new(error.kind(), "it closed the connection")))
+            }
+            other => other,
+        }
+    })
+}
+
+fn hello(plugin: &Plugin, stream: &mut UnixStream) -> io::Result<()> {
+    let multicert = settings::multicert(&plugin.api, plugin.api.config_dir().as_deref());
+    let digest = multicert.map(|text| settings::certificate_digest(&plugin.api, &text).to_vec());
+    let hello = proto::Hello {
+        kind: "ats".to_owned(),
+        proxy_version: plugin.api.version().to_owned(),
+        plugin_version: env!("CARGO_PKG_VERSION").to_owned(),
+        process_id: std::process::id(),
+        certificate_digest: digest.unwrap_or_default(),
+        warnings: plugin.warnings.clone(),
+        sessions: plugin.api.has_sessions(),
+    };
+    write_frame(stream, from_proxy::Kind::Hello(hello))
+}
+
+/// Sends what the hook queues, and the counters now and then.
+fn write_all(plugin: &Plugin, stream: &mut UnixStream, over: &AtomicBool) -> io::Result<()> {
+    plugin.api.thread_init();
+    let mut counted: Option<Instant> = None;
+    while !over.load(Ordering::Acquire) && !plugin.stops() {
+        let entries = plugin.queue.take(BATCH_BYTES, COUNT_EVERY);
+        if !entries.is_empty() {
+            let count = entries.len() as u64;
+            let kept = entries.clone();
+            if let Err(error) = write_frame(stream, from_proxy::Kind::Sessions(proto::Sessions { entries })) {
+                let lost = plugin.queue.put_back(kept);
+                plugin.counters.dropped_full.fetch_add(lost, Ordering::Relaxed);
+                return Err(error);
+            }
+            plugin.counters.queued.fetch_add(count, Ordering::Relaxed);
+        }
+        if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+            write_frame(stream, from_proxy::Kind::Counters(plugin.count()))?;
+            counted = Some(Instant::now());
+        }
+    }
+    Ok(())
+}
+
+fn write_frame(stream: &mut UnixStream, kind: from_proxy::Kind) -> io::Result<()> {
+    let message = FromProxy { kind: Some(kind) };
+    let len = message.encoded_len();
+    if len > MAX_FRAME_BYTES {
+        return Err(io::Error::other(format!("a message of {len} bytes is too long to send")));
+    }
+    let mut frame = Vec::with_capacity(4 + len);
+    frame.extend_from_slice(&(len as u32).to_be_bytes());
+    message.encode(&mut frame).map_err(io::Error::other)?;
+    stream.write_all(&frame)
+}
+
+fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Quiet) -> io::Result<()> {
+    let mut frame = BytesMut::new();
+    loop {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length)?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > MAX_FRAME_BYTES {
+            return Err(refused(plugin, format!("a message of {length} bytes: at most {MAX_FRAME_BYTES} are allowed")));
+        }
+        frame.resize(length, 0);
+        stream.read_exact(&mut frame)?;
+        let bytes = frame.freeze();
+        let message = ToProxy::decode(bytes.clone());
+        let message = message.map_err(|error| refused(plugin, format!("a message that is none: {error}")))?;
+        // ATS is stopping: from here on nothing touches it or OpenSSL.
+        let Some(_running) = plugin.gate.enter() else { return Ok(()) };
+        match message.kind {
+            Some(to_proxy::Kind::Welcome(welcome)) => {
+                plugin.welcome(&welcome);
+                if let Some(times) = connects.pass(Instant::now()) {
+                    let proto::Welcome { node, farm, version, .. } = welcome;
+                    say(Level::Note, &format!("connected to node {node} of farm {farm} (resumed {version}){times}"));
+                }
+            }
+            Some(to_proxy::Kind::Timetable(timetable)) => match tickets::read(timetable) {
+                Ok(timetable) => plugin.mailbox.bring(timetable),
+                Err(error) => return Err(refused(plugin, error)),
+            },
+            Some(to_proxy::Kind::Sessions(sessions)) => take(plugin, sessions.entries),
+            // A kind that a later release knows.
+            None => {}
+        }
+        // Ticket keys and sessions have been in it.
+        frame = bytes.try_into_mut().unwrap_or_default();
+        frame.as_mut().zeroize();
+        if frame.capacity() > 4 * BATCH_BYTES {
+            frame = BytesMut::new();
+        }
+    }
+}
+
+fn refused(plugin: &Plugin, what: String) -> io::Error {
+    plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
+    io::Error::new(io::ErrorKind::InvalidData, format!("the daemon sent {what}"))
+}
+
+/// Sessions and removals from the farm, in order.
+fn take(plugin: &Plugin, entries: Vec<Session>) {
+    let now = plugin::wall_ms() / 1000;
+    for Session { id, session, .. } in entries {
+        let Some(id) = SessionId::new(&id) else {
+            plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        if session.is_empty() {
+            plugin.replica.remove(&id);
+            plugin.silently(|| plugin.api.remove_session(&id));
+        } else {
+            keep(plugin, &id, &session, now);
+        }
+    }
+}
+
+fn keep(plugin: &Plugin, id: &SessionId, der: &Bytes, now: u64) {
+    if der.len() > LARGEST_FOR_ATS {
+        plugin.counters.too_large_for_proxy.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    match expiry(der, id) {
+        Some(expires) if expires > now => plugin.replica.insert(id, der, expires),
+        Some(_) => {}
+        None => {
+            plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

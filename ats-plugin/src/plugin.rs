@@ -1,0 +1,335 @@
+//! What the hook, the connection and the ticket thread share; and what the hook does.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::api::{self, Api, Level, OpensslSession, Statistic, say};
+use crate::gate::Gate;
+use crate::proto;
+use crate::queue::Queue;
+use crate::quiet::Quiet;
+use crate::replica::Replica;
+use crate::session::{LARGEST_FOR_ATS, SessionId};
+use crate::settings;
+use crate::tickets::{Mailbox, OwnKeys, RECORD_BYTES};
+use crate::timetable::Timetable;
+
+const QUEUE_ENTRIES: usize = 65_536;
+const QUEUE_BYTES: usize = 16 << 20;
+const REPLICA_BYTES: usize = 256 << 20;
+
+/// The counters of `local.proto` that events move.
+#[derive(Default)]
+pub struct Counters {
+    pub queued: AtomicU64,
+    pub dropped_full: AtomicU64,
+    pub too_large_for_proxy: AtomicU64,
+    pub inserted: AtomicU64,
+    pub apply_errors: AtomicU64,
+    pub own_keys: AtomicU64,
+}
+
+/// Which counter a statistic shows.
+type Counted = fn(&proto::Counters) -> u64;
+
+/// The plugin in one ATS process. Lives for ever.
+pub struct Plugin {
+    pub api: Api,
+    pub socket: PathBuf,
+    pub warnings: Vec<String>,
+    pub queue: Queue,
+    pub replica: Replica,
+    pub mailbox: Mailbox,
+    pub counters: Counters,
+    pub gate: Gate,
+    /// The daemon has said welcome on a connection that still stands.
+    pub connected: AtomicBool,
+    replicate: AtomicBool,
+    removals: AtomicBool,
+    statistics: Vec<(Statistic, Counted)>,
+    connected_statistic: Option<Statistic>,
+}
+
+thread_local! {
+    /// This thread is changing ATS's cache for the farm: what the hook hears of it is no news.
+    static SILENT: Cell<bool> = const { Cell::new(false) };
+    static DER: RefCell<Vec<u8>> = RefCell::new(vec![0; 16 * 1024]);
+}
+
+/// UTC milliseconds.
+pub fn wall_ms() -> u64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Plugin {
+    pub fn new(api: Api, socket: PathBuf, warnings: Vec<String>) -> Self {
+        let names: [(_, Counted); 8] = [
+            (c"plugin.resumed.queued", |counted| counted.queued),
+            (c"plugin.resumed.dropped_full", |counted| counted.dropped_full),
+            (c"plugin.resumed.too_large_for_proxy", |counted| counted.too_large_for_proxy),
+            (c"plugin.resumed.inserted", |counted| counted.inserted),
+            (c"plugin.resumed.replicas", |counted| counted.replicas),
+            (c"plugin.resumed.replica_bytes", |counted| counted.replica_bytes),
+            (c"plugin.resumed.apply_errors", |counted| counted.apply_errors),
+            (c"plugin.resumed.own_keys", |counted| counted.own_keys),
+        ];
+        let statistics =
+            names.into_iter().filter_map(|(name, value)| Some((api.new_statistic(name)?, value))).collect();
+        let connected_statistic = api.new_statistic(c"plugin.resumed.connected");
+        Self {
+            api,
+            socket,
+            warnings,
+            queue: Queue::new(QUEUE_ENTRIES, QUEUE_BYTES),
+            replica: Replica::new(REPLICA_BYTES),
+            mailbox: Mailbox::default(),
+            counters: Counters::default(),
+            gate: Gate::default(),
+            connected: AtomicBool::new(false),
+            replicate: AtomicBool::new(true),
+            removals: AtomicBool::new(true),
+            statistics,
+            connected_statistic,
+        }
+    }
+
+    /// Whether ATS is stopping.
+    pub fn stops(&self) -> bool {
+        self.gate.is_shut()
+    }
+
+    /// Takes over what the daemon says about itself.
+    pub fn welcome(&self, welcome: &proto::Welcome) {
+        self.replicate.store(welcome.replicate, Ordering::Relaxed);
+        self.removals.store(welcome.removals, Ordering::Relaxed);
+        if !welcome.replicate {
+            self.queue.clear();
+        }
+        self.connected.store(true, Ordering::Relaxed);
+    }
+
+    /// The counters now.
+    pub fn count(&self) -> proto::Counters {
+        let (replicas, replica_bytes) = self.replica.size();
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        proto::Counters {
+            queued: read(&self.counters.queued),
+            dropped_full: read(&self.counters.dropped_full),
+            too_large_for_proxy: read(&self.counters.too_large_for_proxy),
+            inserted: read(&self.counters.inserted),
+            replicas,
+            replica_bytes,
+            apply_errors: read(&self.counters.apply_errors),
+            own_keys: read(&self.counters.own_keys),
+        }
+    }
+
+    /// Shows the counters as ATS statistics.
+    pub fn show_statistics(&self) {
+        let counted = self.count();
+        for (statistic, value) in &self.statistics {
+            self.api.set_statistic(statistic, value(&counted));
+        }
+        if let Some(statistic) = &self.connected_statistic {
+            self.api.set_statistic(statistic, u64::from(self.connected.load(Ordering::Relaxed)));
+        }
+    }
+
+    /// Runs `change` such that the hook takes no notice of what it does to ATS's cache.
+    pub fn silently(&self, change: impl FnOnce()) {
+        SILENT.set(true);
+        change();
+        SILENT.set(false);
+    }
+
+    /// The session hook, on one of ATS's network threads, inside a handshake.
+    pub fn on_session(&self, event: std::ffi::c_int, id: &SessionId) {
+        if SILENT.get() || !self.replicate.load(Ordering::Relaxed) {
+            return;
+        }
+        match event {
+            api::SESSION_GET => self.on_get(id),
+            api::SESSION_NEW => self.on_new(id),
+            api::SESSION_REMOVE => self.on_remove(id),
+            _ => {}
+        }
+    }
+
+    /// A client has come back with a session ID, and ATS is about to look for it.
+    fn on_get(&self, id: &SessionId) {
+        let mut der = Zeroizing::new([0; LARGEST_FOR_ATS]);
+        let Some(len) = self.replica.copy(id, wall_ms() / 1000, der.as_mut_slice()) else { return };
+        // ATS may have it from an earlier visit; asking is a tenth of the price of inserting.
+        if self.api.session_der(id, &mut []) > 0 {
+            return;
+        }
+        let inserted = OpensslSession::decode(&der[..len]).is_some_and(|session| {
+            let mut inserted = false;
+            self.silently(|| inserted = self.api.insert_session(id, &session));
+            inserted
+        });
+        if inserted {
+            self.counters.inserted.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.replica.remove(id);
+            self.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// ATS has made a session.
+    fn on_new(&self, id: &SessionId) {
+        let der = DER.with_borrow_mut(|buffer| {
+            let len = self.api.session_der(id, buffer);
+            let der = buffer.get_mut(..len).filter(|der| !der.is_empty())?;
+            let copy = Bytes::copy_from_slice(der);
+            der.zeroize();
+            Some(copy)
+        });
+        match der {
+            Some(der) => self.report(id, der),
+            None => {
+                self.counters.too_large_for_proxy.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// OpenSSL has dropped a session.
+    fn on_remove(&self, id: &SessionId) {
+        // A farm that keeps removed sessions keeps them on this host too.
+        if self.removals.load(Ordering::Relaxed) {
+            self.replica.remove(id);
+            self.report(id, Bytes::new());
+        }
+    }
+
+    fn report(&self, id: &SessionId, session: Bytes) {
+        let id = Bytes::copy_from_slice(id.as_bytes());
+        let lost = self.queue.push(proto::Session { id, session, at: wall_ms() });
+        if lost > 0 {
+            self.counters.dropped_full.fetch_add(lost, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Keeps ATS's ticket keys what they should be.
+pub struct TicketKeeper {
+    plugin: &'static Plugin,
+    timetable: Timetable,
+    own: OwnKeys,
+    set: Zeroizing<Vec<u8>>,
+    set_at: Option<Instant>,
+    reloaded_at: Option<Instant>,
+    heard: bool,
+    own_key_seals: bool,
+    errors: Quiet,
+}
+
+/// A configuration reload of ATS can overwrite the keys.
+const SET_AGAIN_EVERY: Duration = Duration::from_secs(60);
+/// ATS tells of a reload when it begins; reading all certificates again takes a while.
+const RELOAD_TAKES: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+impl TicketKeeper {
+    pub fn new(plugin: &'static Plugin) -> Self {
+        Self {
+            plugin,
+            timetable: Timetable::default(),
+            own: OwnKeys::default(),
+            set: Zeroizing::default(),
+            set_at: None,
+            reloaded_at: None,
+            heard: false,
+            own_key_seals: false,
+            errors: Quiet::default(),
+        }
+    }
+
+    /// Waits for a timetable for at most `patience`, then gives ATS its first keys.
+    pub fn begin(&mut self, patience: Duration) {
+        self.hear(patience);
+        self.apply();
+    }
+
+    /// Keeps on until ATS stops.
+    pub fn run(mut self) {
+        self.plugin.api.thread_init();
+        let mut swept = Instant::now();
+        loop {
+            // The wall clock may jump: nothing is believed for longer than a second.
+            let now = wall_ms();
+            let change = self.timetable.next_change(now).map(|at| Duration::from_millis(at.saturating_sub(now)));
+            self.hear(change.map_or(LOOK_EVERY, |change| change.min(LOOK_EVERY)));
+            let Some(_running) = self.plugin.gate.enter() else { return };
+            self.apply();
+            self.plugin.show_statistics();
+            if swept.elapsed() >= SWEEP_EVERY {
+                self.plugin.replica.sweep(wall_ms() / 1000);
+                swept = Instant::now();
+            }
+        }
+    }
+
+    fn hear(&mut self, patience: Duration) {
+        let news = self.plugin.mailbox.wait(patience);
+        if let Some(timetable) = news.timetable {
+            if !self.heard {
+                say(Level::Note, &format!("the farm's first ticket keys are here: {}", timetable.entries().len()));
+            }
+            self.timetable = timetable;
+            self.heard = true;
+        }
+        if news.reloaded {
+            self.reloaded_at = Some(Instant::now());
+            self.set_at = None;
+        }
+    }
+
+    fn apply(&mut self) {
+        // Until the farm speaks, an operator's own key file is better than a random key.
+        if !self.heard && settings::ticket_key_file(&self.plugin.api).is_some() {
+            return;
+        }
+        let random = || {
+            let mut record = Zeroizing::new([0; RECORD_BYTES]);
+            if api::random(record.as_mut_slice()) { Ok(record) } else { Err("OpenSSL has no random bytes") }
+        };
+        let choice = match self.own.choose(&self.timetable, wall_ms(), random) {
+            Ok(choice) => choice,
+            Err(error) => return self.fail(error),
+        };
+        if choice.new_own_key {
+            self.plugin.counters.own_keys.fetch_add(1, Ordering::Relaxed);
+            let why = if self.heard { "no key of the farm may seal now" } else { "no ticket keys from a daemon yet" };
+            say(Level::Warning, &format!("{why}: sealing tickets with a random key that only this host has"));
+        } else if self.own_key_seals && !choice.own_key_seals {
+            say(Level::Note, "sealing tickets with the farm's key again");
+        }
+        self.own_key_seals = choice.own_key_seals;
+        let reloading = self.reloaded_at.is_some_and(|at| at.elapsed() < RELOAD_TAKES);
+        let due = self.set_at.is_none_or(|at| at.elapsed() >= SET_AGAIN_EVERY) || reloading;
+        if *choice.records != *self.set || due {
+            if self.plugin.api.set_ticket_keys(&choice.records) {
+                self.set = choice.records;
+                self.set_at = Some(Instant::now());
+            } else {
+                self.set_at = None;
+                self.fail("ATS refused the ticket keys");
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &str) {
+        self.plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
+        if let Some(times) = self.errors.pass(Instant::now()) {
+            say(Level::Error, &format!("{error}; trying again every second{times}"));
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! The Unix socket on which Traffic Server's plugin meets its node.
+//!
+//! One task a connection reads, one writes. The writer of one proxy never waits for another, and a proxy that stops
+//! reading loses its connection. Messages are preceded by their length as a 32-bit big-endian number.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use metrics::counter;
+use nix::unistd::{User, geteuid};
+use prost::Message;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{ProxyInfo, ProxyPlane};
+use crate::keys::Timetable;
+use crate::proto::local::{self, FromProxy, ToProxy, from_proxy, to_proxy};
+
+/// The largest message in either direction, in bytes.
+pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+/// How many proxies may be connected at once.
+pub const MAX_PROXIES: usize = 64;
+/// How long a new connection may take to introduce itself.
+pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
+/// How long a proxy may leave a message unread before it loses its connection.
+pub const READS_WITHIN: Duration = Duration::from_secs(10);
+
+/// What one message of sessions carries at most, in bytes of payload.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// How often one reason for a refusal is logged.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// After an `accept` that failed for want of file descriptors.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// Longest texts that are taken from a proxy's introduction, in characters, and how many warnings.
+const LONGEST_TEXT: usize = 512;
+const MOST_WARNINGS: usize = 64;
+
+/// The `ats` section of the settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtsSettings {
+    /// Where the socket is made.
+    pub socket: PathBuf,
+    /// The users that may connect besides root and the daemon's own.
+    pub users: Vec<String>,
+}
+
+/// Why the socket cannot be served.
+#[derive(Debug, Error)]
+pub enum AtsError {
+    /// Somebody listens there.
+    #[error("ats.socket = {}: another process listens there", .path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// What is there is left alone.
+    #[error("ats.socket = {}: this exists and is not a socket", .path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("ats.socket = {}: {source}", .path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// Serves proxies at the socket until `stop`. A stale socket is replaced, one that somebody serves is not.
+///
+/// # Errors
+/// When the socket cannot be made; later failures concern one connection and are logged and counted.
+pub async fn serve(settings: AtsSettings, plane: Arc<ProxyPlane>, stop: CancellationToken) -> Result<(), AtsError> {
+    Socket::bind(settings).await?.serve(plane, stop).await;
+    Ok(())
+}
+
+/// The socket, bound: proxies can connect, and are answered once it is served.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    settings: AtsSettings,
+    /// Device and inode, to remove at the end only what was made here.
+    made: (u64, u64),
+}
+
+impl Socket {
+    /// Makes the socket.
+    ///
+    /// # Errors
+    /// When somebody listens there, something else lies there, or the system refuses.
+    pub async fn bind(settings: AtsSettings) -> Result<Self, AtsError> {
+        let path = settings.socket.clone();
+        let failed = |source| AtsError::Io { path: path.clone(), source };
+        make_way(&path).await?;
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        // Anybody may connect, and who it is decides the kernel's answer to SO_PEERCRED: the proxy's user is in no group
+        // of the daemon's.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+        let made = std::fs::symlink_metadata(&path).map(|meta| (meta.dev(), meta.ino())).map_err(failed)?;
+        for user in &settings.users {
+            if uid_of(user.clone()).await.is_none() {
+                warn!(user, "ats.users names a user that does not exist here, yet; looked up again at each connection");
+            }
+        }
+        Ok(Self { listener, settings, made })
+    }
+
+    /// Serves proxies until `stop`, then removes the socket.
+    pub async fn serve(self, plane: Arc<ProxyPlane>, stop: CancellationToken) {
+        let Self { listener, settings, made } = self;
+        let door =
+            Arc::new(Door { plane, users: settings.users, complaints: Complaints::default(), last: Mutex::default() });
+        let mut connections = JoinSet::new();
+        loop {
+            let stream = tokio::select! {
+                () = stop.cancelled() => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        door.complaints.add("accept", &error);
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                        continue;
+                    }
+                },
+            };
+            if connections.len() >= MAX_PROXIES {
+                door.refuse(&Refusal::TooMany, "a new connection");
+                continue;
+            }
+            let door = Arc::clone(&door);
+            connections.spawn(async move { door.admit(stream).await });
+        }
+        connections.shutdown().await;
+        let path = &settings.socket;
+        if std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == made)
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            warn!(%error, path = %path.display(), "the socket stays behind");
+        }
+    }
+}
+
+/// Removes a socket that nobody listens on any more.
+async fn make_way(path: &Path) -> Result<(), AtsError> {
+    let failed = |source| AtsError::Io { path: path.to_owned(), source };
+    let meta = match std::fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if !meta.file_type().is_socket() {
+        return Err(AtsError::NotASocket { path: path.to_owned() });
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Also when its queue of connections is full: somebody is there.
+        _ => Err(AtsError::InUse { path: path.to_owned() }),
+    }
+}
+
+/// The user's number. Looks into the system's user database, which may be far away.
+async fn uid_of(user: String) -> Option<u32> {
+    let found = tokio::task::spawn_blocking(move || User::from_name(&user)).await;
+    found.ok()?.ok()?.map(|user| user.uid.as_raw())
+}
+
+/// Why a connection is refused or ended: one counted reason each.
+#[derive(Debug, Error)]
+enum Refusal {
+    #[error("more than {MAX_PROXIES} connections")]
+    TooMany,
+    #[error("user {uid} is neither root, nor the daemon's own, nor one of ats.users")]
+    Peer { uid: u32 },
+    #[error("no introduction within {HELLO_WITHIN:?}")]
+    Silent,
+    #[error("the first message is no introduction")]
+    NoHello,
+    #[error("a second introduction")]
+    SecondHello,
+    #[error("a message of more than {MAX_FRAME_BYTES} bytes")]
+    TooLarge,
+    #[error("the connection ended in the middle of a message")]
+    Truncated,
+    #[error("a message that is none: {0}")]
+    Garbage(prost::DecodeError),
+    #[error("it left a message unread for {READS_WITHIN:?}")]
+    StoppedReading,
+    #[error("{0}")]
+    Io(io::Error),
+}
+
+impl Refusal {
+    /// The `reason` label of `resumed_proxies_refused_total`.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::TooMany => "too_many",
+            Self::Peer { .. } => "peer",
+            Self::Silent => "silent",
+            Self::NoHello | Self::SecondHello => "no_hello",
+            Self::TooLarge => "too_large",
+            Self::Truncated => "truncated",
+            Self::Garbage(_) => "garbage",
+            Self::StoppedReading => "stopped_reading",
+            Self::Io(_) => "io",
+        }
+    }
+}
+
+/// Log lines that strangers can cause: each kind at most every [`LOG_EVERY`].
+#[derive(Default)]
+struct Complaints {
+    last: Mutex<HashMap<&'static str, (Instant, u64)>>,
+}
+
+impl Complaints {
+    fn add(&self, kind: &'static str, text: &dyn Display) {
+        let held_back = {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            match last.get_mut(kind) {
+                Some((at, held_back)) if at.elapsed() < LOG_EVERY => {
+                    *held_back += 1;
+                    return;
+                }
+                other => {
+                    let held_back = other.map_or(0, |(_, held_back)| *held_back);
+                    last.insert(kind, (Instant::now(), 0));
+                    held_back
+                }
+            }
+        };
+        warn!(kind, held_back, "ATS socket: {text}");
+    }
+}
+
+/// What all connections share.
+struct Door {
+    plane: Arc<ProxyPlane>,
+    users: Vec<String>,
+    complaints: Complaints,
+    /// The last counters of each proxy process, so that a new connection of the same process counts nothing twice.
+    last: Mutex<BTreeMap<u32, local::Counters>>,
+}
+
+/// The messages of one proxy.
+type Messages = FramedRead<OwnedReadHalf, LengthDelimitedCodec>;
+
+impl Door {
+    fn refuse(&self, refusal: &Refusal, who: &str) {
+        counter!("resumed_proxies_refused_total", "reason" => refusal.reason()).increment(1);
+        self.complaints.add(refusal.reason(), &format_args!("{who}: {refusal}"));
+    }
+
+    async fn admit(&self, stream: UnixStream) {
+        let credentials = stream.peer_cred();
+        let who = match &credentials {
+            Ok(peer) => format!("process {} of user {}", peer.pid().unwrap_or_default(), peer.uid()),
+            Err(_) => "an unknown process".to_owned(),
+        };
+        let talked = match credentials {
+            Ok(peer) if self.allows(peer.uid()).await => self.talk(stream, &who).await,
+            Ok(peer) => Err(Refusal::Peer { uid: peer.uid() }),
+            Err(error) => Err(Refusal::Io(error)),
+        };
+        if let Err(refusal) = talked {
+            self.refuse(&refusal, &who);
+        }
+    }
+
+    async fn allows(&self, uid: u32) -> bool {
+        if uid == 0 || uid == geteuid().as_raw() {
+            return true;
+        }
+        for user in &self.users {
+            if uid_of(user.clone()).await == Some(uid) {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn talk(&self, stream: UnixStream, who: &str) -> Result<(), Refusal> {
+        let (reader, writer) = stream.into_split();
+        let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec();
+        let mut messages = FramedRead::new(reader, codec);
+        let first = timeout(HELLO_WITHIN, next_message(&mut messages)).await.map_err(|_| Refusal::Silent)??;
+        // It looked whether anybody is here, as a starting daemon does.
+        let Some(first) = first else { return Ok(()) };
+        let Some(from_proxy::Kind::Hello(hello)) = first.kind else { return Err(Refusal::NoHello) };
+        let info = introduced(hello);
+        let (pid, sessions) = (info.process_id, info.sessions);
+        info!(kind = info.kind, version = info.version, plugin = info.plugin_version, pid, "proxy connected: {who}");
+        for warning in &info.warnings {
+            warn!(pid, "proxy: {warning}");
+        }
+        let registered = self.plane.registry.register(info);
+        let ended = tokio::select! {
+            ended = self.listen(&mut messages, pid) => ended,
+            ended = self.speak(writer, sessions) => ended,
+        };
+        drop(registered);
+        info!(pid, "proxy disconnected");
+        ended
+    }
+
+    async fn listen(&self, messages: &mut Messages, pid: u32) -> Result<(), Refusal> {
+        while let Some(message) = next_message(messages).await? {
+            match message.kind {
+                Some(from_proxy::Kind::Hello(_)) => return Err(Refusal::SecondHello),
+                Some(from_proxy::Kind::Sessions(sessions)) => self.take(sessions.entries),
+                Some(from_proxy::Kind::Counters(counters)) => self.count(pid, counters),
+                // A kind that a later release of the plugin knows.
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sessions and removals at the proxy, in order.
+    fn take(&self, entries: Vec<local::Session>) {
+        let plane = &self.plane;
+        if !plane.welcome.replicate {
+            return;
+        }
+        let now = plane.clock.now();
+        let mut news = Vec::new();
+        for entry in entries {
+            // Faults are counted by the store.
+            if let Ok(Some(publish)) = plane.store.local(&entry, now) {
+                if plane.outbox.push(publish).is_err() {
+                    counter!("resumed_sessions_dropped_total", "reason" => "outbox_full").increment(1);
+                }
+                news.push(local::Session { at: 0, ..entry });
+            }
+        }
+        // Another proxy beside this node hears of it without the farm. Its own copy does this one no harm.
+        if plane.registry.len() > 1 && !news.is_empty() {
+            // No receiver is no fault: no other proxy takes sessions.
+            let _ = plane.from_farm.send(Arc::new(news));
+        }
+    }
+
+    /// The plugin counts from its own start; metrics go on from where they are.
+    fn count(&self, pid: u32, now: local::Counters) {
+        let before = {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.len() >= 2 * MAX_PROXIES && !last.contains_key(&pid) {
+                last.pop_first();
+            }
+            last.insert(pid, now).unwrap_or_default()
+        };
+        // A number that fell is a new process with an old id.
+        let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
+        counter!("resumed_proxy_sessions_reported_total").increment(since(now.queued, before.queued));
+        counter!("resumed_proxy_sessions_inserted_total").increment(since(now.inserted, before.inserted));
+        counter!("resumed_proxy_own_keys_total").increment(since(now.own_keys, before.own_keys));
+        counter!("resumed_apply_errors_total").increment(since(now.apply_errors, before.apply_errors));
+        counter!("resumed_sessions_dropped_total", "reason" => "plugin_queue_full")
+            .increment(since(now.dropped_full, before.dropped_full));
+        counter!("resumed_sessions_dropped_total", "reason" => "too_large_for_proxy")
+            .increment(since(now.too_large_for_proxy, before.too_large_for_proxy));
+    }
+
+    /// Greets, then sends keys, all sessions of the store, and what the farm makes from now on.
+    async fn speak(&self, mut writer: OwnedWriteHalf, sessions: bool) -> Result<(), Refusal> {
+        let plane = &self.plane;
+        let mut timetable = plane.timetable.clone();
+        // Before the first look into the store: what the farm makes meanwhile is sent after it.
+        let mut live = plane.from_farm.subscribe();
+        send(&mut writer, to_proxy::Kind::Welcome(plane.welcome.clone())).await?;
+        let first = timetable.borrow_and_update().clone();
+        self.send_timetable(&mut writer, &first).await?;
+        let takes_sessions = sessions && plane.welcome.replicate;
+        let mut refill = takes_sessions.then(|| plane.store.refill(CHUNK_BYTES));
+        loop {
+            // Keys first, then what is new; what is old fills the rest of the time. A removal overtakes nothing: a chunk
+            // is read from the store and sent in one step.
+            tokio::select! {
+                biased;
+                changed = timetable.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let timetable = timetable.borrow_and_update().clone();
+                    self.send_timetable(&mut writer, &timetable).await?;
+                }
+                news = live.recv(), if takes_sessions => match news {
+                    Ok(news) => send_sessions(&mut writer, &news).await?,
+                    Err(RecvError::Lagged(batches)) => {
+                        counter!("resumed_sessions_dropped_total", "reason" => "proxy_slow").increment(batches);
+                        self.complaints.add("proxy_slow", &format_args!("a proxy fell {batches} batches behind; refilling it"));
+                        refill = Some(plane.store.refill(CHUNK_BYTES));
+                    }
+                    Err(RecvError::Closed) => return Ok(()),
+                },
+                () = std::future::ready(()), if refill.is_some() => {
+                    match refill.as_mut().and_then(|refill| refill.next_chunk(plane.clock.now())) {
+                        Some(chunk) => send_sessions(&mut writer, &chunk).await?,
+                        None => refill = None,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send_timetable(&self, writer: &mut OwnedWriteHalf, timetable: &Timetable) -> Result<(), Refusal> {
+        let sent_at = self.plane.clock.now().wall;
+        send(writer, to_proxy::Kind::Timetable(message_of(timetable, sent_at))).await
+    }
+}
+
+/// Cuts down what a proxy says of itself.
+fn introduced(hello: local::Hello) -> ProxyInfo {
+    let short = |text: String| text.chars().filter(|c| !c.is_control()).take(LONGEST_TEXT).collect::<String>();
+    let digest_ok = hello.certificate_digest.len() == 8;
+    ProxyInfo {
+        kind: short(hello.kind),
+        version: short(hello.proxy_version),
+        plugin_version: short(hello.plugin_version),
+        process_id: hello.process_id,
+        certificate_digest: if digest_ok { hello.certificate_digest } else { Vec::new() },
+        warnings: hello.warnings.into_iter().take(MOST_WARNINGS).map(short).collect(),
+        sessions: hello.sessions,
+    }
+}
+
+/// The next message; none at an orderly end.
+async fn next_message(messages: &mut Messages) -> Result<Option<FromProxy>, Refusal> {
+    let Some(frame) = messages.next().await else { return Ok(None) };
+    let frame = frame.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => Refusal::TooLarge,
+        // The codec's word for an end in the middle of a message.
+        io::ErrorKind::Other | io::ErrorKind::UnexpectedEof => Refusal::Truncated,
+        _ => Refusal::Io(error),
+    })?;
+    FromProxy::decode(frame.freeze()).map(Some).map_err(Refusal::Garbage)
+}
+
+/// `timetable` as the plugin reads it.
+fn message_of(timetable: &Timetable, sent_at: u64) -> local::Timetable {
+    let key = |entry: &crate::keys::Entry| local::TimetableKey {
+        name: entry.name.to_vec(),
+        hmac: entry.hmac.to_vec(),
+        aes: entry.aes.to_vec(),
+        seal_from: entry.seal_from,
+        settled_at: entry.settled_at,
+        seal_until: entry.seal_until,
+        open_until: entry.open_until,
+    };
+    local::Timetable { keys: timetable.entries().iter().map(key).collect(), sent_at }
+}
+
+/// Sends sessions in messages of about [`CHUNK_BYTES`].
+async fn send_sessions(writer: &mut OwnedWriteHalf, sessions: &[local::Session]) -> Result<(), Refusal> {
+    let mut rest = sessions;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |session: &&local::Session| {
+            bytes += session.encoded_len() + 8;
+            bytes <= CHUNK_BYTES
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (chunk, after) = rest.split_at(count);
+        send(writer, to_proxy::Kind::Sessions(local::Sessions { entries: chunk.to_vec() })).await?;
+        rest = after;
+    }
+    Ok(())
+}
+
+async fn send(writer: &mut OwnedWriteHalf, kind: to_proxy::Kind) -> Result<(), Refusal> {
+    let mut message = ToProxy { kind: Some(kind) };
+    let len = message.encoded_len();
+    let mut frame = Zeroizing::new(Vec::with_capacity(4 + len));
+    frame.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+    frame.extend_from_slice(&Zeroizing::new(message.encode_to_vec()));
+    if let Some(to_proxy::Kind::Timetable(timetable)) = &mut message.kind {
+        for key in &mut timetable.keys {
+            key.hmac.zeroize();
+            key.aes.zeroize();
+        }
+    }
+    match timeout(READS_WITHIN, writer.write_all(&frame)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Ok(Err(error)) => Err(Refusal::Io(error)),
+        Err(_) => Err(Refusal::StoppedReading),
+    }
+}

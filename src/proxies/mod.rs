@@ -1,0 +1,191 @@
+//! The proxies beside this node: what every adapter needs, and who is connected.
+//!
+//! An adapter hands a proxy the timetable of ticket keys and the farm's sessions, and takes the sessions that the proxy
+//! makes. It decides nothing about either.
+
+pub mod ats;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{broadcast, watch};
+
+use crate::clock::SystemClock;
+use crate::keys::Timetable;
+use crate::proto;
+use crate::sessions::{Outbox, Store};
+
+/// What an adapter shares with the rest of the node.
+pub struct ProxyPlane {
+    /// The ticket keys that proxies use now, with their times.
+    pub timetable: watch::Receiver<Arc<Timetable>>,
+    /// Sessions and removals from the farm, in order, each already applied to `store`. An adapter that falls behind
+    /// fills its proxy again from `store`, so the capacity bounds memory and not what a proxy may learn.
+    pub from_farm: broadcast::Sender<Arc<Vec<proto::local::Session>>>,
+    /// What the node's own proxies made, for the farm.
+    pub outbox: Arc<Outbox>,
+    /// All sessions that the node knows.
+    pub store: Arc<Store>,
+    /// The proxies connected now.
+    pub registry: Arc<Registry>,
+    /// Reads the host's clocks.
+    pub clock: SystemClock,
+    /// How the node greets a proxy.
+    pub welcome: proto::local::Welcome,
+}
+
+impl fmt::Debug for ProxyPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyPlane").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+/// One connected proxy, as it introduced itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProxyInfo {
+    /// `ats` or `rustls`.
+    pub kind: String,
+    /// The proxy's release.
+    pub version: String,
+    /// The plugin's release.
+    pub plugin_version: String,
+    /// The proxy's process id; 0 if it runs in the node's own process.
+    pub process_id: u32,
+    /// 8 bytes over its certificate names as configured; empty: unknown.
+    pub certificate_digest: Vec<u8>,
+    /// Settings of the proxy that break resumption across the farm, in sentences.
+    pub warnings: Vec<String>,
+    /// Whether it takes session-ID sessions.
+    pub sessions: bool,
+}
+
+/// The proxies connected to this node now.
+#[derive(Debug)]
+pub struct Registry {
+    connected: Mutex<Connected>,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Connected {
+    next: u64,
+    proxies: BTreeMap<u64, ProxyInfo>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { connected: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Registry {
+    /// Adds a proxy, until the guard is dropped.
+    #[must_use]
+    pub fn register(self: &Arc<Self>, proxy: ProxyInfo) -> Registered {
+        let mut connected = self.lock();
+        let number = connected.next;
+        connected.next += 1;
+        connected.proxies.insert(number, proxy);
+        self.tell(connected);
+        Registered { registry: Arc::clone(self), number }
+    }
+
+    /// How many proxies are connected.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().proxies.len()
+    }
+
+    /// Whether no proxy is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The connected proxies in the order in which they came, as reports carry them.
+    #[must_use]
+    pub fn list(&self) -> Vec<proto::Proxy> {
+        let proxy = |proxy: &ProxyInfo| proto::Proxy {
+            kind: proxy.kind.clone(),
+            version: proxy.version.clone(),
+            certificate_digest: proxy.certificate_digest.clone(),
+        };
+        self.lock().proxies.values().map(proxy).collect()
+    }
+
+    /// The connected proxies with everything that they said of themselves.
+    #[must_use]
+    pub fn proxies(&self) -> Vec<ProxyInfo> {
+        self.lock().proxies.values().cloned().collect()
+    }
+
+    /// What the connected proxies warn of, in sentences that name the proxy.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let sentences = |proxy: &ProxyInfo| {
+            let who = format!("{} {} (process {})", proxy.kind, proxy.version, proxy.process_id);
+            proxy.warnings.iter().map(move |warning| format!("{who}: {warning}")).collect::<Vec<_>>()
+        };
+        self.lock().proxies.values().flat_map(sentences).collect()
+    }
+
+    /// A number that changes whenever a proxy comes or goes.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn tell(&self, connected: MutexGuard<'_, Connected>) {
+        metrics::gauge!("resumed_proxies_connected").set(connected.proxies.len() as f64);
+        drop(connected);
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connected> {
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A proxy is connected while this exists.
+#[derive(Debug)]
+pub struct Registered {
+    registry: Arc<Registry>,
+    number: u64,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut connected = self.registry.lock();
+        connected.proxies.remove(&self.number);
+        self.registry.tell(connected);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_is_listed_while_it_is_registered() {
+        let registry = Arc::new(Registry::default());
+        let mut changes = registry.changed();
+        let info = ProxyInfo {
+            kind: "ats".to_owned(),
+            version: "9.2.9".to_owned(),
+            process_id: 7,
+            certificate_digest: vec![1; 8],
+            warnings: vec!["no session cache".to_owned()],
+            ..ProxyInfo::default()
+        };
+        let registered = registry.register(info.clone());
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        assert_eq!(registry.proxies(), [info]);
+        assert_eq!(registry.list()[0].certificate_digest, [1; 8]);
+        assert_eq!(registry.warnings(), ["ats 9.2.9 (process 7): no session cache"]);
+        drop(registered);
+        assert!(changes.has_changed().unwrap());
+        assert!(registry.is_empty() && registry.warnings().is_empty());
+    }
+}

@@ -1,0 +1,123 @@
+//! A TLS client that resumes: by session ID, by TLS 1.2 ticket, by TLS 1.3 ticket.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use openssl::pkey::PKey;
+use openssl::ssl::{
+    Ssl, SslContext, SslMethod, SslOptions, SslSession, SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion,
+};
+use openssl::x509::X509;
+
+use super::ats::Certificate;
+
+/// How a client resumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// TLS 1.2 by session ID.
+    Id,
+    /// TLS 1.2 by ticket.
+    Ticket12,
+    /// TLS 1.3, by ticket.
+    Ticket13,
+}
+
+/// A client that offers one mode only.
+pub struct Client {
+    context: SslContext,
+    fresh: Arc<Mutex<Option<SslSession>>>,
+}
+
+/// One finished connection.
+pub struct Visit {
+    /// The server resumed the offered session.
+    pub resumed: bool,
+    /// What to offer next time: a new session, or the offered one if the server gave none.
+    pub session: SslSession,
+}
+
+impl Client {
+    pub fn new(mode: Mode) -> Self {
+        let mut context = SslContext::builder(SslMethod::tls_client()).expect("a context");
+        let version = if mode == Mode::Ticket13 { SslVersion::TLS1_3 } else { SslVersion::TLS1_2 };
+        context.set_min_proto_version(Some(version)).expect("a version");
+        context.set_max_proto_version(Some(version)).expect("a version");
+        if mode == Mode::Id {
+            context.set_options(SslOptions::NO_TICKET);
+        }
+        context.set_verify(SslVerifyMode::NONE);
+        context.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
+        let fresh = Arc::new(Mutex::new(None));
+        let keep = Arc::clone(&fresh);
+        context.set_new_session_callback(move |_, session| *keep.lock().expect("no panic") = Some(session));
+        Self { context: context.build(), fresh }
+    }
+
+    /// Connects, offers `session`, asks for a page and reads to the orderly end.
+    pub fn visit(&self, server: SocketAddr, session: Option<&SslSession>) -> Result<Visit, String> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| format!("{server}: {what}: {error}");
+        *self.fresh.lock().expect("no panic") = None;
+        let mut stream = self.connect(server, session)?;
+        let resumed = stream.ssl().session_reused();
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").map_err(|error| failed("request", &error))?;
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Err(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(failed("answer", &error)),
+            _ => {}
+        }
+        let _ = stream.shutdown();
+        let fresh = self.fresh.lock().expect("no panic").take();
+        let session = fresh.or_else(|| session.cloned()).or_else(|| stream.ssl().session().map(ToOwned::to_owned));
+        Ok(Visit { resumed, session: session.ok_or_else(|| format!("{server}: no session"))? })
+    }
+
+    /// Connects, offers `session`, and closes the socket without a word.
+    pub fn abandon(&self, server: SocketAddr, session: Option<&SslSession>) -> Result<(), String> {
+        self.connect(server, session).map(drop)
+    }
+
+    fn connect(&self, server: SocketAddr, session: Option<&SslSession>) -> Result<SslStream<TcpStream>, String> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| format!("{server}: {what}: {error}");
+        let tcp = TcpStream::connect(server).map_err(|error| failed("connect", &error))?;
+        tcp.set_nodelay(true).map_err(|error| failed("no delay", &error))?;
+        tcp.set_read_timeout(Some(Duration::from_secs(10))).map_err(|error| failed("timeout", &error))?;
+        let mut ssl = Ssl::new(&self.context).map_err(|error| failed("TLS", &error))?;
+        ssl.set_hostname("farm.test").map_err(|error| failed("SNI", &error))?;
+        if let Some(session) = session {
+            // A copy: OpenSSL's client marks a TLS 1.3 session that it has used as not to be used again.
+            let copy = session.to_der().and_then(|der| SslSession::from_der(&der));
+            let copy = copy.map_err(|error| failed("session", &error))?;
+            // SAFETY: the session was made by a context with the settings of this one.
+            unsafe { ssl.set_session(&copy) }.map_err(|error| failed("session", &error))?;
+        }
+        ssl.connect(tcp).map_err(|error| failed("handshake", &error))
+    }
+}
+
+/// A TLS 1.2 session as a server keeps it, from one handshake over a socket pair: its ID and its DER.
+pub fn server_session() -> (Vec<u8>, Vec<u8>) {
+    let certificate = Certificate::self_signed("farm.test");
+    let mut server = SslContext::builder(SslMethod::tls_server()).expect("a context");
+    server.set_certificate(&X509::from_pem(&certificate.pem).expect("PEM")).expect("a certificate");
+    server.set_private_key(&PKey::private_key_from_pem(&certificate.key).expect("PEM")).expect("a key");
+    server.set_max_proto_version(Some(SslVersion::TLS1_2)).expect("a version");
+    server.set_options(SslOptions::NO_TICKET);
+    server.set_session_id_context(b"test").expect("a context");
+    let client = Client::new(Mode::Id);
+    let (near, far) = UnixStream::pair().expect("a socket pair");
+    let connecting = thread::spawn(move || {
+        let mut stream = Ssl::new(&client.context).expect("TLS").connect(far).expect("a handshake");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let mut stream = Ssl::new(&server.build()).expect("TLS").accept(near).expect("a handshake");
+    let session = stream.ssl().session().expect("a session").to_owned();
+    let _ = stream.shutdown();
+    drop(stream);
+    connecting.join().expect("the client");
+    (session.id().to_vec(), session.to_der().expect("DER"))
+}
