@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod envelope;
+pub mod farm;
 pub mod keys;
 pub mod metrics;
 pub mod probe;

@@ -4,6 +4,7 @@
 //! makes. It decides nothing about either.
 
 pub mod ats;
+pub mod rustls;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,0 +1,1060 @@
+//! The state machine of one node.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::members::{Member, Members};
+use super::operator::{Ask, Pending, Reply};
+use crate::bus::{Names, Route};
+use crate::clock::{Now, millis};
+use crate::keys::{HeldRing, KeyMaterial, KeySettings, Ring, RingFault};
+use crate::proto::{self, payload::Kind};
+
+/// A leader, a lease or an inbox that is silent for this many beats is taken for broken.
+const SILENT_BEATS: u64 = 3;
+
+/// After this many beats without any valid announcement a node announces without the lease.
+const ACT_AFTER_BEATS: u64 = 10;
+
+/// How long a leader whose clock the farm disagrees with stays away from the lease, in beats.
+const SKEWED_BACKOFF_BEATS: u64 = 30;
+
+/// A new leader waits this long (or `settle`, if that is shorter) for reports that may bring a ring, before it mints the
+/// first key of an empty farm. A ring that comes later merges all the same; but proxies that start with the farm wait
+/// only a second for their first key.
+const GATHER_MS: u64 = 250;
+
+/// The longest random delay before trying a lease that was seen free.
+const LEASE_JITTER_MS: u64 = 150;
+
+/// The leader's pace: at least this much time between reports for each member, so that reports stay few a second.
+const PACE_PER_MEMBER_MS: u64 = 10;
+
+/// No announcement makes a node report more seldom than this.
+const SLOWEST_PACE_MS: u64 = 60_000;
+
+/// How long a request waits for the leader's answer in all, and between two tries.
+const ASK_FOR_MS: u64 = 5_000;
+const ASK_AGAIN_MS: u64 = 500;
+
+/// A source of random bytes: the operating system's in the daemon, a seed's in a simulation.
+pub type Randomness = Box<dyn FnMut(&mut [u8]) + Send>;
+
+/// Who the node is and how it behaves.
+#[derive(Clone, Debug)]
+pub struct FarmSettings {
+    /// The node's name, 1 to 128 bytes.
+    pub node: String,
+    /// Random for each start.
+    pub boot_id: [u8; 16],
+    /// The pod that the node's sessions belong to.
+    pub pod: String,
+    /// The node's release.
+    pub version: String,
+    /// The farm's queues.
+    pub names: Names,
+    /// The life of a key.
+    pub keys: KeySettings,
+    /// The beat: how often a node reports, at least.
+    pub report_every: Duration,
+    /// After this long with neither ring nor leader a node mints for itself.
+    pub start_alone_after: Duration,
+    /// Whether the node may take the lease.
+    pub can_lead: bool,
+}
+
+/// What the node's reports say besides its ring.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LocalState {
+    /// Entries in the session cache.
+    pub sessions: u64,
+    /// Proxies connected now.
+    pub proxies: Vec<proto::Proxy>,
+    /// The farm secrets that the node opens, 8 bytes each.
+    pub secret_ids: Vec<Vec<u8>>,
+}
+
+/// The queue that a message came out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The node's inbox.
+    Inbox,
+    /// The leader's queue.
+    Lease,
+}
+
+/// Something that happened to the node.
+#[derive(Debug)]
+pub enum Event {
+    /// Nothing but time: see [`Farm::next_wake`].
+    Wake,
+    /// A link to the broker is up, with this inbox.
+    Connected {
+        /// The queue that reaches this node.
+        inbox: String,
+    },
+    /// The link is gone, and the lease with it.
+    Disconnected,
+    /// The lease is ours.
+    LeaseGranted,
+    /// Somebody else holds the lease.
+    LeaseHeld,
+    /// The attempt at the lease failed otherwise.
+    LeaseFailed,
+    /// The lease was taken from us although the link lives.
+    LeaseLost,
+    /// The broker returned a message for the leader: nobody holds the lease.
+    Unroutable,
+    /// An authentic message, in time, from any node including this one.
+    Message {
+        /// The opened message.
+        payload: Box<proto::Payload>,
+        /// The queue that it came out of.
+        via: Via,
+    },
+    /// An authentic message whose stamp is more than `max_clock_offset` from our clock.
+    Skewed {
+        /// The sender's name.
+        node: String,
+        /// The sender's boot id.
+        boot_id: [u8; 16],
+        /// Its clock minus ours.
+        offset_ms: i64,
+        /// The queue that it came out of.
+        via: Via,
+    },
+    /// An operator asks something through this node.
+    Ask {
+        /// Chosen by the driver, for the reply.
+        id: u64,
+        /// What is asked.
+        ask: Ask,
+    },
+    /// The node is stopping.
+    Stop,
+}
+
+/// What the driver has to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Seal and publish.
+    Send {
+        /// Where to.
+        to: Route,
+        /// What.
+        kind: Kind,
+    },
+    /// Try to take the lease, and answer with `LeaseGranted`, `LeaseHeld` or `LeaseFailed`.
+    TryLease,
+    /// Give the lease up.
+    ReleaseLease,
+    /// Close the link and open another.
+    RenewLink,
+    /// The ring is another one now: save it, and give the proxies their keys.
+    RingChanged,
+    /// The answer to an [`Event::Ask`].
+    Reply {
+        /// The driver's id.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Something worth a log line or a counter.
+    Note(Note),
+}
+
+/// What the machine noticed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// This node leads from now on.
+    Leads,
+    /// This node leads no longer, and why.
+    StepsDown(&'static str),
+    /// This node announces without the lease: nobody was heard for long.
+    ActsAlone,
+    /// Another node is followed from now on.
+    Follows(String),
+    /// A key was minted here.
+    Minted {
+        /// Its generation.
+        generation: u64,
+        /// Why: `scheduled`, `first`, `requested`, or `alone`.
+        reason: &'static str,
+    },
+    /// A key, or a floor, of a node was not taken over.
+    BadKey {
+        /// Who sent it; this node itself for keys that went bad in its own ring.
+        node: String,
+        /// The counted reason.
+        reason: &'static str,
+    },
+    /// Two keys of one name differed.
+    KeyConflict {
+        /// Who sent the other one.
+        node: String,
+    },
+    /// A message of a kind that this release does not know, or that has no business in the queue.
+    UnknownKind {
+        /// The sender.
+        node: String,
+    },
+    /// A node's clock is too far off: its messages are not acted on.
+    Skewed {
+        /// The node.
+        node: String,
+        /// Its clock minus ours.
+        offset_ms: i64,
+    },
+    /// Nothing arrived in the inbox for too long: a new one is declared on a new connection.
+    InboxSilent,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leads => write!(f, "this node holds the lease and leads"),
+            Self::StepsDown(reason) => write!(f, "this node leads no longer: {reason}"),
+            Self::ActsAlone => write!(f, "no leader was heard for long: announcing without the lease"),
+            Self::Follows(leader) => write!(f, "following {leader}"),
+            Self::Minted { generation, reason } => write!(f, "minted ticket key {generation} ({reason})"),
+            Self::BadKey { node, reason } => write!(f, "skipped a ticket key of {node}: {reason}"),
+            Self::KeyConflict { node } => write!(f, "{node} sent another key under a known name; kept the higher"),
+            Self::UnknownKind { node } => write!(f, "ignored a message of unknown kind from {node}"),
+            Self::Skewed { node, offset_ms } => {
+                write!(f, "the clock of {node} differs from ours by {offset_ms} ms: its messages are not acted on")
+            }
+            Self::InboxSilent => write!(f, "nothing arrives in the inbox: opening a new connection"),
+        }
+    }
+}
+
+/// The farm as one node sees it.
+pub struct Farm {
+    settings: FarmSettings,
+    local: LocalState,
+    random: Randomness,
+    held: HeldRing,
+    members: Members,
+    role: Role,
+    link: Option<LinkState>,
+    announced: Option<Announced>,
+    /// The node last followed, to notice a change.
+    follows: Option<(String, [u8; 16])>,
+    /// Milliseconds between reports, as the leader last said.
+    pace: u64,
+    /// The last valid announcement of another node, or the start.
+    leader_heard_at: u64,
+    /// Since when no valid announcement was heard on a link that worked.
+    silent_since: u64,
+    report_at: u64,
+    lease: LeaseWish,
+    renewals: u32,
+    /// The last link was closed on purpose, to renew it.
+    renewing: bool,
+    asks: HashMap<u64, Pending>,
+    out: Vec<Action>,
+}
+
+#[derive(Debug)]
+enum Role {
+    Follower,
+    /// Holds the lease.
+    Leading {
+        mint_after: u64,
+        echo_at: u64,
+        announce_at: u64,
+    },
+    /// Announces without the lease.
+    Acting {
+        announce_at: u64,
+    },
+}
+
+#[derive(Debug)]
+struct LinkState {
+    inbox: String,
+    heard_at: u64,
+    /// No announcement was heard on this link yet.
+    first: bool,
+}
+
+/// The last valid announcement of another node.
+#[derive(Debug)]
+struct Announced {
+    as_of: u64,
+    fingerprint: [u8; 8],
+    leased: bool,
+    inbox: String,
+    members: u32,
+    in_step: u32,
+    /// The announcer's clock minus ours.
+    offset_ms: i64,
+}
+
+#[derive(Debug, Default)]
+struct LeaseWish {
+    try_at: Option<u64>,
+    trying: bool,
+    not_before: u64,
+    act_at: Option<u64>,
+}
+
+impl Farm {
+    /// A node that has just started, with the ring that it saved before, if any.
+    #[must_use]
+    pub fn new(settings: FarmSettings, held: HeldRing, random: Randomness, now: Now) -> Self {
+        Self {
+            pace: millis(settings.report_every),
+            settings,
+            local: LocalState::default(),
+            random,
+            held,
+            members: Members::default(),
+            role: Role::Follower,
+            link: None,
+            announced: None,
+            follows: None,
+            leader_heard_at: now.mono,
+            silent_since: now.mono,
+            report_at: now.mono,
+            lease: LeaseWish::default(),
+            renewals: 0,
+            renewing: false,
+            asks: HashMap::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes in one event and returns what to do, in order.
+    #[must_use]
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Action> {
+        match event {
+            Event::Wake => {}
+            Event::Connected { inbox } => self.connected(inbox, now),
+            Event::Disconnected => self.disconnected(),
+            Event::LeaseGranted => self.granted(now),
+            Event::LeaseHeld => {
+                self.lease.trying = false;
+                // Whoever won wants to hear of us, once it is ready to.
+                self.report_within(now, 50, 250);
+            }
+            Event::LeaseFailed => self.lease.trying = false,
+            Event::LeaseLost => self.lease_lost(now),
+            Event::Unroutable => self.wish_for_lease(now),
+            Event::Message { payload, via } => self.message(*payload, via, now),
+            Event::Skewed { node, boot_id, offset_ms, via } => self.skewed(node, boot_id, offset_ms, via, now),
+            Event::Ask { id, ask } => self.ask(id, ask, now),
+            Event::Stop => {
+                self.farewell();
+                return std::mem::take(&mut self.out);
+            }
+        }
+        self.advance(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Monotonic milliseconds at which [`Event::Wake`] is due, if nothing else happens before.
+    #[must_use]
+    pub fn next_wake(&self, now: Now) -> u64 {
+        let mut due = vec![now.mono + self.pace];
+        let silent = SILENT_BEATS * self.pace;
+        if self.link.is_some() {
+            due.push(self.report_at);
+        }
+        match self.role {
+            Role::Leading { mint_after, echo_at, announce_at } => {
+                due.extend([mint_after, echo_at + silent, announce_at])
+            }
+            Role::Acting { announce_at } => due.push(announce_at),
+            Role::Follower => {}
+        }
+        due.extend(self.lease.try_at);
+        due.extend(self.lease.act_at);
+        due.push(self.leader_heard_at + millis(self.settings.start_alone_after));
+        due.extend(self.asks.values().map(|pending| pending.retry_at.min(pending.give_up_at)));
+        due.extend(self.held.next_change(now).map(|wall| now.mono + wall.saturating_sub(now.wall)));
+        due.into_iter().filter(|at| *at > now.mono).min().unwrap_or(now.mono + self.pace)
+    }
+
+    /// What the next reports say of this host.
+    pub fn set_local(&mut self, local: LocalState) {
+        self.local = local;
+    }
+
+    /// The ring, and how long each key has been held.
+    #[must_use]
+    pub fn held(&self) -> &HeldRing {
+        &self.held
+    }
+
+    /// Whether this node holds the lease.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        matches!(self.role, Role::Leading { .. })
+    }
+
+    /// Members and members in step: counted by the leader, as announced by it elsewhere.
+    #[must_use]
+    pub fn member_counts(&self, now: Now) -> (u32, u32) {
+        match (&self.role, &self.announced) {
+            (Role::Follower, Some(announced)) => (announced.members, announced.in_step),
+            (Role::Follower, None) => (1, 1),
+            _ => self.count_members(now),
+        }
+    }
+
+    /// The leader's clock minus ours, in milliseconds; 0 at the leader and before the first announcement.
+    #[must_use]
+    pub fn clock_offset_ms(&self) -> i64 {
+        match (&self.role, &self.announced) {
+            (Role::Follower, Some(announced)) => announced.offset_ms,
+            _ => 0,
+        }
+    }
+
+    /// The node that is followed, if one was heard within three beats; this node itself if it leads.
+    #[must_use]
+    pub fn leader(&self, now: Now) -> Option<&str> {
+        if self.is_leader() {
+            return Some(&self.settings.node);
+        }
+        let heard = now.mono.saturating_sub(self.leader_heard_at) <= SILENT_BEATS * self.pace;
+        self.follows.as_ref().filter(|_| heard).map(|(name, _)| name.as_str())
+    }
+
+    /// This node as its own member table would show it, for a status without a leader.
+    #[must_use]
+    pub fn own_member(&self) -> proto::Member {
+        proto::Member {
+            name: self.settings.node.clone(),
+            boot_id: self.settings.boot_id.to_vec(),
+            pod: self.settings.pod.clone(),
+            version: self.settings.version.clone(),
+            last_report_ms: 0,
+            in_step: true,
+            clock_offset_ms: 0,
+            sessions: self.local.sessions,
+            proxies: self.local.proxies.clone(),
+            secret_ids: self.local.secret_ids.clone(),
+            leader: self.is_leader(),
+            highest_generation: self.held.ring().highest_generation(),
+        }
+    }
+
+    // Links and the lease.
+
+    fn connected(&mut self, inbox: String, now: Now) {
+        self.link = Some(LinkState { inbox, heard_at: now.mono, first: true });
+        self.announced = None;
+        self.lease = LeaseWish { not_before: self.lease.not_before, ..LeaseWish::default() };
+        self.report_at = now.mono;
+        if self.renewing {
+            // The old inbox was silent: maybe nobody leads, maybe a queue is stuck. Trying the lease tells.
+            self.wish_for_lease(now);
+        } else {
+            self.silent_since = now.mono;
+        }
+        self.renewing = false;
+    }
+
+    fn disconnected(&mut self) {
+        self.link = None;
+        self.renewing = false;
+        self.lease.trying = false;
+        self.follow("the connection to the broker is gone");
+    }
+
+    fn granted(&mut self, now: Now) {
+        self.lease.trying = false;
+        self.lease.try_at = None;
+        if self.link.is_none() {
+            return;
+        }
+        self.members.clear();
+        self.pace = millis(self.settings.report_every);
+        self.role = Role::Leading {
+            // Reports that arrive until then may bring a ring.
+            mint_after: now.mono + millis(self.settings.keys.settle).min(GATHER_MS),
+            echo_at: now.mono,
+            announce_at: now.mono,
+        };
+        self.report_at = now.mono;
+        self.note(Note::Leads);
+    }
+
+    fn lease_lost(&mut self, now: Now) {
+        self.follow("the broker took the lease away");
+        self.wish_for_lease(now);
+    }
+
+    fn follow(&mut self, reason: &'static str) {
+        if self.is_leader() {
+            self.note(Note::StepsDown(reason));
+            self.members.clear();
+        }
+        self.role = Role::Follower;
+    }
+
+    /// Tries the lease after a short random delay, unless it is tried already or not wanted.
+    fn wish_for_lease(&mut self, now: Now) {
+        let wanted = self.settings.can_lead && self.link.is_some() && !self.is_leader();
+        if wanted && !self.lease.trying && self.lease.try_at.is_none() {
+            let at = now.mono + self.random_below(LEASE_JITTER_MS);
+            self.lease.try_at = Some(at.max(self.lease.not_before));
+        }
+    }
+
+    fn renew_link(&mut self) {
+        self.link = None;
+        self.renewing = true;
+        self.lease.trying = false;
+        self.lease.try_at = None;
+        self.out.push(Action::RenewLink);
+    }
+
+    fn farewell(&mut self) {
+        if self.link.is_none() {
+            return;
+        }
+        let to = if self.is_leader() {
+            // The lease is free before anybody hears that it is.
+            self.out.push(Action::ReleaseLease);
+            Route::Keys
+        } else {
+            Route::Leader
+        };
+        self.out.push(Action::Send { to, kind: Kind::Farewell(proto::Farewell {}) });
+    }
+
+    // Messages.
+
+    fn message(&mut self, payload: proto::Payload, via: Via, now: Now) {
+        let own = payload.boot_id == self.settings.boot_id;
+        if via == Via::Inbox {
+            self.inbox_lives(now);
+        }
+        let Ok(boot_id) = <[u8; 16]>::try_from(payload.boot_id.as_slice()) else { return };
+        let offset_ms = offset(payload.sent_at, now.wall);
+        let from = Sender { node: payload.node, boot_id, offset_ms };
+        match payload.kind {
+            Some(Kind::Announcement(announcement)) if !own => self.announcement(from, announcement, now),
+            Some(Kind::Announcement(_)) => {}
+            Some(Kind::Report(report)) => self.report(from, report, via, own, now),
+            Some(Kind::Farewell(_)) => self.left(&from, own, now),
+            Some(Kind::Request(request)) => self.request(&request, now),
+            Some(Kind::Answer(answer)) => self.answer(&from, answer, now),
+            Some(Kind::Sessions(_)) | None => self.note(Note::UnknownKind { node: from.node }),
+        }
+    }
+
+    fn inbox_lives(&mut self, now: Now) {
+        if let Some(link) = &mut self.link {
+            link.heard_at = now.mono;
+        }
+        self.renewals = 0;
+    }
+
+    fn skewed(&mut self, node: String, boot_id: [u8; 16], offset_ms: i64, via: Via, now: Now) {
+        if via == Via::Inbox {
+            self.inbox_lives(now);
+        }
+        if boot_id == self.settings.boot_id {
+            return;
+        }
+        self.members.skewed(&node, boot_id, offset_ms, now);
+        self.note(Note::Skewed { node, offset_ms });
+    }
+
+    fn announcement(&mut self, from: Sender, announcement: proto::Announcement, now: Now) {
+        let Ok(fingerprint) = <[u8; 8]>::try_from(announcement.fingerprint.as_slice()) else {
+            self.note(Note::BadKey { node: from.node, reason: "fingerprint_length" });
+            return;
+        };
+        let limit = millis(self.settings.keys.max_clock_offset);
+        if offset(announcement.as_of, now.wall).unsigned_abs() > 2 * limit {
+            self.note(Note::BadKey { node: from.node, reason: "as_of_far_off" });
+            return;
+        }
+        let changed = announcement.ring.as_ref().is_some_and(|ring| self.take_over(&from.node, ring, now));
+        self.leader_heard_at = now.mono;
+        self.silent_since = now.mono;
+        self.lease.act_at = None;
+        let first = self.link.as_mut().is_some_and(|link| std::mem::take(&mut link.first));
+        let differs = self.held.ring().fingerprint(announcement.as_of) != fingerprint;
+        match self.role {
+            Role::Leading { ref mut announce_at, .. } => {
+                // Two lead, after a partition: the broker decides about the lease, the merge about the ring.
+                if changed || differs {
+                    *announce_at = now.mono;
+                }
+                return;
+            }
+            Role::Acting { ref mut announce_at } => {
+                if announcement.leased || from.node < self.settings.node {
+                    self.role = Role::Follower;
+                } else {
+                    if changed || differs {
+                        *announce_at = now.mono;
+                    }
+                    return;
+                }
+            }
+            Role::Follower => {}
+        }
+        self.pace = announcement.report_every_ms.clamp(millis(self.settings.report_every), SLOWEST_PACE_MS);
+        let who = (from.node, from.boot_id);
+        let another = self.follows.as_ref() != Some(&who);
+        if another {
+            self.note(Note::Follows(who.0.clone()));
+            self.follows = Some(who);
+        }
+        let offset_ms = match &self.announced {
+            // The smallest in a row of announcements: delay is not skew.
+            Some(last) if !another && last.offset_ms.unsigned_abs() < from.offset_ms.unsigned_abs() => {
+                last.offset_ms + (from.offset_ms - last.offset_ms) / 8
+            }
+            _ => from.offset_ms,
+        };
+        self.announced = Some(Announced {
+            as_of: announcement.as_of,
+            fingerprint,
+            leased: announcement.leased,
+            inbox: announcement.inbox,
+            members: announcement.members,
+            in_step: announcement.members_in_step,
+            offset_ms,
+        });
+        if first || another || changed || differs {
+            let spread = (2 * u64::from(announcement.members)).clamp(1, self.pace / 4 + 1);
+            self.report_within(now, 0, spread);
+        }
+    }
+
+    fn report(&mut self, from: Sender, mut report: proto::Report, via: Via, own: bool, now: Now) {
+        if own
+            && via == Via::Lease
+            && let Role::Leading { ref mut echo_at, .. } = self.role
+        {
+            *echo_at = now.mono;
+        }
+        if matches!(self.role, Role::Follower) {
+            return;
+        }
+        let ring = report.ring.take();
+        let changed = ring.is_some_and(|ring| self.take_over(&from.node, &ring, now));
+        let reply_to = Some(Route::Inbox(report.inbox.clone())).filter(|_| self.settings.names.is_inbox(&report.inbox));
+        let first = report.first;
+        let new = self.members.reported(&from.node, from.boot_id, from.offset_ms, report, now);
+        if changed {
+            self.announce_now(now);
+        } else if (first || new)
+            && !own
+            && let Some(to) = reply_to
+        {
+            let announcement = self.compose_announcement(now);
+            self.send(to, Kind::Announcement(announcement));
+        }
+    }
+
+    fn left(&mut self, from: &Sender, own: bool, now: Now) {
+        self.members.left(&from.node, from.boot_id);
+        let led = self.follows.as_ref().is_some_and(|(_, boot_id)| *boot_id == from.boot_id);
+        if led && !own {
+            self.wish_for_lease(now);
+        }
+    }
+
+    /// Merges a ring that came from `node`; whether ours changed.
+    fn take_over(&mut self, node: &str, ring: &proto::Ring, now: Now) -> bool {
+        let (ring, faults) = Ring::read(ring, now, &self.settings.keys);
+        self.note_faults(node, &faults);
+        let merge = self.held.merge(&ring, now);
+        for _ in 0..merge.conflicts {
+            self.note(Note::KeyConflict { node: node.to_owned() });
+        }
+        if merge.changed {
+            self.out.push(Action::RingChanged);
+        }
+        merge.changed
+    }
+
+    fn note_faults(&mut self, node: &str, faults: &[RingFault]) {
+        for fault in faults {
+            self.note(Note::BadKey { node: node.to_owned(), reason: fault.as_str() });
+        }
+    }
+
+    // Requests of operators.
+
+    fn ask(&mut self, id: u64, ask: Ask, now: Now) {
+        if self.is_leader() {
+            let answer = self.decide(ask, self.held.ring().highest_generation(), id, now);
+            let leader = self.settings.node.clone();
+            self.reply(id, leader, answer);
+        } else if self.link.is_none() {
+            self.out.push(Action::Reply { id, reply: Reply::NoLeader });
+        } else {
+            let pending = Pending { ask, give_up_at: now.mono + ASK_FOR_MS, retry_at: now.mono };
+            self.asks.insert(id, pending);
+        }
+    }
+
+    fn request(&mut self, request: &proto::Request, now: Now) {
+        if !self.is_leader() || !self.settings.names.is_inbox(&request.inbox) {
+            return; // the asker tries again, and then says that nobody answered
+        }
+        let answer = match request.kind {
+            Some(proto::request::Kind::Rotate(_)) => {
+                self.decide(Ask::Rotate, request.highest_generation, request.id, now)
+            }
+            Some(proto::request::Kind::Status(_)) => {
+                self.decide(Ask::Status, request.highest_generation, request.id, now)
+            }
+            None => proto::Answer { id: request.id, outcome: proto::Outcome::Refused.into(), ..Default::default() },
+        };
+        let answer = proto::Answer { leader: self.settings.node.clone(), ..answer };
+        self.send(Route::Inbox(request.inbox.clone()), Kind::Answer(answer));
+    }
+
+    /// Does what is asked, as the leader. `known` is the highest generation that the asker knows: with it a request is
+    /// compare-and-set, and a replayed one does nothing.
+    fn decide(&mut self, ask: Ask, known: u64, id: u64, now: Now) -> proto::Answer {
+        let mut answer = proto::Answer { id, ..Default::default() };
+        let outcome = match ask {
+            Ask::Status => {
+                answer.members = self.member_table(now);
+                proto::Outcome::Done
+            }
+            Ask::Rotate => {
+                if let Some(generation) = self.held.rotation_pending(now) {
+                    answer.generation = generation;
+                    proto::Outcome::Pending
+                } else if known < self.held.ring().highest_generation() {
+                    answer.ring = Some(self.held.ring().to_proto(now.wall));
+                    proto::Outcome::Stale
+                } else {
+                    let seal_from = now.wall + millis(self.settings.keys.settle);
+                    answer.generation = self.mint(seal_from, "requested", now);
+                    self.announce_now(now);
+                    proto::Outcome::Done
+                }
+            }
+        };
+        answer.outcome = outcome.into();
+        answer
+    }
+
+    fn answer(&mut self, from: &Sender, answer: proto::Answer, now: Now) {
+        if !self.asks.contains_key(&answer.id) {
+            return; // an answer that came after we gave up, or twice
+        }
+        if answer.outcome() == proto::Outcome::Stale {
+            if let Some(ring) = &answer.ring {
+                self.take_over(&from.node, ring, now);
+            }
+            if let Some(pending) = self.asks.get_mut(&answer.id) {
+                pending.retry_at = now.mono;
+            }
+            return;
+        }
+        self.asks.remove(&answer.id);
+        self.reply(answer.id, from.node.clone(), answer);
+    }
+
+    fn reply(&mut self, id: u64, leader: String, answer: proto::Answer) {
+        let reply = match answer.outcome() {
+            proto::Outcome::Done | proto::Outcome::Pending if answer.generation != 0 => {
+                Reply::Rotating { generation: answer.generation, pending: answer.outcome() == proto::Outcome::Pending }
+            }
+            proto::Outcome::Done => Reply::Members { leader, members: answer.members },
+            _ => Reply::Refused { leader },
+        };
+        self.out.push(Action::Reply { id, reply });
+    }
+
+    fn advance_asks(&mut self, now: Now) {
+        let mut over = Vec::new();
+        let mut send = Vec::new();
+        let usable = self.link.is_some();
+        for (id, pending) in &mut self.asks {
+            if now.mono >= pending.give_up_at || !usable {
+                over.push(*id);
+            } else if now.mono >= pending.retry_at {
+                pending.retry_at = now.mono + ASK_AGAIN_MS;
+                send.push((*id, pending.ask));
+            }
+        }
+        for id in over {
+            self.asks.remove(&id);
+            self.out.push(Action::Reply { id, reply: Reply::NoLeader });
+        }
+        for (id, ask) in send {
+            let inbox = self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default();
+            let request = proto::Request {
+                id,
+                inbox,
+                highest_generation: self.held.ring().highest_generation(),
+                kind: Some(ask.to_proto()),
+            };
+            self.send(Route::Leader, Kind::Request(request));
+        }
+    }
+
+    // Time.
+
+    fn advance(&mut self, now: Now) {
+        self.advance_ring(now);
+        self.advance_lead(now);
+        self.advance_link(now);
+        self.advance_asks(now);
+        if self.link.is_some() && now.mono >= self.report_at {
+            self.send_report(now);
+        }
+        self.advance_announcement(now);
+    }
+
+    fn advance_ring(&mut self, now: Now) {
+        let faults = self.held.drop_faulty(now);
+        let own = self.settings.node.clone();
+        self.note_faults(&own, &faults);
+        let expired = self.held.expire(now);
+        if expired || !faults.is_empty() {
+            self.out.push(Action::RingChanged);
+        }
+        if self.held.stranded(now) {
+            // Nobody minted a successor in time: forward secrecy before resumption.
+            self.mint(now.wall, "alone", now);
+            self.announce_now(now);
+        }
+        let mints = match self.role {
+            Role::Leading { mint_after, .. } => now.mono >= mint_after,
+            Role::Acting { .. } => true,
+            Role::Follower => false,
+        };
+        if mints {
+            if self.held.is_empty(now) {
+                self.mint(now.wall, "first", now);
+                self.announce_now(now);
+            }
+            if let Some(seal_from) = self.held.mint_due(now) {
+                self.mint(seal_from, "scheduled", now);
+                self.announce_now(now);
+            }
+        } else if self.held.is_empty(now) && !self.is_leader() && self.is_alone(now) {
+            self.mint(now.wall, "alone", now);
+        }
+    }
+
+    /// No leader is there to mint, as far as this node can tell.
+    fn is_alone(&self, now: Now) -> bool {
+        now.mono.saturating_sub(self.leader_heard_at) >= millis(self.settings.start_alone_after)
+    }
+
+    fn mint(&mut self, seal_from: u64, reason: &'static str, now: Now) -> u64 {
+        let mut bytes = Zeroizing::new([0; 80]);
+        (self.random)(bytes.as_mut());
+        let generation = self.held.mint(seal_from, KeyMaterial::from_random(&bytes), now).generation;
+        self.note(Note::Minted { generation, reason });
+        self.out.push(Action::RingChanged);
+        generation
+    }
+
+    fn advance_lead(&mut self, now: Now) {
+        self.members.forget_silent(now);
+        let Role::Leading { echo_at, .. } = self.role else { return };
+        let members = u64::try_from(self.members.len()).unwrap_or(u64::MAX);
+        self.pace = millis(self.settings.report_every)
+            .max(members.saturating_mul(PACE_PER_MEMBER_MS))
+            .min(SLOWEST_PACE_MS.max(millis(self.settings.report_every)));
+        if now.mono.saturating_sub(echo_at) > SILENT_BEATS * self.pace {
+            self.follow("its own reports do not come back");
+            self.lease.not_before = now.mono + SILENT_BEATS * self.pace;
+            self.renew_link();
+            return;
+        }
+        let limit = millis(self.settings.keys.max_clock_offset);
+        if self.members.majority_disagrees(self.settings.boot_id, limit) {
+            self.follow("most of the farm disagrees with its clock");
+            self.lease.not_before = now.mono + SKEWED_BACKOFF_BEATS * self.pace;
+            self.out.push(Action::ReleaseLease);
+        }
+    }
+
+    fn advance_link(&mut self, now: Now) {
+        let Some(link) = &self.link else { return };
+        let patience = (SILENT_BEATS * self.pace) << self.renewals.min(3);
+        if now.mono.saturating_sub(link.heard_at) > patience {
+            self.renewals += 1;
+            self.note(Note::InboxSilent);
+            self.follow("its inbox is silent");
+            self.renew_link();
+            return;
+        }
+        if self.lease.try_at.is_some_and(|at| now.mono >= at) {
+            self.lease.try_at = None;
+            self.lease.trying = true;
+            self.out.push(Action::TryLease);
+        }
+        let silent = now.mono.saturating_sub(self.silent_since) > ACT_AFTER_BEATS * self.pace;
+        if silent && self.settings.can_lead && matches!(self.role, Role::Follower) {
+            let jitter = self.random_below(self.pace);
+            let act_at = *self.lease.act_at.get_or_insert(now.mono + jitter);
+            if now.mono >= act_at {
+                self.lease.act_at = None;
+                self.role = Role::Acting { announce_at: now.mono };
+                self.note(Note::ActsAlone);
+            }
+        }
+    }
+
+    fn advance_announcement(&mut self, now: Now) {
+        if self.link.is_none() {
+            return;
+        }
+        let (Role::Leading { announce_at, .. } | Role::Acting { announce_at }) = &mut self.role else { return };
+        if now.mono < *announce_at {
+            return;
+        }
+        *announce_at = now.mono + self.pace;
+        let announcement = self.compose_announcement(now);
+        self.send(Route::Keys, Kind::Announcement(announcement));
+    }
+
+    fn announce_now(&mut self, now: Now) {
+        if let Role::Leading { announce_at, .. } | Role::Acting { announce_at } = &mut self.role {
+            *announce_at = now.mono;
+        }
+    }
+
+    fn compose_announcement(&self, now: Now) -> proto::Announcement {
+        let (members, members_in_step) = self.count_members(now);
+        proto::Announcement {
+            ring: Some(self.held.ring().to_proto(now.wall)),
+            as_of: now.wall,
+            fingerprint: self.held.ring().fingerprint(now.wall).to_vec(),
+            members,
+            members_in_step,
+            report_every_ms: self.pace,
+            leased: self.is_leader(),
+            inbox: self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn send_report(&mut self, now: Now) {
+        let jitter = self.random_below(self.pace / 10 + 1);
+        self.report_at = now.mono + self.pace - jitter;
+        let Some(link) = &self.link else { return };
+        let ring = self.held.ring();
+        let as_of = self.announced.as_ref().map_or(0, |announced| announced.as_of);
+        let fingerprint = ring.fingerprint(if as_of == 0 { now.wall } else { as_of });
+        let differs = self.announced.as_ref().is_none_or(|announced| announced.fingerprint != fingerprint);
+        let report = proto::Report {
+            pod: self.settings.pod.clone(),
+            version: self.settings.version.clone(),
+            inbox: link.inbox.clone(),
+            as_of,
+            fingerprint: fingerprint.to_vec(),
+            highest_generation: ring.highest_generation(),
+            ring: (differs && !self.is_leader()).then(|| ring.to_proto(now.wall)),
+            secret_ids: self.local.secret_ids.clone(),
+            sessions: self.local.sessions,
+            proxies: self.local.proxies.clone(),
+            first: link.first,
+            can_lead: self.settings.can_lead,
+        };
+        let acting = self.announced.as_ref().filter(|announced| !announced.leased).map(|a| a.inbox.clone());
+        if let Some(inbox) = acting.filter(|inbox| self.settings.names.is_inbox(inbox)) {
+            self.send(Route::Inbox(inbox), Kind::Report(report.clone()));
+        }
+        self.send(Route::Leader, Kind::Report(report));
+    }
+
+    fn report_within(&mut self, now: Now, least: u64, most: u64) {
+        let at = now.mono + least + self.random_below(most - least + 1);
+        self.report_at = self.report_at.min(at);
+    }
+
+    // The member table.
+
+    fn count_members(&self, now: Now) -> (u32, u32) {
+        let mut known = HashMap::new();
+        let (mut members, mut in_step) = (0, 0);
+        for member in self.members.iter() {
+            members += 1;
+            in_step += u32::from(self.is_in_step(member, &mut known, now));
+        }
+        (members, in_step)
+    }
+
+    /// Whether a member reports in time and holds our ring. `known` saves hashing the ring for every member.
+    fn is_in_step(&self, member: &Member, known: &mut HashMap<u64, [u8; 8]>, now: Now) -> bool {
+        if member.boot_id == self.settings.boot_id {
+            return true;
+        }
+        let Some(report) = &member.report else { return false };
+        let heard = now.mono.saturating_sub(member.heard_at) <= SILENT_BEATS * self.pace;
+        let expected = known.entry(report.as_of).or_insert_with(|| self.held.ring().fingerprint(report.as_of));
+        heard && report.as_of != 0 && report.fingerprint == *expected
+    }
+
+    fn member_table(&self, now: Now) -> Vec<proto::Member> {
+        let mut known = HashMap::new();
+        let mut table = vec![self.own_member()];
+        for member in self.members.iter().filter(|member| member.boot_id != self.settings.boot_id) {
+            let report = member.report.clone().unwrap_or_default();
+            table.push(proto::Member {
+                name: member.name.clone(),
+                boot_id: member.boot_id.to_vec(),
+                pod: report.pod,
+                version: report.version,
+                last_report_ms: now.mono.saturating_sub(member.heard_at),
+                in_step: self.is_in_step(member, &mut known, now),
+                clock_offset_ms: member.clock_offset_ms(),
+                sessions: report.sessions,
+                proxies: report.proxies,
+                secret_ids: report.secret_ids,
+                leader: false,
+                highest_generation: report.highest_generation,
+            });
+        }
+        table.sort_by(|a, b| (&a.name, &a.boot_id).cmp(&(&b.name, &b.boot_id)));
+        table
+    }
+
+    // Small things.
+
+    fn send(&mut self, to: Route, kind: Kind) {
+        self.out.push(Action::Send { to, kind });
+    }
+
+    fn note(&mut self, note: Note) {
+        self.out.push(Action::Note(note));
+    }
+
+    fn random_below(&mut self, bound: u64) -> u64 {
+        let mut bytes = [0; 8];
+        (self.random)(&mut bytes);
+        u64::from_le_bytes(bytes) % bound.max(1)
+    }
+}
+
+impl fmt::Debug for Farm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Farm").field("node", &self.settings.node).field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+struct Sender {
+    node: String,
+    boot_id: [u8; 16],
+    offset_ms: i64,
+}
+
+/// `theirs` minus `ours`, saturating.
+fn offset(theirs: u64, ours: u64) -> i64 {
+    let difference = i128::from(theirs) - i128::from(ours);
+    i64::try_from(difference).unwrap_or(if difference > 0 { i64::MAX } else { i64::MIN })
+}

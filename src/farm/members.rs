@@ -1,0 +1,226 @@
+//! The member table: what the leader knows of every node, from their reports alone.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::clock::Now;
+use crate::proto;
+
+/// A node that stays silent this long is forgotten; until then an operator sees that it is missing.
+const FORGET_AFTER_MS: u64 = 5 * 60 * 1000;
+
+/// Offsets of the last reports; the one least delayed is the best estimate.
+const OFFSET_WINDOW: usize = 8;
+
+/// More nodes than this are not kept: names come from authentic messages, but memory stays bounded whatever happens.
+const MOST_MEMBERS: usize = 20_000;
+
+/// One node, as its reports describe it.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The node's name.
+    pub name: String,
+    /// Random for each start of the node.
+    pub boot_id: [u8; 16],
+    /// Its last report; `None` if its clock is so far off that none was acted on.
+    pub report: Option<proto::Report>,
+    /// Monotonic milliseconds of the last sign of life.
+    pub heard_at: u64,
+    /// Whether another running node uses the same name.
+    pub contested: bool,
+    first_heard: u64,
+    offsets: VecDeque<i64>,
+}
+
+impl Member {
+    /// The member's clock minus ours in milliseconds: the smallest over a window, because delay is not skew.
+    #[must_use]
+    pub fn clock_offset_ms(&self) -> i64 {
+        self.offsets.iter().copied().min_by_key(|offset| offset.unsigned_abs()).unwrap_or(0)
+    }
+}
+
+/// All nodes that were heard lately.
+#[derive(Debug, Default)]
+pub struct Members {
+    table: BTreeMap<(String, [u8; 16]), Member>,
+}
+
+impl Members {
+    /// Notes an authentic report. Returns whether the node was unknown until now.
+    pub fn reported(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, report: proto::Report, now: Now) -> bool {
+        let Some((member, new)) = self.heard(name, boot_id, offset_ms, now) else { return false };
+        member.report = Some(report);
+        new
+    }
+
+    /// Notes a sign of life whose content was not acted on, because the sender's clock is too far off.
+    pub fn skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, now: Now) {
+        if let Some((member, _)) = self.heard(name, boot_id, offset_ms, now) {
+            member.report = None;
+        }
+    }
+
+    fn heard(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, now: Now) -> Option<(&mut Member, bool)> {
+        let key = (name.to_owned(), boot_id);
+        let new = !self.table.contains_key(&key);
+        if new {
+            if self.table.len() >= MOST_MEMBERS {
+                return None;
+            }
+            let member = Member {
+                name: name.to_owned(),
+                boot_id,
+                report: None,
+                heard_at: now.mono,
+                contested: false,
+                first_heard: now.mono,
+                offsets: VecDeque::new(),
+            };
+            self.table.insert(key.clone(), member);
+        }
+        self.settle_name(name, boot_id, now);
+        let member = self.table.get_mut(&key)?;
+        member.heard_at = now.mono;
+        if member.offsets.len() == OFFSET_WINDOW {
+            member.offsets.pop_front();
+        }
+        member.offsets.push_back(offset_ms);
+        Some((member, new))
+    }
+
+    /// A restarted node replaces its former self; two that both keep reporting are shown as contesting the name.
+    fn settle_name(&mut self, name: &str, boot_id: [u8; 16], now: Now) {
+        let first_heard = self.table.get(&(name.to_owned(), boot_id)).map_or(now.mono, |member| member.first_heard);
+        let mut contested = false;
+        self.table.retain(|(other_name, other_boot), other| {
+            if other_name != name || *other_boot == boot_id {
+                return true;
+            }
+            // Heard after we began to report: it is alive, not our former self.
+            let alive = other.heard_at > first_heard;
+            contested |= alive;
+            other.contested = alive;
+            alive
+        });
+        if let Some(member) = self.table.get_mut(&(name.to_owned(), boot_id)) {
+            member.contested = contested;
+        }
+    }
+
+    /// The node said farewell.
+    pub fn left(&mut self, name: &str, boot_id: [u8; 16]) {
+        self.table.remove(&(name.to_owned(), boot_id));
+    }
+
+    /// Forgets nodes that were silent for long.
+    pub fn forget_silent(&mut self, now: Now) {
+        self.table.retain(|_, member| now.mono.saturating_sub(member.heard_at) < FORGET_AFTER_MS);
+    }
+
+    /// Forgets everybody, at the end of a lead.
+    pub fn clear(&mut self) {
+        self.table.clear();
+    }
+
+    /// All members by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Member> {
+        self.table.values()
+    }
+
+    /// How many members there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether nobody was heard.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Whether a strict majority of the farm, of which `own` is one, has a clock more than `limit_ms` from ours, all
+    /// in the same direction. Farms of fewer than three nodes have no majority worth following.
+    #[must_use]
+    pub fn majority_disagrees(&self, own: [u8; 16], limit_ms: u64) -> bool {
+        let others = self.table.values().filter(|member| member.boot_id != own);
+        let (mut total, mut ahead, mut behind) = (1, 0, 0);
+        for member in others {
+            total += 1;
+            let offset = member.clock_offset_ms();
+            if offset.unsigned_abs() > limit_ms {
+                if offset > 0 { ahead += 1 } else { behind += 1 }
+            }
+        }
+        total >= 3 && (2 * ahead > total || 2 * behind > total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(mono: u64) -> Now {
+        Now { wall: 1_000_000 + mono, mono: 100_000 + mono }
+    }
+
+    fn names(members: &Members) -> Vec<(String, u8, bool)> {
+        members.iter().map(|m| (m.name.clone(), m.boot_id[0], m.contested)).collect()
+    }
+
+    #[test]
+    fn a_restarted_node_replaces_its_former_self() {
+        let mut members = Members::default();
+        assert!(members.reported("a", [1; 16], 0, proto::Report::default(), at(0)));
+        assert!(!members.reported("a", [1; 16], 0, proto::Report::default(), at(10)));
+        assert!(members.reported("a", [2; 16], 0, proto::Report::default(), at(20)));
+        assert_eq!(names(&members), [("a".into(), 2, false)]);
+    }
+
+    #[test]
+    fn two_nodes_of_one_name_are_shown_as_contesting_it() {
+        let mut members = Members::default();
+        for round in 0..3 {
+            members.reported("a", [1; 16], 0, proto::Report::default(), at(20 * round));
+            members.reported("a", [2; 16], 0, proto::Report::default(), at(20 * round + 10));
+        }
+        assert_eq!(names(&members), [("a".into(), 1, true), ("a".into(), 2, true)]);
+    }
+
+    #[test]
+    fn a_silent_node_is_shown_for_minutes_and_then_forgotten() {
+        let mut members = Members::default();
+        members.reported("a", [1; 16], 0, proto::Report::default(), at(0));
+        members.forget_silent(at(FORGET_AFTER_MS - 1));
+        assert_eq!(members.len(), 1);
+        members.forget_silent(at(FORGET_AFTER_MS));
+        assert!(members.is_empty());
+    }
+
+    #[test]
+    fn delay_is_not_skew() {
+        let mut members = Members::default();
+        for offset in [-900, -3, -4_000] {
+            members.reported("a", [1; 16], offset, proto::Report::default(), at(0));
+        }
+        assert_eq!(members.iter().next().expect("one member").clock_offset_ms(), -3);
+    }
+
+    #[test]
+    fn only_a_strict_majority_in_one_direction_disagrees() {
+        let disagrees = |offsets: &[i64]| {
+            let mut members = Members::default();
+            members.reported("own", [0; 16], 0, proto::Report::default(), at(0));
+            for (index, offset) in offsets.iter().enumerate() {
+                let boot = [u8::try_from(index).expect("few") + 1; 16];
+                members.skewed(&format!("n{index}"), boot, *offset, at(0));
+            }
+            members.majority_disagrees([0; 16], 1000)
+        };
+        assert!(disagrees(&[5000, 5000]));
+        assert!(!disagrees(&[5000, -5000]));
+        assert!(!disagrees(&[5000]), "two nodes have no majority");
+        assert!(!disagrees(&[5000, 5000, 0]), "two of four are no strict majority");
+        assert!(disagrees(&[-5000, -5000, -5000, 0]));
+    }
+}

@@ -1,0 +1,13 @@
+//! The farm as one node sees it: who is there, who leads, which ring all share.
+//!
+//! [`Farm`] is a pure state machine: events and the time go in, actions come out. It reads no clock, opens no socket
+//! and draws no randomness but from the source that it was given, so that one test can drive a thousand farms through
+//! partitions. `daemon::driver` carries its actions out.
+
+mod machine;
+mod members;
+mod operator;
+
+pub use machine::{Action, Event, Farm, FarmSettings, LocalState, Note, Randomness, Via};
+pub use members::{Member, Members};
+pub use operator::{Ask, Reply};
