@@ -5,8 +5,10 @@
 
 pub mod check;
 pub mod control;
+pub mod demo;
 pub mod probe;
 pub mod rotate;
+pub mod run;
 pub mod secret;
 pub mod status;
 mod table;
@@ -67,6 +69,25 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
+    /// Run a node of the farm, beside a proxy
+    #[command(after_long_help = "\
+SIGTERM ends it: it says farewell, so that the lease moves at once. SIGHUP reads the farm secrets again. Without \
+broker.uris it runs alone.
+
+Examples:
+  resumed run
+  resumed run --config ./resumed.toml --log debug")]
+    Run,
+
+    /// See a farm work within this process: no broker, no proxy, no root
+    #[command(after_long_help = "\
+Starts three nodes on an in-process bus and a TLS server beside each, resumes tickets between all of them, rotates the \
+ticket key, and does it again. Exits 1 if any ticket was refused.
+
+Example:
+  resumed demo")]
+    Demo,
+
     /// Read the configuration and say what it means, or every mistake in it
     #[command(after_long_help = "\
 Exits 2 if there is a mistake or a file that cannot be read. Passwords are shown as ***.
@@ -223,9 +244,12 @@ impl Cli {
     /// # Errors
     /// If it failed, or was used wrongly.
     pub fn run(&self, out: &mut impl Write) -> Result<(), Failure> {
-        start_logging(self.log.as_deref(), "warn")?;
+        let level = if matches!(self.command, Command::Run) { "info" } else { "warn" };
+        start_logging(self.log.as_deref(), level)?;
         let config = self.config.as_deref();
         match &self.command {
+            Command::Run => run::run(read_settings(config)?),
+            Command::Demo => run::run_demo(),
             Command::Check => check(config, out),
             Command::Secret(command) => secret::run(command, out),
             Command::Status(args) => status::run(args, &args.socket.path(config)?, out),
@@ -273,7 +297,9 @@ pub fn start_logging(log: Option<&str>, default: &str) -> Result<(), Failure> {
         (None, Some(text)) => ("RESUMED_LOG", text.as_str()),
         (None, None) => ("", default),
     };
-    let filter = log_filter(text).map_err(|why| Failure::Usage(format!("{origin} {text:?}: {why}")))?;
+    // lapin logs every message that a broker returns, with its body, and at `trace` the login.
+    let filter =
+        log_filter(&format!("{text},lapin=off")).map_err(|why| Failure::Usage(format!("{origin} {text:?}: {why}")))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -1,6 +1,21 @@
 //! The daemon: owns the sockets, timers and tasks, and drives the pure parts.
+//!
+//! [`Node`] is one node without its Unix sockets: what `run`, `demo` and an embedding server have in common.
 
 pub mod control;
+pub mod driver;
+mod gauges;
 pub mod http;
+mod key_plane;
+pub mod node;
+pub mod operator;
+mod random;
 pub mod ring_file;
+pub mod run;
+mod sealing;
+pub mod session_plane;
 pub mod unix_socket;
+pub mod view;
+
+pub use node::{Node, NodeSettings};
+pub use view::NodeView;

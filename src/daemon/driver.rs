@@ -1,0 +1,388 @@
+//! Drives the farm's state machine: turns what sockets, timers and operators say into events, and carries its actions
+//! out. All decisions are the machine's.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::gauges;
+use super::http::Health;
+use super::key_plane::{KeyPlane, KeyPlaneEvent};
+use super::random::random;
+use super::ring_file::RingFile;
+use super::sealing::{Identity, Sealing};
+use super::session_plane::SessionLink;
+use super::view::NodeView;
+use crate::bus::backoff::Backoff;
+use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Source};
+use crate::clock::SystemClock;
+use crate::envelope::{Opener, Refusal, Secrets};
+use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
+use crate::keys::Timetable;
+use crate::metrics::{self, Plane};
+use crate::status::BrokerStatus;
+
+/// Key-plane deliveries between link and driver.
+const KEY_EVENTS: usize = 256;
+
+/// Session batches between link and feed: times `batch_bytes`, this bounds the memory.
+const FEED_EVENTS: usize = 16;
+
+/// The driver runs at least this often, so that `/healthz` can tell that it is alive.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// Longer than that without a turn, and the node is taken for dead.
+const ALIVE_FOR_MS: u64 = 10_000;
+
+/// Farewell and what was queued before it must be out by then.
+const FAREWELL_WITHIN: Duration = Duration::from_millis(1_000);
+
+/// An operator's question, with the way back.
+#[derive(Debug)]
+pub struct Question {
+    /// What is asked.
+    pub ask: Ask,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// Everything that the driver needs; it owns all of it.
+pub struct Driver<B: Bus> {
+    /// The farm's state machine.
+    pub farm: Farm,
+    /// The way to the other nodes.
+    pub bus: Arc<B>,
+    /// What every link declares.
+    pub spec: LinkSpec,
+    /// Who seals.
+    pub identity: Identity,
+    /// The farm secrets, replaced on SIGHUP.
+    pub secrets: watch::Receiver<Arc<Secrets>>,
+    /// Opens what arrives on the key plane.
+    pub opener: Opener,
+    /// This host's clocks.
+    pub clock: SystemClock,
+    /// Where the ring is kept across restarts, if anywhere.
+    pub ring_file: Option<RingFile>,
+    /// What reports say of this host.
+    pub local: watch::Receiver<LocalState>,
+    /// Operators' questions.
+    pub questions: mpsc::Receiver<Question>,
+    /// The proxies' keys.
+    pub timetable: watch::Sender<Arc<Timetable>>,
+    /// What the node shows of itself.
+    pub view: watch::Sender<NodeView>,
+    /// Whether it is fit to serve.
+    pub health: watch::Sender<Health>,
+    /// The link that the session plane uses.
+    pub session_link: watch::Sender<Option<SessionLink<B::Link>>>,
+    /// Ends the driver, with a farewell.
+    pub stop: CancellationToken,
+}
+
+/// The link to the broker, as far as it has come.
+enum Connection<L: Link> {
+    Connecting(JoinHandle<Connected<L>>),
+    Up(Up<L>),
+}
+
+struct Connected<L: Link> {
+    link: Arc<L>,
+    events: mpsc::Receiver<LinkEvent>,
+    feed: mpsc::Receiver<LinkEvent>,
+}
+
+struct Up<L: Link> {
+    link: Arc<L>,
+    events: mpsc::Receiver<LinkEvent>,
+    plane: KeyPlane,
+    plane_events: mpsc::Receiver<KeyPlaneEvent>,
+    lease: mpsc::Receiver<Result<LeaseAnswer, BusError>>,
+    lease_answers: mpsc::Sender<Result<LeaseAnswer, BusError>>,
+}
+
+/// One thing to react to.
+enum Happened<L: Link> {
+    Time,
+    Stop,
+    Local,
+    Secrets,
+    Question(Question),
+    Connected(Connected<L>),
+    Link(LinkEvent),
+    Unroutable,
+    Lease(Result<LeaseAnswer, BusError>),
+}
+
+impl<B: Bus> Driver<B> {
+    /// Runs until `stop` is cancelled, then says farewell and closes the link.
+    pub async fn run(mut self) {
+        let mut connection = self.connect();
+        let mut replies: HashMap<u64, oneshot::Sender<Reply>> = HashMap::new();
+        let mut next_ask = u64::from_le_bytes(random());
+        self.local.mark_changed();
+        self.publish_timetable();
+        loop {
+            let event = match self.wait(&mut connection).await {
+                Happened::Stop => break,
+                Happened::Time => Event::Wake,
+                Happened::Local => {
+                    let local = self.local.borrow_and_update().clone();
+                    self.farm.set_local(local);
+                    Event::Wake
+                }
+                Happened::Secrets => {
+                    let secrets = Arc::clone(&self.secrets.borrow_and_update());
+                    self.opener.set_secrets(secrets);
+                    Event::Wake
+                }
+                Happened::Question(question) => {
+                    next_ask = next_ask.wrapping_add(1);
+                    replies.insert(next_ask, question.reply);
+                    Event::Ask { id: next_ask, ask: question.ask }
+                }
+                Happened::Connected(connected) => {
+                    let inbox = connected.link.inbox().to_owned();
+                    connection = Connection::Up(self.go_up(connected));
+                    Event::Connected { inbox }
+                }
+                Happened::Link(LinkEvent::Closed { reason }) => {
+                    warn!(%reason, "disconnected from the broker");
+                    connection = self.connect();
+                    Event::Disconnected
+                }
+                Happened::Link(LinkEvent::LeaseLost) => Event::LeaseLost,
+                Happened::Link(LinkEvent::Delivered { from, route, body }) => match self.open(from, &route, body) {
+                    Some(event) => event,
+                    None => continue,
+                },
+                Happened::Unroutable => Event::Unroutable,
+                Happened::Lease(Ok(LeaseAnswer::Granted)) => Event::LeaseGranted,
+                Happened::Lease(Ok(LeaseAnswer::Held)) => Event::LeaseHeld,
+                Happened::Lease(Err(error)) => {
+                    warn!(%error, "could not try the lease");
+                    Event::LeaseFailed
+                }
+            };
+            let actions = self.farm.handle(self.clock.now(), event);
+            self.carry_out(actions, &mut connection, &mut replies).await;
+            self.show(&connection);
+        }
+        self.stop(connection, replies).await;
+    }
+
+    async fn wait(&mut self, connection: &mut Connection<B::Link>) -> Happened<B::Link> {
+        let now = self.clock.now();
+        let wake = Instant::from_std(self.clock.instant(self.farm.next_wake(now)));
+        let wake = wake.min(Instant::now() + LONGEST_SLEEP);
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Happened::Stop,
+            happened = from_connection(connection) => happened,
+            Some(question) = self.questions.recv() => Happened::Question(question),
+            Ok(()) = self.secrets.changed() => Happened::Secrets,
+            Ok(()) = self.local.changed() => Happened::Local,
+            () = tokio::time::sleep_until(wake) => Happened::Time,
+        }
+    }
+
+    /// Connects in the background, for ever, with backoff.
+    fn connect(&self) -> Connection<B::Link> {
+        self.session_link.send_replace(None);
+        gauges::connected(false);
+        let (bus, spec) = (Arc::clone(&self.bus), self.spec.clone());
+        Connection::Connecting(tokio::spawn(async move {
+            let mut backoff = Backoff::default();
+            loop {
+                let (keys, events) = mpsc::channel(KEY_EVENTS);
+                let (feed_sender, feed) = mpsc::channel(FEED_EVENTS);
+                match bus.connect(&spec, LinkEvents { keys, feed: feed_sender }).await {
+                    Ok(link) => return Connected { link: Arc::new(link), events, feed },
+                    Err(error) => {
+                        let pause = backoff.failed(u32::from_le_bytes(random()));
+                        warn!(%error, retry_in_ms = crate::clock::millis(pause), "not connected to the broker");
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+            }
+        }))
+    }
+
+    fn go_up(&self, connected: Connected<B::Link>) -> Up<B::Link> {
+        let Connected { link, events, feed } = connected;
+        // Every connection has salts of its own.
+        let sealing = || Sealing::new(self.identity.clone(), self.secrets.clone(), self.clock.now());
+        let (plane_sender, plane_events) = mpsc::channel(16);
+        let names = self.spec.names.clone();
+        let plane = KeyPlane::start(Arc::clone(&link), names, sealing(), self.clock, plane_sender);
+        info!(broker = link.peer(), "connected to the broker");
+        gauges::connected(true);
+        self.session_link.send_replace(Some(SessionLink::new(Arc::clone(&link), sealing(), feed)));
+        let (lease_answers, lease) = mpsc::channel(1);
+        Up { link, events, plane, plane_events, lease, lease_answers }
+    }
+
+    /// Opens a sealed message; what is refused is counted by reason and goes no further.
+    fn open(&mut self, from: Source, route: &str, body: Bytes) -> Option<Event> {
+        let via = match from {
+            Source::Inbox => Via::Inbox,
+            Source::Lease => Via::Lease,
+            // The feed has a channel of its own.
+            Source::Feed => return None,
+        };
+        let now = self.clock.now();
+        metrics::received(Plane::Keys);
+        match self.opener.open(route, body, now) {
+            Ok(opened) => {
+                metrics::missed(opened.missed);
+                Some(Event::Message { payload: Box::new(opened.payload), via })
+            }
+            Err(refusal) => {
+                metrics::refused(refusal.reason());
+                debug!(%refusal, route, "refused a message");
+                match refusal {
+                    Refusal::Clock { node, boot_id, offset_ms } => {
+                        Some(Event::Skewed { node, boot_id, offset_ms, via })
+                    }
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    async fn carry_out(
+        &mut self,
+        actions: Vec<Action>,
+        connection: &mut Connection<B::Link>,
+        replies: &mut HashMap<u64, oneshot::Sender<Reply>>,
+    ) {
+        let mut ring_changed = false;
+        for action in actions {
+            match (action, &*connection) {
+                (Action::Send { to, kind }, Connection::Up(up)) => up.plane.send(to, kind),
+                (Action::TryLease, Connection::Up(up)) => {
+                    let (link, answers) = (Arc::clone(&up.link), up.lease_answers.clone());
+                    tokio::spawn(async move {
+                        let answer = link.try_lease().await;
+                        // The link may be gone by now; then its answer matters to nobody.
+                        let _gone = answers.send(answer).await;
+                    });
+                }
+                (Action::ReleaseLease, Connection::Up(up)) => {
+                    if let Err(error) = up.link.release_lease().await {
+                        warn!(%error, "could not release the lease");
+                    }
+                }
+                (Action::RenewLink, Connection::Up(_)) => {
+                    if let Connection::Up(up) = std::mem::replace(connection, self.connect()) {
+                        tokio::spawn(async move { up.link.close().await });
+                    }
+                }
+                // Without a link there is nobody to tell, and no lease.
+                (
+                    Action::Send { .. } | Action::TryLease | Action::ReleaseLease | Action::RenewLink,
+                    Connection::Connecting(_),
+                ) => {}
+                (Action::RingChanged, _) => ring_changed = true,
+                (Action::Reply { id, reply }, _) => {
+                    if let Some(waiting) = replies.remove(&id) {
+                        // The asker may have gone away.
+                        let _gone = waiting.send(reply);
+                    }
+                }
+                (Action::Note(note), _) => record(&note),
+            }
+        }
+        if ring_changed {
+            self.publish_timetable();
+            self.save_ring();
+        }
+    }
+
+    fn publish_timetable(&self) {
+        self.timetable.send_replace(Arc::new(self.farm.held().timetable(self.clock.now())));
+    }
+
+    fn save_ring(&self) {
+        let Some(file) = &self.ring_file else { return };
+        if let Err(error) = file.save(self.farm.held(), self.clock.now()) {
+            gauges::ring_not_saved();
+            warn!(%error, "the ring is not saved: a restart of this daemon would forget it");
+        }
+    }
+
+    fn show(&self, connection: &Connection<B::Link>) {
+        let now = self.clock.now();
+        let broker = match connection {
+            Connection::Up(up) => BrokerStatus { connected: true, uri: up.link.peer().to_owned() },
+            Connection::Connecting(_) => BrokerStatus::default(),
+        };
+        let view = NodeView::of(&self.farm, broker, now);
+        gauges::show(&view, self.view.borrow().active_generation(), now);
+        let alive_until = now.mono + ALIVE_FOR_MS;
+        self.health.send_replace(Health { ring: view.active_generation().is_some(), alive_until });
+        self.view.send_replace(view);
+    }
+
+    async fn stop(mut self, mut connection: Connection<B::Link>, mut replies: HashMap<u64, oneshot::Sender<Reply>>) {
+        self.save_ring();
+        let actions = self.farm.handle(self.clock.now(), Event::Stop);
+        self.carry_out(actions, &mut connection, &mut replies).await;
+        match connection {
+            Connection::Connecting(task) => task.abort(),
+            Connection::Up(up) => {
+                let farewell = async {
+                    up.plane.finish().await;
+                    up.link.close().await;
+                };
+                if tokio::time::timeout(FAREWELL_WITHIN, farewell).await.is_err() {
+                    warn!("the broker did not take the farewell in time");
+                }
+            }
+        }
+        info!("said farewell");
+    }
+}
+
+async fn from_connection<L: Link>(connection: &mut Connection<L>) -> Happened<L> {
+    match connection {
+        Connection::Connecting(task) => match task.await {
+            Ok(connected) => Happened::Connected(connected),
+            Err(error) => Happened::Link(LinkEvent::Closed { reason: format!("connecting failed: {error}") }),
+        },
+        Connection::Up(up) => tokio::select! {
+            event = up.events.recv() => {
+                let closed = || LinkEvent::Closed { reason: "the link ended".to_owned() };
+                Happened::Link(event.unwrap_or_else(closed))
+            }
+            Some(KeyPlaneEvent::Unroutable) = up.plane_events.recv() => Happened::Unroutable,
+            Some(answer) = up.lease.recv() => Happened::Lease(answer),
+        },
+    }
+}
+
+fn record(note: &Note) {
+    match note {
+        Note::Minted { .. } | Note::Leads | Note::StepsDown(_) | Note::ActsAlone | Note::Follows(_) => info!("{note}"),
+        Note::BadKey { reason, .. } => {
+            metrics::key_skipped(reason);
+            warn!("{note}");
+        }
+        Note::KeyConflict { .. } => {
+            metrics::key_conflict();
+            warn!("{note}");
+        }
+        Note::UnknownKind { .. } => {
+            metrics::refused("unknown_kind");
+            debug!("{note}");
+        }
+        Note::Skewed { .. } | Note::InboxSilent => warn!("{note}"),
+    }
+}

@@ -1,0 +1,82 @@
+//! Writes a link's key-plane messages out, one after the other: waits until the broker takes them, then stamps, seals
+//! and publishes.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::sealing::Sealing;
+use crate::bus::{Link, Names, Published, Route};
+use crate::clock::SystemClock;
+use crate::metrics::{self, Plane};
+use crate::proto::payload::Kind;
+
+/// Messages that wait for a broker that is blocked. Reports and announcements repeat every beat, so few matter.
+const QUEUE: usize = 256;
+
+/// What the plane tells the driver.
+#[derive(Debug)]
+pub enum KeyPlaneEvent {
+    /// A message to the leader came back: nobody holds the lease.
+    Unroutable,
+}
+
+/// The sending half; dropping it ends the plane once everything queued was written.
+#[derive(Debug)]
+pub struct KeyPlane {
+    queue: mpsc::Sender<(Route, Kind)>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl KeyPlane {
+    /// Starts the plane of one link.
+    pub fn start<L: Link>(
+        link: Arc<L>,
+        names: Names,
+        mut sealing: Sealing,
+        clock: SystemClock,
+        events: mpsc::Sender<KeyPlaneEvent>,
+    ) -> Self {
+        let (queue, mut waiting) = mpsc::channel::<(Route, Kind)>(QUEUE);
+        let task = tokio::spawn(async move {
+            while let Some((route, kind)) = waiting.recv().await {
+                link.writable().await;
+                let sealed = match sealing.seal(names.of(&route), kind, clock.now()) {
+                    Ok(sealed) => sealed,
+                    Err(error) => {
+                        warn!(%error, "could not seal a message");
+                        continue;
+                    }
+                };
+                metrics::sent(Plane::Keys);
+                match link.publish(&route, sealed).await {
+                    Ok(Published::Routed) => {}
+                    Ok(Published::Unroutable) if route == Route::Leader => {
+                        if events.send(KeyPlaneEvent::Unroutable).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(Published::Unroutable) => debug!(?route, "nobody took the message"),
+                    // The link says `Closed` if it is gone; whatever is lost is repeated by the next beat.
+                    Err(error) => debug!(%error, ?route, "could not publish"),
+                }
+            }
+        });
+        Self { queue, task }
+    }
+
+    /// Queues a message. A full queue drops it: the broker is blocked, and the next beat repeats what matters.
+    pub fn send(&self, route: Route, kind: Kind) {
+        if self.queue.try_send((route, kind)).is_err() {
+            debug!("the broker is blocked and the queue full: a message on the key plane is dropped");
+        }
+    }
+
+    /// Writes out what is queued and ends.
+    pub async fn finish(self) {
+        drop(self.queue);
+        // A panic in the task is reported by the runtime; there is nothing left to write then.
+        let _ended = self.task.await;
+    }
+}

@@ -1,0 +1,250 @@
+//! One node of the farm, without Unix sockets: the driver, the session plane, and what proxies need of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::driver::Driver;
+use super::http::Health;
+use super::operator::Operator;
+use super::random::{fill, random};
+use super::ring_file::RingFile;
+use super::sealing::Identity;
+use super::session_plane::{SessionPlane, sweep};
+use super::view::NodeView;
+use crate::bus::{Bus, LinkSpec, Names};
+use crate::clock::SystemClock;
+use crate::envelope::{Opener, Secrets};
+use crate::farm::{Farm, FarmSettings, LocalState};
+use crate::keys::{HeldRing, KeySettings};
+use crate::proto;
+use crate::proxies::{ProxyPlane, Registry};
+use crate::sessions::{Outbox, Removals, Store, StoreSettings};
+
+/// Batches from the farm that a slow proxy may be behind; what it misses beyond is counted.
+const FROM_FARM: usize = 256;
+
+/// How often reports look at the cache and the proxies.
+const LOCAL_STATE_EVERY: Duration = Duration::from_millis(500);
+
+/// How a node behaves. Durations and sizes are within the limits that `config` checks.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// The node's name, 1 to 128 bytes.
+    pub name: String,
+    /// The farm's name.
+    pub farm: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The life of a key, and the largest clock offset.
+    pub keys: KeySettings,
+    /// The beat.
+    pub report_every: Duration,
+    /// After this long without ring and leader the node mints for itself.
+    pub start_alone_after: Duration,
+    /// Whether the node may lead.
+    pub can_lead: bool,
+    /// Where the ring is saved, if anywhere.
+    pub ring_directory: Option<PathBuf>,
+    /// Whether that may be a disk.
+    pub allow_disk: bool,
+    /// Whether session-ID sessions are shared at all.
+    pub replicate: bool,
+    /// Whether removals are.
+    pub removals: Removals,
+    /// The session cache's bound, in bytes.
+    pub max_bytes: u64,
+    /// The largest session taken in, in bytes.
+    pub max_session_bytes: usize,
+    /// A session batch closes at this size, in bytes.
+    pub batch_bytes: usize,
+}
+
+/// A running node. Dropping it does not stop it: call [`Node::stop`].
+pub struct Node {
+    /// What proxy adapters need.
+    pub proxies: Arc<ProxyPlane>,
+    /// What the node shows of itself.
+    pub view: watch::Receiver<NodeView>,
+    /// Asks the farm.
+    pub operator: Operator,
+    /// Whether it is fit to serve, for `/healthz`.
+    pub health: watch::Receiver<Health>,
+    stop_sessions: CancellationToken,
+    publisher: TaskTracker,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Node {
+    /// Starts a node on `bus`. Its tasks run until [`Node::stop`].
+    pub fn start<B: Bus>(
+        settings: NodeSettings,
+        secrets: watch::Receiver<Arc<Secrets>>,
+        bus: Arc<B>,
+        clock: SystemClock,
+    ) -> Self {
+        let (stop, stop_sessions) = (CancellationToken::new(), CancellationToken::new());
+        let (tasks, publisher) = (TaskTracker::new(), TaskTracker::new());
+        let boot_id = random();
+        let names = Names::new(&settings.farm, &settings.pod);
+        let (ring_file, held) = saved_ring(&settings, clock);
+        let farm = Farm::new(farm_settings(&settings, boot_id, &names), held, Box::new(fill), clock.now());
+
+        let (timetable_sender, timetable) = watch::channel(Arc::new(farm.held().timetable(clock.now())));
+        let (health_sender, health) = watch::channel(Health { ring: false, alive_until: u64::MAX });
+        let (view_sender, view) = watch::channel(NodeView::default());
+        let (local_sender, local) = watch::channel(LocalState::default());
+        let (link_sender, link) = watch::channel(None);
+        let (question_sender, questions) = mpsc::channel(64);
+
+        let proxies = Arc::new(ProxyPlane {
+            timetable,
+            from_farm: broadcast::channel(FROM_FARM).0,
+            outbox: Arc::new(Outbox::new(outbox_bytes(&settings))),
+            store: Arc::new(Store::new(store_settings(&settings))),
+            registry: Arc::new(Registry::default()),
+            clock,
+            welcome: proto::local::Welcome {
+                node: settings.name.clone(),
+                farm: settings.farm.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                replicate: settings.replicate,
+                removals: settings.replicate && settings.removals == Removals::Replicate,
+            },
+        });
+        let opener = || Opener::new(Arc::clone(&secrets.borrow()), &settings.farm, settings.keys.max_clock_offset);
+        let driver = Driver {
+            farm,
+            bus,
+            spec: LinkSpec { names: names.clone(), node: settings.name.clone(), sessions: settings.replicate },
+            identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
+            secrets: secrets.clone(),
+            opener: opener(),
+            clock,
+            ring_file,
+            local,
+            questions,
+            timetable: timetable_sender,
+            view: view_sender,
+            health: health_sender,
+            session_link: link_sender,
+            stop: stop.clone(),
+        };
+        let sessions = Arc::new(SessionPlane {
+            proxies: Arc::clone(&proxies),
+            link,
+            secrets: secrets.clone(),
+            names,
+            boot_id,
+            batch_bytes: settings.batch_bytes,
+            clock,
+            stop: stop_sessions.clone(),
+        });
+        tasks.spawn(driver.run());
+        publisher.spawn(Arc::clone(&sessions).publish());
+        publisher.close();
+        tasks.spawn(sessions.consume(opener()));
+        tasks.spawn(sweep(Arc::clone(&proxies), clock, stop.clone()));
+        tasks.spawn(watch_local(Arc::clone(&proxies), secrets, local_sender, stop.clone()));
+        tasks.close();
+        let operator = Operator::new(settings.farm, settings.pod, question_sender, view.clone());
+        Self { proxies, view, operator, health, stop_sessions, publisher, stop, tasks }
+    }
+
+    /// Sends what the outbox holds, says farewell, so that the lease moves at once, and ends every task.
+    pub async fn stop(self) {
+        self.stop_sessions.cancel();
+        self.publisher.wait().await;
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+/// The ring of the node's last run. Without one, or if it cannot be used, the node starts with none and says why.
+fn saved_ring(settings: &NodeSettings, clock: SystemClock) -> (Option<RingFile>, HeldRing) {
+    let empty = || HeldRing::new(settings.keys);
+    let Some(directory) = &settings.ring_directory else { return (None, empty()) };
+    let file = match RingFile::open(directory, &settings.farm, settings.allow_disk) {
+        Ok(file) => file,
+        Err(error) => {
+            warn!(%error, "the ring is not saved: a restart of this daemon would forget it");
+            return (None, empty());
+        }
+    };
+    let held = match file.load(settings.keys, clock.now()) {
+        Ok(Some(restored)) => {
+            info!(keys = restored.held.ring().keys().len(), "took up the ring of the last run");
+            for fault in restored.faults {
+                crate::metrics::key_skipped(fault.as_str());
+                warn!(%fault, "left a part of the saved ring out");
+            }
+            restored.held
+        }
+        Ok(None) => empty(),
+        Err(error) => {
+            warn!(%error, "starting without the ring of the last run");
+            empty()
+        }
+    };
+    (Some(file), held)
+}
+
+fn farm_settings(settings: &NodeSettings, boot_id: [u8; 16], names: &Names) -> FarmSettings {
+    FarmSettings {
+        node: settings.name.clone(),
+        boot_id,
+        pod: settings.pod.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        names: names.clone(),
+        keys: settings.keys,
+        report_every: settings.report_every,
+        start_alone_after: settings.start_alone_after,
+        can_lead: settings.can_lead,
+    }
+}
+
+fn store_settings(settings: &NodeSettings) -> StoreSettings {
+    StoreSettings {
+        max_bytes: settings.max_bytes,
+        max_session_bytes: settings.max_session_bytes,
+        removals: settings.removals,
+        tombstone_for: 2 * settings.keys.max_clock_offset,
+    }
+}
+
+/// A quarter of the cache: sessions wait there only while the broker is slow.
+fn outbox_bytes(settings: &NodeSettings) -> usize {
+    usize::try_from(settings.max_bytes / 4).unwrap_or(usize::MAX).max(2 * settings.batch_bytes)
+}
+
+/// Keeps what reports say of this host up to date.
+async fn watch_local(
+    proxies: Arc<ProxyPlane>,
+    secrets: watch::Receiver<Arc<Secrets>>,
+    local: watch::Sender<LocalState>,
+    stop: CancellationToken,
+) {
+    let mut every = tokio::time::interval(LOCAL_STATE_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        let state = LocalState {
+            sessions: u64::try_from(proxies.store.len()).unwrap_or(u64::MAX),
+            proxies: proxies.registry.list(),
+            secret_ids: secrets.borrow().ids().map(|id| id.to_vec()).collect(),
+        };
+        local.send_if_modified(|last| {
+            let changed = *last != state;
+            *last = state;
+            changed
+        });
+    }
+}

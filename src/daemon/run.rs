@@ -1,0 +1,265 @@
+//! `resumed run`: one node with its Unix sockets, its metrics and the system's signals.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::control::{ControlCall, ControlSocket};
+use super::http::{HttpError, HttpServer};
+use super::node::{Node, NodeSettings};
+use super::operator::{Operator, Rotation, rotate_progress, rotate_wait};
+use super::unix_socket::SocketError;
+use crate::bus::in_process::{Hub, InProcess};
+use crate::bus::rabbitmq::{RabbitMq, RabbitMqSettings};
+use crate::bus::{Bus, BusError};
+use crate::clock::SystemClock;
+use crate::config::{RemovalPolicy, Settings};
+use crate::envelope::{FarmSecret, SecretError, Secrets};
+use crate::keys::KeySettings;
+use crate::metrics::{self, MetricsError};
+use crate::proto::local::{ControlReply, control_reply, control_request};
+use crate::proxies::ats::{AtsError, AtsSettings};
+use crate::sessions::Removals;
+
+/// From the signal to the end of the process.
+const STOP_WITHIN: Duration = Duration::from_millis(1_800);
+
+/// Why the daemon ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A farm secret cannot be used.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The broker settings cannot work.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A Unix socket cannot be opened.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The plugin's socket cannot be served.
+    #[error(transparent)]
+    Ats(#[from] AtsError),
+    /// The metrics cannot be served.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The metrics cannot be recorded.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The system does not deliver signals.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs a node until SIGTERM or SIGINT. SIGHUP reads the farm secrets again.
+///
+/// # Errors
+/// What keeps the node from starting, or a socket that fails later.
+pub async fn run(settings: Settings) -> Result<(), RunError> {
+    let secrets = read_secrets(&settings)?;
+    if settings.broker.uris.is_empty() {
+        warn!("no broker.uris: this node runs alone and shares nothing");
+        return run_on(Arc::new(InProcess::new(Arc::new(Hub::default()))), settings, secrets).await;
+    }
+    let bus = Arc::new(RabbitMq::new(rabbitmq_settings(&settings))?);
+    run_on(bus, settings, secrets).await
+}
+
+async fn run_on<B: Bus>(bus: Arc<B>, settings: Settings, secrets: Secrets) -> Result<(), RunError> {
+    let clock = SystemClock::start();
+    let metrics = metrics::install()?;
+    let mut signals = Signals::listen().map_err(RunError::Signals)?;
+    let control = ControlSocket::open(&settings.control)?;
+    let ats = AtsSettings { socket: settings.ats.socket.clone(), users: settings.ats.users.clone() };
+    let http = match settings.metrics.listen {
+        Some(address) => Some(HttpServer::bind(address).await?),
+        None => None,
+    };
+
+    let (secret_sender, secret_receiver) = watch::channel(Arc::new(secrets));
+    let node = Node::start(node_settings(&settings), secret_receiver, bus, clock);
+    info!(node = settings.node.name, farm = settings.node.farm, pod = settings.node.pod, "resumed is running");
+
+    let stop = CancellationToken::new();
+    let mut servers: JoinSet<Result<(), RunError>> = JoinSet::new();
+    let (calls, answers) = mpsc::channel(16);
+    servers.spawn(serve_control(control, calls, stop.clone()));
+    servers.spawn(answer_calls(answers, node.operator.clone(), stop.clone()));
+    let proxies = Arc::clone(&node.proxies);
+    let ats_stop = stop.clone();
+    servers.spawn(async move { Ok(crate::proxies::ats::serve(ats, proxies, ats_stop).await?) });
+    servers.spawn({
+        let (metrics, stop) = (metrics.clone(), stop.clone());
+        async move {
+            metrics::upkeep(metrics, stop).await;
+            Ok(())
+        }
+    });
+    if let Some(http) = http {
+        info!(address = %http.address(), "metrics");
+        let (health, stop) = (node.health.clone(), stop.clone());
+        servers.spawn(async move { Ok(http.serve(metrics, health, clock, stop).await?) });
+    }
+
+    let outcome = loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => break Ok(()),
+            _ = signals.interrupt.recv() => break Ok(()),
+            _ = signals.hangup.recv() => reload_secrets(&settings, &secret_sender),
+            Some(ended) = servers.join_next() => match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => break Err(error),
+                Err(error) => error!(%error, "a server ended in a panic"),
+            },
+        }
+    };
+    info!("stopping");
+    stop.cancel();
+    let end = async {
+        node.stop().await;
+        while let Some(ended) = servers.join_next().await {
+            if let Ok(Err(error)) = ended {
+                warn!(%error, "while stopping");
+            }
+        }
+    };
+    if tokio::time::timeout(STOP_WITHIN, end).await.is_err() {
+        warn!("did not stop in time; ending all the same");
+    }
+    outcome
+}
+
+async fn serve_control(
+    control: ControlSocket,
+    calls: mpsc::Sender<ControlCall>,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    control.serve(calls, stop).await;
+    Ok(())
+}
+
+async fn answer_calls(
+    mut calls: mpsc::Receiver<ControlCall>,
+    operator: Operator,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let mut answers = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            Some(call) = calls.recv() => { answers.spawn(answer(call, operator.clone())); }
+            Some(ended) = answers.join_next() => if let Err(error) = ended {
+                error!(%error, "answering a command ended in a panic");
+            },
+        }
+    }
+}
+
+async fn answer(call: ControlCall, operator: Operator) {
+    let reply = |kind| ControlReply { kind: Some(kind) };
+    let last = match call.request {
+        control_request::Kind::Status(_) => match serde_json::to_vec(&operator.status().await) {
+            Ok(json) => control_reply::Kind::StatusJson(json),
+            Err(error) => control_reply::Kind::Error(error.to_string()),
+        },
+        control_request::Kind::Rotate(command) => {
+            // An asker who has gone away, or is slow, does not hold up the rotation.
+            let progress = |rotation: &Rotation| {
+                let _gone = call.replies.try_send(reply(control_reply::Kind::Rotate(rotate_progress(rotation, false))));
+            };
+            match operator.rotate(rotate_wait(&command), progress).await {
+                Ok(rotation) => control_reply::Kind::Rotate(rotate_progress(&rotation, true)),
+                Err(error) => control_reply::Kind::Error(error.to_string()),
+            }
+        }
+    };
+    let _gone = call.replies.send(reply(last)).await;
+}
+
+/// Without a broker nothing leaves the process, and a secret of the moment will do.
+fn read_secrets(settings: &Settings) -> Result<Secrets, SecretError> {
+    if settings.secret.files.is_empty() {
+        return Secrets::new(vec![FarmSecret::generate()?]);
+    }
+    Secrets::read(&settings.secret.files)
+}
+
+fn reload_secrets(settings: &Settings, secrets: &watch::Sender<Arc<Secrets>>) {
+    if settings.secret.files.is_empty() {
+        info!("SIGHUP: no secret.files to read again");
+        return;
+    }
+    match Secrets::read(&settings.secret.files) {
+        Ok(read) => {
+            info!(secrets = read.ids().count(), "SIGHUP: read the farm secrets again");
+            secrets.send_replace(Arc::new(read));
+        }
+        Err(error) => error!(%error, "SIGHUP: keeping the farm secrets of before"),
+    }
+}
+
+/// The broker section as the bus wants it.
+#[must_use]
+pub fn rabbitmq_settings(settings: &Settings) -> RabbitMqSettings {
+    let broker = &settings.broker;
+    RabbitMqSettings {
+        uris: broker.uris.iter().map(|uri| uri.expose().to_owned()).collect(),
+        ca_file: broker.ca_file.clone(),
+        cert_file: broker.cert_file.clone(),
+        key_file: broker.key_file.clone(),
+        password_file: broker.password_file.clone(),
+        heartbeat: broker.heartbeat,
+        ..RabbitMqSettings::default()
+    }
+}
+
+/// The settings as a node wants them.
+#[must_use]
+pub fn node_settings(settings: &Settings) -> NodeSettings {
+    let Settings { node, broker, keys, sessions, .. } = settings;
+    NodeSettings {
+        name: node.name.clone(),
+        farm: node.farm.clone(),
+        pod: node.pod.clone(),
+        keys: KeySettings {
+            interval: keys.interval,
+            keep: keys.keep,
+            settle: keys.settle,
+            max_seal_age: keys.max_seal_age,
+            max_clock_offset: node.max_clock_offset,
+        },
+        report_every: broker.report_every,
+        start_alone_after: node.start_alone_after,
+        can_lead: keys.can_lead,
+        ring_directory: Some(keys.directory.clone()),
+        allow_disk: keys.allow_disk,
+        replicate: sessions.replicate,
+        removals: match sessions.removals {
+            RemovalPolicy::Replicate => Removals::Replicate,
+            RemovalPolicy::Keep => Removals::Keep,
+        },
+        max_bytes: sessions.max_bytes,
+        max_session_bytes: usize::try_from(sessions.max_session_bytes).unwrap_or(usize::MAX),
+        batch_bytes: usize::try_from(sessions.batch_bytes).unwrap_or(usize::MAX),
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}

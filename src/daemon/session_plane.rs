@@ -1,0 +1,188 @@
+//! Carries sessions: outbox → batch → envelope → fanout, and feed → open → validate → cache → proxies.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::sealing::Sealing;
+use crate::bus::{Link, LinkEvent, Names};
+use crate::clock::SystemClock;
+use crate::envelope::{Opener, Secrets};
+use crate::metrics::{self, Plane};
+use crate::proto::SessionBatch;
+use crate::proto::payload::Kind;
+use crate::proxies::ProxyPlane;
+
+/// How long the outbox may take to empty when the node stops.
+const DRAIN_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
+
+/// What the session plane uses of a link. Clones share it; the newest one wins.
+pub struct SessionLink<L: Link> {
+    link: Arc<L>,
+    sealing: Arc<Mutex<Sealing>>,
+    feed: Arc<Mutex<mpsc::Receiver<LinkEvent>>>,
+}
+
+impl<L: Link> SessionLink<L> {
+    /// A link that has just come up.
+    #[must_use]
+    pub fn new(link: Arc<L>, sealing: Sealing, feed: mpsc::Receiver<LinkEvent>) -> Self {
+        Self { link, sealing: Arc::new(Mutex::new(sealing)), feed: Arc::new(Mutex::new(feed)) }
+    }
+}
+
+impl<L: Link> Clone for SessionLink<L> {
+    fn clone(&self) -> Self {
+        Self { link: Arc::clone(&self.link), sealing: Arc::clone(&self.sealing), feed: Arc::clone(&self.feed) }
+    }
+}
+
+/// What both directions share.
+pub struct SessionPlane<L: Link> {
+    /// The proxies' side: outbox, cache, and the way to the replicas.
+    pub proxies: Arc<ProxyPlane>,
+    /// The current link, if any.
+    pub link: watch::Receiver<Option<SessionLink<L>>>,
+    /// The farm secrets.
+    pub secrets: watch::Receiver<Arc<Secrets>>,
+    /// The farm's exchanges.
+    pub names: Names,
+    /// This node's boot id: its own batches come back from the fanout exchange.
+    pub boot_id: [u8; 16],
+    /// A batch closes at this size.
+    pub batch_bytes: usize,
+    /// This host's clocks.
+    pub clock: SystemClock,
+    /// Ends both directions.
+    pub stop: CancellationToken,
+}
+
+impl<L: Link> SessionPlane<L> {
+    /// Publishes what the proxies report until `stop`. A blocked or absent broker makes it drop, counted: handshakes and
+    /// memory never wait for it.
+    pub async fn publish(self: Arc<Self>) {
+        while let Some(batch) = self.stop.run_until_cancelled(self.proxies.outbox.next_batch(self.batch_bytes)).await {
+            self.publish_batch(batch).await;
+        }
+        // What is queued still goes out, as far as it takes no time.
+        let drain = async {
+            while !self.proxies.outbox.is_empty() {
+                let batch = self.proxies.outbox.next_batch(self.batch_bytes).await;
+                self.publish_batch(batch).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN_WITHIN, drain).await.is_err() {
+            let left = u64::try_from(self.proxies.outbox.len()).unwrap_or(u64::MAX);
+            metrics::dropped("stopping", left);
+        }
+    }
+
+    async fn publish_batch(&self, batch: SessionBatch) {
+        let entries = u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
+        let link = self.link.borrow().clone();
+        let Some(link) = link else {
+            metrics::dropped("broker_away", entries);
+            return;
+        };
+        if link.link.is_blocked() {
+            metrics::dropped("broker_blocked", entries);
+            return;
+        }
+        let sealed = link.sealing.lock().await.seal(&self.names.sessions, Kind::Sessions(batch), self.clock.now());
+        let sent = match sealed {
+            Ok(sealed) => link.link.publish_sessions(sealed).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match sent {
+            Ok(()) => {
+                metrics::sent(Plane::Sessions);
+                metrics::published(entries);
+            }
+            Err(error) => {
+                metrics::dropped("not_sent", entries);
+                debug!(error, "could not publish a session batch");
+            }
+        }
+    }
+
+    /// Takes in what other nodes of the pod publish, until `stop`.
+    pub async fn consume(self: Arc<Self>, mut opener: Opener) {
+        let mut link = self.link.clone();
+        let mut secrets = self.secrets.clone();
+        loop {
+            let current = link.borrow_and_update().clone();
+            let next = async {
+                match &current {
+                    Some(current) => current.feed.lock().await.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                Ok(()) = secrets.changed() => opener.set_secrets(Arc::clone(&secrets.borrow_and_update())),
+                changed = link.changed() => if changed.is_err() { return },
+                event = next => match event {
+                    Some(LinkEvent::Delivered { route, body, .. }) => self.take_in(&mut opener, &route, body),
+                    Some(LinkEvent::LeaseLost | LinkEvent::Closed { .. }) => {}
+                    // This feed ended; the driver will bring another link.
+                    None => tokio::select! {
+                        () = self.stop.cancelled() => return,
+                        changed = link.changed() => if changed.is_err() { return },
+                    },
+                },
+            }
+        }
+    }
+
+    fn take_in(&self, opener: &mut Opener, route: &str, body: Bytes) {
+        let now = self.clock.now();
+        let opened = match opener.open(route, body, now) {
+            Ok(opened) => opened,
+            Err(refusal) => {
+                metrics::received(Plane::Sessions);
+                metrics::refused(refusal.reason());
+                debug!(%refusal, route, "refused a session batch");
+                return;
+            }
+        };
+        if opened.payload.boot_id == self.boot_id {
+            return;
+        }
+        metrics::received(Plane::Sessions);
+        metrics::missed(opened.missed);
+        let Some(Kind::Sessions(batch)) = opened.payload.kind else {
+            metrics::refused("unknown_kind");
+            return;
+        };
+        metrics::taken_in(u64::try_from(batch.entries.len()).unwrap_or(u64::MAX));
+        for entry in &batch.entries {
+            metrics::replicated(entry.at, now.wall);
+        }
+        let applied = self.proxies.store.remote(batch, now);
+        if !applied.inserted.is_empty() {
+            // Without a proxy connected nobody listens: the cache refills it when it comes.
+            let _listeners = self.proxies.from_farm.send(Arc::new(applied.inserted));
+        }
+    }
+}
+
+/// Sweeps expired sessions and tombstones out, now and then.
+pub async fn sweep(proxies: Arc<ProxyPlane>, clock: SystemClock, stop: CancellationToken) {
+    let mut every = tokio::time::interval(std::time::Duration::from_secs(10));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = every.tick() => {
+                let store = Arc::clone(&proxies.store);
+                let now = clock.now();
+                if let Err(error) = tokio::task::spawn_blocking(move || store.sweep(now)).await {
+                    warn!(%error, "sweeping the session cache failed");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What a node shows of itself: to `status`, to `/healthz`, and to tests.
+
+use crate::clock::Now;
+use crate::farm::Farm;
+use crate::proto;
+use crate::status::{BrokerStatus, KeyStatus, NodeStatus, ProxyStatus, RingStatus};
+
+/// One node at one instant.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeView {
+    /// The node that is followed, or this one if it leads.
+    pub leader: Option<String>,
+    /// Whether this node leads.
+    pub leads: bool,
+    /// Members that the leader counts.
+    pub members: u32,
+    /// Of these, in step.
+    pub members_in_step: u32,
+    /// The leader's clock minus this node's.
+    pub clock_offset_ms: i64,
+    /// The ring, without secrets.
+    pub ring: RingStatus,
+    /// The connection to the broker.
+    pub broker: BrokerStatus,
+    /// This node as a member table would show it.
+    pub own: NodeStatus,
+}
+
+impl NodeView {
+    /// What `farm` shows now.
+    #[must_use]
+    pub fn of(farm: &Farm, broker: BrokerStatus, now: Now) -> Self {
+        let (members, members_in_step) = farm.member_counts(now);
+        Self {
+            leader: farm.leader(now).map(str::to_owned),
+            leads: farm.is_leader(),
+            members,
+            members_in_step,
+            clock_offset_ms: farm.clock_offset_ms(),
+            ring: ring_status(farm, now),
+            broker,
+            own: node_status(farm.own_member()),
+        }
+    }
+
+    /// Generation of the key that seals now.
+    #[must_use]
+    pub fn active_generation(&self) -> Option<u64> {
+        self.ring.keys.iter().find(|key| key.state == "active").map(|key| key.generation)
+    }
+}
+
+/// A member of the table that the leader sent.
+#[must_use]
+pub fn node_status(member: proto::Member) -> NodeStatus {
+    let proxy = |proxy: proto::Proxy| ProxyStatus {
+        kind: proxy.kind,
+        version: proxy.version,
+        certificate_digest: hex(&proxy.certificate_digest),
+    };
+    NodeStatus {
+        name: member.name,
+        boot_id: hex(&member.boot_id),
+        pod: member.pod,
+        version: member.version,
+        last_report_ms: member.last_report_ms,
+        in_step: member.in_step,
+        clock_offset_ms: member.clock_offset_ms,
+        sessions: member.sessions,
+        proxies: member.proxies.into_iter().map(proxy).collect(),
+        secret_ids: member.secret_ids.iter().map(|id| hex(id)).collect(),
+    }
+}
+
+fn ring_status(farm: &Farm, now: Now) -> RingStatus {
+    let held = farm.held();
+    let ring = held.ring();
+    let keys = ring.keys().iter().map(|key| KeyStatus {
+        name_prefix: hex(&key.name[..4]),
+        generation: key.generation,
+        state: held.state_of(key, now).as_str().to_owned(),
+        seal_from: key.seal_from,
+        seal_until: key.seal_until,
+        open_until: ring.open_until(&key.name).unwrap_or(key.seal_until),
+    });
+    RingStatus { fingerprint: hex(&ring.fingerprint(now.wall)), floor: ring.floor(), keys: keys.collect() }
+}
+
+/// Lower-case hex digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,298 @@
+//! What a farm of real processes does when parts of it die, freeze, restart or are cut off.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use resumed::probe::{Client, Mode, Options, Session, Target};
+use support::broker::Broker;
+use support::farm::{Farm, FarmSetup, Proxies, wait_for};
+
+fn client() -> Client {
+    Client::new(Options::default()).expect("a client")
+}
+
+fn resumes(client: &Client, target: &Target, session: &Session) -> bool {
+    client.resume(target, session).unwrap_or_else(|error| panic!("resuming at {target}: {error}")).resumed
+}
+
+fn make(client: &Client, target: &Target, mode: Mode) -> Session {
+    client.handshake(target, mode).unwrap_or_else(|error| panic!("a full handshake at {target}: {error}")).session
+}
+
+/// Ends what runs beside a test, also if the test panics.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Clients that hop between hosts with fresh tickets until told to stop; every refusal is kept.
+struct Hopping {
+    over: AtomicBool,
+    offered: AtomicUsize,
+    refused: Mutex<Vec<String>>,
+}
+
+impl Hopping {
+    fn during(targets: &[Target], faults: impl FnOnce()) -> usize {
+        let hopping =
+            Self { over: AtomicBool::new(false), offered: AtomicUsize::new(0), refused: Mutex::new(Vec::new()) };
+        std::thread::scope(|scope| {
+            scope.spawn(|| hopping.hop(targets));
+            let _over = Over(&hopping.over);
+            faults();
+        });
+        let refused = hopping.refused.into_inner().expect("not poisoned");
+        let offered = hopping.offered.into_inner();
+        assert!(refused.is_empty(), "{} of {offered} tickets refused: {:#?}", refused.len(), &refused[..1]);
+        offered
+    }
+
+    fn hop(&self, targets: &[Target]) {
+        let (client, start) = (client(), Instant::now());
+        for turn in 0.. {
+            if self.over.load(Ordering::Relaxed) {
+                return;
+            }
+            let mode = [Mode::Ticket12, Mode::Ticket13][turn / 3 % 2];
+            let (from, to) = (&targets[turn % targets.len()], &targets[(turn + 1) % targets.len()]);
+            let outcome = client.handshake(from, mode).and_then(|made| client.resume(to, &made.session));
+            self.offered.fetch_add(1, Ordering::Relaxed);
+            match outcome {
+                Ok(resumption) if resumption.resumed => {}
+                other => {
+                    let what = format!("{:?} after the start, {mode} from {from} at {to}: {other:?}", start.elapsed());
+                    self.refused.lock().expect("not poisoned").push(what);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn others(farm: &Farm, index: usize) -> Vec<usize> {
+    (0..farm.hosts.len()).filter(|other| *other != index).collect()
+}
+
+/// Waits until one of `candidates` leads, and returns it with how long that took.
+fn another_leads(farm: &Farm, candidates: &[usize]) -> (usize, Duration) {
+    wait_for("another leader", || {
+        let leads = |index: &&usize| farm.hosts[**index].daemon.try_metric("resumed_leader") == Some(1.0);
+        candidates.iter().find(leads).copied().ok_or_else(|| "none of them leads".to_owned())
+    })
+}
+
+fn generations(farm: &Farm, index: usize) -> BTreeSet<u64> {
+    let status = farm.hosts[index].daemon.try_status().expect("a status");
+    status.ring.keys.iter().map(|key| key.generation).collect()
+}
+
+#[test]
+fn a_killed_leader_is_replaced_within_five_seconds_with_the_same_ring_and_no_refusal() {
+    let broker = Broker::shared();
+    let mut farm = Farm::start_in_step(&FarmSetup::new(3, &broker.uri()));
+    let targets = farm.targets();
+    let leader = farm.leader();
+    let before = generations(&farm, others(&farm, leader)[0]);
+    let offered = Hopping::during(&targets, || {
+        farm.hosts[leader].daemon.kill();
+        let rest = others(&farm, leader);
+        let (next, took) = another_leads(&farm, &rest);
+        println!("another led {took:?} after the leader was killed");
+        assert!(took < Duration::from_secs(5), "another led only after {took:?}");
+        farm.wait_in_step_at(next);
+        assert_eq!(generations(&farm, next), before, "the ring changed with the leader");
+        // The killed daemon's proxy went on with its keys; its daemon finds its ring again.
+        farm.hosts[leader].daemon.launch();
+        farm.wait_in_step_at(leader);
+        assert_eq!(generations(&farm, leader), before, "the killed daemon's ring");
+        assert!(farm.hosts[leader].daemon.log().contains("took up the ring of the last run"));
+    });
+    println!("{offered} tickets offered meanwhile, none refused");
+    assert!(offered > 20, "only {offered} offers");
+}
+
+#[test]
+fn a_frozen_leader_is_replaced_and_follows_when_it_thaws() {
+    let broker = Broker::shared();
+    let farm = Farm::start_in_step(&FarmSetup::new(3, &broker.uri()));
+    let targets = farm.targets();
+    let leader = farm.leader();
+    let before = generations(&farm, leader);
+    Hopping::during(&targets, || {
+        let frozen = Instant::now();
+        farm.hosts[leader].daemon.signal(Signal::SIGSTOP);
+        let (next, took) = another_leads(&farm, &others(&farm, leader));
+        println!("another led {took:?} after the leader was frozen");
+        std::thread::sleep(Duration::from_secs(30).saturating_sub(frozen.elapsed()));
+        farm.hosts[leader].daemon.signal(Signal::SIGCONT);
+        farm.hosts[leader].daemon.wait_for_metric("resumed_leader", |value| value == 0.0);
+        assert_eq!(farm.leader(), next, "one leader, and the thawed one follows");
+        let status = farm.wait_in_step_at(leader);
+        assert_eq!(status.nodes.iter().filter(|node| node.in_step).count(), 3, "{status:?}");
+        assert_eq!(generations(&farm, leader), before, "one ring, that of before");
+    });
+}
+
+#[test]
+fn a_stopped_leader_says_farewell_within_two_seconds_and_the_lease_moves_at_once() {
+    let broker = Broker::shared();
+    let mut farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::None, ..FarmSetup::new(3, &broker.uri()) });
+    let leader = farm.leader();
+    let rest = others(&farm, leader);
+    let (status, took) = farm.hosts[leader].daemon.stop();
+    assert!(status.success(), "{status}");
+    assert!(took < Duration::from_secs(2), "stopped only after {took:?}");
+    let (next, moved) = another_leads(&farm, &rest);
+    println!("stopped in {took:?}; another led {moved:?} later");
+    assert!(moved < Duration::from_secs(1), "the lease moved only after {moved:?}");
+    let (gone, _) = wait_for("the stopped node's leaving", || {
+        let status = farm.hosts[next].daemon.try_status()?;
+        let left = status.nodes.iter().all(|node| node.name != format!("host{leader}"));
+        if left && status.nodes.iter().all(|node| node.in_step) { Ok(status) } else { Err(format!("{status:?}")) }
+    });
+    assert_eq!(gone.nodes.len(), 2);
+}
+
+#[test]
+fn without_its_daemon_a_proxy_goes_on_serving_resuming_and_rotating() {
+    let broker = Broker::shared();
+    let setup = FarmSetup {
+        keys: "interval = \"4s\"\nsettle = \"200ms\"\nkeep = 3".to_owned(),
+        ..FarmSetup::new(2, &broker.uri())
+    };
+    let mut farm = Farm::start_in_step(&setup);
+    let (client, targets) = (client(), farm.targets());
+    // The next key is at the proxies an interval before it seals, and no daemon is needed for the change.
+    let next = |farm: &Farm| {
+        let status = farm.hosts[0].daemon.try_status()?;
+        let next = status.ring.keys.iter().find(|key| key.state == "next").map(|key| key.name_prefix.clone());
+        next.ok_or_else(|| format!("no next key: {:?}", status.ring))
+    };
+    let (prefix, _) = wait_for("a next key", || next(&farm));
+    farm.hosts[0].daemon.kill();
+    farm.hosts[1].daemon.kill();
+    let (made, _) = wait_for("a ticket of the next key", || {
+        let made = make(&client, &targets[0], Mode::Ticket12);
+        let name: String = made.ticket()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        if name == prefix { Ok(made) } else { Err(format!("sealed by {name}, not {prefix}")) }
+    });
+    let resumed_elsewhere = || if resumes(&client, &targets[1], &made) { Ok(()) } else { Err("refused".to_owned()) };
+    wait_for("the other proxy to open it", resumed_elsewhere);
+    for host in &mut farm.hosts {
+        host.daemon.launch();
+    }
+    farm.wait_in_step();
+    assert!(resumes(&client, &targets[1], &made), "refused after the daemons came back");
+}
+
+#[test]
+fn a_restarted_proxy_is_refilled_and_resumes_sessions_from_before() {
+    let broker = Broker::shared();
+    let setup = FarmSetup { proxies: Proxies::SessionIds, ..FarmSetup::new(2, &broker.uri()) };
+    let mut farm = Farm::start_in_step(&setup);
+    let (client, targets) = (client(), farm.targets());
+    let sessions: Vec<Session> = (0..200).map(|turn| make(&client, &targets[turn % 2], Mode::Id)).collect();
+    for host in &farm.hosts {
+        host.daemon.wait_for_metric("resumed_cache_entries", |entries| entries >= 200.0);
+    }
+    farm.hosts[0].ats_mut().restart();
+    farm.hosts[0].daemon.wait_for_metric("resumed_proxies_connected", |proxies| proxies == 1.0);
+    let (refused, _) = wait_for("the refill", || {
+        let refused = sessions.iter().filter(|session| !resumes(&client, &targets[0], session)).count();
+        if refused == 0 { Ok(refused) } else { Err(format!("{refused} of 200 refused")) }
+    });
+    assert_eq!(refused, 0);
+}
+
+#[test]
+fn a_broker_restarted_under_load_loses_no_key_and_only_the_sessions_of_its_absence() {
+    let broker = Broker::start();
+    let farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::SessionIds, ..FarmSetup::new(3, &broker.uri()) });
+    let (client, targets) = (client(), farm.targets());
+    let before = generations(&farm, 0);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for turn in 0.. {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                make(&client, &targets[turn % 3], Mode::Id);
+            }
+        });
+        let _over = Over(&over);
+        std::thread::sleep(Duration::from_secs(1));
+        broker.kill();
+        for host in &farm.hosts {
+            host.daemon.wait_for_metric("resumed_broker_connected", |value| value == 0.0);
+        }
+        broker.revive();
+        let back = Instant::now();
+        for host in &farm.hosts {
+            host.daemon.wait_for_metric("resumed_broker_connected", |value| value == 1.0);
+        }
+        println!("all nodes were back {:?} after the broker", back.elapsed());
+        assert!(back.elapsed() < Duration::from_secs(5), "back only {:?} after the broker", back.elapsed());
+    });
+    farm.wait_in_step();
+    for index in 0..3 {
+        assert!(before.is_subset(&generations(&farm, index)), "host{index} lost a key");
+        let away = farm.hosts[index].daemon.metric("resumed_sessions_dropped_total{reason=\"broker_away\"}");
+        println!("host{index} counted {away} sessions lost while the broker was away");
+    }
+    let counted: f64 = (0..3)
+        .map(|index| farm.hosts[index].daemon.metric("resumed_sessions_dropped_total{reason=\"broker_away\"}"))
+        .sum();
+    assert!(counted > 0.0, "nothing was counted as lost");
+    // What is made from now on is shared again.
+    let made = make(&client, &targets[0], Mode::Id);
+    wait_for("sessions shared again", || {
+        if resumes(&client, &targets[1], &made) { Ok(()) } else { Err("refused".to_owned()) }
+    });
+}
+
+#[test]
+fn tickets_cross_pods_and_sessions_do_not() {
+    let broker = Broker::shared();
+    let pods = ["a", "a", "b"].map(str::to_owned).to_vec();
+    let ids = FarmSetup { pods: pods.clone(), proxies: Proxies::SessionIds, ..FarmSetup::new(3, &broker.uri()) };
+    let farm = Farm::start_in_step(&ids);
+    let (client, targets) = (client(), farm.targets());
+    let made = make(&client, &targets[0], Mode::Id);
+    wait_for("the session in its pod", || {
+        if resumes(&client, &targets[1], &made) { Ok(()) } else { Err("refused".to_owned()) }
+    });
+    assert!(!resumes(&client, &targets[2], &made), "the session crossed into another pod");
+    assert_eq!(farm.hosts[2].daemon.try_metric("resumed_sessions_received_total"), Some(0.0));
+    drop(farm);
+
+    let farm = Farm::start_in_step(&FarmSetup { pods, ..FarmSetup::new(3, &broker.uri()) });
+    farm.assert_all_resume(Mode::Ticket12);
+    farm.assert_all_resume(Mode::Ticket13);
+}
+
+#[test]
+fn nothing_crosses_between_two_farms_on_one_broker() {
+    let broker = Broker::shared();
+    let setup = || FarmSetup { proxies: Proxies::SessionIds, ..FarmSetup::new(2, &broker.uri()) };
+    let (one, two) = (Farm::start_in_step(&setup()), Farm::start_in_step(&setup()));
+    let client = client();
+    let made = make(&client, &one.targets()[0], Mode::Id);
+    wait_for("the session in its farm", || {
+        if resumes(&client, &one.targets()[1], &made) { Ok(()) } else { Err("refused".to_owned()) }
+    });
+    for host in &two.hosts {
+        assert!(!resumes(&client, &host.target(), &made), "the session crossed into another farm");
+        assert_eq!(host.daemon.try_metric("resumed_sessions_received_total"), Some(0.0));
+        assert_eq!(host.daemon.try_metric("resumed_messages_refused_total"), Some(0.0));
+    }
+    assert!(generations(&one, 0).is_disjoint(&generations(&two, 0)), "a key crossed");
+}

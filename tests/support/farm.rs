@@ -1,0 +1,439 @@
+//! A farm of real daemons beside real proxies. Everything lies in one temporary folder and ends with it.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use resumed::probe::{self, Client, Mode, Target};
+use resumed::status::FarmStatus;
+use tempfile::TempDir;
+
+use super::ats::{Ats, AtsSetup, Certificate, free_port};
+
+/// How long a condition may take to become true before a test fails. Generous: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program or library of this project, as this build made it, beside the test that runs.
+pub fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let folders = test.ancestors().skip(1).take(2);
+    let mut found = folders.map(|folder| folder.join(name)).filter(|path| path.exists());
+    found.next().unwrap_or_else(|| {
+        panic!("{name} is not built beside {}: run `cargo build --workspace` with the same profile", test.display())
+    })
+}
+
+/// Waits until `look` is content, and says what it saw last if that takes too long. Returns how long it took.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> (T, Duration) {
+    let start = Instant::now();
+    loop {
+        match look() {
+            Ok(found) => return (found, start.elapsed()),
+            Err(seen) if start.elapsed() > PATIENCE => panic!("{what} did not come true; last seen: {seen}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// What a farm is to be like.
+#[derive(Clone)]
+pub struct FarmSetup {
+    /// One pod name for each host.
+    pub pods: Vec<String>,
+    /// The farm's name; farms of different names share a broker without meeting.
+    pub name: String,
+    /// The broker's URIs, comma-separated.
+    pub uris: String,
+    /// Further lines under `[keys]`.
+    pub keys: String,
+    /// Further lines under `[node]`.
+    pub node: String,
+    /// Further lines under `[broker]`.
+    pub broker: String,
+    /// Further lines under `[sessions]`.
+    pub sessions: String,
+    /// Whether a proxy runs beside each daemon, and with which kind of resumption for TLS 1.2.
+    pub proxies: Proxies,
+    /// Further arguments of the plugin.
+    pub plugin: String,
+    /// Under `traffic_manager`, so that `traffic_ctl` works.
+    pub manager: bool,
+}
+
+/// The proxies of a farm.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Proxies {
+    /// Daemons alone.
+    None,
+    /// ATS with tickets.
+    Tickets,
+    /// ATS without tickets: sessions resume by ID.
+    SessionIds,
+}
+
+impl FarmSetup {
+    /// `hosts` hosts of one pod on the broker at `uri`, under a name of their own.
+    pub fn new(hosts: usize, uri: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            pods: vec!["pod".to_owned(); hosts],
+            name: format!("t{}-{number}", std::process::id()),
+            uris: uri.to_owned(),
+            keys: String::new(),
+            node: String::new(),
+            broker: String::new(),
+            sessions: String::new(),
+            proxies: Proxies::Tickets,
+            plugin: String::new(),
+            manager: false,
+        }
+    }
+}
+
+/// A farm. Its processes end when it is dropped.
+pub struct Farm {
+    /// The hosts, `host0` first.
+    pub hosts: Vec<Host>,
+    /// The farm's secret, for tests that forge messages.
+    pub secret: PathBuf,
+    setup: FarmSetup,
+    dir: TempDir,
+}
+
+/// One host: a daemon and, if the farm has any, a proxy.
+pub struct Host {
+    /// The node's name.
+    pub name: String,
+    /// The daemon.
+    pub daemon: Daemon,
+    ats: Option<Ats>,
+}
+
+impl Host {
+    /// The proxy.
+    pub fn ats(&self) -> &Ats {
+        self.ats.as_ref().expect("this farm has proxies")
+    }
+
+    /// The proxy, to stop or restart it.
+    pub fn ats_mut(&mut self) -> &mut Ats {
+        self.ats.as_mut().expect("this farm has proxies")
+    }
+
+    /// The proxy as a probe sees it.
+    pub fn target(&self) -> Target {
+        Target::from(self.ats().address())
+    }
+}
+
+impl Farm {
+    /// Starts every daemon and every proxy at the same moment, and waits until the proxies serve.
+    pub fn start(setup: &FarmSetup) -> Self {
+        let mut farm = Self::lay_out(setup);
+        for host in &mut farm.hosts {
+            host.daemon.launch();
+            if let Some(ats) = &mut host.ats {
+                ats.launch();
+            }
+        }
+        for host in &mut farm.hosts {
+            if let Some(ats) = &mut host.ats {
+                ats.wait_until_serving();
+            }
+        }
+        farm
+    }
+
+    /// Like [`Farm::start`], and waits until every node is in step with the leader.
+    pub fn start_in_step(setup: &FarmSetup) -> Self {
+        let farm = Self::start(setup);
+        farm.wait_in_step();
+        if setup.proxies != Proxies::None {
+            for host in &farm.hosts {
+                host.daemon.wait_for_metric("resumed_proxies_connected", |value| value == 1.0);
+            }
+        }
+        farm
+    }
+
+    /// Writes the configurations; nothing runs yet.
+    pub fn lay_out(setup: &FarmSetup) -> Self {
+        // Short: Unix socket paths have at most 107 bytes.
+        let dir = tempfile::Builder::new().prefix("rf-").tempdir().expect("a temporary folder");
+        let secret = dir.path().join("farm.secret");
+        let made = Command::new(built("resumed")).args(["secret", "new"]).arg(&secret).output().expect("resumed runs");
+        assert!(made.status.success(), "secret new: {made:?}");
+        let certificate = Certificate::self_signed("farm.test");
+        let hosts = (0..setup.pods.len()).map(|index| host(setup, index, dir.path(), &secret, &certificate)).collect();
+        Self { hosts, secret, setup: setup.clone(), dir }
+    }
+
+    /// The farm's name.
+    pub fn name(&self) -> &str {
+        &self.setup.name
+    }
+
+    /// Every host as a probe sees it.
+    pub fn targets(&self) -> Vec<Target> {
+        self.hosts.iter().map(Host::target).collect()
+    }
+
+    /// Waits until one node leads and all are in step with it, as the first host's `status` sees it.
+    pub fn wait_in_step(&self) -> FarmStatus {
+        self.wait_in_step_at(0)
+    }
+
+    /// The same, asked at host `index`.
+    pub fn wait_in_step_at(&self, index: usize) -> FarmStatus {
+        let expected = self.hosts.iter().filter(|host| host.daemon.is_running()).count();
+        let (status, _) = wait_for("the farm in step", || {
+            let status = self.hosts[index].daemon.try_status()?;
+            let in_step = status.nodes.iter().filter(|node| node.in_step).count();
+            if status.leader.is_some() && in_step >= expected && !status.ring.keys.is_empty() {
+                Ok(status)
+            } else {
+                Err(format!("{status:?}"))
+            }
+        });
+        status
+    }
+
+    /// The index of the host that leads.
+    pub fn leader(&self) -> usize {
+        let (leader, _) = wait_for("one leader", || {
+            let leaders: Vec<usize> = (0..self.hosts.len())
+                .filter(|index| self.hosts[*index].daemon.try_metric("resumed_leader") == Some(1.0))
+                .collect();
+            match leaders[..] {
+                [leader] => Ok(leader),
+                _ => Err(format!("leaders: {leaders:?}")),
+            }
+        });
+        leader
+    }
+
+    /// Probes every pair of hosts in `mode` and panics with the table if any cell failed.
+    pub fn assert_all_resume(&self, mode: Mode) {
+        let client = Client::new(probe::Options::default()).expect("a client");
+        let matrix = probe::matrix(&client, &self.targets(), mode, 1);
+        assert!(matrix.passed(), "not every host resumes every other's sessions: {:#?}", matrix.failures());
+    }
+
+    /// Where the farm lies.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+fn host(setup: &FarmSetup, index: usize, dir: &Path, secret: &Path, certificate: &Certificate) -> Host {
+    let name = format!("host{index}");
+    let home = dir.join(format!("h{index}"));
+    fs::create_dir(&home).expect("a fresh folder");
+    let daemon = Daemon::lay_out(setup, &name, &setup.pods[index], &home, secret);
+    let ats = (setup.proxies != Proxies::None).then(|| {
+        let plugin = built("libresumed_ats.so");
+        let socket = home.join("ats.sock");
+        let line = format!("{} --socket={} {}", plugin.display(), socket.display(), setup.plugin);
+        let mut ats = AtsSetup::new(certificate, line);
+        ats.tickets = setup.proxies == Proxies::Tickets;
+        ats.manager = setup.manager;
+        Ats::lay_out(&home.join("ats"), &ats)
+    });
+    Host { name, daemon, ats }
+}
+
+/// A `resumed run` of its own.
+pub struct Daemon {
+    name: String,
+    home: PathBuf,
+    metrics_port: u16,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    fn lay_out(setup: &FarmSetup, name: &str, pod: &str, home: &Path, secret: &Path) -> Self {
+        let metrics_port = free_port();
+        let at = home.display();
+        let mut text = format!(
+            "[node]\nname = \"{name}\"\nfarm = \"{}\"\npod = \"{pod}\"\n{}\n[keys]\ndirectory = \"{at}\"\n\
+             allow_disk = true\n{}\n[ats]\nsocket = \"{at}/ats.sock\"\n[control]\nsocket = \"{at}/control.sock\"\n\
+             [metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n[sessions]\n{}\n",
+            setup.name, setup.node, setup.keys, setup.sessions,
+        );
+        if !setup.uris.is_empty() {
+            let uris: Vec<String> = setup.uris.split(',').map(|uri| format!("\"{uri}\"")).collect();
+            write!(
+                text,
+                "[broker]\nuris = [{}]\n{}\n[secret]\nfiles = [\"{}\"]\n",
+                uris.join(", "),
+                setup.broker,
+                secret.display()
+            )
+            .expect("text grows");
+        }
+        fs::write(home.join("resumed.toml"), text).expect("the configuration");
+        Self { name: name.to_owned(), home: home.to_owned(), metrics_port, child: None }
+    }
+
+    /// Starts it; its log goes to `daemon.log` in its folder.
+    pub fn launch(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("daemon.log");
+        let child = Command::new(built("resumed"))
+            .args(["run", "--log", "info,resumed=debug", "--config"])
+            .arg(self.config())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log twice"))
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("resumed runs");
+        self.child = Some(child);
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.home.join("resumed.toml")
+    }
+
+    /// Its folder.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Whether it was started and not stopped.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
+        Pid::from_raw(i32::try_from(child.id()).expect("a process id"))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the daemon is our child");
+    }
+
+    /// SIGKILL, as a crash.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait();
+    }
+
+    /// SIGTERM, and how it ended after how long.
+    pub fn stop(&mut self) -> (ExitStatus, Duration) {
+        let start = Instant::now();
+        self.signal(Signal::SIGTERM);
+        (self.wait(), start.elapsed())
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        let (status, _) = wait_for("the end of a daemon", || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        });
+        status
+    }
+
+    /// Runs a `resumed` command with this daemon's configuration.
+    pub fn command(&self, words: &[&str]) -> Output {
+        Command::new(built("resumed")).args(words).arg("--config").arg(self.config()).output().expect("resumed runs")
+    }
+
+    /// `status --json`.
+    pub fn try_status(&self) -> Result<FarmStatus, String> {
+        let output = self.command(&["status", "--json"]);
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self) -> Result<String, String> {
+        self.get("/metrics")
+    }
+
+    /// `GET path` on the metrics listener, with the head.
+    pub fn get(&self, path: &str) -> Result<String, String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.metrics_port)).map_err(|error| error.to_string())?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|error| error.to_string())?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .map_err(|error| error.to_string())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map_err(|error| error.to_string())?;
+        Ok(text)
+    }
+
+    /// The sum over all labels of a metric; none if it is not there.
+    pub fn try_metric(&self, name: &str) -> Option<f64> {
+        let text = self.metrics().ok()?;
+        let mut found = None;
+        for line in text.lines() {
+            let Some(rest) = line.strip_prefix(name) else { continue };
+            if rest.starts_with([' ', '{']) {
+                let value: f64 = rest.rsplit(' ').next()?.parse().ok()?;
+                found = Some(found.unwrap_or(0.0) + value);
+            }
+        }
+        found
+    }
+
+    /// One metric with exactly these labels, such as `resumed_messages_refused_total{reason="replay"}`.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics().unwrap_or_else(|error| panic!("metrics of {}: {error}", self.name));
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Waits until a metric, summed over its labels, is as wanted.
+    pub fn wait_for_metric(&self, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
+        let (value, _) = wait_for(name, || match self.try_metric(name) {
+            Some(value) if wanted(value) => Ok(value),
+            other => Err(format!("{} = {other:?} at {}\n{}", name, self.name, self.log_tail())),
+        });
+        value
+    }
+
+    /// What it logged since its folder was made.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let from = log.lines().count().saturating_sub(20);
+        log.lines().skip(from).collect::<Vec<_>>().join("\n")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.home.join("daemon.log")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _told = writeln!(std::io::stderr(), "{} said last:\n{}", self.name, self.log_tail());
+        }
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself; nothing is left to do then.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}

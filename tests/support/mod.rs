@@ -1,0 +1,5 @@
+//! Whole farms on one machine: private brokers, private proxies, and the daemon as it is installed.
+
+pub mod ats;
+pub mod broker;
+pub mod farm;
