@@ -9,4 +9,5 @@ pub mod clock;
 pub mod daemon;
 pub mod keys;
 pub mod proto;
+pub mod proxies;
 pub mod status;

@@ -1,0 +1,3 @@
+//! The proxies that a node serves, one adapter each.
+
+pub mod rustls;
