@@ -264,6 +264,8 @@ fn ats_serves_and_resumes_without_a_daemon_and_takes_farm_keys_when_one_comes() 
     ats.wait_for_note("lost the daemon at");
     assert!(client.visit(ats.address(), Some(&farm.session)).expect("a handshake").resumed);
     let took = ats.stop();
+    ats.wait_for_note("ATS stops: letting go of it");
+    eprintln!("with the plugin ATS stopped within {took:?}");
     assert!(took < Duration::from_secs(5), "with the plugin ATS took {took:?} to stop");
 }
 

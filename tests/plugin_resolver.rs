@@ -240,6 +240,19 @@ async fn without_session_functions_it_shares_tickets_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_keys_does_not_end_the_wait_for_the_first() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let socket = folder.path().join("ats.sock");
+    let node = Node::start(&socket, &NodeSetup::default()).await;
+    let program = host(folder.path(), 9);
+    let mut host = Host::start(&program, &[&format!("--socket={}", socket.display()), "--wait-ms=20000"]);
+    host.wait_for("note [resumed] connected to node n1");
+    node.keys.send_replace(Arc::new(Timetable::new(vec![key(6, -10..1000, 3000)])));
+    host.wait_for("ready");
+    assert_eq!(host.said("keys"), [format!("keys {}", record(6))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reload_of_ats_gets_the_keys_again_at_once() {
     let mut bench = Bench::start(9, &NodeSetup::default()).await;
     bench.host.wait_for("ready");

@@ -374,6 +374,20 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     digest
 }
 
+/// Keeps signals that are meant for ATS away from the calling thread and from those that it starts, and SIGPIPE with
+/// them. What a fault of the thread itself raises still reaches ATS's crash log.
+pub fn leave_signals_to_ats() {
+    // SAFETY: sigfillset makes the set, sigdelset changes it, and only this thread's mask is set from it.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigfillset(&raw mut signals);
+        for own in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP] {
+            libc::sigdelset(&raw mut signals, own);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, ptr::null_mut());
+    }
+}
+
 /// Reads ATS's argument vector without the plugin's own name.
 ///
 /// # Safety

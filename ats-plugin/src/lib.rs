@@ -89,6 +89,7 @@ fn start(arguments: &[String]) -> Result<(), String> {
 /// Starts a thread that nobody joins and that no panic ends.
 fn spawn(name: &str, plugin: &'static Plugin, mut work: impl FnMut() + Send + 'static) -> Result<(), String> {
     let work = move || {
+        api::leave_signals_to_ats();
         while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {
             plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
             say(Level::Error, "a thread panicked, see standard error; starting it again");
@@ -116,7 +117,10 @@ unsafe extern "C" fn on_reload(_cont: *mut c_void, _event: c_int, _data: *mut c_
 
 /// ATS begins to stop.
 unsafe extern "C" fn on_shutdown(_cont: *mut c_void, _event: c_int, _data: *mut c_void) -> c_int {
-    guarded(|plugin| plugin.gate.shut(LET_GO))
+    guarded(|plugin| {
+        say(Level::Note, "ATS stops: letting go of it");
+        plugin.gate.shut(LET_GO);
+    })
 }
 
 /// No panic may cross into C.

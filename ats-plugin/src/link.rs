@@ -36,11 +36,11 @@ pub fn run(plugin: &'static Plugin) {
     while !plugin.stops() {
         match UnixStream::connect(&plugin.socket) {
             Ok(stream) => {
-                let ended = talk(plugin, stream, &mut connects);
+                let talked = talk(plugin, stream, &mut connects);
                 if plugin.connected.swap(false, Ordering::Relaxed) {
                     backoff = BACKOFF.0;
                 }
-                if let Err(error) = ended
+                if let Err(error) = talked
                     && !plugin.stops()
                     && let Some(times) = losses.pass(Instant::now())
                 {
@@ -74,14 +74,19 @@ fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet) -
         let _ = stream.shutdown(Shutdown::Both);
         plugin.queue.wake();
         let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
-        // A refused message is the reason; the end of the stream may only be its consequence.
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                written.and(Err(io::Error::new(error.kind(), "it closed the connection")))
-            }
-            other => other,
+        match (read, written) {
+            // Nobody to write to is no news beside nobody to read from.
+            (Err(read), Err(write)) if ended(&read) && !ended(&write) => Err(write),
+            (Err(read), _) if ended(&read) => Err(io::Error::new(read.kind(), "it closed the connection")),
+            (read, _) => read,
         }
     })
+}
+
+/// Whether this only says that the other end has gone.
+fn ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 fn hello(plugin: &Plugin, stream: &mut UnixStream) -> io::Result<()> {

@@ -252,9 +252,17 @@ impl TicketKeeper {
         }
     }
 
-    /// Waits for a timetable for at most `patience`, then gives ATS its first keys.
+    /// Waits for the farm's keys for at most `patience`, then gives ATS its first keys.
     pub fn begin(&mut self, patience: Duration) {
-        self.hear(patience);
+        // A node that starts with ATS has no keys at first, and says so.
+        let deadline = Instant::now() + patience;
+        while !self.heard {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.hear(left);
+            if left.is_zero() {
+                break;
+            }
+        }
         self.apply();
     }
 
@@ -280,11 +288,12 @@ impl TicketKeeper {
     fn hear(&mut self, patience: Duration) {
         let news = self.plugin.mailbox.wait(patience);
         if let Some(timetable) = news.timetable {
-            if !self.heard {
-                say(Level::Note, &format!("the farm's first ticket keys are here: {}", timetable.entries().len()));
+            let keys = timetable.entries().len();
+            if !self.heard && keys > 0 {
+                say(Level::Note, &format!("the farm's first ticket keys are here: {keys}"));
+                self.heard = true;
             }
             self.timetable = timetable;
-            self.heard = true;
         }
         if news.reloaded {
             self.reloaded_at = Some(Instant::now());
