@@ -220,6 +220,39 @@ fn a_configuration_reload_of_ats_costs_no_ticket() {
 }
 
 #[test]
+fn a_ticket_key_file_of_ats_gives_way_to_the_farm_at_start_and_at_every_reload() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let socket = folder.path().join("a.sock");
+    let runtime = runtime();
+    let node = runtime.block_on(Node::start(&socket, &NodeSetup::default()));
+    node.keys.send_replace(Arc::new(Timetable::new(always())));
+    let mut setup = AtsSetup::new(&Certificate::self_signed("farm.test"), plugin_line(&socket, "--wait-ms=20000"));
+    setup.records.push("CONFIG proxy.config.ssl.server.ticket_key.filename STRING keys.bin".to_owned());
+    let mut ats = Ats::lay_out(&folder.path().join("a"), &setup);
+    std::fs::write(ats.dir().join("ssl/keys.bin"), [0x77; 48]).expect("a key file");
+    ats.launch();
+    ats.wait_until_serving();
+    ats.wait_for_note("ticket_key.filename is \"keys.bin\"");
+    let client = Client::new(Mode::Ticket12);
+    let sealed_by = || ticket_name(&client.visit(ats.address(), None).expect("a full handshake").session);
+    for round in 0..3_u8 {
+        // The plugin is alert for 16 seconds after a start; a reload later than that must alert it again, or the file's
+        // key would seal for up to a minute.
+        let least = Duration::from_secs(if round == 0 { 18 } else { 2 });
+        let start = Instant::now();
+        let mut seen_file = false;
+        while start.elapsed() < least || sealed_by() != [1; 16] {
+            seen_file |= sealed_by() == [0x77 + round; 16];
+            assert!(start.elapsed() < PATIENCE, "round {round}: the file's key seals");
+        }
+        eprintln!("round {round}: the file's key was seen sealing: {seen_file}");
+        std::fs::write(ats.dir().join("ssl/keys.bin"), [0x78 + round; 48]).expect("a key file");
+        ats.write("etc/ssl_multicert.config", &format!("# {round}\n{}", setup.multicert));
+        ats.reload();
+    }
+}
+
+#[test]
 fn a_restarted_ats_is_filled_from_its_nodes_store() {
     let mut pair = Pair::start(false, always());
     let [a, b] = pair.servers();

@@ -254,6 +254,8 @@ impl TicketKeeper {
 
     /// Waits for the farm's keys for at most `patience`, then gives ATS its first keys.
     pub fn begin(&mut self, patience: Duration) {
+        // ATS reads an operator's key file only after its plugins have begun.
+        self.reloaded_at = settings::ticket_key_file(&self.plugin.api).map(|_| Instant::now() + patience);
         // A node that starts with ATS has no keys at first, and says so.
         let deadline = Instant::now() + patience;
         while !self.heard {
