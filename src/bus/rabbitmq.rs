@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use async_compat::Compat;
 use bytes::Bytes;
-use futures_util::{FutureExt, Stream, StreamExt};
+use futures_util::{Stream, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
@@ -46,6 +46,9 @@ pub const KEY_PREFETCH: u16 = 64;
 /// Deliveries of the session feed under way at any time: with batches of 32 KiB at most 4 MiB, and enough for 2,500
 /// batches a second over a round trip of 50 ms.
 pub const FEED_PREFETCH: u16 = 128;
+
+/// No delivery stays unacknowledged for longer, so that the broker can tell what a silent consumer owes.
+const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(50);
 /// What an inbox or the leader's queue holds: messages, bytes, and for how long. Announcements and reports older than
 /// that have been overtaken by later ones.
 pub const KEY_QUEUE: (u32, u32, Duration) = (4_096, 16 << 20, Duration::from_secs(30));
@@ -503,32 +506,35 @@ async fn subscribe(
 
 /// Hands deliveries on and acknowledges what found room, until the consumer ends; then says why, if there was a why.
 async fn hand_on(mut consumer: Consumer, from: Source, prefetch: u16, sink: mpsc::Sender<LinkEvent>) -> Option<String> {
-    let mut unacknowledged = 0;
-    let mut ready = None;
+    // The last delivery that found room, and how many are not acknowledged up to it.
+    let mut owed = None;
     loop {
-        let delivery = match ready.take() {
-            Some(next) => next,
-            None => consumer.next().await,
+        let next = match &owed {
+            Some(_) => timeout(ACKNOWLEDGE_WITHIN, consumer.next()).await.ok(),
+            None => Some(consumer.next().await),
         };
-        let delivery = match delivery {
-            Some(Ok(delivery)) => delivery,
-            Some(Err(error)) => return Some(words(&error)),
-            None => return None,
-        };
-        let route = if delivery.exchange.as_str().is_empty() { &delivery.routing_key } else { &delivery.exchange };
-        let event = LinkEvent::Delivered { from, route: route.to_string(), body: Bytes::from(delivery.data) };
-        if sink.send(event).await.is_err() {
-            // The node listens no more and is about to drop the link. Nothing is taken from the broker until then.
-            return std::future::pending().await;
-        }
-        // One acknowledgement for many under load. None is owed while idle: the broker would lose patience.
-        unacknowledged += 1;
-        ready = consumer.next().now_or_never();
-        if ready.is_none() || unacknowledged >= prefetch / 4 {
-            unacknowledged = 0;
-            if let Err(error) = delivery.acker.ack(BasicAckOptions { multiple: true }).await {
-                return Some(words(&error));
+        let late = next.is_none();
+        match next {
+            Some(Some(Ok(delivery))) => {
+                let route =
+                    if delivery.exchange.as_str().is_empty() { &delivery.routing_key } else { &delivery.exchange };
+                let event = LinkEvent::Delivered { from, route: route.to_string(), body: Bytes::from(delivery.data) };
+                if sink.send(event).await.is_err() {
+                    // The node listens no more and is about to drop the link. Nothing is taken from the broker until then.
+                    return std::future::pending().await;
+                }
+                owed = Some((delivery.acker, owed.map_or(1, |(_, count)| count + 1)));
             }
+            Some(Some(Err(error))) => return Some(words(&error)),
+            Some(None) => return None,
+            None => {}
+        }
+        // One acknowledgement for many, and never between a delivery and its use: it costs this node and the broker
+        // about as much as the delivery.
+        if let Some((acker, _)) = owed.take_if(|(_, count)| late || *count >= prefetch / 4)
+            && let Err(error) = acker.ack(BasicAckOptions { multiple: true }).await
+        {
+            return Some(words(&error));
         }
     }
 }
