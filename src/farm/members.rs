@@ -8,6 +8,9 @@ use crate::proto;
 /// A node that stays silent this long is forgotten; until then an operator sees that it is missing.
 const FORGET_AFTER_MS: u64 = 5 * 60 * 1000;
 
+/// Of two nodes that contest a name, one that is silent for this long has gone.
+const CONTEST_FOR_MS: u64 = 30 * 1000;
+
 /// Offsets of the last reports; the one least delayed is the best estimate.
 const OFFSET_WINDOW: usize = 8;
 
@@ -27,7 +30,8 @@ pub struct Member {
     pub heard_at: u64,
     /// Whether another running node uses the same name.
     pub contested: bool,
-    first_heard: u64,
+    /// The boot of the same name that this one took the place of.
+    replaced: Option<[u8; 16]>,
     offsets: VecDeque<i64>,
 }
 
@@ -73,7 +77,7 @@ impl Members {
                 report: None,
                 heard_at: now.mono,
                 contested: false,
-                first_heard: now.mono,
+                replaced: None,
                 offsets: VecDeque::new(),
             };
             self.table.insert(key.clone(), member);
@@ -88,22 +92,26 @@ impl Members {
         Some((member, new))
     }
 
-    /// A restarted node replaces its former self; two that both keep reporting are shown as contesting the name.
+    /// A restarted node replaces its former self. If the former self reports again, it was none: two nodes of one name
+    /// are kept and shown as contesting it, until one of them falls silent.
     fn settle_name(&mut self, name: &str, boot_id: [u8; 16], now: Now) {
-        let first_heard = self.table.get(&(name.to_owned(), boot_id)).map_or(now.mono, |member| member.first_heard);
-        let mut contested = false;
+        let (mut contested, mut replaced) = (false, None);
         self.table.retain(|(other_name, other_boot), other| {
             if other_name != name || *other_boot == boot_id {
                 return true;
             }
-            // Heard after we began to report: it is alive, not our former self.
-            let alive = other.heard_at > first_heard;
-            contested |= alive;
-            other.contested = alive;
-            alive
+            let silent = now.mono.saturating_sub(other.heard_at) >= CONTEST_FOR_MS;
+            if other.replaced == Some(boot_id) || (other.contested && !silent) {
+                contested = true;
+                other.contested = true;
+                return true;
+            }
+            replaced = Some(*other_boot);
+            false
         });
         if let Some(member) = self.table.get_mut(&(name.to_owned(), boot_id)) {
             member.contested = contested;
+            member.replaced = replaced.or(member.replaced);
         }
     }
 
@@ -185,6 +193,9 @@ mod tests {
             members.reported("a", [2; 16], 0, proto::Report::default(), at(20 * round + 10));
         }
         assert_eq!(names(&members), [("a".into(), 1, true), ("a".into(), 2, true)]);
+        // The one that goes on reporting has the name to itself again.
+        members.reported("a", [2; 16], 0, proto::Report::default(), at(CONTEST_FOR_MS + 40));
+        assert_eq!(names(&members), [("a".into(), 2, false)]);
     }
 
     #[test]
