@@ -371,10 +371,16 @@ async fn a_slow_feed_loses_its_oldest_and_delays_no_key_message(ground: &impl Gr
     let farm = new_farm();
     let mut slow = node_of(&ground.bus(FEED), &farm, "p", "slow", ROOM).await;
     let sender = node(ground, &farm, "q", "sender").await;
-    let pod = node(ground, &farm, "p", "fast").await;
-    for turn in 0..MESSAGES {
-        pod.link.publish_sessions(Bytes::from(format!("{:BODY$}", format!("s{turn}")))).await.unwrap();
-    }
+    let Node { link: pod, keys: _keys, feed: mut heard } = node(ground, &farm, "p", "fast").await;
+    let publish = async {
+        for turn in 0..MESSAGES {
+            pod.publish_sessions(Bytes::from(format!("{:BODY$}", format!("s{turn}")))).await.unwrap();
+        }
+    };
+    // The sender hears its own messages too: once it has the last, the bus has seen all, and the slow one's queue is as
+    // full as it will get.
+    let hear = async { while number(&next(&mut heard, "the sender's own messages").await).1 != MESSAGES - 1 {} };
+    tokio::join!(publish, hear);
     let asked = Instant::now();
     sender.link.publish(&Route::Inbox(slow.link.inbox().to_owned()), "answer".into()).await.unwrap();
     let answer = delivered(Source::Inbox, slow.link.inbox(), "answer");
