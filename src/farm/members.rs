@@ -8,14 +8,14 @@ use crate::proto;
 /// A node that stays silent this long is forgotten; until then an operator sees that it is missing.
 const FORGET_AFTER_MS: u64 = 5 * 60 * 1000;
 
-/// Of two nodes that contest a name, one that is silent for this long has gone.
-const CONTEST_FOR_MS: u64 = 30 * 1000;
-
 /// Offsets of the last reports; the one least delayed is the best estimate.
 const OFFSET_WINDOW: usize = 8;
 
 /// More nodes than this are not kept: names come from authentic messages, but memory stays bounded whatever happens.
 const MOST_MEMBERS: usize = 20_000;
+
+/// How many former boot ids are remembered for each node.
+const MOST_FORMER: usize = 8;
 
 /// One node, as its reports describe it.
 #[derive(Clone, Debug)]
@@ -30,9 +30,10 @@ pub struct Member {
     pub heard_at: u64,
     /// Whether another running node uses the same name.
     pub contested: bool,
-    /// The boot of the same name that this one took the place of.
-    replaced: Option<[u8; 16]>,
+    first_heard: u64,
     offsets: VecDeque<i64>,
+    /// Boot ids that this one replaced, as a restart does. Should one of them report again, it was no restart.
+    former: Vec<[u8; 16]>,
 }
 
 impl Member {
@@ -58,7 +59,16 @@ impl Members {
     }
 
     /// Notes a sign of life whose content was not acted on, because the sender's clock is too far off.
-    pub fn skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, now: Now) {
+    ///
+    /// Not if a node of that name reported in time within `fresh_for` milliseconds: then it is an old message, held up or
+    /// replayed, and whoever has the broker but no farm secret could otherwise make a leader doubt its clock.
+    pub fn skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, fresh_for: u64, now: Now) {
+        let mut namesakes = self.table.range((name.to_owned(), [0; 16])..=(name.to_owned(), [0xff; 16]));
+        let is_fresh =
+            |member: &Member| member.report.is_some() && now.mono.saturating_sub(member.heard_at) <= fresh_for;
+        if namesakes.any(|(_, member)| is_fresh(member)) {
+            return;
+        }
         if let Some((member, _)) = self.heard(name, boot_id, offset_ms, now) {
             member.report = None;
         }
@@ -77,8 +87,9 @@ impl Members {
                 report: None,
                 heard_at: now.mono,
                 contested: false,
-                replaced: None,
+                first_heard: now.mono,
                 offsets: VecDeque::new(),
+                former: Vec::new(),
             };
             self.table.insert(key.clone(), member);
         }
@@ -92,26 +103,30 @@ impl Members {
         Some((member, new))
     }
 
-    /// A restarted node replaces its former self. If the former self reports again, it was none: two nodes of one name
-    /// are kept and shown as contesting it, until one of them falls silent.
+    /// A restarted node replaces its former self; two that both keep reporting are shown as contesting the name.
     fn settle_name(&mut self, name: &str, boot_id: [u8; 16], now: Now) {
-        let (mut contested, mut replaced) = (false, None);
+        let first_heard = self.table.get(&(name.to_owned(), boot_id)).map_or(now.mono, |member| member.first_heard);
+        let mut contested = false;
+        let mut former = Vec::new();
         self.table.retain(|(other_name, other_boot), other| {
             if other_name != name || *other_boot == boot_id {
                 return true;
             }
-            let silent = now.mono.saturating_sub(other.heard_at) >= CONTEST_FOR_MS;
-            if other.replaced == Some(boot_id) || (other.contested && !silent) {
-                contested = true;
-                other.contested = true;
-                return true;
+            // Heard after we began to report, or it took our place: it is alive, not our former self.
+            let alive = other.heard_at > first_heard || other.former.contains(&boot_id);
+            contested |= alive;
+            other.contested = alive;
+            if !alive {
+                former.push(*other_boot);
+                former.append(&mut other.former);
             }
-            replaced = Some(*other_boot);
-            false
+            alive
         });
         if let Some(member) = self.table.get_mut(&(name.to_owned(), boot_id)) {
             member.contested = contested;
-            member.replaced = replaced.or(member.replaced);
+            member.former.append(&mut former);
+            let excess = member.former.len().saturating_sub(MOST_FORMER);
+            member.former.drain(..excess);
         }
     }
 
@@ -193,9 +208,6 @@ mod tests {
             members.reported("a", [2; 16], 0, proto::Report::default(), at(20 * round + 10));
         }
         assert_eq!(names(&members), [("a".into(), 1, true), ("a".into(), 2, true)]);
-        // The one that goes on reporting has the name to itself again.
-        members.reported("a", [2; 16], 0, proto::Report::default(), at(CONTEST_FOR_MS + 40));
-        assert_eq!(names(&members), [("a".into(), 2, false)]);
     }
 
     #[test]
@@ -218,13 +230,28 @@ mod tests {
     }
 
     #[test]
+    fn old_messages_say_nothing_of_a_node_that_reports_in_time() {
+        let mut members = Members::default();
+        members.reported("a", [1; 16], 0, proto::Report::default(), at(0));
+        // Its own, and one of its former self.
+        members.skewed("a", [1; 16], -9_000, 100, at(100));
+        members.skewed("a", [2; 16], -9_000, 100, at(100));
+        assert_eq!(names(&members), [("a".into(), 1, false)]);
+        let member = members.iter().next().expect("one member");
+        assert!(member.report.is_some() && member.clock_offset_ms() == 0, "{member:?}");
+        // It reports no longer: now its clock may have been set.
+        members.skewed("a", [1; 16], -9_000, 100, at(101));
+        assert!(members.iter().next().expect("one member").report.is_none());
+    }
+
+    #[test]
     fn only_a_strict_majority_in_one_direction_disagrees() {
         let disagrees = |offsets: &[i64]| {
             let mut members = Members::default();
             members.reported("own", [0; 16], 0, proto::Report::default(), at(0));
             for (index, offset) in offsets.iter().enumerate() {
                 let boot = [u8::try_from(index).expect("few") + 1; 16];
-                members.skewed(&format!("n{index}"), boot, *offset, at(0));
+                members.skewed(&format!("n{index}"), boot, *offset, 100, at(0));
             }
             members.majority_disagrees([0; 16], 1000)
         };
