@@ -7,6 +7,7 @@
 mod api;
 mod args;
 mod gate;
+mod lane;
 mod link;
 mod plugin;
 mod proto;

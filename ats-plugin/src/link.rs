@@ -12,14 +12,13 @@ use prost::Message;
 use zeroize::Zeroize;
 
 use crate::api::{Level, say};
+use crate::lane::{MAX_FRAME_BYTES, frame};
 use crate::plugin::{self, Plugin};
-use crate::proto::{self, FromProxy, Session, ToProxy, from_proxy, to_proxy};
+use crate::proto::{self, Session, ToProxy, from_proxy, to_proxy};
 use crate::quiet::Quiet;
 use crate::session::{LARGEST_FOR_ATS, SessionId, expiry};
 use crate::{settings, tickets};
 
-/// The largest message in either direction.
-const MAX_FRAME_BYTES: usize = 1024 * 1024;
 /// What one message carries under load.
 const BATCH_BYTES: usize = 64 * 1024;
 const COUNT_EVERY: Duration = Duration::from_secs(2);
@@ -61,10 +60,11 @@ pub fn run(plugin: &'static Plugin) {
 /// One connection, until it fails. Always ends in an error that says why.
 fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet) -> io::Result<()> {
     let over = AtomicBool::new(false);
-    let mut to_daemon = stream.try_clone()?;
+    let to_daemon = stream.try_clone()?;
     thread::scope(|scope| {
         let writer = thread::Builder::new().name("[RESUMED_OUT]".into()).spawn_scoped(scope, || {
-            let result = hello(plugin, &mut to_daemon).and_then(|()| write_all(plugin, &mut to_daemon, &over));
+            let result = hello(plugin, &to_daemon).and_then(|()| write_all(plugin, &over));
+            plugin.lane.close();
             // Whichever side fails, both end.
             let _ = to_daemon.shutdown(Shutdown::Both);
             result
@@ -89,7 +89,8 @@ fn ended(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-fn hello(plugin: &Plugin, stream: &mut UnixStream) -> io::Result<()> {
+/// Introduces the plugin, and opens the lane to the hook.
+fn hello(plugin: &Plugin, mut stream: &UnixStream) -> io::Result<()> {
     let multicert = settings::multicert(&plugin.api, plugin.api.config_dir().as_deref());
     let digest = multicert.map(|text| settings::certificate_digest(&plugin.api, &text).to_vec());
     let hello = proto::Hello {
@@ -101,19 +102,25 @@ fn hello(plugin: &Plugin, stream: &mut UnixStream) -> io::Result<()> {
         warnings: plugin.warnings.clone(),
         sessions: plugin.api.has_sessions(),
     };
-    write_frame(stream, from_proxy::Kind::Hello(hello))
+    stream.write_all(&frame(from_proxy::Kind::Hello(hello))?)?;
+    plugin.lane.open(stream.try_clone()?);
+    Ok(())
 }
 
 /// Sends what the hook queues, and the counters now and then.
-fn write_all(plugin: &Plugin, stream: &mut UnixStream, over: &AtomicBool) -> io::Result<()> {
+fn write_all(plugin: &Plugin, over: &AtomicBool) -> io::Result<()> {
     plugin.api.thread_init();
     let mut counted: Option<Instant> = None;
     while !over.load(Ordering::Acquire) && !plugin.stops() {
-        let entries = plugin.queue.take(BATCH_BYTES, COUNT_EVERY);
+        plugin.queue.wait(COUNT_EVERY);
+        let mut lane = plugin.lane.lock();
+        let Some(sender) = lane.as_mut() else { return Ok(()) };
+        sender.finish()?;
+        let entries = plugin.queue.take(BATCH_BYTES);
         if !entries.is_empty() {
             let count = entries.len() as u64;
             let kept = entries.clone();
-            if let Err(error) = write_frame(stream, from_proxy::Kind::Sessions(proto::Sessions { entries })) {
+            if let Err(error) = sender.send(from_proxy::Kind::Sessions(proto::Sessions { entries })) {
                 let lost = plugin.queue.put_back(kept);
                 plugin.counters.dropped_full.fetch_add(lost, Ordering::Relaxed);
                 return Err(error);
@@ -121,23 +128,11 @@ fn write_all(plugin: &Plugin, stream: &mut UnixStream, over: &AtomicBool) -> io:
             plugin.counters.queued.fetch_add(count, Ordering::Relaxed);
         }
         if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
-            write_frame(stream, from_proxy::Kind::Counters(plugin.count()))?;
+            sender.send(from_proxy::Kind::Counters(plugin.count()))?;
             counted = Some(Instant::now());
         }
     }
     Ok(())
-}
-
-fn write_frame(stream: &mut UnixStream, kind: from_proxy::Kind) -> io::Result<()> {
-    let message = FromProxy { kind: Some(kind) };
-    let len = message.encoded_len();
-    if len > MAX_FRAME_BYTES {
-        return Err(io::Error::other(format!("a message of {len} bytes is too long to send")));
-    }
-    let mut frame = Vec::with_capacity(4 + len);
-    frame.extend_from_slice(&(len as u32).to_be_bytes());
-    message.encode(&mut frame).map_err(io::Error::other)?;
-    stream.write_all(&frame)
 }
 
 fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Quiet) -> io::Result<()> {

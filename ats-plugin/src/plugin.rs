@@ -10,6 +10,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::api::{self, Api, Level, OpensslSession, Statistic, say};
 use crate::gate::Gate;
+use crate::lane::Lane;
 use crate::proto;
 use crate::queue::Queue;
 use crate::quiet::Quiet;
@@ -43,6 +44,7 @@ pub struct Plugin {
     pub socket: PathBuf,
     pub warnings: Vec<String>,
     pub queue: Queue,
+    pub lane: Lane,
     pub replica: Replica,
     pub mailbox: Mailbox,
     pub counters: Counters,
@@ -87,6 +89,7 @@ impl Plugin {
             socket,
             warnings,
             queue: Queue::new(QUEUE_ENTRIES, QUEUE_BYTES),
+            lane: Lane::default(),
             replica: Replica::new(REPLICA_BYTES),
             mailbox: Mailbox::default(),
             counters: Counters::default(),
@@ -210,7 +213,12 @@ impl Plugin {
 
     fn report(&self, id: &SessionId, session: Bytes) {
         let id = Bytes::copy_from_slice(id.as_bytes());
-        let lost = self.queue.push(proto::Session { id, session, at: wall_ms() });
+        let entry = proto::Session { id, session, at: wall_ms() };
+        if self.lane.send_now(&entry, &self.queue) {
+            self.counters.queued.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let lost = self.queue.push(entry);
         if lost > 0 {
             self.counters.dropped_full.fetch_add(lost, Ordering::Relaxed);
         }

@@ -18,7 +18,7 @@ pub struct Queue {
 struct State {
     entries: VecDeque<Session>,
     bytes: usize,
-    /// Somebody sleeps in [`Queue::take`]: only then does the hook pay for waking.
+    /// Somebody sleeps in [`Queue::wait`]: only then does the hook pay for waking.
     waiting: bool,
     woken: bool,
 }
@@ -50,9 +50,8 @@ impl Queue {
         lost.len() as u64
     }
 
-    /// Takes entries of up to `max_bytes` (at least one), oldest first. Waits until there is one, until [`Queue::wake`],
-    /// or for `patience`; then the answer is empty.
-    pub fn take(&self, max_bytes: usize, patience: Duration) -> Vec<Session> {
+    /// Waits until there is an entry, until [`Queue::wake`], or for `patience`. Returns whether there is an entry.
+    pub fn wait(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
         while state.entries.is_empty() && !state.woken {
@@ -65,6 +64,17 @@ impl Queue {
         }
         state.waiting = false;
         state.woken = false;
+        !state.entries.is_empty()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().entries.is_empty()
+    }
+
+    /// Takes entries of up to `max_bytes` (at least one, if there is any), oldest first.
+    pub fn take(&self, max_bytes: usize) -> Vec<Session> {
+        let mut state = self.lock();
         let (mut count, mut bytes) = (0, 0);
         for entry in &state.entries {
             if count > 0 && bytes + weight(entry) > max_bytes {
@@ -92,7 +102,7 @@ impl Queue {
         lost
     }
 
-    /// Makes a waiting [`Queue::take`] return.
+    /// Makes a waiting [`Queue::wait`] return.
     pub fn wake(&self) {
         self.lock().woken = true;
         self.news.notify_all();
@@ -139,10 +149,10 @@ mod tests {
         for n in 0..10 {
             assert_eq!(queue.push(entry(n)), 0);
         }
-        let first = queue.take(3 * weight(&entry(0)), Duration::ZERO);
+        let first = queue.take(3 * weight(&entry(0)));
         assert_eq!(order(&first), [0, 1, 2]);
         assert_eq!(queue.put_back(first), 0);
-        assert_eq!(order(&queue.take(1 << 20, Duration::ZERO)), (0..10).collect::<Vec<_>>());
+        assert_eq!(order(&queue.take(1 << 20)), (0..10).collect::<Vec<_>>());
         assert_eq!(queue.lock().bytes, 0);
     }
 
@@ -152,7 +162,7 @@ mod tests {
         let lost: u64 = (0..5).map(|n| queue.push(entry(n))).sum();
         assert_eq!(lost, 2);
         assert_eq!(queue.put_back(vec![entry(9)]), 1);
-        assert_eq!(order(&queue.take(1 << 20, Duration::ZERO)), [2, 3, 4]);
+        assert_eq!(order(&queue.take(1 << 20)), [2, 3, 4]);
         let queue = Queue::new(100, 2 * weight(&entry(0)));
         assert_eq!((0..5).map(|n| queue.push(entry(n))).sum::<u64>(), 3);
     }
@@ -162,7 +172,7 @@ mod tests {
         let queue = Queue::new(100, 1 << 20);
         queue.push(entry(0));
         queue.push(entry(1));
-        assert_eq!(order(&queue.take(1, Duration::ZERO)), [0]);
+        assert_eq!(order(&queue.take(1)), [0]);
     }
 
     #[test]
@@ -171,7 +181,7 @@ mod tests {
         for wake in [false, true] {
             let sleeper = std::thread::spawn({
                 let queue = Arc::clone(&queue);
-                move || queue.take(1 << 20, Duration::from_secs(60)).len()
+                move || usize::from(queue.wait(Duration::from_secs(60))) + queue.take(1 << 20).len()
             });
             while !queue.lock().waiting {
                 std::thread::yield_now();
@@ -181,7 +191,7 @@ mod tests {
             } else {
                 queue.push(entry(0));
             }
-            assert_eq!(sleeper.join().unwrap(), usize::from(!wake));
+            assert_eq!(sleeper.join().unwrap(), if wake { 0 } else { 2 });
         }
     }
 }

@@ -1,0 +1,188 @@
+//! The hook's way to the daemon: onto the socket at once if nothing waits before it, else into the queue.
+//!
+//! Waking a thread that would write to the socket costs a session more time than writing does. The hook never waits: a
+//! lane that somebody uses, or a socket that takes nothing now, means the queue.
+
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use prost::Message;
+
+use crate::proto::{self, FromProxy, Session, from_proxy};
+use crate::queue::Queue;
+
+/// The largest message in either direction.
+pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+
+/// The sending side of the connection, if there is one. Whoever sends holds it.
+#[derive(Default)]
+pub struct Lane(Mutex<Option<Sender>>);
+
+/// A connection on which the introduction was sent.
+pub struct Sender {
+    stream: UnixStream,
+    /// What a socket that was nearly full left of a message. Nothing else may be sent before it.
+    rest: Vec<u8>,
+}
+
+impl Lane {
+    /// Opens the lane on a connection.
+    pub fn open(&self, stream: UnixStream) {
+        *self.lock() = Some(Sender { stream, rest: Vec::new() });
+    }
+
+    /// Closes it. What the hook reports from now on goes into the queue.
+    pub fn close(&self) {
+        *self.lock() = None;
+    }
+
+    /// The sender, for the thread that may wait.
+    pub fn lock(&self) -> MutexGuard<'_, Option<Sender>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends `entry` if that needs no waiting and nothing in `queue` is older. Returns whether it did.
+    pub fn send_now(&self, entry: &Session, queue: &Queue) -> bool {
+        let mut lane = match self.0.try_lock() {
+            Ok(lane) => lane,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let Some(sender) = lane.as_mut().filter(|sender| sender.rest.is_empty()) else { return false };
+        // Entries leave the queue only under this lock: an empty one means that all were sent.
+        if !queue.is_empty() {
+            return false;
+        }
+        let Ok(frame) = frame(from_proxy::Kind::Sessions(proto::Sessions { entries: vec![entry.clone()] })) else {
+            return false;
+        };
+        match send_without_waiting(&sender.stream, &frame) {
+            Ok(sent) if sent == frame.len() => true,
+            Ok(sent) if sent > 0 => {
+                sender.rest = frame[sent..].to_vec();
+                queue.wake();
+                true
+            }
+            // Full, or broken: the thread that may wait will find out which.
+            _ => false,
+        }
+    }
+}
+
+impl Sender {
+    /// Sends a message, after what is left of the last one. Waits as long as the daemon does not read.
+    pub fn send(&mut self, kind: from_proxy::Kind) -> io::Result<()> {
+        self.finish()?;
+        self.stream.write_all(&frame(kind)?)
+    }
+
+    /// Sends what is left of the last message.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let rest = std::mem::take(&mut self.rest);
+        self.stream.write_all(&rest)
+    }
+}
+
+/// `kind` behind its length, as it travels.
+pub fn frame(kind: from_proxy::Kind) -> io::Result<Vec<u8>> {
+    let message = FromProxy { kind: Some(kind) };
+    let len = message.encoded_len();
+    if len > MAX_FRAME_BYTES {
+        return Err(io::Error::other(format!("a message of {len} bytes is too long to send")));
+    }
+    let mut frame = Vec::with_capacity(4 + len);
+    frame.extend_from_slice(&(len as u32).to_be_bytes());
+    message.encode(&mut frame).map_err(io::Error::other)?;
+    Ok(frame)
+}
+
+fn send_without_waiting(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the descriptor is open as long as `stream` is borrowed, and the pointer and length are those of a live
+    // slice, which send(2) only reads.
+    let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn entry(n: u64) -> Session {
+        Session { id: Bytes::from_static(&[1; 32]), session: Bytes::from_static(&[2; 160]), at: n }
+    }
+
+    fn open() -> (Lane, Queue, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let lane = Lane::default();
+        lane.open(ours);
+        (lane, Queue::new(1000, 1 << 20), theirs)
+    }
+
+    fn read(daemon: &mut UnixStream) -> Vec<u64> {
+        let mut length = [0; 4];
+        daemon.read_exact(&mut length).expect("a length");
+        let mut bytes = vec![0; u32::from_be_bytes(length) as usize];
+        daemon.read_exact(&mut bytes).expect("a message");
+        let message = FromProxy::decode(&bytes[..]).expect("a message");
+        let Some(from_proxy::Kind::Sessions(sessions)) = message.kind else { panic!("{message:?}") };
+        sessions.entries.iter().map(|entry| entry.at).collect()
+    }
+
+    #[test]
+    fn an_entry_goes_straight_onto_an_idle_socket() {
+        let (lane, queue, mut daemon) = open();
+        assert!(lane.send_now(&entry(1), &queue));
+        assert_eq!(read(&mut daemon), [1]);
+    }
+
+    #[test]
+    fn nothing_overtakes_the_queue_or_whoever_sends() {
+        let (lane, queue, _daemon) = open();
+        queue.push(entry(1));
+        assert!(!lane.send_now(&entry(2), &queue));
+        queue.take(usize::MAX);
+        let sending = lane.lock();
+        assert!(!lane.send_now(&entry(3), &queue));
+        drop(sending);
+        lane.close();
+        assert!(!lane.send_now(&entry(4), &queue));
+    }
+
+    #[test]
+    fn a_full_socket_makes_nobody_wait_and_tears_no_message() {
+        let (lane, queue, mut daemon) = open();
+        let mut sent = 0;
+        while lane.send_now(&entry(sent), &queue) {
+            sent += 1;
+        }
+        // The last one may stand half in the socket; what is left of it goes first.
+        let reader = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            while seen.last() != Some(&sent) {
+                seen.extend(read(&mut daemon));
+            }
+            seen
+        });
+        let entries = vec![entry(sent)];
+        let mut lane = lane.lock();
+        let sender = lane.as_mut().expect("the lane is open");
+        sender.send(from_proxy::Kind::Sessions(proto::Sessions { entries })).expect("the daemon reads");
+        assert_eq!(reader.join().expect("the reader"), (0..=sent).collect::<Vec<_>>());
+        assert!(queue.wait(Duration::ZERO) || queue.is_empty());
+    }
+
+    #[test]
+    fn a_daemon_that_has_gone_is_no_signal_and_no_panic() {
+        let (lane, queue, daemon) = open();
+        drop(daemon);
+        assert!(!lane.send_now(&entry(1), &queue));
+    }
+}
