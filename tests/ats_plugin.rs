@@ -8,6 +8,8 @@ mod node;
 mod plugin;
 #[path = "support/tls.rs"]
 mod tls;
+#[path = "support/watcher.rs"]
+mod watcher;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -6,6 +6,8 @@ mod ats;
 mod node;
 #[path = "support/tls.rs"]
 mod tls;
+#[path = "support/watcher.rs"]
+mod watcher;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -2,6 +2,8 @@
 
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "support/watcher.rs"]
+mod watcher;
 
 use std::future::Future;
 use std::sync::Arc;

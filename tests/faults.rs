@@ -2,15 +2,14 @@
 
 mod support;
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use support::broker::Broker;
 use support::farm::{Farm, FarmSetup, Proxies, wait_for};
+use support::hopping::Hopping;
 
 fn client() -> Client {
     Client::new(Options::default()).expect("a client")
@@ -33,65 +32,12 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Clients that hop between hosts with fresh tickets until told to stop; every refusal is kept.
-struct Hopping {
-    over: AtomicBool,
-    offered: AtomicUsize,
-    refused: Mutex<Vec<String>>,
-}
-
-impl Hopping {
-    fn during(targets: &[Target], faults: impl FnOnce()) -> usize {
-        let hopping =
-            Self { over: AtomicBool::new(false), offered: AtomicUsize::new(0), refused: Mutex::new(Vec::new()) };
-        std::thread::scope(|scope| {
-            scope.spawn(|| hopping.hop(targets));
-            let _over = Over(&hopping.over);
-            faults();
-        });
-        let refused = hopping.refused.into_inner().expect("not poisoned");
-        let offered = hopping.offered.into_inner();
-        assert!(refused.is_empty(), "{} of {offered} tickets refused: {:#?}", refused.len(), &refused[..1]);
-        offered
-    }
-
-    fn hop(&self, targets: &[Target]) {
-        let (client, start) = (client(), Instant::now());
-        for turn in 0.. {
-            if self.over.load(Ordering::Relaxed) {
-                return;
-            }
-            let mode = [Mode::Ticket12, Mode::Ticket13][turn / 3 % 2];
-            let (from, to) = (&targets[turn % targets.len()], &targets[(turn + 1) % targets.len()]);
-            let outcome = client.handshake(from, mode).and_then(|made| client.resume(to, &made.session));
-            self.offered.fetch_add(1, Ordering::Relaxed);
-            match outcome {
-                Ok(resumption) if resumption.resumed => {}
-                other => {
-                    let what = format!("{:?} after the start, {mode} from {from} at {to}: {other:?}", start.elapsed());
-                    self.refused.lock().expect("not poisoned").push(what);
-                }
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-fn others(farm: &Farm, index: usize) -> Vec<usize> {
-    (0..farm.hosts.len()).filter(|other| *other != index).collect()
-}
-
-/// Waits until one of `candidates` leads, and returns it with how long that took.
-fn another_leads(farm: &Farm, candidates: &[usize]) -> (usize, Duration) {
-    wait_for("another leader", || {
-        let leads = |index: &&usize| farm.hosts[**index].daemon.try_metric("resumed_leader") == Some(1.0);
-        candidates.iter().find(leads).copied().ok_or_else(|| "none of them leads".to_owned())
-    })
-}
-
-fn generations(farm: &Farm, index: usize) -> BTreeSet<u64> {
-    let status = farm.hosts[index].daemon.try_status().expect("a status");
-    status.ring.keys.iter().map(|key| key.generation).collect()
+/// Clients hop between hosts with tickets during `faults`, and none may be refused. Returns how many were offered.
+fn no_ticket_is_refused_during(targets: &[Target], faults: impl FnOnce()) -> usize {
+    let ((), tally) = Hopping::during(targets, &[Mode::Ticket12, Mode::Ticket13], |_| faults());
+    let refused = tally.refused;
+    assert!(refused.is_empty(), "{} of {} tickets refused: {:#?}", refused.len(), tally.tickets, &refused[..1]);
+    tally.tickets
 }
 
 #[test]
@@ -100,19 +46,19 @@ fn a_killed_leader_is_replaced_within_five_seconds_with_the_same_ring_and_no_ref
     let mut farm = Farm::start_in_step(&FarmSetup::new(3, &broker.uri()));
     let targets = farm.targets();
     let leader = farm.leader();
-    let before = generations(&farm, others(&farm, leader)[0]);
-    let offered = Hopping::during(&targets, || {
+    let before = farm.hosts[farm.others(leader)[0]].daemon.generations();
+    let offered = no_ticket_is_refused_during(&targets, || {
         farm.hosts[leader].daemon.kill();
-        let rest = others(&farm, leader);
-        let (next, took) = another_leads(&farm, &rest);
+        let rest = farm.others(leader);
+        let (next, took) = farm.another_leads(&rest);
         println!("another led {took:?} after the leader was killed");
         assert!(took < Duration::from_secs(5), "another led only after {took:?}");
         farm.wait_in_step_at(next);
-        assert_eq!(generations(&farm, next), before, "the ring changed with the leader");
+        assert_eq!(farm.hosts[next].daemon.generations(), before, "the ring changed with the leader");
         // The killed daemon's proxy went on with its keys; its daemon finds its ring again.
         farm.hosts[leader].daemon.launch();
         farm.wait_in_step_at(leader);
-        assert_eq!(generations(&farm, leader), before, "the killed daemon's ring");
+        assert_eq!(farm.hosts[leader].daemon.generations(), before, "the killed daemon's ring");
         assert!(farm.hosts[leader].daemon.log().contains("took up the ring of the last run"));
     });
     println!("{offered} tickets offered meanwhile, none refused");
@@ -125,11 +71,11 @@ fn a_frozen_leader_is_replaced_and_follows_when_it_thaws() {
     let farm = Farm::start_in_step(&FarmSetup::new(3, &broker.uri()));
     let targets = farm.targets();
     let leader = farm.leader();
-    let before = generations(&farm, leader);
-    Hopping::during(&targets, || {
+    let before = farm.hosts[leader].daemon.generations();
+    no_ticket_is_refused_during(&targets, || {
         let frozen = Instant::now();
         farm.hosts[leader].daemon.signal(Signal::SIGSTOP);
-        let (next, took) = another_leads(&farm, &others(&farm, leader));
+        let (next, took) = farm.another_leads(&farm.others(leader));
         println!("another led {took:?} after the leader was frozen");
         std::thread::sleep(Duration::from_secs(30).saturating_sub(frozen.elapsed()));
         farm.hosts[leader].daemon.signal(Signal::SIGCONT);
@@ -137,7 +83,7 @@ fn a_frozen_leader_is_replaced_and_follows_when_it_thaws() {
         assert_eq!(farm.leader(), next, "one leader, and the thawed one follows");
         let status = farm.wait_in_step_at(leader);
         assert_eq!(status.nodes.iter().filter(|node| node.in_step).count(), 3, "{status:?}");
-        assert_eq!(generations(&farm, leader), before, "one ring, that of before");
+        assert_eq!(farm.hosts[leader].daemon.generations(), before, "one ring, that of before");
     });
 }
 
@@ -146,11 +92,11 @@ fn a_stopped_leader_says_farewell_within_two_seconds_and_the_lease_moves_at_once
     let broker = Broker::shared();
     let mut farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::None, ..FarmSetup::new(3, &broker.uri()) });
     let leader = farm.leader();
-    let rest = others(&farm, leader);
+    let rest = farm.others(leader);
     let (status, took) = farm.hosts[leader].daemon.stop();
     assert!(status.success(), "{status}");
     assert!(took < Duration::from_secs(2), "stopped only after {took:?}");
-    let (next, moved) = another_leads(&farm, &rest);
+    let (next, moved) = farm.another_leads(&rest);
     println!("stopped in {took:?}; another led {moved:?} later");
     assert!(moved < Duration::from_secs(1), "the lease moved only after {moved:?}");
     let (gone, _) = wait_for("the stopped node's leaving", || {
@@ -217,7 +163,7 @@ fn a_broker_restarted_under_load_loses_no_key_and_only_the_sessions_of_its_absen
     let broker = Broker::start();
     let farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::SessionIds, ..FarmSetup::new(3, &broker.uri()) });
     let (client, targets) = (client(), farm.targets());
-    let before = generations(&farm, 0);
+    let before = farm.hosts[0].daemon.generations();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -244,7 +190,7 @@ fn a_broker_restarted_under_load_loses_no_key_and_only_the_sessions_of_its_absen
     });
     farm.wait_in_step();
     for index in 0..3 {
-        assert!(before.is_subset(&generations(&farm, index)), "host{index} lost a key");
+        assert!(before.is_subset(&farm.hosts[index].daemon.generations()), "host{index} lost a key");
         let away = farm.hosts[index].daemon.metric("resumed_sessions_dropped_total{reason=\"broker_away\"}");
         println!("host{index} counted {away} sessions lost while the broker was away");
     }
@@ -296,5 +242,5 @@ fn nothing_crosses_between_two_farms_on_one_broker() {
     for host in &two.hosts {
         assert!(!resumes(&client, &host.target(), &made), "the session crossed into another farm");
     }
-    assert!(generations(&one, 0).is_disjoint(&generations(&two, 0)), "a key crossed");
+    assert!(one.hosts[0].daemon.generations().is_disjoint(&two.hosts[0].daemon.generations()), "a key crossed");
 }

@@ -9,6 +9,8 @@ mod node;
 mod plugin;
 #[path = "support/tls.rs"]
 mod tls;
+#[path = "support/watcher.rs"]
+mod watcher;
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};

@@ -4,6 +4,8 @@
 mod authority;
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "support/watcher.rs"]
+mod watcher;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

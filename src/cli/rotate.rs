@@ -55,10 +55,10 @@ fn step(progress: &RotateProgress) -> String {
     let RotateProgress { generation, have, missing, pending, .. } = progress;
     let all = have.len() + missing.len();
     let key = if *pending { "the key of a rotation already under way" } else { "the new key" };
-    if missing.is_empty() && progress.done {
-        format!("{key}, generation {generation}, is held by {}: {}", everyone(all), names(have))
-    } else if all == 0 {
+    if all == 0 {
         format!("{key} has generation {generation}")
+    } else if missing.is_empty() {
+        format!("{key}, generation {generation}, is held by {}: {}", everyone(all), names(have))
     } else {
         let of = format!("{} of {}", have.len(), counted(all, "node"));
         format!("{key}, generation {generation}, is held by {of}; missing: {}", names(missing))
@@ -105,6 +105,7 @@ mod tests {
             progress(&[], &[], false),
             progress(&["a"], &["b"], false),
             progress(&["a"], &["b"], false),
+            progress(&["a", "b"], &[], false),
             progress(&["a", "b"], &[], true),
         ]);
         assert_eq!(result, Ok(()));

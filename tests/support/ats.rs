@@ -8,9 +8,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -22,6 +21,8 @@ use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
 use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509Builder, X509NameBuilder};
+
+use super::watcher::{Process, runs};
 
 /// How long a start, a stop or a change of state may take before the test fails. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -98,7 +99,7 @@ pub struct Ats {
     dir: PathBuf,
     port: u16,
     setup: AtsSetup,
-    child: Option<Child>,
+    child: Option<Process>,
     log_from: u64,
 }
 
@@ -205,14 +206,14 @@ impl Ats {
             words.push("traffic_server".to_owned());
         }
         let out = fs::File::options().create(true).append(true).open(self.dir.join("out.log")).expect("out.log");
-        let child = Command::new(&words[0])
+        let mut command = Command::new(&words[0]);
+        command
             .args(&words[1..])
             .env("TS_RUNROOT", &self.dir)
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("out.log twice"))
-            .stderr(out)
-            .process_group(0)
-            .spawn()
+            .stderr(out);
+        let child = Process::spawn(&mut command)
             .unwrap_or_else(|error| panic!("{}: {error}: is Debian's trafficserver installed?", words[0]));
         self.child = Some(child);
     }
@@ -297,12 +298,14 @@ impl Ats {
     pub fn stop(&mut self) -> Duration {
         let start = Instant::now();
         let Some(mut child) = self.child.take() else { return Duration::ZERO };
-        let pid = pid_of(&child);
+        let pid = child.pid();
         // With a manager, the server is a process of its own and may outlive it by a moment.
         let server =
             self.setup.manager.then(|| self.dir.join("run/server.lock").exists().then(|| self.server_pid())).flatten();
         let _ = kill(pid, Signal::SIGTERM);
-        while child.try_wait().expect("the state of a child").is_none() || server.is_some_and(runs) {
+        while child.try_wait().expect("the state of a child").is_none()
+            || server.is_some_and(|server| runs(server.as_raw().cast_unsigned()))
+        {
             if start.elapsed() > PATIENCE {
                 let _ = killpg(pid, Signal::SIGKILL);
                 let _ = child.wait();
@@ -319,7 +322,7 @@ impl Ats {
     /// Kills all its processes at once, as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = killpg(pid_of(&child), Signal::SIGKILL);
+            let _ = killpg(child.pid(), Signal::SIGKILL);
             let _ = child.wait();
         }
     }
@@ -345,16 +348,6 @@ impl Drop for Ats {
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback socket");
     listener.local_addr().expect("its address").port()
-}
-
-fn pid_of(child: &Child) -> Pid {
-    Pid::from_raw(i32::try_from(child.id()).expect("a process id"))
-}
-
-/// Whether `pid` still runs: a dead child of somebody else that nobody has waited for does not.
-fn runs(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
 }
 
 /// ATS may run as another user than the test.

@@ -2,11 +2,10 @@
 #![allow(dead_code, reason = "compiled into several test crates, none of which uses all of it")]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -14,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tempfile::TempDir;
+
+use super::watcher::{Folder, Process};
 
 /// Where Debian's package puts the scripts. The one in `sbin/` would switch to the user `rabbitmq`; these run as the caller.
 const BIN: &str = "/usr/lib/rabbitmq/bin";
@@ -40,24 +40,22 @@ pub struct BrokerOptions {
     pub tls: Option<BrokerTls>,
     /// More lines for `rabbitmq.conf`.
     pub conf: String,
+    /// Where its folder is made, as `broker`. Otherwise it is a temporary one.
+    pub within: Option<PathBuf>,
 }
 
 /// A running broker. Dropping it stops it and its epmd and removes its files, also while a test panics; should the
-/// whole test process be killed, a watcher does that.
+/// whole test process be killed, the watcher does that.
 pub struct Broker {
-    dir: TempDir,
+    // In the order in which they go: the files last.
+    server: Mutex<Option<Process>>,
+    epmd: Process,
+    dir: Folder,
     port: u16,
     tls_port: u16,
     dist_port: u16,
     epmd_port: u16,
     ctl_port: u16,
-    processes: Mutex<Processes>,
-}
-
-struct Processes {
-    epmd: Child,
-    server: Option<Child>,
-    watcher: Child,
 }
 
 impl Broker {
@@ -92,7 +90,10 @@ impl Broker {
     }
 
     fn try_start(options: &BrokerOptions) -> Result<Self, String> {
-        let dir = tempfile::Builder::new().prefix("resumed-broker-").tempdir().expect("a temporary directory");
+        let dir = match &options.within {
+            Some(parent) => Folder::within(parent, "broker"),
+            None => Folder::temporary("resumed-broker-"),
+        };
         let [port, tls_port, dist_port, epmd_port, ctl_port] = free_ports();
         let root = dir.path();
         for sub in ["mnesia", "log"] {
@@ -116,31 +117,16 @@ impl Broker {
         fs::write(root.join("rabbitmq.conf"), conf).expect("rabbitmq.conf");
         fs::write(root.join("enabled_plugins"), plugins).expect("enabled_plugins");
 
-        let epmd = Command::new("epmd")
-            .args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"])
+        let mut epmd = Command::new("epmd");
+        epmd.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("epmd (package erlang-base) starts");
-        // Kills what it was last told of and removes the directory as soon as its standard input ends without "done",
-        // that is when this process dies without running destructors.
-        let watcher = Command::new("/bin/sh")
-            .args(["-c", WATCH, "watcher"])
-            .arg(root)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("sh starts");
-        let processes = Mutex::new(Processes { epmd, server: None, watcher });
-        let broker = Self { dir, port, tls_port, dist_port, epmd_port, ctl_port, processes };
-        broker.tell_watcher(&mut broker.processes());
+            .stderr(Stdio::null());
+        let epmd = Process::spawn(&mut epmd).expect("epmd (package erlang-base) starts");
+        let mut broker = Self { server: Mutex::default(), epmd, dir, port, tls_port, dist_port, epmd_port, ctl_port };
         let deadline = Instant::now() + START_WITHIN;
         while TcpStream::connect(("127.0.0.1", epmd_port)).is_err() {
-            if let Some(status) = broker.processes().epmd.try_wait().expect("epmd is our child") {
+            if let Some(status) = broker.epmd.try_wait().expect("epmd is our child") {
                 return Err(format!("epmd on port {epmd_port} ended: {status}\n"));
             }
             assert!(Instant::now() < deadline, "epmd does not listen on port {epmd_port}");
@@ -172,17 +158,12 @@ impl Broker {
 
     /// The process id of the Erlang machine that is the broker.
     pub fn pid(&self) -> Option<u32> {
-        self.processes().server.as_ref().map(Child::id)
+        self.server().as_ref().map(|server| server.id())
     }
 
     /// Kills the broker with SIGKILL. Its files and ports stay for [`Broker::revive`].
     pub fn kill(&self) {
-        let mut processes = self.processes();
-        if let Some(mut server) = processes.server.take() {
-            server.kill().expect("the broker is our child");
-            server.wait().expect("the broker is our child");
-        }
-        self.tell_watcher(&mut processes);
+        drop(self.server().take());
     }
 
     /// Starts a killed broker again, with its files and ports. Returns when it takes connections.
@@ -228,19 +209,20 @@ impl Broker {
 
     /// The broker's own log and output so far, for the message of a failing test.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.output()).unwrap_or_default()
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// Where that is.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.path().join("out.log")
     }
 
     fn node(&self) -> String {
         format!("rmq-{}@localhost", self.port)
     }
 
-    fn output(&self) -> PathBuf {
-        self.dir.path().join("out.log")
-    }
-
-    fn processes(&self) -> MutexGuard<'_, Processes> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn server(&self) -> MutexGuard<'_, Option<Process>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn signal(&self, signal: Signal) {
@@ -249,28 +231,18 @@ impl Broker {
     }
 
     fn launch(&self) -> Result<(), String> {
-        let log = fs::File::create(self.output()).expect("a log file");
-        let server = self
-            .command("rabbitmq-server")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .expect("rabbitmq-server starts");
-        {
-            let mut processes = self.processes();
-            processes.server = Some(server);
-            self.tell_watcher(&mut processes);
-        }
+        let log = fs::File::create(self.log_file()).expect("a log file");
+        let mut command = self.command("rabbitmq-server");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        *self.server() = Some(Process::spawn(&mut command).expect("rabbitmq-server starts"));
         let deadline = Instant::now() + START_WITHIN;
         loop {
             let mut text = String::new();
-            fs::File::open(self.output()).and_then(|mut file| file.read_to_string(&mut text)).expect("the log file");
+            fs::File::open(self.log_file()).and_then(|mut file| file.read_to_string(&mut text)).expect("the log file");
             if text.contains(STARTED) {
                 return Ok(());
             }
-            let ended = self.processes().server.as_mut().expect("just started").try_wait().expect("our child");
+            let ended = self.server().as_mut().expect("just started").try_wait().expect("our child");
             if let Some(status) = ended {
                 return Err(format!("rabbitmq-server ended: {status}\n{text}\n"));
             }
@@ -309,46 +281,7 @@ impl Broker {
             .env("ERL_EPMD_ADDRESS", "127.0.0.1");
         command
     }
-
-    fn tell_watcher(&self, processes: &mut Processes) {
-        let server = processes.server.as_ref().map_or(String::new(), |server| server.id().to_string());
-        let line = format!("pids {} {server}\n", processes.epmd.id());
-        let told = processes.watcher.stdin.as_mut().map(|stdin| stdin.write_all(line.as_bytes()));
-        assert!(matches!(told, Some(Ok(()))), "the watcher of broker {} is gone: {told:?}", self.port);
-    }
 }
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let mut processes = self.processes();
-        let Processes { epmd, server, watcher } = &mut *processes;
-        // Nothing here may panic: it may run during a panic. What cannot be killed is dead already.
-        for child in server.iter_mut().chain([epmd]) {
-            drop(child.kill());
-            drop(child.wait());
-        }
-        if let Some(mut stdin) = watcher.stdin.take() {
-            drop(stdin.write_all(b"done\n"));
-        }
-        drop(watcher.wait());
-    }
-}
-
-const WATCH: &str = r#"
-trap '' INT TERM HUP
-pids=
-while read -r word rest; do
-    case $word in
-        pids) pids=$rest ;;
-        done) exit 0 ;;
-    esac
-done
-kill -KILL $pids
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-    rm -rf "$1" && break
-    sleep 0.1
-done
-"#;
 
 /// Ports that nobody listens on. They lie below the range from which the kernel draws source ports: a client that keeps
 /// knocking on a stopped server's port within that range may connect to itself.

@@ -1,13 +1,13 @@
 //! A farm of real daemons beside real proxies. Everything lies in one temporary folder and ends with it.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use resumed::probe::{self, Client, Mode, Target};
 use resumed::status::FarmStatus;
-use tempfile::TempDir;
 
 use super::ats::{Ats, AtsSetup, Certificate, free_port};
+use super::watcher::{Folder, Process};
 
 /// How long a condition may take to become true before a test fails. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,6 +67,8 @@ pub struct FarmSetup {
     pub plugin: String,
     /// Under `traffic_manager`, so that `traffic_ctl` works.
     pub manager: bool,
+    /// Where its folder is made, as `farm`. Otherwise it is a temporary one.
+    pub within: Option<PathBuf>,
 }
 
 /// The proxies of a farm.
@@ -74,7 +76,7 @@ pub struct FarmSetup {
 pub enum Proxies {
     /// Daemons alone.
     None,
-    /// ATS with tickets.
+    /// ATS with tickets. Clients that ask for none resume by session ID.
     Tickets,
     /// ATS without tickets: sessions resume by ID.
     SessionIds,
@@ -96,6 +98,7 @@ impl FarmSetup {
             proxies: Proxies::Tickets,
             plugin: String::new(),
             manager: false,
+            within: None,
         }
     }
 }
@@ -107,7 +110,7 @@ pub struct Farm {
     /// The farm's secret, for tests that forge messages.
     pub secret: PathBuf,
     setup: FarmSetup,
-    dir: TempDir,
+    dir: Folder,
 }
 
 /// One host: a daemon and, if the farm has any, a proxy.
@@ -169,7 +172,10 @@ impl Farm {
     /// Writes the configurations; nothing runs yet.
     pub fn lay_out(setup: &FarmSetup) -> Self {
         // Short: Unix socket paths have at most 107 bytes.
-        let dir = tempfile::Builder::new().prefix("rf-").tempdir().expect("a temporary folder");
+        let dir = match &setup.within {
+            Some(parent) => Folder::within(parent, "farm"),
+            None => Folder::temporary("rf-"),
+        };
         let secret = dir.path().join("farm.secret");
         let made = Command::new(built("resumed")).args(["secret", "new"]).arg(&secret).output().expect("resumed runs");
         assert!(made.status.success(), "secret new: {made:?}");
@@ -222,6 +228,19 @@ impl Farm {
         leader
     }
 
+    /// All hosts but `index`.
+    pub fn others(&self, index: usize) -> Vec<usize> {
+        (0..self.hosts.len()).filter(|other| *other != index).collect()
+    }
+
+    /// Waits until one of `candidates` leads, and returns it with how long that took.
+    pub fn another_leads(&self, candidates: &[usize]) -> (usize, Duration) {
+        wait_for("another leader", || {
+            let leads = |index: &&usize| self.hosts[**index].daemon.try_metric("resumed_leader") == Some(1.0);
+            candidates.iter().find(leads).copied().ok_or_else(|| "none of them leads".to_owned())
+        })
+    }
+
     /// Probes every pair of hosts in `mode` and panics with the table if any cell failed.
     pub fn assert_all_resume(&self, mode: Mode) {
         let client = Client::new(probe::Options::default()).expect("a client");
@@ -237,7 +256,7 @@ impl Farm {
 
 fn host(setup: &FarmSetup, index: usize, dir: &Path, secret: &Path, certificate: &Certificate) -> Host {
     let name = format!("host{index}");
-    let home = dir.join(format!("h{index}"));
+    let home = dir.join(&name);
     fs::create_dir(&home).expect("a fresh folder");
     let daemon = Daemon::lay_out(setup, &name, &setup.pods[index], &home, secret);
     let ats = (setup.proxies != Proxies::None).then(|| {
@@ -257,7 +276,7 @@ pub struct Daemon {
     name: String,
     home: PathBuf,
     metrics_port: u16,
-    child: Option<Child>,
+    child: Option<Process>,
 }
 
 impl Daemon {
@@ -289,16 +308,14 @@ impl Daemon {
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("daemon.log");
-        let child = Command::new(built("resumed"))
+        let mut command = Command::new(built("resumed"));
+        command
             .args(["run", "--log", "info,resumed=debug", "--config"])
             .arg(self.config())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log twice"))
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .expect("resumed runs");
-        self.child = Some(child);
+            .stderr(log);
+        self.child = Some(Process::spawn(&mut command).expect("resumed runs"));
     }
 
     /// Its configuration file.
@@ -318,8 +335,7 @@ impl Daemon {
 
     /// Its process id.
     pub fn pid(&self) -> Pid {
-        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
-        Pid::from_raw(i32::try_from(child.id()).expect("a process id"))
+        self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).pid()
     }
 
     /// Sends it a signal.
@@ -361,6 +377,17 @@ impl Daemon {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
         serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+    }
+
+    /// The generations of the keys that it holds.
+    pub fn generations(&self) -> BTreeSet<u64> {
+        let status = self.try_status().expect("a status");
+        status.ring.keys.iter().map(|key| key.generation).collect()
+    }
+
+    /// Where `/metrics` is.
+    pub fn metrics_url(&self) -> String {
+        format!("http://127.0.0.1:{}/metrics", self.metrics_port)
     }
 
     /// The text of `/metrics`.
@@ -420,7 +447,8 @@ impl Daemon {
         log.lines().skip(from).collect::<Vec<_>>().join("\n")
     }
 
-    fn log_file(&self) -> PathBuf {
+    /// Its log.
+    pub fn log_file(&self) -> PathBuf {
         self.home.join("daemon.log")
     }
 }
@@ -429,11 +457,6 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let _told = writeln!(std::io::stderr(), "{} said last:\n{}", self.name, self.log_tail());
-        }
-        if let Some(mut child) = self.child.take() {
-            // It may have ended by itself; nothing is left to do then.
-            drop(child.kill());
-            drop(child.wait());
         }
     }
 }

@@ -3,3 +3,5 @@
 pub mod ats;
 pub mod broker;
 pub mod farm;
+pub mod hopping;
+pub mod watcher;
