@@ -16,5 +16,6 @@ pub mod metrics;
 pub mod probe;
 pub mod proto;
 pub mod proxies;
+pub mod quiet;
 pub mod sessions;
 pub mod status;

@@ -57,8 +57,24 @@ pub const REPLICATION_DELAY: &str = "resumed_replication_delay_seconds";
 pub const CACHE_ENTRIES: &str = "resumed_cache_entries";
 /// Gauge in bytes.
 pub const CACHE_BYTES: &str = "resumed_cache_bytes";
+/// Counter.
+pub const CACHE_EVICTED: &str = "resumed_cache_evicted_total";
+/// Gauge.
+pub const TOMBSTONES: &str = "resumed_tombstones";
+/// Counter.
+pub const TOMBSTONES_DROPPED: &str = "resumed_tombstones_dropped_total";
 /// Gauge.
 pub const PROXIES_CONNECTED: &str = "resumed_proxies_connected";
+/// Counter by `reason`, see [`PROXY_REFUSALS`].
+pub const PROXIES_REFUSED: &str = "resumed_proxies_refused_total";
+/// Counter.
+pub const PROXY_SESSIONS_REPORTED: &str = "resumed_proxy_sessions_reported_total";
+/// Counter.
+pub const PROXY_SESSIONS_INSERTED: &str = "resumed_proxy_sessions_inserted_total";
+/// Counter.
+pub const PROXY_OWN_KEYS: &str = "resumed_proxy_own_keys_total";
+/// Counter by `reason`, see [`CONTROL_REFUSALS`].
+pub const CONTROL_REFUSED: &str = "resumed_control_refused_total";
 /// Counter.
 pub const RING_SAVE_ERRORS: &str = "resumed_ring_save_errors_total";
 /// Counter.
@@ -88,7 +104,7 @@ impl Plane {
 pub const KEY_STATES: [&str; 4] = ["next", "active", "previous", "expired"];
 
 /// Why an envelope, or what was in it, is refused.
-pub const REFUSALS: [&str; 10] = [
+pub const REFUSALS: [&str; 12] = [
     "unknown_secret",
     "unknown_epoch",
     "bad_tag",
@@ -98,6 +114,8 @@ pub const REFUSALS: [&str; 10] = [
     "too_large",
     "table_full",
     "unknown_kind",
+    "bad_fingerprint",
+    "as_of_far_off",
     "library",
 ];
 
@@ -107,7 +125,7 @@ pub const KEY_FAULTS: [&str; 5] =
 
 /// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed before, or there was
 /// no room or no way for it.
-pub const DROPS: [&str; 16] = [
+pub const DROPS: [&str; 21] = [
     "bad_id",
     "too_large",
     "broken_der",
@@ -124,7 +142,19 @@ pub const DROPS: [&str; 16] = [
     "outbox_full",
     "broker_blocked",
     "broker_away",
+    "not_sent",
+    "stopping",
+    "plugin_queue_full",
+    "too_large_for_proxy",
+    "proxy_slow",
 ];
+
+/// Why a connection on the plugins' socket is refused or ended.
+pub const PROXY_REFUSALS: [&str; 9] =
+    ["too_many", "peer", "silent", "no_hello", "too_large", "truncated", "garbage", "stopped_reading", "io"];
+
+/// Why a connection on the control socket is ended.
+pub const CONTROL_REFUSALS: [&str; 4] = ["malformed", "too_large", "truncated", "idle"];
 
 /// The upper bounds of [`REPLICATION_DELAY`] in seconds: from well below to far above what a healthy farm shows.
 const DELAY_BUCKETS: [f64; 14] =
@@ -194,6 +224,22 @@ fn describe() {
     );
     describe_gauge!(CACHE_ENTRIES, count, "Sessions in this node's cache.");
     describe_gauge!(CACHE_BYTES, Unit::Bytes, "Bytes of sessions in this node's cache.");
+    describe_counter!(CACHE_EVICTED, count, "Sessions that went from the cache before their time, to make room.");
+    describe_gauge!(TOMBSTONES, count, "Removed sessions that are remembered, so that nothing brings them back.");
+    describe_counter!(TOMBSTONES_DROPPED, count, "Tombstones that went before their time, to make room.");
+    describe_counter!(PROXIES_REFUSED, count, "Connections on the plugins' socket refused or ended, by reason.");
+    describe_counter!(PROXY_SESSIONS_REPORTED, count, "Sessions and removals that this node's proxies reported.");
+    describe_counter!(PROXY_SESSIONS_INSERTED, count, "Sessions of the pod that clients brought back to a proxy here.");
+    describe_counter!(
+        PROXY_OWN_KEYS,
+        count,
+        "Times that a proxy here, for want of farm keys, sealed with one of its own."
+    );
+    describe_counter!(
+        CONTROL_REFUSED,
+        count,
+        "Connections on the control socket ended because of what came in, by reason."
+    );
     describe_gauge!(PROXIES_CONNECTED, count, "Proxies connected to this node.");
     describe_counter!(RING_SAVE_ERRORS, count, "Times that the ring could not be saved for a restart of this node.");
     describe_counter!(APPLY_ERRORS, count, "Ticket keys and sessions that a proxy refused to take.");
@@ -212,6 +258,11 @@ fn show() {
         SESSIONS_RECEIVED,
         SESSIONS_INSERTED,
         SESSIONS_REMOVED,
+        CACHE_EVICTED,
+        TOMBSTONES_DROPPED,
+        PROXY_SESSIONS_REPORTED,
+        PROXY_SESSIONS_INSERTED,
+        PROXY_OWN_KEYS,
         RING_SAVE_ERRORS,
         APPLY_ERRORS,
     ] {
@@ -226,6 +277,7 @@ fn show() {
         CLOCK_OFFSET,
         CACHE_ENTRIES,
         CACHE_BYTES,
+        TOMBSTONES,
         PROXIES_CONNECTED,
     ] {
         gauge!(name).set(0.0);
@@ -241,6 +293,8 @@ fn show() {
         (MESSAGES_REFUSED, REFUSALS.as_slice()),
         (KEYS_SKIPPED, KEY_FAULTS.as_slice()),
         (SESSIONS_DROPPED, DROPS.as_slice()),
+        (PROXIES_REFUSED, PROXY_REFUSALS.as_slice()),
+        (CONTROL_REFUSED, CONTROL_REFUSALS.as_slice()),
     ] {
         for reason in reasons {
             counter!(name, "reason" => *reason).absolute(0);
@@ -370,6 +424,58 @@ mod tests {
             lines.map(str::to_owned).collect()
         };
         assert_eq!(names("# TYPE "), names("# HELP "));
+    }
+
+    /// Every file of the main crate, with what tests are in it cut off.
+    fn sources(folder: &std::path::Path) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.extend(sources(&path));
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap().to_owned();
+                found.push((path.display().to_string(), text));
+            }
+        }
+        found
+    }
+
+    /// The texts in quotes that follow `before` in `text`.
+    fn quoted<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
+        text.split(before).skip(1).filter_map(|rest| rest.split('"').next())
+    }
+
+    #[test]
+    fn every_metric_and_reason_of_the_sources_is_described_and_shown_from_the_start() {
+        let text = install().unwrap().render();
+        let (mut names, mut reasons) = (0, 0);
+        for (file, source) in sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+            for name in quoted(&source, "\"resumed_") {
+                names += 1;
+                assert!(text.contains(&format!("# HELP resumed_{name} ")), "{file}: resumed_{name} is not described");
+            }
+            let mut labels = Vec::new();
+            for before in [
+                "\"reason\" => \"",
+                "metrics::dropped(\"",
+                "metrics::refused(\"",
+                "Refused { node: from.node, reason: \"",
+            ] {
+                labels.extend(quoted(&source, before));
+            }
+            for body in source.split("fn reason(").skip(1) {
+                let body = body.split("\n    }\n").next().unwrap();
+                labels.extend(quoted(body, "=> \""));
+            }
+            for reason in labels {
+                reasons += 1;
+                let label = format!("{{reason=\"{reason}\"}} ");
+                assert!(text.contains(&label), "{file}: reason {reason} is not shown from the start");
+            }
+        }
+        assert!(names > 30 && reasons > 40, "{names} names and {reasons} reasons found");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! say so.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,17 +18,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::codec::{Framed, LengthDelimitedCodec, LengthDelimitedCodecError};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::unix_socket::{FreshSocket, SocketError, bind_fresh};
+use crate::clock::SystemClock;
 use crate::config::ControlSettings;
+use crate::metrics::CONTROL_REFUSED;
 use crate::proto::local::{ControlReply, ControlRequest, control_reply, control_request};
+use crate::quiet::Quiet;
 
 /// The longest frame in either direction, in bytes, its length not included.
 pub const MAX_FRAME: usize = 1024 * 1024;
-
-/// Counts connections that were closed because of what came in, by `reason`.
-pub const REFUSED: &str = "resumed_control_refused_total";
 
 /// The longest request, in bytes: far more than any has, far less than 64 connections could make the daemon hold.
 const MAX_REQUEST: usize = 4096;
@@ -82,18 +83,14 @@ impl ControlSocket {
     /// the socket's file is gone.
     pub async fn serve(self, calls: mpsc::Sender<ControlCall>, stop: CancellationToken) {
         let mut connections = JoinSet::new();
+        let door = Arc::new(Door { quiet: Mutex::default(), clock: SystemClock::start() });
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = self.socket.listener().accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                     Ok((stream, _)) => {
-                        let calls = calls.clone();
-                        connections.spawn(async move {
-                            if let Err(refusal) = converse(stream, &calls).await {
-                                metrics::counter!(REFUSED, "reason" => refusal.reason()).increment(1);
-                                debug!(reason = refusal.reason(), "control connection closed");
-                            }
-                        });
+                        let (calls, door) = (calls.clone(), Arc::clone(&door));
+                        connections.spawn(async move { door.admit(stream, &calls).await });
                     }
                     Err(error) => {
                         // Out of file descriptors, most likely: it would fail again at once.
@@ -119,16 +116,45 @@ fn found(name: &str) -> Option<Group> {
     None
 }
 
+/// What all connections share.
+struct Door {
+    quiet: Mutex<Quiet>,
+    clock: SystemClock,
+}
+
+impl Door {
+    async fn admit(&self, stream: UnixStream, calls: &mpsc::Sender<ControlCall>) {
+        let who = match stream.peer_cred() {
+            Ok(peer) => format!("process {} of user {}", peer.pid().unwrap_or_default(), peer.uid()),
+            Err(_) => "an unknown process".to_owned(),
+        };
+        let Err(refusal) = converse(stream, calls).await else { return };
+        metrics::counter!(CONTROL_REFUSED, "reason" => refusal.reason()).increment(1);
+        let passed = self.quiet.lock().unwrap_or_else(PoisonError::into_inner).pass(
+            "connection",
+            refusal.reason(),
+            self.clock.now(),
+        );
+        if let Some(held_back) = passed {
+            warn!(held_back, "control socket: {who}: {refusal}");
+        }
+    }
+}
+
 /// Why a connection was closed by the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Refusal {
     /// A frame that is no request, or one that this release does not know, or a second before the first was answered.
+    #[error("sent something that is no request, or one before the last was answered")]
     Malformed,
     /// A frame over [`MAX_REQUEST`].
+    #[error("sent a request of more than {MAX_REQUEST} bytes")]
     TooLarge,
     /// The connection ended within a frame.
+    #[error("ended in the middle of a message")]
     Truncated,
     /// Silence for longer than [`IDLE`].
+    #[error("neither asked nor took an answer within {IDLE:?}")]
     Idle,
 }
 
@@ -343,7 +369,7 @@ mod tests {
         served.calls.try_recv().expect_err("nothing of this is a request");
         let counted = handle.render();
         for (reason, count) in [("malformed", 3), ("too_large", 2), ("truncated", 1)] {
-            let line = format!("{REFUSED}{{reason=\"{reason}\"}} {count}\n");
+            let line = format!("{CONTROL_REFUSED}{{reason=\"{reason}\"}} {count}\n");
             assert!(counted.contains(&line), "{line} is not in:\n{counted}");
         }
 

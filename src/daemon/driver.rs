@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::gauges;
 use super::http::Health;
@@ -22,11 +22,12 @@ use super::session_plane::SessionLink;
 use super::view::NodeView;
 use crate::bus::backoff::Backoff;
 use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Source};
-use crate::clock::SystemClock;
+use crate::clock::{Now, SystemClock};
 use crate::envelope::{Opener, Refusal, Secrets};
 use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
 use crate::keys::Timetable;
 use crate::metrics::{self, Plane};
+use crate::quiet::Quiet;
 use crate::status::BrokerStatus;
 
 /// Key-plane deliveries between link and driver.
@@ -36,7 +37,7 @@ const KEY_EVENTS: usize = 256;
 const FEED_EVENTS: usize = 16;
 
 /// The driver runs at least this often, so that `/healthz` can tell that it is alive.
-const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+const LONGEST_SLEEP_MS: u64 = 1_000;
 
 /// Longer than that without a turn, and the node is taken for dead.
 const ALIVE_FOR_MS: u64 = 10_000;
@@ -83,6 +84,8 @@ pub struct Driver<B: Bus> {
     pub health: watch::Sender<Health>,
     /// The link that the session plane uses.
     pub session_link: watch::Sender<Option<SessionLink<B::Link>>>,
+    /// Keeps bad messages from flooding the log.
+    pub quiet: Quiet,
     /// Ends the driver, with a farewell.
     pub stop: CancellationToken,
 }
@@ -129,8 +132,9 @@ impl<B: Bus> Driver<B> {
         let mut next_ask = u64::from_le_bytes(random());
         self.local.mark_changed();
         self.publish_timetable();
+        let mut due = self.due(self.clock.now());
         loop {
-            let event = match self.wait(&mut connection).await {
+            let event = match self.wait(&mut connection, due).await {
                 Happened::Stop => break,
                 Happened::Time => Event::Wake,
                 Happened::Local => {
@@ -161,6 +165,8 @@ impl<B: Bus> Driver<B> {
                 Happened::Link(LinkEvent::LeaseLost) => Event::LeaseLost,
                 Happened::Link(LinkEvent::Delivered { from, route, body }) => match self.open(from, &route, body) {
                     Some(event) => event,
+                    // A flood of bad messages does not keep the node from what is due.
+                    None if self.clock.now().mono >= due => Event::Wake,
                     None => continue,
                 },
                 Happened::Unroutable => Event::Unroutable,
@@ -171,24 +177,30 @@ impl<B: Bus> Driver<B> {
                     Event::LeaseFailed
                 }
             };
-            let actions = self.farm.handle(self.clock.now(), event);
+            let now = self.clock.now();
+            let actions = self.farm.handle(now, event);
+            due = self.due(now);
             self.carry_out(actions, &mut connection, &mut replies).await;
             self.show(&connection);
         }
         self.stop(connection, replies).await;
     }
 
-    async fn wait(&mut self, connection: &mut Connection<B::Link>) -> Happened<B::Link> {
-        let now = self.clock.now();
-        let wake = Instant::from_std(self.clock.instant(self.farm.next_wake(now)));
-        let wake = wake.min(Instant::now() + LONGEST_SLEEP);
+    /// When the driver must turn again if nothing happens, given that it did at `now`. Monotonic milliseconds.
+    fn due(&self, now: Now) -> u64 {
+        self.farm.next_wake(now).min(now.mono + LONGEST_SLEEP_MS)
+    }
+
+    /// What comes from this host goes first: it is little, and what comes from the broker may be a flood.
+    async fn wait(&mut self, connection: &mut Connection<B::Link>, due: u64) -> Happened<B::Link> {
+        let wake = Instant::from_std(self.clock.instant(due));
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Happened::Stop,
-            happened = from_connection(connection) => happened,
             Some(question) = self.questions.recv() => Happened::Question(question),
             Ok(()) = self.secrets.changed() => Happened::Secrets,
             Ok(()) = self.local.changed() => Happened::Local,
+            happened = from_connection(connection) => happened,
             () = tokio::time::sleep_until(wake) => Happened::Time,
         }
     }
@@ -246,7 +258,10 @@ impl<B: Bus> Driver<B> {
             }
             Err(refusal) => {
                 metrics::refused(refusal.reason());
-                debug!(%refusal, route, "refused a message");
+                if let Some(held_back) = self.quiet.pass("message", refusal.reason(), now) {
+                    // Whoever may write to the broker chooses the route: it is quoted.
+                    warn!(held_back, ?route, "refused a message ({}): {refusal}", refusal.reason());
+                }
                 match refusal {
                     Refusal::Clock { node, boot_id, offset_ms } => {
                         Some(Event::Skewed { node, boot_id, offset_ms, via })
@@ -297,12 +312,44 @@ impl<B: Bus> Driver<B> {
                         let _gone = waiting.send(reply);
                     }
                 }
-                (Action::Note(note), _) => record(&note),
+                (Action::Note(note), _) => self.record(&note),
             }
         }
         if ring_changed {
             self.publish_timetable();
             self.save_ring();
+        }
+    }
+
+    /// Counts and logs what the machine noticed. Others can cause some of it as often as they like.
+    fn record(&mut self, note: &Note) {
+        let (what, reason) = match note {
+            Note::Minted { .. } | Note::Leads | Note::StepsDown(_) | Note::ActsAlone | Note::Follows(_) => {
+                info!("{note}");
+                return;
+            }
+            // Counted and logged when it was refused.
+            Note::Skewed { .. } => return,
+            Note::BadKey { reason, .. } => {
+                metrics::key_skipped(reason);
+                ("key", *reason)
+            }
+            Note::Refused { reason, .. } => {
+                metrics::refused(reason);
+                ("message", *reason)
+            }
+            Note::KeyConflict { .. } => {
+                metrics::key_conflict();
+                ("key", "conflict")
+            }
+            Note::UnknownKind { .. } => {
+                metrics::refused("unknown_kind");
+                ("message", "unknown_kind")
+            }
+            Note::InboxSilent => ("inbox", "silent"),
+        };
+        if let Some(held_back) = self.quiet.pass(what, reason, self.clock.now()) {
+            warn!(held_back, "{note}");
         }
     }
 
@@ -365,24 +412,5 @@ async fn from_connection<L: Link>(connection: &mut Connection<L>) -> Happened<L>
             Some(KeyPlaneEvent::Unroutable) = up.plane_events.recv() => Happened::Unroutable,
             Some(answer) = up.lease.recv() => Happened::Lease(answer),
         },
-    }
-}
-
-fn record(note: &Note) {
-    match note {
-        Note::Minted { .. } | Note::Leads | Note::StepsDown(_) | Note::ActsAlone | Note::Follows(_) => info!("{note}"),
-        Note::BadKey { reason, .. } => {
-            metrics::key_skipped(reason);
-            warn!("{note}");
-        }
-        Note::KeyConflict { .. } => {
-            metrics::key_conflict();
-            warn!("{note}");
-        }
-        Note::UnknownKind { .. } => {
-            metrics::refused("unknown_kind");
-            debug!("{note}");
-        }
-        Note::Skewed { .. } | Note::InboxSilent => warn!("{note}"),
     }
 }

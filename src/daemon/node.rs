@@ -24,6 +24,7 @@ use crate::farm::{Farm, FarmSettings, LocalState};
 use crate::keys::{HeldRing, KeySettings};
 use crate::proto;
 use crate::proxies::{ProxyPlane, Registry};
+use crate::quiet::Quiet;
 use crate::sessions::{Outbox, Removals, Store, StoreSettings};
 
 /// Batches from the farm that a slow proxy may be behind; what it misses beyond is counted.
@@ -134,6 +135,7 @@ impl Node {
             view: view_sender,
             health: health_sender,
             session_link: link_sender,
+            quiet: Quiet::default(),
             stop: stop.clone(),
         };
         let sessions = Arc::new(SessionPlane {

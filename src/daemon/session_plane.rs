@@ -15,9 +15,13 @@ use crate::metrics::{self, Plane};
 use crate::proto::SessionBatch;
 use crate::proto::payload::Kind;
 use crate::proxies::ProxyPlane;
+use crate::quiet::Quiet;
 
 /// How long the outbox may take to empty when the node stops.
 const DRAIN_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
+
+/// Entries of a batch that are dropped for these reasons are nobody's fault, and not worth a line.
+const ORDINARY: [&str; 3] = ["duplicate", "tombstone", "removal_kept"];
 
 /// What the session plane uses of a link. Clones share it; the newest one wins.
 pub struct SessionLink<L: Link> {
@@ -112,6 +116,7 @@ impl<L: Link> SessionPlane<L> {
     pub async fn consume(self: Arc<Self>, mut opener: Opener) {
         let mut link = self.link.clone();
         let mut secrets = self.secrets.clone();
+        let mut quiet = Quiet::default();
         loop {
             let current = link.borrow_and_update().clone();
             let next = async {
@@ -125,7 +130,7 @@ impl<L: Link> SessionPlane<L> {
                 Ok(()) = secrets.changed() => opener.set_secrets(Arc::clone(&secrets.borrow_and_update())),
                 changed = link.changed() => if changed.is_err() { return },
                 event = next => match event {
-                    Some(LinkEvent::Delivered { route, body, .. }) => self.take_in(&mut opener, &route, body),
+                    Some(LinkEvent::Delivered { route, body, .. }) => self.take_in(&mut opener, &mut quiet, &route, body),
                     Some(LinkEvent::LeaseLost | LinkEvent::Closed { .. }) => {}
                     // This feed ended; the driver will bring another link.
                     None => tokio::select! {
@@ -137,14 +142,17 @@ impl<L: Link> SessionPlane<L> {
         }
     }
 
-    fn take_in(&self, opener: &mut Opener, route: &str, body: Bytes) {
+    fn take_in(&self, opener: &mut Opener, quiet: &mut Quiet, route: &str, body: Bytes) {
         let now = self.clock.now();
         let opened = match opener.open(route, body, now) {
             Ok(opened) => opened,
             Err(refusal) => {
                 metrics::received(Plane::Sessions);
                 metrics::refused(refusal.reason());
-                debug!(%refusal, route, "refused a session batch");
+                if let Some(held_back) = quiet.pass("message", refusal.reason(), now) {
+                    // Whoever may write to the broker chooses the route: it is quoted.
+                    warn!(held_back, ?route, "refused a session batch ({}): {refusal}", refusal.reason());
+                }
                 return;
             }
         };
@@ -153,8 +161,12 @@ impl<L: Link> SessionPlane<L> {
         }
         metrics::received(Plane::Sessions);
         metrics::missed(opened.missed);
+        let node = opened.payload.node;
         let Some(Kind::Sessions(batch)) = opened.payload.kind else {
             metrics::refused("unknown_kind");
+            if let Some(held_back) = quiet.pass("message", "unknown_kind", now) {
+                warn!(held_back, "ignored a message of unknown kind from {node} among the sessions");
+            }
             return;
         };
         metrics::taken_in(u64::try_from(batch.entries.len()).unwrap_or(u64::MAX));
@@ -162,6 +174,11 @@ impl<L: Link> SessionPlane<L> {
             metrics::replicated(entry.at, now.wall);
         }
         let applied = self.proxies.store.remote(batch, now);
+        for (reason, sessions) in applied.dropped.iter().filter(|(reason, _)| !ORDINARY.contains(reason)) {
+            if let Some(held_back) = quiet.pass("session", reason, now) {
+                warn!(held_back, "skipped {sessions} sessions of {node}: {reason}");
+            }
+        }
         if !applied.inserted.is_empty() {
             // Without a proxy connected nobody listens: the cache refills it when it comes.
             let _listeners = self.proxies.from_farm.send(Arc::new(applied.inserted));

@@ -112,8 +112,8 @@ impl Opener {
         }
         let mark = Mark { sequence: header.sequence, sent_at: payload.sent_at };
         let missed = self.table.admit(route, sender, mark, derived, now).map_err(|why| match why {
-            NotAdmitted::Replay => Refusal::Replay,
-            NotAdmitted::Full => Refusal::TableFull,
+            NotAdmitted::Replay => Refusal::Replay { node: payload.node.clone() },
+            NotAdmitted::Full => Refusal::TableFull { node: payload.node.clone() },
         })?;
         Ok(Opened { payload, missed, secret_id: header.secret_id, clock_offset_ms })
     }
@@ -206,11 +206,17 @@ pub enum Refusal {
         offset_ms: i64,
     },
     /// It was opened before, or is more than 1,023 sequences behind.
-    #[error("opened before, or too late to tell")]
-    Replay,
+    #[error("a message of {node} that was opened before, or comes too late to tell")]
+    Replay {
+        /// Who sealed it. Who sent it again is not known.
+        node: String,
+    },
     /// It is the first of its sender on this route, and this node follows as many as it can.
-    #[error("too many senders to follow")]
-    TableFull,
+    #[error("too many senders to follow {node} too")]
+    TableFull {
+        /// The sender.
+        node: String,
+    },
     /// OpenSSL failed; says nothing about the envelope.
     #[error("OpenSSL failed: {0}")]
     Library(
@@ -230,8 +236,8 @@ impl Refusal {
             Self::UnknownEpoch => "unknown_epoch",
             Self::BadTag => "bad_tag",
             Self::Clock { .. } => "clock",
-            Self::Replay => "replay",
-            Self::TableFull => "table_full",
+            Self::Replay { .. } => "replay",
+            Self::TableFull { .. } => "table_full",
             Self::Library(_) => "library",
         }
     }
@@ -274,6 +280,11 @@ mod tests {
     fn farewell(sent_at: u64) -> proto::Payload {
         let kind = Some(proto::payload::Kind::Farewell(proto::Farewell {}));
         proto::Payload { node: "edge-1".into(), boot_id: vec![5; 16], sent_at, kind }
+    }
+
+    /// A farewell that was opened before.
+    fn replay() -> Refusal {
+        Refusal::Replay { node: "edge-1".into() }
     }
 
     fn batch(sessions: usize) -> proto::Payload {
@@ -407,11 +418,11 @@ mod tests {
             for index in order {
                 let body = left.swap_remove(index.index(left.len()));
                 prop_assert!(opener.open(ROUTE, body.clone(), NOW).is_ok());
-                prop_assert_eq!(opener.open(ROUTE, body.clone(), NOW), Err(Refusal::Replay));
+                prop_assert_eq!(opener.open(ROUTE, body.clone(), NOW), Err(replay()));
                 opened.push(body);
             }
             for body in opened {
-                prop_assert_eq!(opener.open(ROUTE, body, NOW), Err(Refusal::Replay));
+                prop_assert_eq!(opener.open(ROUTE, body, NOW), Err(replay()));
             }
         }
 
@@ -572,8 +583,8 @@ mod tests {
         opener.open(ROUTE, salted(2, NOW.wall), NOW.after(OFFSET)).unwrap();
 
         let last = NOW.after(2 * OFFSET);
-        assert_eq!(opener.open(ROUTE, salted(3, last.wall), last), Err(Refusal::TableFull));
-        assert_eq!(opener.open(ROUTE, ahead.clone(), last), Err(Refusal::Replay));
+        assert_eq!(opener.open(ROUTE, salted(3, last.wall), last), Err(Refusal::TableFull { node: "edge-1".into() }));
+        assert_eq!(opener.open(ROUTE, ahead.clone(), last), Err(replay()));
 
         let due = last.after(Duration::from_millis(1));
         assert!(opener.open(ROUTE, salted(3, due.wall), due).is_ok());
@@ -596,7 +607,7 @@ mod tests {
         }
         assert_eq!(opener.tracked(), 2);
         for body in seen {
-            assert_eq!(opener.open(ROUTE, body, last), Err(Refusal::Replay));
+            assert_eq!(opener.open(ROUTE, body, last), Err(replay()));
         }
     }
 
@@ -642,7 +653,7 @@ mod tests {
         opener.set_secrets(secrets(&[2]));
         assert_eq!(opener.open(ROUTE, first.clone(), NOW), Err(Refusal::UnknownSecret));
         opener.set_secrets(secrets(&[2, 1]));
-        assert_eq!(opener.open(ROUTE, first, NOW), Err(Refusal::Replay));
+        assert_eq!(opener.open(ROUTE, first, NOW), Err(replay()));
         let next = sealer.seal(ROUTE, &farewell(NOW.wall)).unwrap();
         assert_eq!(opener.open(ROUTE, next, NOW).unwrap().missed, 0);
     }
@@ -653,11 +664,11 @@ mod tests {
         let expected = [
             (Refusal::UnknownSecret, "unknown_secret"),
             (Refusal::BadTag, "bad_tag"),
-            (Refusal::Replay, "replay"),
+            (replay(), "replay"),
             (clock, "clock"),
             (Refusal::Malformed("salt"), "malformed"),
             (Refusal::TooLarge, "too_large"),
-            (Refusal::TableFull, "table_full"),
+            (Refusal::TableFull { node: "a".into() }, "table_full"),
             (Refusal::UnknownEpoch, "unknown_epoch"),
             (Refusal::Library(String::new()), "library"),
         ];

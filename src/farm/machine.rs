@@ -191,6 +191,13 @@ pub enum Note {
         /// The counted reason.
         reason: &'static str,
     },
+    /// A message was not acted on although it is authentic and in time.
+    Refused {
+        /// The sender.
+        node: String,
+        /// The counted reason.
+        reason: &'static str,
+    },
     /// Two keys of one name differed.
     KeyConflict {
         /// Who sent the other one.
@@ -221,6 +228,7 @@ impl fmt::Display for Note {
             Self::Follows(leader) => write!(f, "following {leader}"),
             Self::Minted { generation, reason } => write!(f, "minted ticket key {generation} ({reason})"),
             Self::BadKey { node, reason } => write!(f, "skipped a ticket key of {node}: {reason}"),
+            Self::Refused { node, reason } => write!(f, "refused a message of {node}: {reason}"),
             Self::KeyConflict { node } => write!(f, "{node} sent another key under a known name; kept the higher"),
             Self::UnknownKind { node } => write!(f, "ignored a message of unknown kind from {node}"),
             Self::Skewed { node, offset_ms } => {
@@ -570,12 +578,12 @@ impl Farm {
 
     fn announcement(&mut self, from: Sender, announcement: proto::Announcement, now: Now) {
         let Ok(fingerprint) = <[u8; 8]>::try_from(announcement.fingerprint.as_slice()) else {
-            self.note(Note::BadKey { node: from.node, reason: "fingerprint_length" });
+            self.note(Note::Refused { node: from.node, reason: "bad_fingerprint" });
             return;
         };
         let limit = millis(self.settings.keys.max_clock_offset);
         if offset(announcement.as_of, now.wall).unsigned_abs() > 2 * limit {
-            self.note(Note::BadKey { node: from.node, reason: "as_of_far_off" });
+            self.note(Note::Refused { node: from.node, reason: "as_of_far_off" });
             return;
         }
         let changed = announcement.ring.as_ref().is_some_and(|ring| self.take_over(&from.node, ring, now));

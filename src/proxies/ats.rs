@@ -3,13 +3,13 @@
 //! One task a connection reads, one writes. The writer of one proxy never waits for another, and a proxy that stops
 //! reading loses its connection. Messages are preceded by their length as a 32-bit big-endian number.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use metrics::counter;
@@ -29,7 +29,12 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{ProxyInfo, ProxyPlane};
 use crate::keys::Timetable;
+use crate::metrics::{
+    APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
+};
 use crate::proto::local::{self, FromProxy, ToProxy, from_proxy, to_proxy};
+use crate::quiet::Quiet;
+use crate::sessions::SessionFault;
 
 /// The largest message in either direction, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
@@ -42,8 +47,6 @@ pub const READS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What one message of sessions carries at most, in bytes of payload.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// How often one reason for a refusal is logged.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 /// After an `accept` that failed for want of file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Longest texts that are taken from a proxy's introduction, in characters, and how many warnings.
@@ -127,8 +130,7 @@ impl Socket {
     /// Serves proxies until `stop`, then removes the socket.
     pub async fn serve(self, plane: Arc<ProxyPlane>, stop: CancellationToken) {
         let Self { listener, settings, made } = self;
-        let door =
-            Arc::new(Door { plane, users: settings.users, complaints: Complaints::default(), last: Mutex::default() });
+        let door = Arc::new(Door { plane, users: settings.users, quiet: Mutex::default(), last: Mutex::default() });
         let mut connections = JoinSet::new();
         loop {
             let stream = tokio::select! {
@@ -137,7 +139,7 @@ impl Socket {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        door.complaints.add("accept", &error);
+                        door.complain("connection", "accept", &error);
                         tokio::time::sleep(ACCEPT_AGAIN).await;
                         continue;
                     }
@@ -227,37 +229,12 @@ impl Refusal {
     }
 }
 
-/// Log lines that strangers can cause: each kind at most every [`LOG_EVERY`].
-#[derive(Default)]
-struct Complaints {
-    last: Mutex<HashMap<&'static str, (Instant, u64)>>,
-}
-
-impl Complaints {
-    fn add(&self, kind: &'static str, text: &dyn Display) {
-        let held_back = {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            match last.get_mut(kind) {
-                Some((at, held_back)) if at.elapsed() < LOG_EVERY => {
-                    *held_back += 1;
-                    return;
-                }
-                other => {
-                    let held_back = other.map_or(0, |(_, held_back)| *held_back);
-                    last.insert(kind, (Instant::now(), 0));
-                    held_back
-                }
-            }
-        };
-        warn!(kind, held_back, "ATS socket: {text}");
-    }
-}
-
 /// What all connections share.
 struct Door {
     plane: Arc<ProxyPlane>,
     users: Vec<String>,
-    complaints: Complaints,
+    /// Strangers can cause most of what goes wrong here.
+    quiet: Mutex<Quiet>,
     /// The last counters of each proxy process, so that a new connection of the same process counts nothing twice.
     last: Mutex<BTreeMap<u32, local::Counters>>,
 }
@@ -267,8 +244,16 @@ type Messages = FramedRead<OwnedReadHalf, LengthDelimitedCodec>;
 
 impl Door {
     fn refuse(&self, refusal: &Refusal, who: &str) {
-        counter!("resumed_proxies_refused_total", "reason" => refusal.reason()).increment(1);
-        self.complaints.add(refusal.reason(), &format_args!("{who}: {refusal}"));
+        counter!(PROXIES_REFUSED, "reason" => refusal.reason()).increment(1);
+        self.complain("connection", refusal.reason(), &format_args!("{who}: {refusal}"));
+    }
+
+    fn complain(&self, what: &'static str, reason: &'static str, text: &dyn Display) {
+        let passed =
+            self.quiet.lock().unwrap_or_else(PoisonError::into_inner).pass(what, reason, self.plane.clock.now());
+        if let Some(held_back) = passed {
+            warn!(held_back, "ATS socket: {text}");
+        }
     }
 
     async fn admit(&self, stream: UnixStream) {
@@ -315,7 +300,7 @@ impl Door {
         }
         let registered = self.plane.registry.register(info);
         let ended = tokio::select! {
-            ended = self.listen(&mut messages, pid) => ended,
+            ended = self.listen(&mut messages, pid, who) => ended,
             ended = self.speak(writer, sessions) => ended,
         };
         drop(registered);
@@ -323,11 +308,11 @@ impl Door {
         ended
     }
 
-    async fn listen(&self, messages: &mut Messages, pid: u32) -> Result<(), Refusal> {
+    async fn listen(&self, messages: &mut Messages, pid: u32, who: &str) -> Result<(), Refusal> {
         while let Some(message) = next_message(messages).await? {
             match message.kind {
                 Some(from_proxy::Kind::Hello(_)) => return Err(Refusal::SecondHello),
-                Some(from_proxy::Kind::Sessions(sessions)) => self.take(sessions.entries),
+                Some(from_proxy::Kind::Sessions(sessions)) => self.take(sessions.entries, who),
                 Some(from_proxy::Kind::Counters(counters)) => self.count(pid, counters),
                 // A kind that a later release of the plugin knows.
                 None => {}
@@ -337,7 +322,7 @@ impl Door {
     }
 
     /// Sessions and removals at the proxy, in order.
-    fn take(&self, entries: Vec<local::Session>) {
+    fn take(&self, entries: Vec<local::Session>, who: &str) {
         let plane = &self.plane;
         if !plane.welcome.replicate {
             return;
@@ -346,11 +331,16 @@ impl Door {
         let mut news = Vec::new();
         for entry in entries {
             // Faults are counted by the store.
-            if let Ok(Some(publish)) = plane.store.local(&entry, now) {
-                if plane.outbox.push(publish).is_err() {
-                    counter!("resumed_sessions_dropped_total", "reason" => "outbox_full").increment(1);
+            match plane.store.local(&entry, now) {
+                Ok(Some(publish)) => {
+                    if plane.outbox.push(publish).is_err() {
+                        counter!(SESSIONS_DROPPED, "reason" => "outbox_full").increment(1);
+                    }
+                    news.push(local::Session { at: 0, ..entry });
                 }
-                news.push(local::Session { at: 0, ..entry });
+                // Its removal overtook it: nobody's fault.
+                Ok(None) | Err(SessionFault::Tombstone) => {}
+                Err(fault) => self.complain("session", fault.reason(), &format_args!("{who} reported {fault}")),
             }
         }
         // Another proxy beside this node hears of it without the farm. Its own copy does this one no harm.
@@ -371,13 +361,13 @@ impl Door {
         };
         // A number that fell is a new process with an old id.
         let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
-        counter!("resumed_proxy_sessions_reported_total").increment(since(now.queued, before.queued));
-        counter!("resumed_proxy_sessions_inserted_total").increment(since(now.inserted, before.inserted));
-        counter!("resumed_proxy_own_keys_total").increment(since(now.own_keys, before.own_keys));
-        counter!("resumed_apply_errors_total").increment(since(now.apply_errors, before.apply_errors));
-        counter!("resumed_sessions_dropped_total", "reason" => "plugin_queue_full")
+        counter!(PROXY_SESSIONS_REPORTED).increment(since(now.queued, before.queued));
+        counter!(PROXY_SESSIONS_INSERTED).increment(since(now.inserted, before.inserted));
+        counter!(PROXY_OWN_KEYS).increment(since(now.own_keys, before.own_keys));
+        counter!(APPLY_ERRORS).increment(since(now.apply_errors, before.apply_errors));
+        counter!(SESSIONS_DROPPED, "reason" => "plugin_queue_full")
             .increment(since(now.dropped_full, before.dropped_full));
-        counter!("resumed_sessions_dropped_total", "reason" => "too_large_for_proxy")
+        counter!(SESSIONS_DROPPED, "reason" => "too_large_for_proxy")
             .increment(since(now.too_large_for_proxy, before.too_large_for_proxy));
     }
 
@@ -407,8 +397,8 @@ impl Door {
                 news = live.recv(), if takes_sessions => match news {
                     Ok(news) => send_sessions(&mut writer, &news).await?,
                     Err(RecvError::Lagged(batches)) => {
-                        counter!("resumed_sessions_dropped_total", "reason" => "proxy_slow").increment(batches);
-                        self.complaints.add("proxy_slow", &format_args!("a proxy fell {batches} batches behind; refilling it"));
+                        counter!(SESSIONS_DROPPED, "reason" => "proxy_slow").increment(batches);
+                        self.complain("proxy", "slow", &format_args!("a proxy fell {batches} batches behind; refilling it"));
                         refill = Some(plane.store.refill(CHUNK_BYTES));
                     }
                     Err(RecvError::Closed) => return Ok(()),

@@ -138,7 +138,7 @@ impl Registry {
     }
 
     fn tell(&self, connected: MutexGuard<'_, Connected>) {
-        metrics::gauge!("resumed_proxies_connected").set(connected.proxies.len() as f64);
+        metrics::gauge!(crate::metrics::PROXIES_CONNECTED).set(connected.proxies.len() as f64);
         drop(connected);
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
     }

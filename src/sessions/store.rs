@@ -19,6 +19,10 @@ use super::{
 };
 use crate::{
     clock::Now,
+    metrics::{
+        CACHE_BYTES, CACHE_ENTRIES, CACHE_EVICTED, SESSIONS_DROPPED, SESSIONS_INSERTED, SESSIONS_REMOVED, TOMBSTONES,
+        TOMBSTONES_DROPPED,
+    },
     proto::{SessionBatch, SessionEntry, SessionFormat, local},
 };
 
@@ -313,8 +317,8 @@ impl Applied {
     }
 
     fn count(&self) {
-        counter!("resumed_sessions_inserted_total").increment(self.sessions);
-        counter!("resumed_sessions_removed_total").increment(self.removals);
+        counter!(SESSIONS_INSERTED).increment(self.sessions);
+        counter!(SESSIONS_REMOVED).increment(self.removals);
         for (reason, count) in &self.dropped {
             count_dropped(reason, *count);
         }
@@ -325,19 +329,19 @@ impl Applied {
 fn show(held: MutexGuard<'_, Held>, room: &Room) {
     let (entries, bytes, tombstones) = (held.cache.len(), held.cache.bytes(), held.tombstones.len());
     drop(held);
-    gauge!("resumed_cache_entries").set(entries as f64);
-    gauge!("resumed_cache_bytes").set(bytes as f64);
-    gauge!("resumed_tombstones").set(tombstones as f64);
+    gauge!(CACHE_ENTRIES).set(entries as f64);
+    gauge!(CACHE_BYTES).set(bytes as f64);
+    gauge!(TOMBSTONES).set(tombstones as f64);
     if room.evicted > 0 {
-        counter!("resumed_cache_evicted_total").increment(room.evicted as u64);
+        counter!(CACHE_EVICTED).increment(room.evicted as u64);
     }
     if room.tombstones_dropped > 0 {
-        counter!("resumed_tombstones_dropped_total").increment(room.tombstones_dropped as u64);
+        counter!(TOMBSTONES_DROPPED).increment(room.tombstones_dropped as u64);
     }
 }
 
 fn count_dropped(reason: &'static str, count: u64) {
-    counter!("resumed_sessions_dropped_total", "reason" => reason).increment(count);
+    counter!(SESSIONS_DROPPED, "reason" => reason).increment(count);
 }
 
 /// Reads a store from the oldest session to the newest: see [`Store::refill`].
