@@ -572,7 +572,7 @@ impl Farm {
         if boot_id == self.settings.boot_id {
             return;
         }
-        self.members.skewed(&node, boot_id, offset_ms, now);
+        self.members.skewed(&node, boot_id, offset_ms, SILENT_BEATS * self.pace, now);
         self.note(Note::Skewed { node, offset_ms });
     }
 

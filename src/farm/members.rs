@@ -14,6 +14,9 @@ const OFFSET_WINDOW: usize = 8;
 /// More nodes than this are not kept: names come from authentic messages, but memory stays bounded whatever happens.
 const MOST_MEMBERS: usize = 20_000;
 
+/// How many former boot ids are remembered for each node.
+const MOST_FORMER: usize = 8;
+
 /// One node, as its reports describe it.
 #[derive(Clone, Debug)]
 pub struct Member {
@@ -29,6 +32,8 @@ pub struct Member {
     pub contested: bool,
     first_heard: u64,
     offsets: VecDeque<i64>,
+    /// Boot ids that this one replaced, as a restart does. Should one of them report again, it was no restart.
+    former: Vec<[u8; 16]>,
 }
 
 impl Member {
@@ -54,7 +59,16 @@ impl Members {
     }
 
     /// Notes a sign of life whose content was not acted on, because the sender's clock is too far off.
-    pub fn skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, now: Now) {
+    ///
+    /// Not if a node of that name reported in time within `fresh_for` milliseconds: then it is an old message, held up or
+    /// replayed, and whoever has the broker but no farm secret could otherwise make a leader doubt its clock.
+    pub fn skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, fresh_for: u64, now: Now) {
+        let mut namesakes = self.table.range((name.to_owned(), [0; 16])..=(name.to_owned(), [0xff; 16]));
+        let is_fresh =
+            |member: &Member| member.report.is_some() && now.mono.saturating_sub(member.heard_at) <= fresh_for;
+        if namesakes.any(|(_, member)| is_fresh(member)) {
+            return;
+        }
         if let Some((member, _)) = self.heard(name, boot_id, offset_ms, now) {
             member.report = None;
         }
@@ -75,6 +89,7 @@ impl Members {
                 contested: false,
                 first_heard: now.mono,
                 offsets: VecDeque::new(),
+                former: Vec::new(),
             };
             self.table.insert(key.clone(), member);
         }
@@ -92,18 +107,26 @@ impl Members {
     fn settle_name(&mut self, name: &str, boot_id: [u8; 16], now: Now) {
         let first_heard = self.table.get(&(name.to_owned(), boot_id)).map_or(now.mono, |member| member.first_heard);
         let mut contested = false;
+        let mut former = Vec::new();
         self.table.retain(|(other_name, other_boot), other| {
             if other_name != name || *other_boot == boot_id {
                 return true;
             }
-            // Heard after we began to report: it is alive, not our former self.
-            let alive = other.heard_at > first_heard;
+            // Heard after we began to report, or it took our place: it is alive, not our former self.
+            let alive = other.heard_at > first_heard || other.former.contains(&boot_id);
             contested |= alive;
             other.contested = alive;
+            if !alive {
+                former.push(*other_boot);
+                former.append(&mut other.former);
+            }
             alive
         });
         if let Some(member) = self.table.get_mut(&(name.to_owned(), boot_id)) {
             member.contested = contested;
+            member.former.append(&mut former);
+            let excess = member.former.len().saturating_sub(MOST_FORMER);
+            member.former.drain(..excess);
         }
     }
 
@@ -207,13 +230,28 @@ mod tests {
     }
 
     #[test]
+    fn old_messages_say_nothing_of_a_node_that_reports_in_time() {
+        let mut members = Members::default();
+        members.reported("a", [1; 16], 0, proto::Report::default(), at(0));
+        // Its own, and one of its former self.
+        members.skewed("a", [1; 16], -9_000, 100, at(100));
+        members.skewed("a", [2; 16], -9_000, 100, at(100));
+        assert_eq!(names(&members), [("a".into(), 1, false)]);
+        let member = members.iter().next().expect("one member");
+        assert!(member.report.is_some() && member.clock_offset_ms() == 0, "{member:?}");
+        // It reports no longer: now its clock may have been set.
+        members.skewed("a", [1; 16], -9_000, 100, at(101));
+        assert!(members.iter().next().expect("one member").report.is_none());
+    }
+
+    #[test]
     fn only_a_strict_majority_in_one_direction_disagrees() {
         let disagrees = |offsets: &[i64]| {
             let mut members = Members::default();
             members.reported("own", [0; 16], 0, proto::Report::default(), at(0));
             for (index, offset) in offsets.iter().enumerate() {
                 let boot = [u8::try_from(index).expect("few") + 1; 16];
-                members.skewed(&format!("n{index}"), boot, *offset, at(0));
+                members.skewed(&format!("n{index}"), boot, *offset, 100, at(0));
             }
             members.majority_disagrees([0; 16], 1000)
         };
