@@ -23,6 +23,8 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, DEFAULT_FILE, Settings};
+use crate::daemon::run::rabbitmq_settings;
+use crate::envelope::Secrets;
 
 /// The command line.
 #[derive(Parser, Clone, Debug)]
@@ -90,7 +92,7 @@ Example:
 
     /// Read the configuration and say what it means, or every mistake in it
     #[command(after_long_help = "\
-Exits 2 if there is a mistake or a file that cannot be read. Passwords are shown as ***.
+Exits 2 if there is a mistake or a file that cannot be used. Passwords are shown as ***.
 
 Examples:
   resumed check
@@ -280,10 +282,17 @@ fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
     })?;
     write!(out, "{}", check::understood(&understood, file))?;
     let problems = settings.problems_on_disk();
-    if problems.is_empty() {
-        return Ok(());
+    if !problems.is_empty() {
+        return Err(Failure::Usage(check::file_problems(&problems).trim_end().to_owned()));
     }
-    Err(Failure::Usage(check::file_problems(&problems).trim_end().to_owned()))
+    // What `run` would refuse, and as it would say it.
+    if !settings.secret.files.is_empty() {
+        Secrets::read(&settings.secret.files).map_err(|error| Failure::Usage(error.to_string()))?;
+    }
+    if !settings.broker.uris.is_empty() {
+        rabbitmq_settings(&settings).check().map_err(|error| Failure::Usage(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Logs to standard error from now on, as `log` or else `RESUMED_LOG` or else `default` says.
