@@ -380,21 +380,22 @@ impl<B: Bus> Driver<B> {
 
     async fn stop(mut self, mut connection: Connection<B::Link>, mut replies: HashMap<u64, oneshot::Sender<Reply>>) {
         self.save_ring();
-        let actions = self.farm.handle(self.clock.now(), Event::Stop);
-        self.carry_out(actions, &mut connection, &mut replies).await;
-        match connection {
-            Connection::Connecting(task) => task.abort(),
-            Connection::Up(up) => {
-                let farewell = async {
+        let farewell = async {
+            let actions = self.farm.handle(self.clock.now(), Event::Stop);
+            // Releasing the lease waits for the broker, too.
+            self.carry_out(actions, &mut connection, &mut replies).await;
+            match connection {
+                Connection::Connecting(task) => task.abort(),
+                Connection::Up(up) => {
                     up.plane.finish().await;
                     up.link.close().await;
-                };
-                if tokio::time::timeout(FAREWELL_WITHIN, farewell).await.is_err() {
-                    warn!("the broker did not take the farewell in time");
+                    info!("said farewell");
                 }
             }
+        };
+        if tokio::time::timeout(FAREWELL_WITHIN, farewell).await.is_err() {
+            warn!("the broker did not take the farewell in time");
         }
-        info!("said farewell");
     }
 }
 

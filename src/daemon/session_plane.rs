@@ -117,26 +117,35 @@ impl<L: Link> SessionPlane<L> {
         let mut link = self.link.clone();
         let mut secrets = self.secrets.clone();
         let mut quiet = Quiet::default();
+        let mut current = link.borrow_and_update().clone();
         loop {
-            let current = link.borrow_and_update().clone();
             let next = async {
                 match &current {
                     Some(current) => current.feed.lock().await.recv().await,
                     None => std::future::pending().await,
                 }
             };
+            // What a link delivered before it broke is acknowledged and will not come again: it is taken in before the
+            // next link is looked at.
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return,
                 Ok(()) = secrets.changed() => opener.set_secrets(Arc::clone(&secrets.borrow_and_update())),
-                changed = link.changed() => if changed.is_err() { return },
                 event = next => match event {
                     Some(LinkEvent::Delivered { route, body, .. }) => self.take_in(&mut opener, &mut quiet, &route, body),
                     Some(LinkEvent::LeaseLost | LinkEvent::Closed { .. }) => {}
                     // This feed ended; the driver will bring another link.
                     None => tokio::select! {
                         () = self.stop.cancelled() => return,
-                        changed = link.changed() => if changed.is_err() { return },
+                        changed = link.changed() => match changed {
+                            Ok(()) => current = link.borrow_and_update().clone(),
+                            Err(_) => return,
+                        },
                     },
+                },
+                changed = link.changed() => match changed {
+                    Ok(()) => current = link.borrow_and_update().clone(),
+                    Err(_) => return,
                 },
             }
         }
@@ -200,6 +209,97 @@ pub async fn sweep(proxies: Arc<ProxyPlane>, clock: SystemClock, stop: Cancellat
                     warn!(%error, "sweeping the session cache failed");
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::broadcast;
+
+    use super::super::random::random;
+    use super::super::sealing::Identity;
+    use super::*;
+    use crate::bus::in_process::{Hub, InProcess};
+    use crate::bus::{Bus, LinkEvents, LinkSpec, Source};
+    use crate::envelope::FarmSecret;
+    use crate::keys::Timetable;
+    use crate::proto::{SessionEntry, SessionFormat};
+    use crate::proxies::Registry;
+    use crate::sessions::{Outbox, Removals, Store, StoreSettings};
+
+    const OFFSET: Duration = Duration::from_secs(300);
+
+    fn plane(clock: SystemClock) -> Arc<ProxyPlane> {
+        let store = StoreSettings {
+            max_bytes: 1 << 20,
+            max_session_bytes: 16 << 10,
+            removals: Removals::Replicate,
+            tombstone_for: 2 * OFFSET,
+        };
+        Arc::new(ProxyPlane {
+            timetable: watch::channel(Arc::new(Timetable::default())).1,
+            from_farm: broadcast::channel(16).0,
+            outbox: Arc::new(Outbox::new(1 << 20)),
+            store: Arc::new(Store::new(store)),
+            registry: Arc::new(Registry::default()),
+            clock,
+            welcome: Default::default(),
+        })
+    }
+
+    #[tokio::test]
+    async fn what_a_link_delivered_before_it_broke_is_taken_in() {
+        const BATCHES: u8 = 12;
+        for _ in 0..20 {
+            let clock = SystemClock::start();
+            let names = Names::new("f", "p");
+            let (_secrets, secrets) =
+                watch::channel(Arc::new(Secrets::new(vec![FarmSecret::generate().unwrap()]).unwrap()));
+            let sealing = |node: &str| {
+                let identity = Identity { farm: "f".to_owned(), node: node.to_owned(), boot_id: random() };
+                Sealing::new(identity, secrets.clone(), clock.now())
+            };
+            let bus = InProcess::new(Arc::new(Hub::default()));
+            let spec = LinkSpec { names: names.clone(), node: "a".to_owned(), sessions: false };
+            let (feed_sender, feed) = mpsc::channel(usize::from(BATCHES));
+            let events = LinkEvents { keys: mpsc::channel(16).0, feed: feed_sender.clone() };
+            let link = Arc::new(bus.connect(&spec, events).await.unwrap());
+
+            let proxies = plane(clock);
+            let (links, link_receiver) = watch::channel(Some(SessionLink::new(link, sealing("a"), feed)));
+            let consumer = Arc::new(SessionPlane {
+                proxies: Arc::clone(&proxies),
+                link: link_receiver,
+                secrets: secrets.clone(),
+                names: names.clone(),
+                boot_id: random(),
+                batch_bytes: 1 << 15,
+                clock,
+                stop: CancellationToken::new(),
+            });
+            let opener = Opener::new(Arc::clone(&secrets.borrow()), "f", OFFSET);
+            let consuming = tokio::spawn(consumer.consume(opener));
+            tokio::task::yield_now().await;
+
+            // Delivered and lost in one moment, as when the broker is killed under load.
+            let mut other = sealing("b");
+            for number in 0..BATCHES {
+                let removal = SessionEntry { id: vec![number; 32].into(), at: clock.now().wall, ..Default::default() };
+                let batch = SessionBatch { entries: vec![removal], format: SessionFormat::OpensslDer.into() };
+                let body = other.seal(&names.sessions, Kind::Sessions(batch), clock.now()).unwrap();
+                let event = LinkEvent::Delivered { from: Source::Feed, route: names.sessions.clone(), body };
+                feed_sender.try_send(event).unwrap();
+            }
+            links.send_replace(None);
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(proxies.store.tombstones(), usize::from(BATCHES));
+            drop(links);
+            consuming.await.unwrap();
         }
     }
 }
