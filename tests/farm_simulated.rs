@@ -65,6 +65,7 @@ struct World {
     broker_up: bool,
     /// The lease queue is locked, and nobody is behind it: a broker bug.
     lease_stuck: bool,
+    blocked: bool,
     agenda: BTreeMap<(u64, u64), Happening>,
     sequence: u64,
     keys: KeySettings,
@@ -87,6 +88,7 @@ impl World {
             lease: None,
             broker_up: true,
             lease_stuck: false,
+            blocked: false,
             agenda: BTreeMap::new(),
             sequence: 0,
             keys,
@@ -187,6 +189,16 @@ impl World {
         }
     }
 
+    /// A memory alarm: the broker takes nothing from anybody, and says so.
+    fn block(&mut self, blocked: bool) {
+        self.blocked = blocked;
+        for node in &mut self.nodes {
+            if let Some(farm) = &mut node.farm {
+                farm.set_blocked(blocked);
+            }
+        }
+    }
+
     fn connect_soon(&mut self, index: usize) {
         let at = self.t + 5 + self.random.below(200);
         self.plan(at, Happening::Connect(index));
@@ -272,7 +284,7 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: &Route, kind: Kind) {
-        if self.nodes[from].inbox.is_none() {
+        if self.nodes[from].inbox.is_none() || self.blocked {
             return;
         }
         let farm = self.nodes[from].farm.as_ref().expect("a sender runs");
@@ -472,6 +484,21 @@ fn a_farm_without_a_lease_to_be_had_still_rotates() {
     world.lease_stuck = false;
     world.run_for(6 * BEAT);
     world.assert_one_farm("after the lease could be had again");
+}
+
+#[test]
+fn a_broker_that_blocks_publishers_costs_nobody_the_lead_or_a_link() {
+    let mut world = World::new(17, 4);
+    world.run_for(3 * BEAT);
+    let (leader, links) = (world.leaders()[0], world.nodes.iter().map(|node| node.links).collect::<Vec<_>>());
+    world.block(true);
+    world.run_for(30 * BEAT);
+    assert_eq!(world.leaders(), [leader], "while the broker blocks");
+    world.block(false);
+    world.run_for(2 * BEAT);
+    world.assert_one_farm("after the broker took messages again");
+    assert_eq!(world.leaders(), [leader], "after the broker took messages again");
+    assert_eq!(world.nodes.iter().map(|node| node.links).collect::<Vec<_>>(), links, "links were renewed");
 }
 
 #[test]

@@ -177,6 +177,7 @@ impl<B: Bus> Driver<B> {
                     Event::LeaseFailed
                 }
             };
+            self.farm.set_blocked(matches!(&connection, Connection::Up(up) if up.link.is_blocked()));
             let now = self.clock.now();
             let actions = self.farm.handle(now, event);
             due = self.due(now);

@@ -262,6 +262,8 @@ pub struct Farm {
     renewals: u32,
     /// The last link was closed on purpose, to renew it.
     renewing: bool,
+    /// The broker takes no messages now, from anybody: silence says nothing.
+    blocked: bool,
     asks: HashMap<u64, Pending>,
     out: Vec<Action>,
 }
@@ -331,6 +333,7 @@ impl Farm {
             lease: LeaseWish::default(),
             renewals: 0,
             renewing: false,
+            blocked: false,
             asks: HashMap::new(),
             out: Vec::new(),
         }
@@ -390,6 +393,12 @@ impl Farm {
     /// What the next reports say of this host.
     pub fn set_local(&mut self, local: LocalState) {
         self.local = local;
+    }
+
+    /// Whether the broker has said that it takes no messages now (`connection.blocked`). Until it does again, silence is
+    /// no sign of a broken inbox, lease or leader.
+    pub fn set_blocked(&mut self, blocked: bool) {
+        self.blocked = blocked;
     }
 
     /// The ring, and how long each key has been held.
@@ -814,6 +823,9 @@ impl Farm {
     // Time.
 
     fn advance(&mut self, now: Now) {
+        if self.blocked {
+            self.pardon_silence(now);
+        }
         self.advance_ring(now);
         self.advance_lead(now);
         self.advance_link(now);
@@ -822,6 +834,17 @@ impl Farm {
             self.send_report(now);
         }
         self.advance_announcement(now);
+    }
+
+    /// Nobody can be heard: every span of silence begins anew.
+    fn pardon_silence(&mut self, now: Now) {
+        self.silent_since = now.mono;
+        if let Some(link) = &mut self.link {
+            link.heard_at = now.mono;
+        }
+        if let Role::Leading { echo_at, .. } = &mut self.role {
+            *echo_at = now.mono;
+        }
     }
 
     fn advance_ring(&mut self, now: Now) {
