@@ -454,6 +454,32 @@ fn a_rotation_asked_for_anywhere_reaches_everybody() {
 }
 
 #[test]
+fn a_new_leader_shows_no_half_of_the_farm_as_the_whole() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, 5);
+        world.run_for(3 * BEAT);
+        world.broker(false);
+        world.run_for(5_000);
+        world.broker(true);
+        let mut asked = 0;
+        while world.nodes.iter().all(|node| node.replies.is_empty()) {
+            asked += 1;
+            for node in 0..5 {
+                if world.nodes[node].inbox.is_some() {
+                    world.give(node, Event::Ask { id: asked, ask: Ask::Status });
+                }
+            }
+            world.run_for(20);
+            world.nodes.iter_mut().for_each(|node| node.replies.retain(|(_, reply)| *reply != Reply::NoLeader));
+            assert!(asked < 500, "seed {seed}: nobody ever answered");
+        }
+        let reply = world.nodes.iter().find_map(|node| node.replies.first()).expect("one answered");
+        let (_, Reply::Members { members, .. }) = reply else { panic!("seed {seed}: {reply:?}") };
+        assert!(members.len() >= 4, "seed {seed}: {} of 5 nodes shown as the farm", members.len());
+    }
+}
+
+#[test]
 fn a_node_without_broker_and_ring_starts_alone_and_merges_later() {
     let mut world = World::new(11, 3);
     world.broker(false);

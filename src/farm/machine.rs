@@ -27,6 +27,9 @@ const SKEWED_BACKOFF_BEATS: u64 = 30;
 /// only a second for their first key.
 const GATHER_MS: u64 = 250;
 
+/// For so many beats a new leader waits for reports before it shows its member table as the farm.
+const GATHER_BEATS: u64 = 3;
+
 /// The longest random delay before trying a lease that was seen free.
 const LEASE_JITTER_MS: u64 = 150;
 
@@ -262,6 +265,8 @@ pub struct Farm {
     renewals: u32,
     /// The last link was closed on purpose, to renew it.
     renewing: bool,
+    /// How many nodes the farm had when it was last counted, here or in an announcement.
+    last_members: u32,
     /// The broker takes no messages now, from anybody: silence says nothing.
     blocked: bool,
     asks: HashMap<u64, Pending>,
@@ -274,6 +279,9 @@ enum Role {
     /// Holds the lease.
     Leading {
         mint_after: u64,
+        /// Until then, or until all but one of the nodes that were there before have reported, the member table is no
+        /// picture of the farm.
+        gather_until: u64,
         echo_at: u64,
         announce_at: u64,
     },
@@ -333,6 +341,7 @@ impl Farm {
             lease: LeaseWish::default(),
             renewals: 0,
             renewing: false,
+            last_members: 0,
             blocked: false,
             asks: HashMap::new(),
             out: Vec::new(),
@@ -376,7 +385,7 @@ impl Farm {
             due.push(self.report_at);
         }
         match self.role {
-            Role::Leading { mint_after, echo_at, announce_at } => {
+            Role::Leading { mint_after, echo_at, announce_at, .. } => {
                 due.extend([mint_after, echo_at + silent, announce_at])
             }
             Role::Acting { announce_at } => due.push(announce_at),
@@ -495,6 +504,7 @@ impl Farm {
         self.role = Role::Leading {
             // Reports that arrive until then may bring a ring.
             mint_after: now.mono + millis(self.settings.keys.settle).min(GATHER_MS),
+            gather_until: now.mono + GATHER_BEATS * self.pace,
             echo_at: now.mono,
             announce_at: now.mono,
         };
@@ -635,6 +645,7 @@ impl Farm {
             }
             _ => from.offset_ms,
         };
+        self.last_members = announcement.members;
         self.announced = Some(Announced {
             as_of: announcement.as_of,
             fingerprint,
@@ -707,7 +718,7 @@ impl Farm {
     // Requests of operators.
 
     fn ask(&mut self, id: u64, ask: Ask, now: Now) {
-        if self.is_leader() {
+        if self.is_leader() && !(ask == Ask::Status && self.gathers(now)) {
             let answer = self.decide(ask, self.held.ring().highest_generation(), id, now);
             let leader = self.settings.node.clone();
             self.reply(id, leader, answer);
@@ -723,6 +734,9 @@ impl Farm {
         if !self.is_leader() || !self.settings.names.is_inbox(&request.inbox) {
             return; // the asker tries again, and then says that nobody answered
         }
+        if matches!(request.kind, Some(proto::request::Kind::Status(_))) && self.gathers(now) {
+            return; // likewise: half a table would make missing nodes look like none
+        }
         let answer = match request.kind {
             Some(proto::request::Kind::Rotate(_)) => {
                 self.decide(Ask::Rotate, request.highest_generation, request.id, now)
@@ -734,6 +748,14 @@ impl Farm {
         };
         let answer = proto::Answer { leader: self.settings.node.clone(), ..answer };
         self.send(Route::Inbox(request.inbox.clone()), Kind::Answer(answer));
+    }
+
+    /// Whether this node leads so newly that most of the farm has not reported to it yet.
+    fn gathers(&self, now: Now) -> bool {
+        let Role::Leading { gather_until, .. } = self.role else { return false };
+        // The leader before may be the one that is gone.
+        let expected = usize::try_from(self.last_members.saturating_sub(1)).unwrap_or(usize::MAX);
+        now.mono < gather_until && self.members.len() < expected
     }
 
     /// Does what is asked, as the leader. `known` is the highest generation that the asker knows: with it a request is
@@ -896,6 +918,9 @@ impl Farm {
     fn advance_lead(&mut self, now: Now) {
         self.members.forget_silent(now);
         let Role::Leading { echo_at, .. } = self.role else { return };
+        if !self.gathers(now) {
+            self.last_members = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
+        }
         let members = u64::try_from(self.members.len()).unwrap_or(u64::MAX);
         self.pace = millis(self.settings.report_every)
             .max(members.saturating_mul(PACE_PER_MEMBER_MS))
