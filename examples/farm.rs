@@ -50,7 +50,11 @@ fn main() -> ExitCode {
         while INTERRUPTED.load(Ordering::Relaxed) {
             thread::park();
         }
-        eprintln!("\nThe demo cannot go on: {fault}\n");
+        let text = fault.payload().downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| fault.payload().downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+        let place = fault.location().map(ToString::to_string).unwrap_or_default();
+        // The terminal may be gone.
+        drop(writeln!(io::stderr(), "\n\nThe demo cannot go on, and stops everything: {text}\n(at {place})\n"));
     }));
     // All that was started ends as the panic unwinds.
     let passed = panic::catch_unwind(|| {
@@ -172,7 +176,7 @@ impl Demo {
         let mut process = Process::spawn(command.args(words).stdin(Stdio::null())).expect("resumed runs");
         let status = process.wait().expect("our child");
         if !status.success() {
-            self.report.faults.push(format!("`resumed {}` failed ({status})", words.join(" ")));
+            self.report.fault(format!("`resumed {}` failed ({status})", words.join(" ")));
         }
         status.success()
     }
@@ -214,7 +218,7 @@ impl Demo {
         self.note_refusals("while the key was rotated", &tally);
         if tally.keys.len() != ROTATIONS + 1 {
             let fault = format!("{} keys sealed tickets during {ROTATIONS} rotations", tally.keys.len());
-            self.report.faults.push(fault);
+            self.report.fault(fault);
         }
         let Tally { tickets, ids, late, latest, ref refused, ref keys, .. } = tally;
         let (keys, refused, at_once) = (keys.len(), refused.len(), ids.saturating_sub(late));
@@ -281,7 +285,7 @@ impl Demo {
             let took = start.elapsed();
             println!("After {took:.2?} {} leads.", self.farm.hosts[next].name);
             if self.farm.hosts[next].daemon.generations() != held {
-                self.report.faults.push("the ring changed with the leader".to_owned());
+                self.report.fault("the ring changed with the leader".to_owned());
             }
             self.status(next);
             println!(
@@ -311,7 +315,7 @@ impl Demo {
         });
         let took = start.elapsed();
         if self.farm.hosts[killed].daemon.generations() != *held {
-            self.report.faults.push("the killed node came back with another ring".to_owned());
+            self.report.fault("the killed node came back with another ring".to_owned());
         }
         self.report.saw("Node started again", format!("in step {took:.2?} later, with the ring of before"));
         self.probe(targets, &Mode::ALL);
@@ -320,7 +324,7 @@ impl Demo {
     fn note_refusals(&mut self, when: &str, tally: &Tally) {
         if let Some(first) = tally.refused.first() {
             let count = tally.refused.len();
-            self.report.faults.push(format!("{count} sessions were refused {when}; the first: {first}"));
+            self.report.fault(format!("{count} sessions were refused {when}; the first: {first}"));
         }
     }
 
@@ -338,12 +342,14 @@ impl Demo {
             for name in NEVER {
                 let value = host.daemon.try_metric(name);
                 if value != Some(0.0) {
-                    self.report.faults.push(format!("{name} at {} is {value:?}, not 0", host.name));
+                    self.report.fault(format!("{name} at {} is {value:?}, not 0", host.name));
                 }
             }
         }
         let status = self.farm.wait_in_step();
-        self.report.faults.extend(status.warnings.into_iter().map(|warning| format!("status warns: {warning}")));
+        for warning in status.warnings {
+            self.report.fault(format!("status warns: {warning}"));
+        }
     }
 
     /// Stops everything, as a service manager would.
@@ -418,6 +424,12 @@ impl Demo {
 }
 
 impl Report {
+    /// Says it at once, and again in the summary.
+    fn fault(&mut self, fault: String) {
+        println!("NOT AS IT SHOULD BE: {fault}");
+        self.faults.push(fault);
+    }
+
     fn saw(&mut self, what: &'static str, how: String) {
         self.seen.push((what, how));
     }

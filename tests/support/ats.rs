@@ -337,7 +337,7 @@ impl Ats {
 
 impl Drop for Ats {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && !(self.output() + &self.diags()).is_empty() {
             let _ = writeln!(io::stderr(), "ATS in {} said:\n{}{}", self.dir.display(), self.output(), self.diags());
         }
         self.stop();

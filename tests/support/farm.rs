@@ -455,7 +455,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.log().is_empty() {
             let _told = writeln!(std::io::stderr(), "{} said last:\n{}", self.name, self.log_tail());
         }
     }
