@@ -146,9 +146,16 @@ impl Plugin {
 
     /// Runs `change` such that the hook takes no notice of what it does to ATS's cache.
     pub fn silently(&self, change: impl FnOnce()) {
+        struct Heard;
+        // Also if `change` panics: this thread is ATS's, and must not stay deaf.
+        impl Drop for Heard {
+            fn drop(&mut self) {
+                SILENT.set(false);
+            }
+        }
         SILENT.set(true);
+        let _heard = Heard;
         change();
-        SILENT.set(false);
     }
 
     /// The session hook, on one of ATS's network threads, inside a handshake.

@@ -47,7 +47,7 @@ pub const KEY_PREFETCH: u16 = 64;
 /// batches a second over a round trip of 50 ms.
 pub const FEED_PREFETCH: u16 = 128;
 
-/// No delivery stays unacknowledged for longer, so that the broker can tell what a silent consumer owes.
+/// After so long without another delivery, what is owed is acknowledged; until then only every quarter of a prefetch.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(50);
 /// What an inbox or the leader's queue holds: messages, bytes, and for how long. Announcements and reports older than
 /// that have been overtaken by later ones.
