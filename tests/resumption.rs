@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use support::broker::Broker;
 use support::farm::{Farm, FarmSetup, Proxies, wait_for};
+use support::network::far_away;
 
 const TICKET_MODES: [Mode; 2] = [Mode::Ticket12, Mode::Ticket13];
 
@@ -25,8 +26,27 @@ fn resumes(client: &Client, target: &Target, session: &Session) -> bool {
 fn a_session_id_resumes_on_another_host_at_once_and_in_the_end_always() {
     let broker = Broker::shared();
     let farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::SessionIds, ..FarmSetup::new(3, &broker.uri()) });
-    let (client, targets) = (client(), farm.targets());
-    let (mut at_once, tries) = (0, 1_000);
+    let (targets, tries) = (farm.targets(), 1_000);
+    let at_once = resumed_at_once(&targets, tries);
+    println!("session IDs resumed at the first try on another host, client on the same machine: {at_once} of {tries}");
+    // The measured figures stand in the README. Here a broker, three nodes, three proxies and the client share two cores
+    // with whatever else runs, and each hand-over between them waits for a core.
+    assert!(at_once * 10 >= tries * 3, "only {at_once} of {tries} resumed at the first try");
+
+    // Clients of a farm are somewhere else: a quarter of a millisecond there and back is the next rack.
+    let away = Duration::from_micros(250);
+    let targets: Vec<Target> =
+        farm.hosts.iter().map(|host| Target::from(far_away(host.ats().address(), away))).collect();
+    let at_once = resumed_at_once(&targets, tries);
+    println!("session IDs resumed at the first try on another host, client {away:?} away: {at_once} of {tries}");
+    assert!(at_once * 10 >= tries * 8, "only {at_once} of {tries} resumed at the first try");
+}
+
+/// Makes `tries` sessions, offers each at once at another host, and says how many were resumed. Those that were not are
+/// offered until they are.
+fn resumed_at_once(targets: &[Target], tries: usize) -> usize {
+    let client = client();
+    let mut at_once = 0;
     for turn in 0..tries {
         let made = client.handshake(&targets[turn % 3], Mode::Id).expect("a full handshake").session;
         let other = &targets[(turn + 1 + turn / 3 % 2) % 3];
@@ -38,10 +58,7 @@ fn a_session_id_resumes_on_another_host_at_once_and_in_the_end_always() {
             });
         }
     }
-    println!("session IDs resumed at the first try on another host: {at_once} of {tries}");
-    // The measured figure stands in the README. Here a broker, three nodes, three proxies and the client share two cores
-    // with whatever else runs, and each hand-over between them waits for a core.
-    assert!(at_once * 10 >= tries * 3, "only {at_once} of {tries} resumed at the first try");
+    at_once
 }
 
 #[test]

@@ -4,4 +4,5 @@ pub mod ats;
 pub mod broker;
 pub mod farm;
 pub mod hopping;
+pub mod network;
 pub mod watcher;
