@@ -394,7 +394,7 @@ impl Demo {
         println!("The farm, its nodes and keys, from any node; a new key; who resumes whose sessions:");
         println!("  {program} status --config {config}");
         println!("  {program} rotate --config {config}");
-        println!("  {program} probe {} --sni {CERTIFICATE_NAME}", targets.join(" "));
+        println!("  {program} probe {} --sni {CERTIFICATE_NAME} --tries 3", targets.join(" "));
         println!("The metrics of each node:");
         for host in &farm.hosts {
             println!("  curl -s {}    # {}", host.daemon.metrics_url(), host.name);

@@ -51,7 +51,7 @@ pub struct NodeStatus {
 /// One proxy beside a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProxyStatus {
-    /// `ats` or `rustls`.
+    /// `ats`; servers within the process, such as the demo's, do not report themselves.
     pub kind: String,
     /// The proxy's release.
     pub version: String,
