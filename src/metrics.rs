@@ -104,10 +104,14 @@ impl Plane {
 pub const KEY_STATES: [&str; 4] = ["next", "active", "previous", "expired"];
 
 /// Why an envelope, or what was in it, is refused.
-pub const REFUSALS: [&str; 12] = [
+pub const REFUSALS: [&str; 16] = [
     "unknown_secret",
     "unknown_epoch",
     "bad_tag",
+    "not_in_epoch",
+    "bad_public_key",
+    "bad_grant",
+    "bad_epoch",
     "replay",
     "clock",
     "malformed",
@@ -125,7 +129,7 @@ pub const KEY_FAULTS: [&str; 5] =
 
 /// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed before, or there was
 /// no room or no way for it.
-pub const DROPS: [&str; 21] = [
+pub const DROPS: [&str; 22] = [
     "bad_id",
     "too_large",
     "broken_der",
@@ -142,6 +146,7 @@ pub const DROPS: [&str; 21] = [
     "outbox_full",
     "broker_blocked",
     "broker_away",
+    "no_epoch",
     "not_sent",
     "stopping",
     "plugin_queue_full",

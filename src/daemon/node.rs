@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -102,6 +102,8 @@ impl Node {
         let (view_sender, view) = watch::channel(NodeView::default());
         let (local_sender, local) = watch::channel(LocalState::default());
         let (link_sender, link) = watch::channel(None);
+        let (epoch_sender, epochs) = watch::channel(Arc::new(farm.epochs().clone()));
+        let unknown_epoch = Arc::new(Notify::new());
         let (question_sender, questions) = mpsc::channel(64);
 
         let proxies = Arc::new(ProxyPlane {
@@ -127,6 +129,8 @@ impl Node {
             identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
             secrets: secrets.clone(),
             opener: opener(),
+            epochs: epoch_sender,
+            unknown_epoch: Arc::clone(&unknown_epoch),
             clock,
             ring_file,
             local,
@@ -142,6 +146,8 @@ impl Node {
             proxies: Arc::clone(&proxies),
             link,
             secrets: secrets.clone(),
+            epochs,
+            unknown_epoch,
             names,
             boot_id,
             batch_bytes: settings.batch_bytes,
