@@ -747,3 +747,32 @@ fn envelopes_that_only_claim_an_epoch_make_a_node_ask_once_a_beat() {
     world.assert_one_farm("after the flood");
     assert_eq!(world.epochs(), epoch);
 }
+
+#[test]
+fn two_leaders_of_a_healed_farm_open_each_others_rings_and_end_in_one_epoch() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, 4);
+        world.run_for(3 * BEAT);
+        let one = world.leaders()[0];
+        let other = (one + 1) % 4;
+        // The second one was away, so it holds nothing of the first one's epoch, and leads as if on its own side.
+        world.crash(other);
+        world.boot(other, false);
+        world.lease = Some(other);
+        world.nodes[other].inbox = Some(Names::new("sim", "pod").inbox(&world.nodes[other].name, "split"));
+        let inbox = world.nodes[other].inbox.clone().expect("just set");
+        world.give(other, Event::Connected { inbox });
+        world.give(other, Event::LeaseGranted);
+        assert_eq!(world.leaders().len(), 2, "seed {seed}");
+        for (id, leader) in [(1, one), (2, other)] {
+            world.give(leader, Event::Ask { id, ask: Ask::Rotate });
+        }
+        let minted: Vec<u64> =
+            [one, other].iter().map(|leader| *world.generations(*leader).last().expect("it minted")).collect();
+        world.run_for(BEAT);
+        let held = world.generations(one);
+        assert!(minted.iter().all(|key| held.contains(key)), "seed {seed}: {minted:?} in {held:?} while both lead");
+        world.run_for(5 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+    }
+}
