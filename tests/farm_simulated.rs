@@ -695,7 +695,7 @@ fn a_leader_that_was_no_member_is_joined_at_once() {
 
 #[test]
 fn an_epoch_key_lasts_a_day() {
-    let mut world = World::new(4, 3);
+    let mut world = World::new(4, 2);
     world.run_for(3 * BEAT);
     let leader = world.leaders()[0];
     let first = world.epochs();
