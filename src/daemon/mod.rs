@@ -16,6 +16,7 @@ mod sealing;
 pub mod session_plane;
 pub mod unix_socket;
 pub mod view;
+pub mod warmup;
 
 pub use node::{Node, NodeSettings};
 pub use view::NodeView;

@@ -17,6 +17,7 @@ use super::ring_file::RingFile;
 use super::sealing::Identity;
 use super::session_plane::{SessionPlane, sweep};
 use super::view::NodeView;
+use super::warmup::Warmups;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
@@ -145,12 +146,14 @@ impl Node {
             names,
             boot_id,
             batch_bytes: settings.batch_bytes,
+            warmups: Warmups::default(),
             clock,
             stop: stop_sessions.clone(),
         });
         tasks.spawn(driver.run());
         publisher.spawn(Arc::clone(&sessions).publish());
         publisher.close();
+        tasks.spawn(Arc::clone(&sessions).warm_up());
         tasks.spawn(sessions.consume(opener()));
         tasks.spawn(sweep(Arc::clone(&proxies), clock, stop.clone()));
         tasks.spawn(watch_local(Arc::clone(&proxies), secrets, local_sender, stop.clone()));
