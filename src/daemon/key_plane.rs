@@ -1,5 +1,6 @@
 //! Writes a link's key-plane messages out, one after the other: waits until the broker takes them, then stamps, seals
-//! and publishes.
+//! and publishes. What goes to all goes before what goes to one: a new key must be everywhere within `settle`, and a new
+//! leader has an answer waiting for every node.
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ pub enum KeyPlaneEvent {
 /// The sending half; dropping it ends the plane once everything queued was written.
 #[derive(Debug)]
 pub struct KeyPlane {
+    announcements: mpsc::Sender<(Route, Kind)>,
     queue: mpsc::Sender<(Route, Kind)>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -38,9 +40,17 @@ impl KeyPlane {
         clock: SystemClock,
         events: mpsc::Sender<KeyPlaneEvent>,
     ) -> Self {
-        let (queue, mut waiting) = mpsc::channel::<(Route, Kind)>(QUEUE);
+        let (announcements, mut to_all) = mpsc::channel::<(Route, Kind)>(QUEUE);
+        let (queue, mut to_one) = mpsc::channel::<(Route, Kind)>(QUEUE);
         let task = tokio::spawn(async move {
-            while let Some((route, kind)) = waiting.recv().await {
+            loop {
+                link.writable().await;
+                let (route, kind) = tokio::select! {
+                    biased;
+                    Some(next) = to_all.recv() => next,
+                    Some(next) = to_one.recv() => next,
+                    else => return,
+                };
                 link.writable().await;
                 let sealed = match sealing.seal(names.of(&route), kind, clock.now()) {
                     Ok(sealed) => sealed,
@@ -63,19 +73,20 @@ impl KeyPlane {
                 }
             }
         });
-        Self { queue, task }
+        Self { announcements, queue, task }
     }
 
     /// Queues a message. A full queue drops it: the broker is blocked, and the next beat repeats what matters.
     pub fn send(&self, route: Route, kind: Kind) {
-        if self.queue.try_send((route, kind)).is_err() {
+        let queue = if route == Route::Keys { &self.announcements } else { &self.queue };
+        if queue.try_send((route, kind)).is_err() {
             debug!("the broker is blocked and the queue full: a message on the key plane is dropped");
         }
     }
 
     /// Writes out what is queued and ends.
     pub async fn finish(self) {
-        drop(self.queue);
+        drop((self.announcements, self.queue));
         // A panic in the task is reported by the runtime; there is nothing left to write then.
         let _ended = self.task.await;
     }

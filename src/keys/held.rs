@@ -8,6 +8,7 @@ use super::ring::{Merge, Ring, RingFault};
 use super::settings::KeySettings;
 use super::timetable::{Entry, Times, Timetable, sealing};
 use crate::clock::{Now, millis};
+use crate::proto;
 
 /// A ring as one node holds it.
 ///
@@ -89,9 +90,23 @@ impl HeldRing {
         self.ring.open_at(now.wall).next().is_none()
     }
 
-    /// Joins `other`, read from a message with [`Ring::read`].
+    /// Joins `other`, read from a message with [`Ring::read`]. What would be erased by this node's clock does not come
+    /// back with it.
     pub fn merge(&mut self, other: &Ring, now: Now) -> Merge {
-        self.change(now, |ring| ring.merge(other))
+        let (before, offset) = (self.ring.clone(), self.settings.max_clock_offset);
+        let merge = self.change(now, |ring| {
+            let merge = ring.merge(other);
+            ring.erase_expired(now.wall, offset);
+            merge
+        });
+        Merge { changed: self.ring != before, ..merge }
+    }
+
+    /// The ring as a message to other nodes: every key that is not due to be erased. One that opens no longer still says
+    /// when those below it close, and without it another node would keep those open.
+    #[must_use]
+    pub fn to_proto(&self, now: Now) -> proto::Ring {
+        self.ring.to_proto(now.wall.saturating_sub(self.settings.max_clock_offset_ms()))
     }
 
     /// Drops what is impossible by this node's own clock: call it at every beat. It heals a ring that was made while
@@ -273,7 +288,6 @@ mod tests {
 
     use super::super::ring::testing::{any_message, key, ring};
     use super::*;
-    use crate::proto;
 
     const HOUR: u64 = 3_600_000;
     /// `settle` of the rings in this module's properties.
