@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::gauges;
 use super::http::Health;
 use super::key_plane::{KeyPlane, KeyPlaneEvent};
+use super::lease::Lease;
 use super::random::random;
 use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
@@ -107,8 +108,8 @@ struct Up<L: Link> {
     events: mpsc::Receiver<LinkEvent>,
     plane: KeyPlane,
     plane_events: mpsc::Receiver<KeyPlaneEvent>,
-    lease: mpsc::Receiver<Result<LeaseAnswer, BusError>>,
-    lease_answers: mpsc::Sender<Result<LeaseAnswer, BusError>>,
+    lease: Lease,
+    lease_answers: mpsc::Receiver<Result<LeaseAnswer, BusError>>,
 }
 
 /// One thing to react to.
@@ -181,7 +182,7 @@ impl<B: Bus> Driver<B> {
             let now = self.clock.now();
             let actions = self.farm.handle(now, event);
             due = self.due(now);
-            self.carry_out(actions, &mut connection, &mut replies).await;
+            self.carry_out(actions, &mut connection, &mut replies);
             self.show(&connection);
         }
         self.stop(connection, replies).await;
@@ -238,7 +239,8 @@ impl<B: Bus> Driver<B> {
         info!(broker = link.peer(), "connected to the broker");
         gauges::connected(true);
         self.session_link.send_replace(Some(SessionLink::new(Arc::clone(&link), sealing(), feed)));
-        let (lease_answers, lease) = mpsc::channel(1);
+        let (answers, lease_answers) = mpsc::channel(1);
+        let lease = Lease::start(Arc::clone(&link), answers);
         Up { link, events, plane, plane_events, lease, lease_answers }
     }
 
@@ -273,7 +275,7 @@ impl<B: Bus> Driver<B> {
         }
     }
 
-    async fn carry_out(
+    fn carry_out(
         &mut self,
         actions: Vec<Action>,
         connection: &mut Connection<B::Link>,
@@ -283,19 +285,9 @@ impl<B: Bus> Driver<B> {
         for action in actions {
             match (action, &*connection) {
                 (Action::Send { to, kind }, Connection::Up(up)) => up.plane.send(to, kind),
-                (Action::TryLease, Connection::Up(up)) => {
-                    let (link, answers) = (Arc::clone(&up.link), up.lease_answers.clone());
-                    tokio::spawn(async move {
-                        let answer = link.try_lease().await;
-                        // The link may be gone by now; then its answer matters to nobody.
-                        let _gone = answers.send(answer).await;
-                    });
-                }
-                (Action::ReleaseLease, Connection::Up(up)) => {
-                    if let Err(error) = up.link.release_lease().await {
-                        warn!(%error, "could not release the lease");
-                    }
-                }
+                (Action::TryLease, Connection::Up(up)) => up.lease.try_take(),
+                // A broker that does not answer must not hold up the driver.
+                (Action::ReleaseLease, Connection::Up(up)) => drop(up.lease.release()),
                 (Action::RenewLink, Connection::Up(_)) => {
                     if let Connection::Up(up) = std::mem::replace(connection, self.connect()) {
                         tokio::spawn(async move { up.link.close().await });
@@ -382,9 +374,16 @@ impl<B: Bus> Driver<B> {
     async fn stop(mut self, mut connection: Connection<B::Link>, mut replies: HashMap<u64, oneshot::Sender<Reply>>) {
         self.save_ring();
         let farewell = async {
-            let actions = self.farm.handle(self.clock.now(), Event::Stop);
-            // Releasing the lease waits for the broker, too.
-            self.carry_out(actions, &mut connection, &mut replies).await;
+            let (release, rest): (Vec<_>, Vec<_>) = self
+                .farm
+                .handle(self.clock.now(), Event::Stop)
+                .into_iter()
+                .partition(|action| matches!(action, Action::ReleaseLease));
+            // The lease is free before anybody hears that it is.
+            if let (false, Connection::Up(up)) = (release.is_empty(), &connection) {
+                let _link_ended = up.lease.release().await;
+            }
+            self.carry_out(rest, &mut connection, &mut replies);
             match connection {
                 Connection::Connecting(task) => task.abort(),
                 Connection::Up(up) => {
@@ -412,7 +411,7 @@ async fn from_connection<L: Link>(connection: &mut Connection<L>) -> Happened<L>
                 Happened::Link(event.unwrap_or_else(closed))
             }
             Some(KeyPlaneEvent::Unroutable) = up.plane_events.recv() => Happened::Unroutable,
-            Some(answer) = up.lease.recv() => Happened::Lease(answer),
+            Some(answer) = up.lease_answers.recv() => Happened::Lease(answer),
         },
     }
 }

@@ -1,0 +1,168 @@
+//! Asks the broker about the lease, one question after the other and beside everything else: a broker that does not
+//! answer holds up the questions behind, and nothing but them.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+use crate::bus::{BusError, LeaseAnswer, Link};
+
+/// Questions that wait for the one before. A node tries once at a time, and gives up only what it holds.
+const QUEUE: usize = 8;
+
+#[derive(Debug)]
+enum Question {
+    Try,
+    Release { done: oneshot::Sender<()> },
+}
+
+/// The questions of one link. Dropping it ends the asking after those that were put.
+#[derive(Debug)]
+pub struct Lease {
+    questions: mpsc::Sender<Question>,
+}
+
+impl Lease {
+    /// Starts asking on `link`; what the broker says to each [`Lease::try_take`] goes to `answers`.
+    pub fn start<L: Link>(link: Arc<L>, answers: mpsc::Sender<Result<LeaseAnswer, BusError>>) -> Self {
+        let (questions, mut waiting) = mpsc::channel(QUEUE);
+        tokio::spawn(async move {
+            while let Some(question) = waiting.recv().await {
+                match question {
+                    Question::Try => {
+                        let answer = link.try_lease().await;
+                        // The driver may have another link by now; then the answer matters to nobody.
+                        let _gone = answers.send(answer).await;
+                    }
+                    Question::Release { done } => {
+                        if let Err(error) = link.release_lease().await {
+                            warn!(%error, "could not release the lease");
+                        }
+                        // Only a farewell waits for it.
+                        let _nobody_waits = done.send(());
+                    }
+                }
+            }
+        });
+        Self { questions }
+    }
+
+    /// Tries to take the lease, after what was asked before.
+    pub fn try_take(&self) {
+        self.put(Question::Try);
+    }
+
+    /// Gives the lease up, after what was asked before, whether or not somebody waits for what is returned: it ends when
+    /// the broker has answered or the link has ended.
+    pub fn release(&self) -> oneshot::Receiver<()> {
+        let (done, released) = oneshot::channel();
+        self.put(Question::Release { done });
+        released
+    }
+
+    fn put(&self, question: Question) {
+        if let Err(error) = self.questions.try_send(question) {
+            warn!(%error, "the broker has left {QUEUE} questions about the lease unanswered; this one is not put");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use tokio::sync::Notify;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::bus::in_process::{Hub, InProcess, InProcessLink};
+    use crate::bus::{Bus, LinkEvents, LinkSpec, Names, Published, Route};
+
+    /// A link whose broker answers a release only when it is let.
+    struct Slow {
+        link: InProcessLink,
+        answer: Arc<Notify>,
+    }
+
+    impl Link for Slow {
+        fn inbox(&self) -> &str {
+            self.link.inbox()
+        }
+
+        fn peer(&self) -> &str {
+            self.link.peer()
+        }
+
+        async fn writable(&self) {
+            self.link.writable().await;
+        }
+
+        fn is_blocked(&self) -> bool {
+            self.link.is_blocked()
+        }
+
+        async fn publish(&self, to: &Route, body: Bytes) -> Result<Published, BusError> {
+            self.link.publish(to, body).await
+        }
+
+        async fn publish_sessions(&self, body: Bytes) -> Result<(), BusError> {
+            self.link.publish_sessions(body).await
+        }
+
+        async fn try_lease(&self) -> Result<LeaseAnswer, BusError> {
+            self.link.try_lease().await
+        }
+
+        async fn release_lease(&self) -> Result<(), BusError> {
+            self.answer.notified().await;
+            self.link.release_lease().await
+        }
+
+        async fn close(&self) {
+            self.link.close().await;
+        }
+    }
+
+    async fn link(hub: &Arc<Hub>, node: &str) -> InProcessLink {
+        let spec = LinkSpec { names: Names::new("f", "p"), node: node.to_owned(), sessions: false };
+        let events = LinkEvents { keys: mpsc::channel(16).0, feed: mpsc::channel(1).0 };
+        InProcess::new(Arc::clone(hub)).connect(&spec, events).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_try_does_not_overtake_a_release_that_the_broker_has_not_answered() {
+        let hub = Arc::new(Hub::default());
+        let answer = Arc::new(Notify::new());
+        let slow = Slow { link: link(&hub, "a").await, answer: Arc::clone(&answer) };
+        let (sender, mut answers) = mpsc::channel(1);
+        let lease = Lease::start(Arc::new(slow), sender);
+        lease.try_take();
+        assert!(matches!(answers.recv().await, Some(Ok(LeaseAnswer::Granted))));
+
+        // Neither call waits, and a try that overtook the release would be granted the lease that is about to go.
+        let released = lease.release();
+        lease.try_take();
+        assert!(timeout(Duration::from_millis(50), answers.recv()).await.is_err());
+        answer.notify_one();
+        released.await.unwrap();
+        assert!(matches!(answers.recv().await, Some(Ok(LeaseAnswer::Granted))));
+        let other = link(&hub, "b").await;
+        assert_eq!(other.try_lease().await.unwrap(), LeaseAnswer::Held, "the try came last, and holds the lease");
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_before_the_link_was_let_go_is_still_asked() {
+        let hub = Arc::new(Hub::default());
+        let (sender, mut answers) = mpsc::channel(1);
+        let lease = Lease::start(Arc::new(link(&hub, "a").await), sender);
+        lease.try_take();
+        assert!(matches!(answers.recv().await, Some(Ok(LeaseAnswer::Granted))));
+        let released = lease.release();
+        drop(lease);
+        released.await.unwrap();
+        let other = link(&hub, "b").await;
+        assert_eq!(other.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    }
+}
