@@ -16,6 +16,9 @@ use crate::proto::{self, payload::Kind};
 /// A leader, a lease or an inbox that is silent for this many beats is taken for broken.
 const SILENT_BEATS: u64 = 3;
 
+/// A node that has not turned for this many beats, though it is due every beat, did not run.
+const FROZEN_BEATS: u64 = 2;
+
 /// After this many beats without any valid announcement a node announces without the lease.
 const ACT_AFTER_BEATS: u64 = 10;
 
@@ -269,6 +272,8 @@ pub struct Farm {
     last_members: u32,
     /// The broker takes no messages now, from anybody: silence says nothing.
     blocked: bool,
+    /// When the machine last took in an event.
+    turned_at: u64,
     asks: HashMap<u64, Pending>,
     out: Vec<Action>,
 }
@@ -343,6 +348,7 @@ impl Farm {
             renewing: false,
             last_members: 0,
             blocked: false,
+            turned_at: now.mono,
             asks: HashMap::new(),
             out: Vec::new(),
         }
@@ -845,7 +851,10 @@ impl Farm {
     // Time.
 
     fn advance(&mut self, now: Now) {
-        if self.blocked {
+        // Nor was anything heard while this node itself did not run: a frozen one finds what it missed in its queues.
+        let frozen =
+            now.mono.saturating_sub(std::mem::replace(&mut self.turned_at, now.mono)) > FROZEN_BEATS * self.pace;
+        if self.blocked || frozen {
             self.pardon_silence(now);
         }
         self.advance_ring(now);
@@ -1113,4 +1122,52 @@ struct Sender {
 fn offset(theirs: u64, ours: u64) -> i64 {
     let difference = i128::from(theirs) - i128::from(ours);
     i64::try_from(difference).unwrap_or(if difference > 0 { i64::MAX } else { i64::MIN })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn follower(now: Now) -> Farm {
+        let keys = KeySettings {
+            interval: Duration::from_secs(60),
+            keep: 3,
+            settle: Duration::from_secs(2),
+            max_seal_age: Duration::from_secs(180),
+            max_clock_offset: Duration::from_secs(300),
+        };
+        let settings = FarmSettings {
+            node: "a".to_owned(),
+            boot_id: [1; 16],
+            pod: "p".to_owned(),
+            version: "0".to_owned(),
+            names: Names::new("f", "p"),
+            keys,
+            report_every: Duration::from_secs(2),
+            start_alone_after: Duration::from_secs(10),
+            can_lead: true,
+        };
+        let mut farm = Farm::new(settings, HeldRing::new(keys), Box::new(|bytes| bytes.fill(7)), now);
+        let _reports = farm.handle(now, Event::Connected { inbox: "resumed.f.node.a.1".to_owned() });
+        farm
+    }
+
+    fn at(seconds: u64) -> Now {
+        Now { wall: 1_700_000_000_000 + 1_000 * seconds, mono: 1_000_000 + 1_000 * seconds }
+    }
+
+    fn renews(actions: &[Action]) -> bool {
+        actions.iter().any(|action| matches!(action, Action::RenewLink))
+    }
+
+    #[test]
+    fn a_node_that_was_frozen_does_not_take_that_for_a_silent_inbox() {
+        let mut farm = follower(at(0));
+        assert!(!renews(&farm.handle(at(1), Event::Wake)));
+        // It thaws, and what came meanwhile waits in its queues.
+        assert!(!renews(&farm.handle(at(40), Event::Wake)), "threw its queues away");
+        // From here on it would have heard something.
+        let silent: Vec<u64> = (41..60).filter(|second| renews(&farm.handle(at(*second), Event::Wake))).collect();
+        assert_eq!(silent, [47], "three beats after it thawed, and once");
+    }
 }
