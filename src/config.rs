@@ -217,9 +217,15 @@ impl Settings {
                 parse_toml(path, &text)?
             }
         };
-        let host = nix::unistd::gethostname().unwrap_or_default();
-        let (settings, understood, mistakes) = understand(file, std::env::vars_os(), &host);
-        if mistakes.is_empty() { Ok((settings, understood)) } else { Err(ConfigError::Mistakes(mistakes)) }
+        explained(file, std::env::vars_os())
+    }
+
+    /// Like [`Settings::load_explained`] for a file at `path` that says `text`, without the environment.
+    ///
+    /// # Errors
+    /// The text is not TOML; or every mistake in it.
+    pub fn read_explained(path: &Path, text: &str) -> Result<(Self, Vec<Understood>), ConfigError> {
+        explained(parse_toml(path, text)?, std::iter::empty())
     }
 
     /// What is wrong with the files that the settings name: each must be there and be readable by this process.
@@ -271,6 +277,15 @@ impl Default for Settings {
         let host = nix::unistd::gethostname().unwrap_or_default();
         understand(Map::new(), std::iter::empty(), &host).0
     }
+}
+
+fn explained(
+    file: Map<String, Value>,
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<(Settings, Vec<Understood>), ConfigError> {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let (settings, understood, mistakes) = understand(file, variables, &host);
+    if mistakes.is_empty() { Ok((settings, understood)) } else { Err(ConfigError::Mistakes(mistakes)) }
 }
 
 fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>, ConfigError> {
