@@ -7,6 +7,7 @@ pub mod driver;
 mod gauges;
 pub mod http;
 mod key_plane;
+pub mod memory;
 pub mod node;
 pub mod operator;
 mod random;

@@ -69,6 +69,10 @@ pub struct FarmSetup {
     pub manager: bool,
     /// Where its folder is made, as `farm`. Otherwise it is a temporary one.
     pub within: Option<PathBuf>,
+    /// Where each host makes a folder for its ring. Otherwise that lies in the host's own.
+    pub rings: Option<PathBuf>,
+    /// What the daemons log.
+    pub log: String,
 }
 
 /// The proxies of a farm.
@@ -99,6 +103,8 @@ impl FarmSetup {
             plugin: String::new(),
             manager: false,
             within: None,
+            rings: None,
+            log: "info,resumed=debug".to_owned(),
         }
     }
 }
@@ -276,6 +282,7 @@ pub struct Daemon {
     name: String,
     home: PathBuf,
     metrics_port: u16,
+    log: String,
     child: Option<Process>,
 }
 
@@ -283,8 +290,11 @@ impl Daemon {
     fn lay_out(setup: &FarmSetup, name: &str, pod: &str, home: &Path, secret: &Path) -> Self {
         let metrics_port = free_port();
         let at = home.display();
+        let ring = setup.rings.as_ref().map_or_else(|| home.to_owned(), |rings| rings.join(name));
+        fs::create_dir_all(&ring).expect("a folder for the ring");
+        let ring = ring.display();
         let mut text = format!(
-            "[node]\nname = \"{name}\"\nfarm = \"{}\"\npod = \"{pod}\"\n{}\n[keys]\ndirectory = \"{at}\"\n\
+            "[node]\nname = \"{name}\"\nfarm = \"{}\"\npod = \"{pod}\"\n{}\n[keys]\ndirectory = \"{ring}\"\n\
              allow_disk = true\n{}\n[ats]\nsocket = \"{at}/ats.sock\"\n[control]\nsocket = \"{at}/control.sock\"\n\
              [metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n[sessions]\n{}\n",
             setup.name, setup.node, setup.keys, setup.sessions,
@@ -301,7 +311,7 @@ impl Daemon {
             .expect("text grows");
         }
         fs::write(home.join("resumed.toml"), text).expect("the configuration");
-        Self { name: name.to_owned(), home: home.to_owned(), metrics_port, child: None }
+        Self { name: name.to_owned(), home: home.to_owned(), metrics_port, log: setup.log.clone(), child: None }
     }
 
     /// Starts it; its log goes to `daemon.log` in its folder.
@@ -310,7 +320,7 @@ impl Daemon {
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("daemon.log");
         let mut command = Command::new(built("resumed"));
         command
-            .args(["run", "--log", "info,resumed=debug", "--config"])
+            .args(["run", "--log", &self.log, "--config"])
             .arg(self.config())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log twice"))

@@ -5,4 +5,5 @@ pub mod broker;
 pub mod farm;
 pub mod hopping;
 pub mod network;
+pub mod scanner;
 pub mod watcher;
