@@ -7,10 +7,12 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::Pid;
 use prost::Message;
 use resumed::probe::{Client, Mode, Options, Session};
@@ -32,6 +34,32 @@ fn resident(pid: Pid) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
     1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+}
+
+/// Asks for the status, one question after the other, until the answers that nobody takes fill the socket.
+fn ask_until_it_is_full(socket: &mut UnixStream) {
+    let request = ControlRequest { kind: Some(control_request::Kind::Status(Default::default())) }.encode_to_vec();
+    let frame = [&u32::try_from(request.len()).expect("a length").to_be_bytes()[..], &request].concat();
+    let mut bytes = vec![0; 1 << 20];
+    let mut waiting = 0;
+    loop {
+        socket.write_all(&frame).expect("the daemon reads");
+        let asked = Instant::now();
+        loop {
+            let now = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).unwrap_or(0);
+            if now > waiting {
+                waiting = now;
+                break;
+            }
+            // No answer fits any more.
+            if waiting > 64 << 10 && asked.elapsed() > Duration::from_secs(3) {
+                println!("{waiting} bytes of answers wait for the command that never reads");
+                return;
+            }
+            assert!(asked.elapsed() < Duration::from_secs(30), "no answer, and only {waiting} bytes wait");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 fn leads(daemon: &Daemon) -> bool {
@@ -161,9 +189,10 @@ fn a_proxy_and_a_command_that_never_read_hold_up_nobody_and_lose_their_connectio
     });
     // Asks and asks, and takes no answer.
     let mut deaf = UnixStream::connect(daemon.home().join("control.sock")).expect("the control socket");
-    let request = ControlRequest { kind: Some(control_request::Kind::Status(Default::default())) }.encode_to_vec();
-    let frame = [&u32::try_from(request.len()).expect("a length").to_be_bytes()[..], &request].concat();
-    deaf.write_all(&frame).expect("the daemon reads");
+    let asking = std::thread::spawn(move || {
+        ask_until_it_is_full(&mut deaf);
+        deaf
+    });
 
     let load = SessionLoad::start(&from.home().join("ats.sock"), 5_000);
     let start = Instant::now();
@@ -194,6 +223,14 @@ fn a_proxy_and_a_command_that_never_read_hold_up_nobody_and_lose_their_connectio
     println!("the proxy that reads took {} MiB, and waited {longest:?} at most", taken >> 20);
     assert!(taken > made * 100, "the proxy that reads got {taken} bytes of {made} sessions");
     assert!(longest < READS_WITHIN, "it was held up for {longest:?}");
+    let deaf = asking.join().expect("the deaf");
+    let idle = "resumed_control_refused_total{reason=\"idle\"}";
+    wait_for("the end of the deaf command", || {
+        if daemon.metric(idle) == 1.0 { Ok(()) } else { Err(format!("{idle} = {}", daemon.metric(idle))) }
+    });
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("neither asked nor took an answer")).expect("a line in the log");
+    println!("{line}");
     drop((stuck, deaf));
     farm.wait_in_step();
 }
