@@ -1,6 +1,6 @@
 //! The state machine of one node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -269,7 +269,8 @@ pub struct Farm {
     last_members: u32,
     /// The broker takes no messages now, from anybody: silence says nothing.
     blocked: bool,
-    asks: HashMap<u64, Pending>,
+    /// In order: which goes first is no chance.
+    asks: BTreeMap<u64, Pending>,
     out: Vec<Action>,
 }
 
@@ -343,7 +344,7 @@ impl Farm {
             renewing: false,
             last_members: 0,
             blocked: false,
-            asks: HashMap::new(),
+            asks: BTreeMap::new(),
             out: Vec::new(),
         }
     }
@@ -772,7 +773,7 @@ impl Farm {
                     answer.generation = generation;
                     proto::Outcome::Pending
                 } else if known < self.held.ring().highest_generation() {
-                    answer.ring = Some(self.held.ring().to_proto(now.wall));
+                    answer.ring = Some(self.held.to_proto(now));
                     proto::Outcome::Stale
                 } else {
                     let seal_from = now.wall + millis(self.settings.keys.settle);
@@ -988,7 +989,7 @@ impl Farm {
     fn compose_announcement(&self, now: Now) -> proto::Announcement {
         let (members, members_in_step) = self.count_members(now);
         proto::Announcement {
-            ring: Some(self.held.ring().to_proto(now.wall)),
+            ring: Some(self.held.to_proto(now)),
             as_of: now.wall,
             fingerprint: self.held.ring().fingerprint(now.wall).to_vec(),
             members,
@@ -1014,7 +1015,7 @@ impl Farm {
             as_of,
             fingerprint: fingerprint.to_vec(),
             highest_generation: ring.highest_generation(),
-            ring: (differs && !self.is_leader()).then(|| ring.to_proto(now.wall)),
+            ring: (differs && !self.is_leader()).then(|| self.held.to_proto(now)),
             secret_ids: self.local.secret_ids.clone(),
             sessions: self.local.sessions,
             proxies: self.local.proxies.clone(),
