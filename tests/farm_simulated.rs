@@ -292,6 +292,30 @@ fn a_key_that_closed_before_it_came_closes_older_ones_at_every_node_alike() {
 }
 
 #[test]
+fn of_two_keys_of_one_name_every_node_comes_to_hold_the_same_one() {
+    // One that only a follower holds has to reach the leader: the fingerprint was over names, and told no difference.
+    for seed in 0..10 {
+        let mut world = farm(seed, 4);
+        world.run_for(4 * BEAT);
+        let follower = (world.leaders()[0] + 1) % 4;
+        let mut key = world.ring(follower).keys()[0].to_proto();
+        key.hmac = vec![0xff; 32];
+        key.generation += 1;
+        world.crash(follower);
+        let mut saved = world.hosts[follower].saved.clone().expect("it held keys");
+        saved.ring.keys[0] = key.clone();
+        world.register_poison(&proto::Ring { floor: 0, keys: vec![key.clone()] });
+        world.boot(follower, Some(saved));
+        world.run_for(3 * BEAT);
+        for index in 0..4 {
+            let held =
+                world.ring(index).keys().iter().find(|held| held.name == key.name[..]).map(|held| held.to_proto());
+            assert_eq!(held, Some(key.clone()), "seed {seed}: node{index} holds the other one");
+        }
+    }
+}
+
+#[test]
 fn the_same_seed_tells_the_same_story() {
     for seed in [1, 7, 23, 60] {
         let story = |_| simulation::script::run(seed, true).expect("it passes").story;

@@ -103,7 +103,6 @@ impl World {
         clock.offset_ms = offset_ms - t * drift_ppm / 1_000_000;
         self.hosts[index].standing.clock_set_at = self.t;
         self.hosts[index].standing.joined = false;
-        self.forget_seen(index);
         self.ledger.unsettled = true;
         self.say(|world| format!("the clock of {} is set to {offset_ms:+} ms", world.hosts[index].name));
         self.plan(self.t, Happening::Look(index));

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use resumed::clock::{Now, millis};
 use resumed::envelope::{Opened, Refusal};
 use resumed::farm::{Action, Note};
-use resumed::keys::{KeyMaterial, KeySettings, Ring, TicketKey};
+use resumed::keys::{Entry, KeyMaterial, KeySettings, Ring, TicketKey};
 use resumed::proto;
 use zeroize::Zeroizing;
 
@@ -32,11 +32,11 @@ pub struct Ledger {
     /// Some keys may have closed before they came, and close all that are older: a dishonest member's, or those of a
     /// clock that was wrong by as much as keys last and still taken.
     tainted: bool,
-    /// Some clock was off by more than the bound.
-    wrong_clocks: bool,
     /// Until then the key that seals may be one that nobody announced an interval ahead: clocks must agree within the
     /// least `settle`.
     unscheduled_until: u64,
+    /// Who minted the last such key.
+    unscheduled_by: usize,
     least_settle: u64,
     clocks_differ: bool,
     /// Until then some nodes may have heard what others had to refuse for its stamp.
@@ -60,8 +60,6 @@ pub struct Standing {
     /// Its ring as it was last seen, each key with the monotonic instant since when it is held.
     ring: HashMap<[u8; 16], (TicketKey, u64)>,
     floor: u64,
-    /// Every key that this daemon held and did not find impossible since it started.
-    seen: HashMap<[u8; 16], TicketKey>,
     /// Since when nothing is wrong with it, its link, and its broker.
     clear_since: Option<u64>,
     pub clock_set_at: u64,
@@ -88,8 +86,8 @@ impl Ledger {
             excused_until: 0,
             poisoned: false,
             tainted: false,
-            wrong_clocks: false,
             unscheduled_until: 0,
+            unscheduled_by: 0,
             least_settle: setup.hosts.iter().map(|host| millis(host.keys.settle)).min().unwrap_or_default(),
             clocks_differ: false,
             clocks_excused_until: 0,
@@ -178,7 +176,6 @@ impl World {
         self.ledger.unsettled = true;
         let standing = &mut self.hosts[index].standing;
         standing.ring = keys.iter().map(|(key, since)| (key.name, (key.clone(), *since))).collect();
-        standing.seen = keys.iter().map(|(key, _)| (key.name, key.clone())).collect();
         standing.floor = floor;
         (standing.clear_since, standing.joined) = (None, false);
         if let Some((key, _)) = keys.into_iter().find(|(key, _)| !self.ledger.is_registered(key)) {
@@ -216,19 +213,21 @@ impl World {
         }
     }
 
-    /// The clock was set: what supersedes what may have been forgotten while it was wrong.
-    pub fn forget_seen(&mut self, index: usize) {
-        let standing = &mut self.hosts[index].standing;
-        standing.seen = standing.ring.values().map(|(key, _)| (key.name, key.clone())).collect();
-    }
-
     /// What a step did to a node's ring: every key has a maker, and none goes without a reason. Invariants 4 and 5.
-    /// `came` is the ring that a message brought.
-    pub fn check_ring(&mut self, index: usize, came: &Ring, actions: &[Action]) {
+    /// `came` is the ring that a message brought; one that was announced is joined.
+    pub fn check_ring(&mut self, index: usize, came: &Ring, announced: bool, actions: &[Action]) {
         let now = self.now(index);
         let host = &self.hosts[index];
         let Some(held) = host.held() else { return };
         let (ring, standing) = (held.ring(), &host.standing);
+        let refused = actions.iter().any(|action| matches!(action, Action::Note(Note::Refused { .. })));
+        let mut joined = came.keys().iter().filter(|_| announced && !refused);
+        let lower = joined.find(|key| ring.key(&key.name).is_some_and(|held| rank(held) < rank(key)));
+        if let Some(generation) = lower.map(|key| key.generation) {
+            let name = host.name.clone();
+            self.violated(|| format!("{name} keeps the lower of two keys {generation} of one name"));
+            return;
+        }
         let same = ring.floor() == standing.floor
             && ring.keys().len() == standing.ring.len()
             && ring.keys().iter().all(|key| standing.ring.get(&key.name).is_some_and(|(known, _)| known == key));
@@ -249,6 +248,11 @@ impl World {
             }
             if generations.contains(&key.generation) {
                 self.register(key.clone());
+                if key.seal_from <= now.wall + millis(settings.settle) {
+                    // A first key, one asked for, or one that could not be minted in time.
+                    self.ledger.unscheduled_until = self.t + 2 * self.ledger.clock_bound + 2 * self.ledger.settle;
+                    self.ledger.unscheduled_by = index;
+                }
             } else {
                 let generation = key.generation;
                 self.violated(|| format!("invariant 5: {name} holds key {generation}, which nobody minted"));
@@ -299,6 +303,9 @@ impl World {
                     !(expired || key.generation < ring.floor() || over_cap)
                 }
             };
+            if self.ledger.tainted && ring.key(&key.name).is_none() {
+                self.excuse();
+            }
             if lost {
                 let generation = key.generation;
                 self.violated(|| format!("invariant 4: {name} loses key {generation} for no reason"));
@@ -315,13 +322,6 @@ impl World {
         };
         standing.ring = ring.keys().iter().map(|key| (key.name, (key.clone(), since(key)))).collect();
         standing.floor = ring.floor();
-        standing.seen.extend(ring.keys().iter().map(|key| (key.name, key.clone())));
-        // What is impossible now, or below the floor, supersedes nothing.
-        if ring.keys().len() == Ring::CAP {
-            // Neither does what had no place.
-            standing.seen.retain(|name, _| ring.key(name).is_some());
-        }
-        standing.seen.retain(|_, key| !is_impossible(key, now, &settings) && key.generation >= ring.floor());
         self.say(|world| {
             let keys: Vec<_> =
                 ring.keys().iter().map(|key| key.generation - super::host::START.min(key.generation)).collect();
@@ -382,13 +382,11 @@ impl World {
                 wrong = Some(format!("invariant 2: the proxy of {name} seals before seal_from at {}", now.wall));
             }
         }
-        // A key that closed before its time, or by a wrong clock, may be forgotten before those that it supersedes.
-        let remembers = !self.ledger.tainted && !self.ledger.wrong_clocks;
-        let open = host.proxy.entries().iter().filter(|entry| remembers && now.wall <= entry.open_until);
-        for entry in open {
-            let Some(key) = host.standing.seen.get(&entry.name) else { continue };
-            let higher = host.standing.seen.values().filter(|other| other.order() > key.order());
-            let closes = higher.map(|other| other.seal_from).chain([key.seal_until]).min().expect("its own");
+        let held = || host.standing.ring.values().map(|(key, _)| key);
+        for entry in host.proxy.entries().iter().filter(|entry| now.wall <= entry.open_until) {
+            let Some((key, _)) = host.standing.ring.get(&entry.name) else { continue };
+            let successors = held().filter(|other| other.order() > key.order()).map(|other| other.seal_from);
+            let closes = successors.chain([key.seal_until]).min().expect("its own");
             if now.wall > closes.saturating_add(key.open_for) {
                 wrong = Some(format!("invariant 2: the proxy of {name} opens with {} for too long", key.generation));
             }
@@ -427,7 +425,9 @@ impl World {
         let (a, b) = (&self.hosts[sealer], &self.hosts[opener]);
         let scheduled = self.t >= self.ledger.unscheduled_until;
         let bound = if scheduled { self.ledger.clock_bound } else { self.ledger.least_settle };
-        if !a.standing.joined || !b.standing.joined || self.apart(sealer, opener) >= bound {
+        let minter = if scheduled { sealer } else { self.ledger.unscheduled_by };
+        let apart = [self.apart(sealer, opener), self.apart(sealer, minter), self.apart(opener, minter)];
+        if !a.standing.joined || !b.standing.joined || apart.iter().any(|apart| *apart >= bound) {
             return;
         }
         let (Some(link_a), Some(link_b)) = (a.link, b.link) else { return };
@@ -439,13 +439,23 @@ impl World {
         let (a, b) = (&self.hosts[sealer], &self.hosts[opener]);
         let now = self.now(sealer);
         let held_for = |name| a.standing.ring.get(name).map_or(0, |(_, since)| now.mono.saturating_sub(*since));
+        let settle = millis(a.settings.keys.settle);
+        let settled_begun = |now: Now| {
+            a.standing.ring.values().any(|(key, _)| key.seal_from <= now.wall && held_for(&key.name) >= settle)
+        };
+        let opens = |sealed: &Entry| {
+            let entry = b.proxy.open_at(&sealed.name, self.now(opener).wall);
+            entry.is_some_and(|entry| entry.hmac == sealed.hmac && entry.aes == sealed.aes)
+        };
         let wrong = match a.proxy.seal_at(now.wall) {
             // Where a key may close all that are older, none may be left, or one that has just come must do.
             None if self.ledger.tainted => None,
-            Some(entry) if self.ledger.tainted && held_for(&entry.name) < millis(a.settings.keys.settle) => None,
+            Some(entry) if self.ledger.tainted && held_for(&entry.name) < settle => None,
             Some(entry) if self.ledger.tainted && b.standing.ring.contains_key(&entry.name) => None,
             None => Some(format!("invariant 1: {} has no key of the farm's to seal with", a.name)),
-            Some(entry) if b.proxy.open_at(&entry.name, self.now(opener).wall).is_none() => {
+            // None that has settled has begun by this clock, and one that came just now has.
+            Some(entry) if held_for(&entry.name) < settle && !settled_begun(now) => None,
+            Some(entry) if !opens(entry) => {
                 let generation = a.standing.ring.get(&entry.name).map(|(key, _)| key.generation);
                 Some(format!("invariant 1: {} cannot open what {} seals with {generation:?}", b.name, a.name))
             }
@@ -558,7 +568,6 @@ impl World {
             .filter(|apart| *apart >= bound)
             .collect();
         let taken = |apart: &u64| *apart <= most + bound;
-        self.ledger.wrong_clocks |= !wrong.is_empty();
         self.ledger.tainted |= 2 * most >= self.ledger.interval && wrong.iter().any(taken);
         let differs = |apart: &u64| self.ledger.poisoned || (taken(apart) && apart + bound >= least);
         self.ledger.clocks_differ = wrong.iter().any(differs);
@@ -566,9 +575,6 @@ impl World {
 
     /// What a node noticed that matters here.
     pub fn noted(&mut self, index: usize, note: &Note) {
-        if let Note::Minted { reason: "first" | "alone", .. } = note {
-            self.ledger.unscheduled_until = self.t + 2 * self.ledger.clock_bound + self.ledger.settle;
-        }
         match note {
             // No other node needs to know that key yet.
             Note::Minted { reason: "alone", .. } => {

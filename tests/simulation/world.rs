@@ -290,6 +290,9 @@ impl World {
         farm.set_blocked(blocked);
         let led = farm.is_leader();
         let came = ring_in(&event, now, &host.settings.keys);
+        let own = boot_id(index, host.boots);
+        let announced = matches!(&event, Event::Message { payload, .. }
+            if matches!(payload.kind, Some(Kind::Announcement(_))) && payload.boot_id != own);
         let actions = farm.handle(now, event);
         let wake = self.t + farm.next_wake(now).saturating_sub(now.mono).max(1);
         host.wake = wake;
@@ -297,7 +300,7 @@ impl World {
             self.ledger.unsettled = true;
         }
         self.plan(wake, Happening::Wake(index));
-        self.check_ring(index, &came, &actions);
+        self.check_ring(index, &came, announced, &actions);
         let mut ring_changed = false;
         for action in actions {
             ring_changed |= matches!(action, Action::RingChanged);
