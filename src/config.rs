@@ -201,14 +201,16 @@ impl Settings {
     /// # Errors
     /// The file cannot be read or is not TOML; or every mistake in it and in the environment.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::load_explained(path).map(|(settings, _)| settings)
+        let (settings, _, mistakes) = Self::load_explained(path)?;
+        if mistakes.is_empty() { Ok(settings) } else { Err(ConfigError::Mistakes(mistakes)) }
     }
 
-    /// Like [`Settings::load`], with every key, its value as it was understood and where it came from.
+    /// Like [`Settings::load`], with every key, its value as it was understood and where it came from, and with every
+    /// mistake; defaults stand where there is one.
     ///
     /// # Errors
-    /// As [`Settings::load`].
-    pub fn load_explained(path: Option<&Path>) -> Result<(Self, Vec<Understood>), ConfigError> {
+    /// The file cannot be read or is not TOML.
+    pub fn load_explained(path: Option<&Path>) -> Result<(Self, Vec<Understood>, Vec<Mistake>), ConfigError> {
         let file = match path {
             None => Map::new(),
             Some(path) => {
@@ -218,8 +220,7 @@ impl Settings {
             }
         };
         let host = nix::unistd::gethostname().unwrap_or_default();
-        let (settings, understood, mistakes) = understand(file, std::env::vars_os(), &host);
-        if mistakes.is_empty() { Ok((settings, understood)) } else { Err(ConfigError::Mistakes(mistakes)) }
+        Ok(understand(file, std::env::vars_os(), &host))
     }
 
     /// What is wrong with the files that the settings name: each must be there and be readable by this process.
@@ -238,13 +239,13 @@ impl Settings {
             .chain(self.secret.files.iter().map(|path| ("secret.files", path)))
             .filter_map(|(key, path)| {
                 let reason = unreadable(path)?;
-                Some(FileProblem { key, path: path.clone(), reason })
+                Some(FileProblem { key, path: path.clone(), reason, accepted: "a file that this user can read".into() })
             })
             .collect()
     }
 }
 
-/// A file that the settings name and that cannot be read.
+/// A file that the settings name and that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {}: {reason}", path.display())]
 pub struct FileProblem {
@@ -252,8 +253,10 @@ pub struct FileProblem {
     pub key: &'static str,
     /// The file.
     pub path: PathBuf,
-    /// Why it cannot be read.
+    /// Why it cannot be used.
     pub reason: String,
+    /// What could be.
+    pub accepted: String,
 }
 
 fn unreadable(path: &Path) -> Option<String> {

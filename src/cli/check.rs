@@ -3,7 +3,13 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::config::{ConfigError, FileProblem, Mistake, Understood};
+use openssl::pkey::PKey;
+use zeroize::Zeroizing;
+
+use crate::bus::BusError;
+use crate::bus::rabbitmq::RabbitMqSettings;
+use crate::config::{FileProblem, Mistake, Settings, Understood};
+use crate::envelope::{FarmSecret, SecretError};
 
 /// One aligned table for each section: key, value, where the value comes from. `file` is the configuration file that
 /// was read, if one was. Passwords stand as `***` in `understood` already.
@@ -29,12 +35,19 @@ pub fn understood(understood: &[Understood], file: Option<&Path>) -> String {
     text
 }
 
+/// Everything that is wrong: the mistakes, then the files.
+#[must_use]
+pub fn told(mistakes: &[Mistake], problems: &[FileProblem]) -> String {
+    let parts = [
+        (!mistakes.is_empty()).then(|| self::mistakes(mistakes)),
+        (!problems.is_empty()).then(|| file_problems(problems)),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("\n")
+}
+
 /// Every mistake, one paragraph each: key and value, where it comes from, what is wrong, what would be accepted.
 #[must_use]
-pub fn mistakes(error: &ConfigError) -> String {
-    let ConfigError::Mistakes(mistakes) = error else {
-        return format!("{error}\n");
-    };
+pub fn mistakes(mistakes: &[Mistake]) -> String {
     let mut text = counted(mistakes.len(), "mistake", "in the configuration");
     for Mistake { key, value, origin, reason, accepted } in mistakes {
         match value {
@@ -48,15 +61,134 @@ pub fn mistakes(error: &ConfigError) -> String {
     text
 }
 
-/// Every file that the settings name and that cannot be read.
+/// Every file that the settings name and that cannot be used.
 #[must_use]
 pub fn file_problems(problems: &[FileProblem]) -> String {
     let mut text = counted(problems.len(), "file", "cannot be used");
-    for FileProblem { key, path, reason } in problems {
-        line(&mut text, format_args!("\n{key} = {}\n  mistake   {reason}", path.display()));
-        line(&mut text, format_args!("  accepted  a file that this user can read"));
+    for FileProblem { key, path, reason, accepted } in problems {
+        line(&mut text, format_args!("\n{key} = {}", path.display()));
+        line(&mut text, format_args!("  mistake   {reason}"));
+        line(&mut text, format_args!("  accepted  {accepted}"));
     }
     text
+}
+
+/// What is wrong with the files that `settings` name, each judged alone: whether it can be read, and what is in it.
+///
+/// # Errors
+/// OpenSSL failed, which says nothing about a file.
+pub fn problems(settings: &Settings) -> Result<Vec<FileProblem>, SecretError> {
+    let mut problems = settings.problems_on_disk();
+    let readable = |path: &Path| problems.iter().all(|problem| problem.path != path);
+    let mut found = Vec::new();
+    let mut secrets: Vec<(FarmSecret, &Path)> = Vec::new();
+    for path in settings.secret.files.iter().map(AsRef::as_ref).filter(|path: &&Path| readable(path)) {
+        let wrong = match FarmSecret::read(path) {
+            Ok(secret) => {
+                let same = secrets.iter().find(|(earlier, _)| earlier.id() == secret.id()).map(|(_, path)| *path);
+                secrets.push((secret, path));
+                same.map(|other| (format!("is the same secret as {}", other.display()), "another secret".to_owned()))
+            }
+            Err(SecretError::Library(error)) => return Err(SecretError::Library(error)),
+            Err(error) => Some(wrong_secret(error)),
+        };
+        found.extend(wrong.map(|(reason, accepted)| FileProblem {
+            key: "secret.files",
+            path: path.into(),
+            reason,
+            accepted,
+        }));
+    }
+    for (key, alone, accepted) in broker_files(settings) {
+        let Some(path) =
+            [&alone.ca_file, &alone.cert_file, &alone.password_file].into_iter().find_map(Option::as_deref)
+        else {
+            continue;
+        };
+        let pair = alone.key_file.as_deref();
+        if !readable(path) || !pair.is_none_or(readable) {
+            continue;
+        }
+        if let Err(BusError::Settings(text)) = alone.check() {
+            // The bus names key and file itself; of two files that belong together it says which one is at fault.
+            let named = [(key, path)].into_iter().chain(pair.map(|path| ("broker.key_file", path)));
+            let (key, path, reason) = named
+                .filter_map(|(key, path)| {
+                    let start = format!("{} {}", key.trim_start_matches("broker."), path.display());
+                    Some((key, path, text.strip_prefix(&start)?.trim_start_matches(':').trim_start()))
+                })
+                .next()
+                .unwrap_or((key, path, &text));
+            found.push(FileProblem { key, path: path.into(), reason: reason.into(), accepted: accepted.into() });
+            // A certificate that is none kept the bus from the key.
+            if key == "broker.cert_file"
+                && let Some(path) = pair
+                && !holds_a_key(path)
+            {
+                let reason = "holds no private key".to_owned();
+                found.push(FileProblem {
+                    key: "broker.key_file",
+                    path: path.into(),
+                    reason,
+                    accepted: accepted.into(),
+                });
+            }
+        }
+    }
+    problems.append(&mut found);
+    Ok(problems)
+}
+
+/// Whether the file holds a private key in PEM. Nobody is asked for a passphrase: the daemon has nobody to ask either.
+fn holds_a_key(path: &Path) -> bool {
+    let Ok(pem) = std::fs::read(path).map(Zeroizing::new) else { return false };
+    PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).is_ok()
+}
+
+/// What is wrong with a farm secret's file, and what would be accepted.
+fn wrong_secret(error: SecretError) -> (String, String) {
+    match error {
+        SecretError::NotAFile { found, .. } => (format!("is {found}"), "a regular file".into()),
+        SecretError::Mode { found, .. } => (format!("has mode {found:04o}"), "mode 0600 or 0640".into()),
+        SecretError::Owner { found, own, .. } => (
+            format!("belongs to user id {found}"),
+            format!("a file of root (0) or of the user that resumed runs as ({own})"),
+        ),
+        SecretError::Content { found, .. } => {
+            (found, "exactly 64 hex digits and a newline, as `resumed secret new FILE` writes it".into())
+        }
+        SecretError::Read { source, .. } => (source.to_string(), "a file that this user can read".into()),
+        other => (other.to_string(), "a farm secret, as `resumed secret new FILE` makes it".into()),
+    }
+}
+
+/// The broker's files one by one, as settings that hold nothing else, and what each is to be.
+fn broker_files(settings: &Settings) -> [(&'static str, RabbitMqSettings, &'static str); 3] {
+    let broker = &settings.broker;
+    // No host is asked: only the files are read, and those for TLS only where there is TLS.
+    let none = || RabbitMqSettings { uris: vec!["amqps://localhost".into()], ..RabbitMqSettings::default() };
+    let pair = broker.cert_file.clone().zip(broker.key_file.clone());
+    [
+        (
+            "broker.ca_file",
+            RabbitMqSettings { ca_file: broker.ca_file.clone(), ..none() },
+            "PEM, one or more certificates",
+        ),
+        (
+            "broker.cert_file",
+            RabbitMqSettings {
+                cert_file: pair.as_ref().map(|(cert, _)| cert.clone()),
+                key_file: pair.map(|(_, key)| key),
+                ..none()
+            },
+            "PEM, a certificate with its chain and the key that belongs to it",
+        ),
+        (
+            "broker.password_file",
+            RabbitMqSettings { password_file: broker.password_file.clone(), ..none() },
+            "UTF-8 text",
+        ),
+    ]
 }
 
 fn counted(count: usize, what: &str, rest: &str) -> String {
@@ -111,7 +243,6 @@ mod tests {
             reason: "is wrong".into(),
             accepted: "something else".into(),
         };
-        let error = ConfigError::Mistakes(vec![mistake("keys.keep", Some("99")), mistake("zoo", None)]);
         let expected = "\
 2 mistakes in the configuration
 
@@ -125,7 +256,7 @@ zoo
   mistake   is wrong
   accepted  something else
 ";
-        assert_eq!(mistakes(&error), expected);
+        assert_eq!(mistakes(&[mistake("keys.keep", Some("99")), mistake("zoo", None)]), expected);
     }
 
     #[test]
@@ -135,7 +266,7 @@ zoo
         let toml = "[broker]\nuris = [\"amqps://resumed:hunter2@mq1\", \"amqps://resumed:hunter2@mq2\"]\n\
                     [secret]\nfiles = [\"/etc/resumed/farm.secret\"]\n";
         std::fs::write(&path, toml).unwrap();
-        let (_, rows) = Settings::load_explained(Some(&path)).unwrap();
+        let (_, rows, _) = Settings::load_explained(Some(&path)).unwrap();
         let text = understood(&rows, Some(&path));
         assert!(text.contains("amqps://resumed:***@mq1, amqps://resumed:***@mq2"), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
@@ -145,8 +276,12 @@ zoo
 
     #[test]
     fn files_that_cannot_be_used_stand_in_paragraphs() {
-        let problem =
-            FileProblem { key: "secret.files", path: "/x".into(), reason: "No such file or directory".into() };
+        let problem = FileProblem {
+            key: "secret.files",
+            path: "/x".into(),
+            reason: "No such file or directory".into(),
+            accepted: "a file that this user can read".into(),
+        };
         let expected = "\
 1 file cannot be used
 
@@ -155,5 +290,50 @@ secret.files = /x
   accepted  a file that this user can read
 ";
         assert_eq!(file_problems(&[problem]), expected);
+    }
+
+    #[test]
+    fn one_bad_file_hides_no_other_and_no_mistake_hides_a_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str, mode| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path.display().to_string()
+        };
+        let hex = "0f".repeat(32);
+        let good = file("good", &format!("{hex}\n"), 0o600);
+        let again = file("again", &format!("{hex}\n"), 0o600);
+        let open = file("open", &format!("{hex}\n"), 0o644);
+        let junk = file("junk", "hunter2", 0o600);
+        let gone = directory.path().join("gone").display().to_string();
+        let (ca, cert, key) = (file("ca", "x", 0o600), file("cert", "x", 0o600), file("key", "x", 0o600));
+        let toml = format!(
+            "[keys]\nkeep = 99\n[secret]\nfiles = [{:?}, {again:?}, {open:?}, {junk:?}, {gone:?}]\n[broker]\n\
+             uris = [\"amqps://mq1\"]\nca_file = {ca:?}\ncert_file = {cert:?}\nkey_file = {key:?}\n",
+            good
+        );
+        let path = file("resumed.toml", &toml, 0o600);
+        let (settings, _, mistakes) = Settings::load_explained(Some(Path::new(&path))).unwrap();
+        let problems = problems(&settings).unwrap();
+        let found: Vec<(&str, String)> =
+            problems.iter().map(|problem| (problem.key, problem.path.display().to_string())).collect();
+        let expected = [
+            ("secret.files", &gone),
+            ("secret.files", &again),
+            ("secret.files", &open),
+            ("secret.files", &junk),
+            ("broker.ca_file", &ca),
+            ("broker.cert_file", &cert),
+            ("broker.key_file", &key),
+        ];
+        assert_eq!(found, expected.map(|(key, path)| (key, path.clone())));
+        let text = told(&mistakes, &problems);
+        for part in ["1 mistake in", "keys.keep = 99", "7 files cannot", "has mode 0644", "mode 0600 or 0640", &good] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert!(!text.contains(&hex) && !text.contains("hunter2"), "{text}");
+        assert!(!text.contains("broker settings"), "{text}");
     }
 }

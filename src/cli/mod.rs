@@ -276,16 +276,15 @@ pub fn read_settings(config: Option<&Path>) -> Result<Settings, ConfigError> {
 
 fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
     let file = config_file(config);
-    let (settings, understood) = Settings::load_explained(file).map_err(|error| match error {
-        ConfigError::Mistakes(_) => Failure::Usage(check::mistakes(&error).trim_end().to_owned()),
-        _ => Failure::from(error),
-    })?;
-    write!(out, "{}", check::understood(&understood, file))?;
-    let problems = settings.problems_on_disk();
-    if !problems.is_empty() {
-        return Err(Failure::Usage(check::file_problems(&problems).trim_end().to_owned()));
+    let (settings, understood, mistakes) = Settings::load_explained(file)?;
+    let problems = check::problems(&settings).map_err(|error| Failure::Failed(error.to_string()))?;
+    if mistakes.is_empty() {
+        write!(out, "{}", check::understood(&understood, file))?;
     }
-    // What `run` would refuse, and as it would say it.
+    if !mistakes.is_empty() || !problems.is_empty() {
+        return Err(Failure::Usage(check::told(&mistakes, &problems).trim_end().to_owned()));
+    }
+    // What `run` would refuse, and as it would say it, should the files not be all.
     if !settings.secret.files.is_empty() {
         Secrets::read(&settings.secret.files).map_err(|error| Failure::Usage(error.to_string()))?;
     }
