@@ -64,7 +64,7 @@ fn resumed_at_once(targets: &[Target], tries: usize) -> usize {
 #[test]
 fn every_ticket_opens_everywhere_from_the_first_connection_on() {
     let broker = Broker::shared();
-    let setup = FarmSetup { plugin: "--wait-ms=20000".to_owned(), ..FarmSetup::new(3, &broker.uri()) };
+    let setup = FarmSetup::new(3, &broker.uri());
     // Returns as soon as the proxies take connections; nobody waited for the daemons.
     let farm = Farm::start(&setup);
     let (client, targets) = (client(), farm.targets());
