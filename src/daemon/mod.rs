@@ -14,7 +14,7 @@ pub mod operator;
 mod random;
 pub mod ring_file;
 pub mod run;
-mod sealing;
+pub mod sealing;
 pub mod secret_steps;
 pub mod session_plane;
 pub mod unix_socket;
