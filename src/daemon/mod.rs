@@ -6,7 +6,7 @@ pub mod control;
 pub mod driver;
 mod gauges;
 pub mod http;
-mod key_plane;
+pub mod key_plane;
 mod lease;
 pub mod memory;
 pub mod node;

@@ -7,9 +7,9 @@ use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
 use resumed::bus::{LeaseAnswer, Route};
+use resumed::daemon::key_plane::Waiting;
 use resumed::daemon::sealing::Sealing;
 use resumed::farm::Via;
-use resumed::proto::payload::Kind;
 
 pub type LinkId = usize;
 
@@ -115,7 +115,7 @@ pub enum Origin {
 
 /// From a node to its broker, in order.
 pub enum Upstream {
-    Publish { to_leader: bool, envelope: Envelope },
+    Publish { to: Route, envelope: Envelope },
     TryLease,
     ReleaseLease,
     Close,
@@ -124,7 +124,7 @@ pub enum Upstream {
 /// From a broker to a node; in order within each lane.
 pub enum Downstream {
     Message { via: Via, envelope: Envelope },
-    Published { unroutable: bool },
+    Published { to: Route, unroutable: bool },
     Lease(Option<LeaseAnswer>),
     LeaseLost,
     Closed,
@@ -153,10 +153,8 @@ pub struct Link {
     pub broker_open: bool,
     /// The inbox takes messages and delivers none. A broker bug.
     pub silent: bool,
-    /// The key plane's queues: messages wait until the broker has taken the one before. Those to all go first.
-    pub announcements: VecDeque<(Route, Kind)>,
-    pub outgoing: VecDeque<(Route, Kind)>,
-    pub in_flight: bool,
+    /// What the key plane has not written out.
+    pub waiting: Waiting,
     pub sealing: Sealing,
     /// No earlier than this arrives what is sent next.
     pub up_at: u64,
@@ -166,10 +164,4 @@ pub struct Link {
     pub stalled_down: VecDeque<Downstream>,
     /// What the broker does not read while it blocks publishers.
     pub unread: VecDeque<Upstream>,
-}
-
-impl Link {
-    pub fn next_message(&mut self) -> Option<(Route, Kind)> {
-        self.announcements.pop_front().or_else(|| self.outgoing.pop_front())
-    }
 }

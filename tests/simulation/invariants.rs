@@ -284,7 +284,9 @@ impl World {
                 self.ledger.session_floors.insert(ring.sessions_from());
             }
             if !self.ledger.session_floors.contains(&ring.sessions_from()) {
-                self.violated(|| format!("invariant 5: {name} flushes up to {}, which nobody asked", ring.sessions_from()));
+                self.violated(|| {
+                    format!("invariant 5: {name} flushes up to {}, which nobody asked", ring.sessions_from())
+                });
             }
             let fell_rightly = sessions_before > now.wall.saturating_add(millis(settings.max_clock_offset));
             if ring.sessions_from() < sessions_before && !fell_rightly {

@@ -125,14 +125,7 @@ fn setup(random: &mut Seeded, classes: &[Class]) -> Setup {
     let brokers = if classes.contains(&Class::Cluster) { 2 } else { 1 };
     let attacks = random.pick(&[0, 5, 20]);
     let deletes_by_name = random.chance(50);
-    Setup {
-        hosts,
-        brokers,
-        deletes_by_name,
-        latency: (1, most.max(2)),
-        attacks,
-        clock_bound: clock_bound.min(10_000),
-    }
+    Setup { hosts, brokers, deletes_by_name, latency: (1, most.max(2)), attacks, clock_bound: clock_bound.min(10_000) }
 }
 
 impl Run {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use resumed::bus::{LeaseAnswer, Names, Route};
 use resumed::clock::{Now, millis};
+use resumed::daemon::key_plane::Waiting;
 use resumed::daemon::sealing::{Identity, Sealing};
 use resumed::envelope::{EpochId, FarmSecret, Opener, Refusal, Secrets};
 use resumed::farm::{Action, Event, Farm, FarmSettings, Note, Via};
@@ -24,8 +25,6 @@ use super::random::Seeded;
 pub use super::host::START;
 
 pub const FARM: &str = "sim";
-/// Key-plane messages that wait for the broker, see `daemon::key_plane`.
-const PLANE_QUEUE: usize = 256;
 /// Deliveries that are on their way to a node that stands still; more wait at the broker.
 const PREFETCH: usize = 64;
 /// What waits at the broker: how many, and for how long.
@@ -393,33 +392,28 @@ impl World {
         Some(self.hosts[index].farm.as_ref()?.epochs().current()?.id())
     }
 
-    // The key plane: one message after the other, each stamped and sealed when the broker takes it.
+    // The key plane: each message is stamped and sealed when the broker takes it.
 
     pub fn send(&mut self, link: LinkId, to: Route, kind: Kind) {
-        let queues = &mut self.links[link];
-        let queue = if to == Route::Keys { &mut queues.announcements } else { &mut queues.outgoing };
-        if queue.len() < PLANE_QUEUE {
-            queue.push_back((to, kind));
-        }
+        // Without room it is dropped: the next beat repeats what matters.
+        let _room = self.links[link].waiting.push(to, kind);
         self.pump(link);
     }
 
     pub fn pump(&mut self, id: LinkId) {
         let host = self.links[id].host;
-        let (link, stopped) = (&mut self.links[id], self.hosts[host].stopped.is_some());
-        if link.in_flight || !link.node_open || stopped || self.cluster.blocked {
+        if !self.links[id].node_open || self.hosts[host].stopped.is_some() || self.cluster.blocked {
             return;
         }
-        if let Some((to, kind)) = link.next_message() {
-            link.in_flight = true;
-            self.publish(id, &to, kind);
+        while let Some((to, kind)) = self.links[id].waiting.next() {
+            self.publish(id, to, kind);
         }
     }
 
-    fn publish(&mut self, id: LinkId, to: &Route, kind: Kind) {
+    fn publish(&mut self, id: LinkId, to: Route, kind: Kind) {
         let host = self.links[id].host;
         let now = self.now(host);
-        let route = self.names.of(to).to_owned();
+        let route = self.names.of(&to).to_owned();
         // A machine sends nothing before it holds the key that it takes.
         let body = self.links[id].sealing.seal(&route, kind, now).expect("it is sealed");
         if in_no_epoch(&body) {
@@ -428,7 +422,7 @@ impl World {
         self.envelopes += 1;
         let envelope = Envelope { route, body, id: self.envelopes, from: host, origin: Origin::Sender };
         self.attack(self.links[id].broker, &envelope);
-        self.upstream(id, Upstream::Publish { to_leader: *to == Route::Leader, envelope });
+        self.upstream(id, Upstream::Publish { to, envelope });
     }
 
     /// An orderly end: farewell, everything queued is written out, the link closes.
@@ -436,8 +430,12 @@ impl World {
         self.say(|world| format!("{} is stopped by its operator", world.hosts[index].name));
         self.give(index, Event::Stop);
         if let Some(link) = self.hosts[index].link {
-            while let Some((to, kind)) = self.links[link].next_message() {
-                self.publish(link, &to, kind);
+            // Everything that waits is written out; the process waits for that.
+            // It waits for the confirms of what is under way; a farewell goes to all, or to the leader.
+            [Route::Keys, Route::Leader].iter().for_each(|to| self.links[link].waiting.arrived(to));
+            while let Some((to, kind)) = self.links[link].waiting.next() {
+                self.links[link].waiting.arrived(&to);
+                self.publish(link, to, kind);
             }
             self.close_at_node(link);
             self.upstream(link, Upstream::Close);
@@ -495,9 +493,7 @@ impl World {
             node_open: true,
             broker_open: true,
             silent: false,
-            announcements: VecDeque::new(),
-            outgoing: VecDeque::new(),
-            in_flight: false,
+            waiting: Waiting::default(),
             sealing: Sealing::new(identity, self.secrets.clone(), self.hosts[index].epochs.subscribe(), now),
             up_at: 0,
             down_at: [0; LANES],
@@ -515,8 +511,7 @@ impl World {
     pub fn close_at_node(&mut self, id: LinkId) {
         let link = &mut self.links[id];
         link.node_open = false;
-        link.outgoing.clear();
-        link.announcements.clear();
+        link.waiting = Waiting::default();
         if self.hosts[link.host].link == Some(id) {
             self.hosts[link.host].link = None;
         }
@@ -590,10 +585,10 @@ impl World {
         match what {
             what if self.hosts[link.host].cut.is_some() => link.stalled_up.push_back(what),
             what if unread => link.unread.push_back(what),
-            Upstream::Publish { to_leader, envelope } => {
+            Upstream::Publish { to, envelope } => {
                 let broker = link.broker;
-                let routed = self.route(broker, &envelope);
-                self.downstream(id, Downstream::Published { unroutable: to_leader && !routed });
+                let unroutable = !self.route(broker, &envelope) && to == Route::Leader;
+                self.downstream(id, Downstream::Published { to, unroutable });
             }
             Upstream::TryLease => {
                 let broker = link.broker;
@@ -673,8 +668,8 @@ impl World {
                     self.give(index, event);
                 }
             }
-            Downstream::Published { unroutable } => {
-                self.links[id].in_flight = false;
+            Downstream::Published { to, unroutable } => {
+                self.links[id].waiting.arrived(&to);
                 if unroutable {
                     self.give(index, Event::Unroutable);
                 }
