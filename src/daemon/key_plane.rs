@@ -40,8 +40,17 @@ impl Waiting {
     /// Routes written to at a time: as many as a link has channels for it.
     const ROUTES: usize = 8;
 
-    /// Adds a message; false if there is no room, and it is dropped.
+    /// Adds a message; false if there is no room, and it is dropped. An announcement takes the place of one that waits
+    /// for the same route: it says the same and more, and behind others it would come late.
     pub fn push(&mut self, route: Route, kind: Kind) -> bool {
+        if matches!(kind, Kind::Announcement(_)) {
+            let to_all = self.to_all.iter_mut().filter(|_| route == Route::Keys);
+            let to_one = self.to_one.iter_mut().filter(|(other, _)| *other == route).map(|(_, kind)| kind);
+            if let Some(waiting) = to_all.chain(to_one).find(|waiting| matches!(waiting, Kind::Announcement(_))) {
+                *waiting = kind;
+                return true;
+            }
+        }
         match route {
             Route::Keys if self.to_all.len() < Self::MOST => self.to_all.push_back(kind),
             Route::Leader | Route::Inbox(_) if self.to_one.len() < Self::MOST => self.to_one.push_back((route, kind)),
@@ -320,6 +329,32 @@ mod tests {
             waiting.arrived(&route);
         }
         assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn an_announcement_takes_the_place_of_one_that_waits() {
+        let announcement = |as_of| Kind::Announcement(proto::Announcement { as_of, ..Default::default() });
+        for route in [Route::Keys, Route::Inbox("a".into())] {
+            let mut waiting = Waiting::default();
+            let other = Route::Inbox("b".into());
+            for (to, kind) in [
+                (&route, farewell()),
+                (&other, announcement(1)),
+                (&route, announcement(2)),
+                (&route, announcement(3)),
+                (&route, farewell()),
+            ] {
+                assert!(waiting.push(to.clone(), kind));
+            }
+            let mut written = Vec::new();
+            while let Some((to, kind)) = waiting.next() {
+                waiting.arrived(&to);
+                if to == route {
+                    written.push(kind);
+                }
+            }
+            assert_eq!(written, [farewell(), announcement(3), farewell()]);
+        }
     }
 
     #[test]

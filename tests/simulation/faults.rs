@@ -254,7 +254,8 @@ impl World {
     /// The node announces and reports `ring`, which is nothing that it holds.
     pub fn poison(&mut self, index: usize, ring: proto::Ring) {
         let Some(link) = self.hosts[index].link else { return };
-        if self.hosts[index].stopped.is_some() {
+        // It cannot speak before it has joined.
+        if self.hosts[index].stopped.is_some() || self.epoch(index).is_none() {
             return;
         }
         self.say(|world| {

@@ -20,6 +20,8 @@ const EIGHT_DAYS_MS: u64 = 8 * 24 * 3_600_000;
 pub struct Ledger {
     /// Every key that was ever minted, or made up by a dishonest member, by name.
     keys: HashMap<[u8; 16], Vec<TicketKey>>,
+    /// When each key was made, by name.
+    made_at: HashMap<[u8; 16], u64>,
     floors: HashSet<u64>,
     session_floors: HashSet<u64>,
     /// Something changed that [`World::reassess`] looks at.
@@ -82,6 +84,7 @@ impl Ledger {
         let slowest = setup.hosts.iter().map(|host| millis(host.report_every)).max().unwrap_or_default();
         Self {
             keys: HashMap::new(),
+            made_at: HashMap::new(),
             floors: HashSet::from([0]),
             session_floors: HashSet::from([0]),
             unsettled: true,
@@ -141,6 +144,7 @@ impl World {
     }
 
     pub fn register(&mut self, key: TicketKey) {
+        self.ledger.made_at.entry(key.name).or_insert(self.t);
         self.ledger.keys.entry(key.name).or_default().push(key);
     }
 
@@ -247,6 +251,15 @@ impl World {
         let settings = host.settings.keys;
         if !actions.iter().any(|action| matches!(action, Action::RingChanged)) {
             self.violated(|| format!("the ring of {name} changed, and neither its file nor its proxies hear of it"));
+        }
+        let taking = host.is_leader() || standing.joined;
+        // What a partition held back for longer than settle closes older keys when it comes, at each clock's own time.
+        let late = |key: &&TicketKey| {
+            let made_at = self.ledger.made_at.get(&key.name);
+            !before.contains_key(&key.name) && made_at.is_some_and(|at| self.t > at + self.ledger.settle)
+        };
+        if taking && ring.keys().iter().any(|key| late(&key)) {
+            self.excuse();
         }
         let generations: Vec<u64> = actions.iter().filter_map(minted).map(|(generation, _)| generation).collect();
         for key in ring.keys() {
