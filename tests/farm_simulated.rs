@@ -162,7 +162,12 @@ fn a_new_leader_shows_no_half_of_the_farm_as_the_whole() {
         }
         let reply = world.hosts.iter().find_map(|node| node.replies.first()).expect("one answered");
         let (_, Reply::Members { members, .. }) = reply else { panic!("seed {seed}: {reply:?}") };
-        assert!(members.len() >= 4, "seed {seed}: {} of 5 nodes shown as the farm\n{}", members.len(), world.story().join("\n"));
+        assert!(
+            members.len() >= 4,
+            "seed {seed}: {} of 5 nodes shown as the farm\n{}",
+            members.len(),
+            world.story().join("\n")
+        );
     }
 }
 

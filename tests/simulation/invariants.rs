@@ -246,19 +246,19 @@ impl World {
             return;
         }
         let (name, ring, floor_before) = (host.name.clone(), ring.clone(), standing.floor);
-        let sessions_before = standing.sessions_from;
+        let (sessions_before, taking) = (standing.sessions_from, host.is_leader() || standing.joined);
         let before = host.standing.ring.clone();
         let settings = host.settings.keys;
         if !actions.iter().any(|action| matches!(action, Action::RingChanged)) {
             self.violated(|| format!("the ring of {name} changed, and neither its file nor its proxies hear of it"));
         }
-        let taking = host.is_leader() || standing.joined;
         // What a partition held back for longer than settle closes older keys when it comes, at each clock's own time.
         let late = |key: &&TicketKey| {
             let made_at = self.ledger.made_at.get(&key.name);
             !before.contains_key(&key.name) && made_at.is_some_and(|at| self.t > at + self.ledger.settle)
         };
-        if taking && ring.keys().iter().any(|key| late(&key)) {
+        let came_late = taking && ring.keys().iter().any(|key| late(&key));
+        if came_late {
             self.excuse();
         }
         let generations: Vec<u64> = actions.iter().filter_map(minted).map(|(generation, _)| generation).collect();
