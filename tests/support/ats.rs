@@ -4,9 +4,12 @@
 //! stopped by their ids, also when the test panics.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
+#[path = "ports.rs"]
+mod ports;
+
 use std::fs;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -246,9 +249,13 @@ impl Ats {
 
     /// The process id of `traffic_server` itself.
     pub fn server_pid(&self) -> Pid {
-        let path = self.dir.join("run/server.lock");
-        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Pid::from_raw(text.trim().parse().expect("a process id in server.lock"))
+        self.written_pid().unwrap_or_else(|| panic!("no process id in {}/run/server.lock", self.dir.display()))
+    }
+
+    /// The same, if it has come so far as to write it down.
+    fn written_pid(&self) -> Option<Pid> {
+        let text = fs::read_to_string(self.dir.join("run/server.lock")).ok()?;
+        text.trim().parse().ok().map(Pid::from_raw)
     }
 
     /// What ATS wrote to `diags.log` since its last start: its notes, warnings and errors, the plugin's among them.
@@ -300,8 +307,7 @@ impl Ats {
         let Some(mut child) = self.child.take() else { return Duration::ZERO };
         let pid = child.pid();
         // With a manager, the server is a process of its own and may outlive it by a moment.
-        let server =
-            self.setup.manager.then(|| self.dir.join("run/server.lock").exists().then(|| self.server_pid())).flatten();
+        let server = if self.setup.manager { self.written_pid() } else { None };
         let _ = kill(pid, Signal::SIGTERM);
         while child.try_wait().expect("the state of a child").is_none()
             || server.is_some_and(|server| runs(server.as_raw().cast_unsigned()))
@@ -346,8 +352,8 @@ impl Drop for Ats {
 
 /// A port on 127.0.0.1 that was free a moment ago.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback socket");
-    listener.local_addr().expect("its address").port()
+    let [port] = ports::free_ports();
+    port
 }
 
 /// ATS may run as another user than the test.
