@@ -4,6 +4,8 @@
 mod authority;
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "support/namespaces.rs"]
+mod namespaces;
 #[path = "support/watcher.rs"]
 mod watcher;
 

@@ -2,6 +2,8 @@
 
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "support/namespaces.rs"]
+mod namespaces;
 #[path = "support/watcher.rs"]
 mod watcher;
 

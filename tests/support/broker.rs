@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::namespaces::{NetHost, command_at};
 use super::watcher::{Folder, Process};
 
 /// Where Debian's package puts the scripts. The one in `sbin/` would switch to the user `rabbitmq`; these run as the caller.
@@ -42,7 +44,28 @@ pub struct BrokerOptions {
     pub conf: String,
     /// Where its folder is made, as `broker`. Otherwise it is a temporary one.
     pub within: Option<PathBuf>,
+    /// The host that it runs on, if not here.
+    pub place: Option<Place>,
 }
+
+/// Where a broker of a cluster runs: on a host with two networks, one for clients and one for the cluster.
+#[derive(Clone, Debug)]
+pub struct Place {
+    holder: Pid,
+    clients: Ipv4Addr,
+    cluster: Ipv4Addr,
+}
+
+impl Place {
+    /// On `host`, whose first network is for clients, and the second for the cluster.
+    pub fn on(host: &NetHost) -> Self {
+        Self { holder: host.pid(), clients: host.address(0), cluster: host.address(1) }
+    }
+}
+
+/// Silence between the brokers of a cluster for so long, and a quarter more, is a partition (`net_ticktime`, in seconds).
+/// Erlang's default is 60.
+pub const TICK_TIME: u32 = 5;
 
 /// A running broker. Dropping it stops it and its epmd and removes its files, also while a test panics; should the
 /// whole test process be killed, the watcher does that.
@@ -56,6 +79,7 @@ pub struct Broker {
     dist_port: u16,
     epmd_port: u16,
     ctl_port: u16,
+    place: Option<Place>,
 }
 
 impl Broker {
@@ -69,6 +93,28 @@ impl Broker {
     /// A broker of the caller's own.
     pub fn start() -> Self {
         Self::start_with(&BrokerOptions::default())
+    }
+
+    /// A cluster with one broker on each of `hosts`, all started at once. Links between them can be cut without touching
+    /// those of clients. `conf` is put into each `rabbitmq.conf`.
+    pub fn cluster(hosts: &[NetHost], conf: &str) -> Vec<Self> {
+        let mut conf =
+            format!("loopback_users = none\ncluster_formation.peer_discovery_backend = classic_config\n{conf}\n");
+        for (index, host) in hosts.iter().enumerate() {
+            let node = node_name(&Place::on(host));
+            conf.push_str(&format!("cluster_formation.classic_config.nodes.{} = {node}\n", index + 1));
+        }
+        let start = |host| {
+            let (conf, place) = (conf.clone(), Some(Place::on(host)));
+            move || Self::start_with(&BrokerOptions { conf, place, ..BrokerOptions::default() })
+        };
+        let brokers: Vec<Self> = thread::scope(|scope| {
+            let starting: Vec<_> = hosts.iter().map(|host| scope.spawn(start(host))).collect();
+            starting.into_iter().map(|broker| broker.join().expect("a broker")).collect()
+        });
+        let running = brokers[0].ctl(&["eval", "length(rabbit_mnesia:cluster_nodes(running))."]);
+        assert_eq!(running.trim(), hosts.len().to_string(), "brokers in the cluster");
+        brokers
     }
 
     /// A broker of the caller's own, with `options`. Returns when it takes connections; panics with its output if it
@@ -94,12 +140,18 @@ impl Broker {
             Some(parent) => Folder::within(parent, "broker"),
             None => Folder::temporary("resumed-broker-"),
         };
-        let [port, tls_port, dist_port, epmd_port, ctl_port] = free_ports();
+        let [port, tls_port, dist_port, epmd_port, ctl_port] = match options.place {
+            None => free_ports(),
+            // A host of its own has all ports free, and the brokers of a cluster must agree on that of epmd.
+            Some(_) => [5672, 5671, 25_672, 4369, 35_672],
+        };
         let root = dir.path();
         for sub in ["mnesia", "log"] {
             fs::create_dir(root.join(sub)).expect("a fresh directory");
         }
-        let mut conf = format!("listeners.tcp.default = 127.0.0.1:{port}\n");
+        let place = options.place.clone();
+        let address = place.as_ref().map_or(Ipv4Addr::LOCALHOST, |place| place.clients);
+        let mut conf = format!("listeners.tcp.default = {address}:{port}\n");
         let mut plugins = "[].";
         if let Some(tls) = &options.tls {
             conf.push_str(&format!(
@@ -117,15 +169,24 @@ impl Broker {
         fs::write(root.join("rabbitmq.conf"), conf).expect("rabbitmq.conf");
         fs::write(root.join("enabled_plugins"), plugins).expect("enabled_plugins");
 
-        let mut epmd = Command::new("epmd");
-        epmd.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"])
+        if place.is_some() {
+            // What lets brokers of one cluster talk; Erlang makes one of its own for each broker otherwise.
+            let cookie = root.join(".erlang.cookie");
+            fs::write(&cookie, "cluster-of-a-test").expect("a cookie");
+            fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).expect("permissions");
+        }
+
+        let distribution = place.as_ref().map_or(Ipv4Addr::LOCALHOST, |place| place.cluster);
+        let mut epmd = command_at(place.as_ref().map(|place| place.holder), "epmd");
+        epmd.args(["-port", &epmd_port.to_string(), "-address", &distribution.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let epmd = Process::spawn(&mut epmd).expect("epmd (package erlang-base) starts");
-        let mut broker = Self { server: Mutex::default(), epmd, dir, port, tls_port, dist_port, epmd_port, ctl_port };
+        let mut broker =
+            Self { server: Mutex::default(), epmd, dir, port, tls_port, dist_port, epmd_port, ctl_port, place };
         let deadline = Instant::now() + START_WITHIN;
-        while TcpStream::connect(("127.0.0.1", epmd_port)).is_err() {
+        while TcpStream::connect((distribution, epmd_port)).is_err() {
             if let Some(status) = broker.epmd.try_wait().expect("epmd is our child") {
                 return Err(format!("epmd on port {epmd_port} ended: {status}\n"));
             }
@@ -143,7 +204,8 @@ impl Broker {
 
     /// The URI of the plain listener for that user and virtual host.
     pub fn uri_as(&self, user: &str, password: &str, vhost: &str) -> String {
-        format!("amqp://{user}:{password}@127.0.0.1:{}/{}", self.port, vhost.replace('/', "%2f"))
+        let address = self.place.as_ref().map_or(Ipv4Addr::LOCALHOST, |place| place.clients);
+        format!("amqp://{user}:{password}@{address}:{}/{}", self.port, vhost.replace('/', "%2f"))
     }
 
     /// The port of the plain listener.
@@ -218,7 +280,10 @@ impl Broker {
     }
 
     fn node(&self) -> String {
-        format!("rmq-{}@localhost", self.port)
+        match &self.place {
+            None => format!("rmq-{}@localhost", self.port),
+            Some(place) => node_name(place),
+        }
     }
 
     fn server(&self) -> MutexGuard<'_, Option<Process>> {
@@ -255,8 +320,16 @@ impl Broker {
 
     fn command(&self, program: &str) -> Command {
         let root = self.dir.path();
-        let mut command = Command::new(Path::new(BIN).join(program));
-        let loopback = "-kernel inet_dist_use_interface {127,0,0,1}";
+        let place = self.place.as_ref();
+        let mut command = command_at(place.map(|place| place.holder), Path::new(BIN).join(program));
+        let distribution = place.map_or(Ipv4Addr::LOCALHOST, |place| place.cluster);
+        let address = distribution.to_string().replace('.', ",");
+        let mut kernel = format!("-kernel inet_dist_use_interface {{{address}}}");
+        if place.is_some() {
+            kernel.push_str(&format!(" -kernel net_ticktime {TICK_TIME}"));
+            // Host names that are addresses.
+            command.env("RABBITMQ_USE_LONGNAME", "true");
+        }
         command
             .current_dir(root)
             .env_remove("NOTIFY_SOCKET")
@@ -275,12 +348,16 @@ impl Broker {
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("RABBITMQ_CTL_DIST_PORT_MIN", self.ctl_port.to_string())
             .env("RABBITMQ_CTL_DIST_PORT_MAX", self.ctl_port.to_string())
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", loopback)
-            .env("RABBITMQ_CTL_ERL_ARGS", loopback)
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", &kernel)
+            .env("RABBITMQ_CTL_ERL_ARGS", &kernel)
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("ERL_EPMD_ADDRESS", "127.0.0.1");
+            .env("ERL_EPMD_ADDRESS", distribution.to_string());
         command
     }
+}
+
+fn node_name(place: &Place) -> String {
+    format!("rmq@{}", place.cluster)
 }
 
 /// Ports that nobody listens on. They lie below the range from which the kernel draws source ports: a client that keeps

@@ -17,6 +17,7 @@ use resumed::probe::{self, Client, Mode, Target};
 use resumed::status::FarmStatus;
 
 use super::ats::{Ats, AtsSetup, Certificate, free_port};
+use super::namespaces::{at, command_at};
 use super::watcher::{Folder, Process};
 
 /// How long a condition may take to become true before a test fails. Generous: the machine may be busy.
@@ -69,6 +70,10 @@ pub struct FarmSetup {
     pub manager: bool,
     /// Where its folder is made, as `farm`. Otherwise it is a temporary one.
     pub within: Option<PathBuf>,
+    /// Each daemon begins with another of `uris`, and goes on with those that follow it.
+    pub uris_in_turn: bool,
+    /// The processes that keep the hosts' networks, one for each host; empty: all daemons run here.
+    pub networks: Vec<Pid>,
 }
 
 /// The proxies of a farm.
@@ -99,6 +104,8 @@ impl FarmSetup {
             plugin: String::new(),
             manager: false,
             within: None,
+            uris_in_turn: false,
+            networks: Vec::new(),
         }
     }
 }
@@ -258,7 +265,7 @@ fn host(setup: &FarmSetup, index: usize, dir: &Path, secret: &Path, certificate:
     let name = format!("host{index}");
     let home = dir.join(&name);
     fs::create_dir(&home).expect("a fresh folder");
-    let daemon = Daemon::lay_out(setup, &name, &setup.pods[index], &home, secret);
+    let daemon = Daemon::lay_out(setup, index, &name, &home, secret);
     let ats = (setup.proxies != Proxies::None).then(|| {
         let plugin = built("libresumed_ats.so");
         let socket = home.join("ats.sock");
@@ -276,21 +283,26 @@ pub struct Daemon {
     name: String,
     home: PathBuf,
     metrics_port: u16,
+    network: Option<Pid>,
     child: Option<Process>,
 }
 
 impl Daemon {
-    fn lay_out(setup: &FarmSetup, name: &str, pod: &str, home: &Path, secret: &Path) -> Self {
+    fn lay_out(setup: &FarmSetup, index: usize, name: &str, home: &Path, secret: &Path) -> Self {
         let metrics_port = free_port();
-        let at = home.display();
+        let (folder, pod) = (home.display(), &setup.pods[index]);
         let mut text = format!(
-            "[node]\nname = \"{name}\"\nfarm = \"{}\"\npod = \"{pod}\"\n{}\n[keys]\ndirectory = \"{at}\"\n\
-             allow_disk = true\n{}\n[ats]\nsocket = \"{at}/ats.sock\"\n[control]\nsocket = \"{at}/control.sock\"\n\
+            "[node]\nname = \"{name}\"\nfarm = \"{}\"\npod = \"{pod}\"\n{}\n[keys]\ndirectory = \"{folder}\"\n\
+             allow_disk = true\n{}\n[ats]\nsocket = \"{folder}/ats.sock\"\n[control]\nsocket = \"{folder}/control.sock\"\n\
              [metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n[sessions]\n{}\n",
             setup.name, setup.node, setup.keys, setup.sessions,
         );
         if !setup.uris.is_empty() {
-            let uris: Vec<String> = setup.uris.split(',').map(|uri| format!("\"{uri}\"")).collect();
+            let mut uris: Vec<String> = setup.uris.split(',').map(|uri| format!("\"{uri}\"")).collect();
+            if setup.uris_in_turn {
+                let first = index % uris.len();
+                uris.rotate_left(first);
+            }
             write!(
                 text,
                 "[broker]\nuris = [{}]\n{}\n[secret]\nfiles = [\"{}\"]\n",
@@ -301,14 +313,20 @@ impl Daemon {
             .expect("text grows");
         }
         fs::write(home.join("resumed.toml"), text).expect("the configuration");
-        Self { name: name.to_owned(), home: home.to_owned(), metrics_port, child: None }
+        Self {
+            name: name.to_owned(),
+            home: home.to_owned(),
+            metrics_port,
+            network: setup.networks.get(index).copied(),
+            child: None,
+        }
     }
 
     /// Starts it; its log goes to `daemon.log` in its folder.
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("daemon.log");
-        let mut command = Command::new(built("resumed"));
+        let mut command = command_at(self.network, built("resumed"));
         command
             .args(["run", "--log", "info,resumed=debug", "--config"])
             .arg(self.config())
@@ -316,6 +334,11 @@ impl Daemon {
             .stdout(log.try_clone().expect("the log twice"))
             .stderr(log);
         self.child = Some(Process::spawn(&mut command).expect("resumed runs"));
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its configuration file.
@@ -397,7 +420,8 @@ impl Daemon {
 
     /// `GET path` on the metrics listener, with the head.
     pub fn get(&self, path: &str) -> Result<String, String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.metrics_port)).map_err(|error| error.to_string())?;
+        let connect = || TcpStream::connect(("127.0.0.1", self.metrics_port));
+        let mut stream = at(self.network, connect).map_err(|error| error.to_string())?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|error| error.to_string())?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             .map_err(|error| error.to_string())?;

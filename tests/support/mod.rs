@@ -4,5 +4,8 @@ pub mod ats;
 pub mod broker;
 pub mod farm;
 pub mod hopping;
+pub mod load;
+pub mod namespaces;
 pub mod network;
+pub mod tls;
 pub mod watcher;
