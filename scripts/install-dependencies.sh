@@ -13,6 +13,7 @@ packages=(
   rabbitmq-server             # the broker of the demo and the tests
   trafficserver               # the proxy of the demo and the tests
   valgrind                    # the plugin's memory test
+  iproute2                    # networks of a test's own
   shellcheck                  # make lint
 )
 # The services that those packages bring: "package service...".

@@ -59,6 +59,20 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for (broker, number) in self.brokers.iter().zip(1..) {
+                let said = broker.history();
+                let about =
+                    |line: &&str| ["artition", "utoheal", "rabbit on node", "ause"].iter().any(|w| line.contains(w));
+                let said: Vec<&str> = said.lines().filter(about).collect();
+                eprintln!("broker {number} said of the cluster:\n{}", said.join("\n"));
+            }
+        }
+    }
+}
+
 fn leaders(farm: &Farm) -> Vec<usize> {
     (0..farm.hosts.len()).filter(|at| farm.hosts[*at].daemon.try_metric("resumed_leader") == Some(1.0)).collect()
 }

@@ -43,6 +43,10 @@ const LONGEST_SLEEP_MS: u64 = 1_000;
 /// Longer than that without a turn, and the node is taken for dead.
 const ALIVE_FOR_MS: u64 = 10_000;
 
+/// A ring that could not be saved is tried again after this long: it may not change for hours, and a restart would
+/// forget it.
+const SAVE_AGAIN_MS: u64 = 5_000;
+
 /// Farewell and what was queued before it must be out by then.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(1_000);
 
@@ -73,6 +77,8 @@ pub struct Driver<B: Bus> {
     pub clock: SystemClock,
     /// Where the ring is kept across restarts, if anywhere.
     pub ring_file: Option<RingFile>,
+    /// When a ring that could not be saved is tried again, in monotonic milliseconds.
+    pub save_again_at: Option<u64>,
     /// What reports say of this host.
     pub local: watch::Receiver<LocalState>,
     /// Operators' questions.
@@ -183,6 +189,9 @@ impl<B: Bus> Driver<B> {
             let actions = self.farm.handle(now, event);
             due = self.due(now);
             self.carry_out(actions, &mut connection, &mut replies);
+            if self.save_again_at.is_some_and(|at| now.mono >= at) {
+                self.save_ring();
+            }
             self.show(&connection);
         }
         self.stop(connection, replies).await;
@@ -350,11 +359,22 @@ impl<B: Bus> Driver<B> {
         self.timetable.send_replace(Arc::new(self.farm.held().timetable(self.clock.now())));
     }
 
-    fn save_ring(&self) {
+    fn save_ring(&mut self) {
         let Some(file) = &self.ring_file else { return };
-        if let Err(error) = file.save(self.farm.held(), self.clock.now()) {
-            gauges::ring_not_saved();
-            warn!(%error, "the ring is not saved: a restart of this daemon would forget it");
+        let now = self.clock.now();
+        match file.save(self.farm.held(), now) {
+            Ok(()) => {
+                if self.save_again_at.take().is_some() {
+                    info!("the ring is saved again");
+                }
+            }
+            Err(error) => {
+                self.save_again_at = Some(now.mono + SAVE_AGAIN_MS);
+                gauges::ring_not_saved();
+                if let Some(held_back) = self.quiet.pass("ring", "not_saved", now) {
+                    warn!(held_back, %error, "the ring is not saved: a restart of this daemon would forget it");
+                }
+            }
         }
     }
 

@@ -129,6 +129,7 @@ impl Node {
             opener: opener(),
             clock,
             ring_file,
+            save_again_at: None,
             local,
             questions,
             timetable: timetable_sender,

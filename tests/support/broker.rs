@@ -274,6 +274,12 @@ impl Broker {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
+    /// What it wrote to its log folder: what it thinks of the others in its cluster, for one.
+    pub fn history(&self) -> String {
+        let files = fs::read_dir(self.dir.path().join("log")).into_iter().flatten().flatten();
+        files.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect()
+    }
+
     /// Where that is.
     pub fn log_file(&self) -> PathBuf {
         self.dir.path().join("out.log")
