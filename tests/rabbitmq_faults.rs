@@ -18,7 +18,9 @@ use authority::{Authority, Issued, VALID};
 use broker::{Broker, BrokerOptions, BrokerTls};
 use bytes::Bytes;
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route};
+use resumed::bus::{
+    Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Source,
+};
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::time::timeout;
 
@@ -389,6 +391,36 @@ async fn a_publish_that_nobody_waits_for_does_not_confuse_the_answers_to_others(
         assert_eq!(a.link.publish(&inbox, "x".into()).await.unwrap(), Published::Routed);
         assert!(matches!(timeout(SOON, a.keys.recv()).await, Ok(Some(LinkEvent::Delivered { .. }))));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
+    let broker = Broker::shared();
+    let mut a = node(&broker.uri(), "forgotten", "a").await;
+    let b = node(&broker.uri(), "forgotten", "b").await;
+    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted, "asked again, it is still ours");
+    // As a cluster does when one of its brokers dies: the entry goes, by name, and its owner is told nothing.
+    let forget =
+        r#"ok = mnesia:dirty_delete(rabbit_queue, rabbit_misc:r(<<"/">>, queue, <<"resumed.forgotten.leader">>))."#;
+    broker.ctl(&["eval", forget]);
+    assert_eq!(a.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Unroutable);
+    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(b.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Routed);
+    let Ok(Some(LinkEvent::Delivered { from, body, .. })) = timeout(SOON, a.keys.recv()).await else {
+        panic!("the report did not arrive");
+    };
+    assert_eq!((from, &body[..]), (Source::Lease, &b"report"[..]));
+
+    // Whoever finds that another has it gives its own up.
+    broker.ctl(&["eval", forget]);
+    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Held);
+    // The end of the former holder's connection deletes the queue by name, also from under the one that has it now.
+    a.link.close().await;
+    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(b.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Routed);
 }
 
 /// The authorities and the brokers' certificates; the directory goes with it.

@@ -78,8 +78,8 @@ pub trait Link: Send + Sync + 'static {
     /// [`BusError::Blocked`] instead of waiting for [`Link::writable`]: the message counts as dropped.
     fn publish_sessions(&self, body: Bytes) -> impl Future<Output = Result<(), BusError>> + Send;
 
-    /// Tries to take the lease: to declare the leader's queue and to consume from it. [`LeaseAnswer::Granted`] again
-    /// if this link holds it already.
+    /// Tries to take the lease: to declare the leader's queue and to consume from it. A link that holds the lease makes
+    /// sure of it, and is [`LeaseAnswer::Granted`] it again, also if the broker had lost the queue.
     fn try_lease(&self) -> impl Future<Output = Result<LeaseAnswer, BusError>> + Send;
 
     /// Gives the lease up, so that another node can take it at once. No-op if this link does not hold it.

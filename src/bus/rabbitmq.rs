@@ -27,7 +27,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{
     AsyncTcpStream, BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ErrorKind,
-    Event, ExchangeKind,
+    Event, ExchangeKind, Queue,
 };
 use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
@@ -474,6 +474,14 @@ async fn open_channel(connection: &Connection) -> Result<Channel, BusError> {
     connection.create_channel().await.map_err(|error| failed("open channel", &error))
 }
 
+/// Declares an exclusive queue.
+async fn declare(channel: &Channel, queue: &str, arguments: FieldTable, auto_delete: bool) -> Result<Queue, BusError> {
+    let name = ShortString::try_new(queue).map_err(|error| BusError::Settings(format!("queue {queue}: {error}")))?;
+    let options = QueueDeclareOptions { exclusive: true, auto_delete, ..Default::default() };
+    let declared = channel.queue_declare(name, options, arguments).await;
+    declared.map_err(|error| failed(format!("declare queue {queue}"), &error))
+}
+
 /// Declares an exclusive queue and consumes from it.
 async fn subscribe(
     channel: &Channel,
@@ -483,10 +491,7 @@ async fn subscribe(
     exchange: Option<&str>,
     prefetch: u16,
 ) -> Result<Consumer, BusError> {
-    let name = ShortString::try_new(queue).map_err(|error| BusError::Settings(format!("queue {queue}: {error}")))?;
-    let options = QueueDeclareOptions { exclusive: true, auto_delete, ..Default::default() };
-    let declared = channel.queue_declare(name.clone(), options, arguments).await;
-    declared.map_err(|error| failed(format!("declare queue {queue}"), &error))?;
+    let name = declare(channel, queue, arguments, auto_delete).await?.name().clone();
     if let Some(exchange) = exchange {
         let bound = channel.queue_bind(
             name.clone(),
@@ -813,12 +818,27 @@ impl Shared {
 
     async fn try_lease(self: &Arc<Self>) -> Result<LeaseAnswer, BusError> {
         let mut lease = self.lease.lock().await;
-        if lease.as_ref().is_some_and(|held| !held.lost.is_cancelled()) {
-            return Ok(LeaseAnswer::Granted);
-        }
         let queue = &self.spec.names.leader;
         // A refusal closes the channel that asked, so every attempt has its own.
         let channel = open_channel(&self.consuming).await?;
+        if let Some(held) = lease.take_if(|held| !held.lost.is_cancelled()) {
+            // A broker of a cluster can lose the queue and leave its consumer where it is: a queue that has one is ours.
+            match declare(&channel, queue, key_queue_arguments(), false).await {
+                Ok(declared) if declared.consumer_count() > 0 => {
+                    *lease = Some(held);
+                    return Ok(LeaseAnswer::Granted);
+                }
+                Ok(_) => held.given_up.cancel(),
+                Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {
+                    held.given_up.cancel();
+                    return Ok(LeaseAnswer::Held);
+                }
+                Err(error) => {
+                    *lease = Some(held);
+                    return Err(error);
+                }
+            }
+        }
         let subscribed = subscribe(&channel, queue, key_queue_arguments(), false, None, KEY_PREFETCH).await;
         let consumer = match subscribed {
             Ok(consumer) => consumer,

@@ -36,6 +36,17 @@ const GATHER_BEATS: u64 = 3;
 /// The longest random delay before trying a lease that was seen free.
 const LEASE_JITTER_MS: u64 = 150;
 
+/// A node that heard a leader just now leaves it this long before it tries a lease that was seen free: the leader may
+/// be there, and take it again itself.
+const RECLAIM_MS: u64 = 300;
+
+/// A leader that took over just now, or hears another one, looks this often whether the lease is still its own.
+const PROBE_MS: u64 = 200;
+
+/// So many returned messages in a row tell a leader that its queue is gone. One may have been under way since before it
+/// took the lease.
+const RETURNS: u8 = 2;
+
 /// The leader's pace: at least this much time between reports for each member, so that reports stay few a second.
 const PACE_PER_MEMBER_MS: u64 = 10;
 
@@ -289,6 +300,10 @@ enum Role {
         gather_until: u64,
         echo_at: u64,
         announce_at: u64,
+        /// Until then it reports to itself often.
+        probe_until: u64,
+        /// Its own messages that came back since its last report arrived.
+        returned: u8,
     },
     /// Announces without the lease.
     Acting {
@@ -364,12 +379,15 @@ impl Farm {
             Event::LeaseGranted => self.granted(now),
             Event::LeaseHeld => {
                 self.lease.trying = false;
+                if self.is_leader() {
+                    self.follow("another node has the lease");
+                }
                 // Whoever won wants to hear of us, once it is ready to.
                 self.report_within(now, 50, 250);
             }
             Event::LeaseFailed => self.lease.trying = false,
             Event::LeaseLost => self.lease_lost(now),
-            Event::Unroutable => self.wish_for_lease(now),
+            Event::Unroutable => self.unroutable(now),
             Event::Message { payload, via } => self.message(*payload, via, now),
             Event::Skewed { node, boot_id, offset_ms, via } => self.skewed(node, boot_id, offset_ms, via, now),
             Event::Ask { id, ask } => self.ask(id, ask, now),
@@ -502,7 +520,7 @@ impl Farm {
     fn granted(&mut self, now: Now) {
         self.lease.trying = false;
         self.lease.try_at = None;
-        if self.link.is_none() {
+        if self.link.is_none() || self.is_leader() {
             return;
         }
         self.members.clear();
@@ -513,9 +531,31 @@ impl Farm {
             gather_until: now.mono + GATHER_BEATS * self.pace,
             echo_at: now.mono,
             announce_at: now.mono,
+            probe_until: now.mono + SILENT_BEATS * self.pace,
+            returned: 0,
         };
         self.report_at = now.mono;
         self.note(Note::Leads);
+    }
+
+    /// The leader's queue is not there. A broker can lose it under a leader that lives: when a broker of a cluster dies
+    /// the others clean up after it by name, and so does a former holder's connection when it ends. Whoever led then
+    /// takes its place again; were others faster, each one's end would take the lease from the next for ever.
+    fn unroutable(&mut self, now: Now) {
+        if let Role::Leading { ref mut returned, .. } = self.role {
+            *returned += 1;
+            if *returned < RETURNS {
+                self.report_at = now.mono;
+            } else if !self.lease.trying {
+                *returned = 0;
+                self.lease.trying = true;
+                self.out.push(Action::TryLease);
+            }
+            return;
+        }
+        let heard = now.mono.saturating_sub(self.leader_heard_at) <= SILENT_BEATS * self.pace;
+        let led = heard && self.announced.as_ref().is_some_and(|announced| announced.leased);
+        self.wish_for_lease_in(if led { RECLAIM_MS } else { 0 }, now);
     }
 
     fn lease_lost(&mut self, now: Now) {
@@ -533,9 +573,14 @@ impl Farm {
 
     /// Tries the lease after a short random delay, unless it is tried already or not wanted.
     fn wish_for_lease(&mut self, now: Now) {
+        self.wish_for_lease_in(0, now);
+    }
+
+    /// The same after `least` milliseconds and a short random delay.
+    fn wish_for_lease_in(&mut self, least: u64, now: Now) {
         let wanted = self.settings.can_lead && self.link.is_some() && !self.is_leader();
         if wanted && !self.lease.trying && self.lease.try_at.is_none() {
-            let at = now.mono + self.random_below(LEASE_JITTER_MS);
+            let at = now.mono + least + self.random_below(LEASE_JITTER_MS);
             self.lease.try_at = Some(at.max(self.lease.not_before));
         }
     }
@@ -618,10 +663,15 @@ impl Farm {
         let first = self.link.as_mut().is_some_and(|link| std::mem::take(&mut link.first));
         let differs = self.held.ring().fingerprint(announcement.as_of) != fingerprint;
         match self.role {
-            Role::Leading { ref mut announce_at, .. } => {
+            Role::Leading { ref mut announce_at, ref mut probe_until, .. } => {
                 // Two lead, after a partition: the broker decides about the lease, the merge about the ring.
                 if changed || differs {
                     *announce_at = now.mono;
+                }
+                if announcement.leased {
+                    // The end of the other's connection may delete our queue.
+                    *probe_until = now.mono + SILENT_BEATS * self.pace;
+                    self.report_at = self.report_at.min(now.mono + PROBE_MS);
                 }
                 return;
             }
@@ -670,9 +720,10 @@ impl Farm {
     fn report(&mut self, from: Sender, mut report: proto::Report, via: Via, own: bool, now: Now) {
         if own
             && via == Via::Lease
-            && let Role::Leading { ref mut echo_at, .. } = self.role
+            && let Role::Leading { ref mut echo_at, ref mut returned, .. } = self.role
         {
             *echo_at = now.mono;
+            *returned = 0;
         }
         if matches!(self.role, Role::Follower) {
             return;
@@ -1010,7 +1061,10 @@ impl Farm {
 
     fn send_report(&mut self, now: Now) {
         let jitter = self.random_below(self.pace / 10 + 1);
-        self.report_at = now.mono + self.pace - jitter;
+        self.report_at = match self.role {
+            Role::Leading { probe_until, .. } if now.mono < probe_until => now.mono + PROBE_MS.min(self.pace),
+            _ => now.mono + self.pace - jitter,
+        };
         let Some(link) = &self.link else { return };
         let ring = self.held.ring();
         let as_of = self.announced.as_ref().map_or(0, |announced| announced.as_of);
@@ -1169,5 +1223,85 @@ mod tests {
         // From here on it would have heard something.
         let silent: Vec<u64> = (41..60).filter(|second| renews(&farm.handle(at(*second), Event::Wake))).collect();
         assert_eq!(silent, [47], "three beats after it thawed, and once");
+    }
+
+    fn tries(actions: &[Action]) -> bool {
+        actions.iter().any(|action| matches!(action, Action::TryLease))
+    }
+
+    fn announcement(leased: bool, now: Now) -> Event {
+        let announcement = proto::Announcement {
+            as_of: now.wall,
+            fingerprint: vec![0; 8],
+            leased,
+            report_every_ms: 2_000,
+            ..Default::default()
+        };
+        let kind = Some(Kind::Announcement(announcement));
+        let payload = proto::Payload { node: "b".to_owned(), boot_id: vec![2; 16], sent_at: now.wall, kind };
+        Event::Message { payload: Box::new(payload), via: Via::Inbox }
+    }
+
+    /// The events' answers until one of them tries the lease, in milliseconds after `now`.
+    fn tries_after(farm: &mut Farm, now: Now) -> u64 {
+        let later = |after: u64| Now { wall: now.wall + after, mono: now.mono + after };
+        (0..1_000).find(|after| tries(&farm.handle(later(*after), Event::Wake))).expect("tries the lease")
+    }
+
+    #[test]
+    fn a_leader_takes_a_lease_that_the_broker_lost_again_before_anybody_else_tries() {
+        let mut leader = follower(at(0));
+        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        // The first may have been under way since before the lease was ours; a report is sent to make sure.
+        let first = leader.handle(at(1), Event::Unroutable);
+        assert!(!tries(&first));
+        let sends = |action: &Action| matches!(action, Action::Send { to: Route::Leader, kind: Kind::Report(_) });
+        assert!(first.iter().any(sends), "{first:?}");
+        assert!(tries(&leader.handle(at(1), Event::Unroutable)));
+        assert!(!tries(&leader.handle(at(1), Event::Unroutable)), "it is tried already");
+        let again = leader.handle(at(1), Event::LeaseGranted);
+        let told = |action: &Action| matches!(action, Action::Note(Note::Leads | Note::StepsDown(_)));
+        assert!(leader.is_leader() && !again.iter().any(told), "{again:?}");
+
+        let mut other = follower(at(0));
+        let _follows = other.handle(at(0), announcement(true, at(0)));
+        let _waits = other.handle(at(1), Event::Unroutable);
+        assert!(tries_after(&mut other, at(1)) >= RECLAIM_MS);
+        // Nobody is waited for where nobody led.
+        let mut first = follower(at(0));
+        let _tries = first.handle(at(1), Event::Unroutable);
+        assert!(tries_after(&mut first, at(1)) < LEASE_JITTER_MS);
+    }
+
+    #[test]
+    fn a_leader_that_hears_another_looks_often_whether_the_lease_is_still_its_own() {
+        let mut leader = follower(at(0));
+        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        let mut reports = |from: u64, rival: bool| {
+            if rival {
+                let _heard = leader.handle(at(from), announcement(true, at(from)));
+            }
+            let mut count = 0;
+            for after in (0..2_000).step_by(20) {
+                let now = Now { wall: at(from).wall + after, mono: at(from).mono + after };
+                let echo = proto::Payload {
+                    node: "a".to_owned(),
+                    boot_id: vec![1; 16],
+                    sent_at: now.wall,
+                    kind: Some(Kind::Report(proto::Report::default())),
+                };
+                let mut actions = leader.handle(now, Event::Wake);
+                actions.extend(leader.handle(now, Event::Message { payload: Box::new(echo), via: Via::Lease }));
+                let sent = |action: &&Action| matches!(action, Action::Send { to: Route::Leader, .. });
+                count += actions.iter().filter(sent).count();
+            }
+            count
+        };
+        assert!(reports(0, false) >= 9, "right after it took over");
+        assert!(reports(20, false) <= 2, "when it has led for long");
+        assert!(reports(30, true) >= 9, "beside another leader");
+        assert!(leader.is_leader());
+        let stepped_down = leader.handle(at(33), Event::LeaseHeld);
+        assert!(!leader.is_leader(), "{stepped_down:?}");
     }
 }
