@@ -154,7 +154,7 @@ fn the_broker_that_holds_the_lease_dies_and_its_return_does_not_disturb_the_new_
 }
 
 #[test]
-fn a_cluster_that_pauses_its_minority_splits_and_heals_without_losing_a_key_or_a_second_leader() {
+fn a_cluster_that_pauses_its_minority_splits_and_heals_without_losing_a_key() {
     apart(|| {
         let cluster = Cluster::start("cluster_partition_handling = pause_minority");
         let farm = cluster.farm(|setup| FarmSetup { proxies: Proxies::None, ..setup });
