@@ -42,6 +42,11 @@ impl Member {
     pub fn clock_offset_ms(&self) -> i64 {
         self.offsets.iter().copied().min_by_key(|offset| offset.unsigned_abs()).unwrap_or(0)
     }
+
+    /// Its clock was set: what was seen before the last message says nothing any more.
+    fn forget_earlier_offsets(&mut self) {
+        self.offsets.drain(..self.offsets.len().saturating_sub(1));
+    }
 }
 
 /// All nodes that were heard lately.
@@ -54,7 +59,9 @@ impl Members {
     /// Notes an authentic report. Returns whether the node was unknown until now.
     pub fn reported(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, report: proto::Report, now: Now) -> bool {
         let Some((member, new)) = self.heard(name, boot_id, offset_ms, now) else { return false };
-        member.report = Some(report);
+        if member.report.replace(report).is_none() {
+            member.forget_earlier_offsets();
+        }
         new
     }
 
@@ -69,8 +76,10 @@ impl Members {
         if namesakes.any(|(_, member)| is_fresh(member)) {
             return;
         }
-        if let Some((member, _)) = self.heard(name, boot_id, offset_ms, now) {
-            member.report = None;
+        if let Some((member, _)) = self.heard(name, boot_id, offset_ms, now)
+            && member.report.take().is_some()
+        {
+            member.forget_earlier_offsets();
         }
     }
 
@@ -242,6 +251,17 @@ mod tests {
         // It reports no longer: now its clock may have been set.
         members.skewed("a", [1; 16], -9_000, 100, at(101));
         assert!(members.iter().next().expect("one member").report.is_none());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_shows_with_the_next_message() {
+        let mut members = Members::default();
+        let offset = |members: &Members| members.iter().next().expect("one member").clock_offset_ms();
+        members.reported("a", [1; 16], 3, proto::Report::default(), at(0));
+        members.skewed("a", [1; 16], 3_600_000, 100, at(200));
+        assert_eq!(offset(&members), 3_600_000);
+        members.reported("a", [1; 16], -400, proto::Report::default(), at(300));
+        assert_eq!(offset(&members), -400);
     }
 
     #[test]
