@@ -119,13 +119,19 @@ pub const REFUSALS: [&str; 12] = [
     "library",
 ];
 
-/// Why a key, or the floor, of a received ring is skipped.
-pub const KEY_FAULTS: [&str; 5] =
-    ["wrong_length", "seal_from_far_ahead", "seals_backwards", "generation_far_ahead", "floor_far_ahead"];
+/// Why a key, or a floor, of a received ring is skipped.
+pub const KEY_FAULTS: [&str; 6] = [
+    "wrong_length",
+    "seal_from_far_ahead",
+    "seals_backwards",
+    "generation_far_ahead",
+    "floor_far_ahead",
+    "sessions_from_far_ahead",
+];
 
-/// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed before, or there was
+/// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed or flushed before, or there was
 /// no room or no way for it.
-pub const DROPS: [&str; 21] = [
+pub const DROPS: [&str; 22] = [
     "bad_id",
     "too_large",
     "broken_der",
@@ -135,6 +141,7 @@ pub const DROPS: [&str; 21] = [
     "expired",
     "from_the_future",
     "tombstone",
+    "flushed",
     "duplicate",
     "echo",
     "over_limit",

@@ -15,6 +15,8 @@ pub struct FarmStatus {
     pub leader: Option<String>,
     /// Every node that the leader knows, by name; only the asked node itself if no leader answered.
     pub nodes: Vec<NodeStatus>,
+    /// The farm secrets, and where their rotation stands.
+    pub secrets: SecretsStatus,
     /// The asked node's ring.
     pub ring: RingStatus,
     /// The asked node's broker.
@@ -59,6 +61,39 @@ pub struct ProxyStatus {
     pub certificate_digest: String,
 }
 
+/// The farm secrets in use, and the next step of their rotation. `[old]` → `[old, new]` → `[new, old]` → `[new]` in
+/// `secret.files`, each on every node, with a SIGHUP, before the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretsStatus {
+    /// What nodes seal with, 16 hex digits each: one, save while the second step is being taken.
+    pub sealing: Vec<String>,
+    /// What can be done next.
+    pub next_step: SecretStep,
+    /// The secret that the next step is about, 16 hex digits: the one that is on its way in or out.
+    pub other: Option<String>,
+    /// Whether the next step may be taken now.
+    pub safe: bool,
+    /// The nodes that have not confirmed the step before it.
+    pub waiting_for: Vec<String>,
+}
+
+/// A step in the rotation of the farm secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretStep {
+    /// No leader was heard, or nodes open more than two secrets.
+    #[default]
+    Unknown,
+    /// No rotation is under way, or its last step: a new secret may be put second.
+    Add,
+    /// The other secret may be put first.
+    SealFirst,
+    /// The other secret may be removed.
+    Remove,
+    /// One of the two: the asked node has not run for long enough to know which secret is the new one.
+    SealFirstOrRemove,
+}
+
 /// A node's ring.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RingStatus {
@@ -66,6 +101,8 @@ pub struct RingStatus {
     pub fingerprint: String,
     /// Keys of a lower generation are refused.
     pub floor: u64,
+    /// Session-ID sessions created before it are flushed, UTC milliseconds; 0: none are.
+    pub sessions_from: u64,
     /// Highest in order first.
     pub keys: Vec<KeyStatus>,
 }

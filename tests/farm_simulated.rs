@@ -589,3 +589,169 @@ fn after_any_faults_all_nodes_hold_one_ring_within_three_beats() {
         world.assert_one_farm(&format!("seed {seed}"));
     }
 }
+
+/// The floor and the session floor that a node holds.
+fn floors(world: &World, node: usize) -> (u64, u64) {
+    let ring = world.nodes[node].farm.as_ref().expect("it runs").held().ring();
+    (ring.floor(), ring.sessions_from())
+}
+
+fn revoked(world: &World, node: usize, id: u64) -> (u64, u64) {
+    let reply = world.nodes[node].replies.iter().find(|(asked, _)| *asked == id);
+    let Some((_, Reply::Revoked { floor, sessions_from })) = reply else { panic!("{:?}", world.nodes[node].replies) };
+    (*floor, *sessions_from)
+}
+
+#[test]
+fn a_revocation_asked_for_anywhere_leaves_no_older_key_anywhere_and_happens_once() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, 4);
+        world.run_for(3 * BEAT);
+        let old = world.generations(0);
+        let asker = usize::try_from(seed % 4).expect("small");
+        world.crash(3 - asker);
+        world.give(asker, Event::Ask { id: 9, ask: Ask::Revoke { flush_sessions: seed % 2 == 0 } });
+        // Longer than it takes to ask again: the answer may come late, and a second try is no second request.
+        world.run_for(1_500);
+        let (floor, sessions_from) = revoked(&world, asker, 9);
+        assert!(floor > old[0], "seed {seed}: {floor} {old:?}");
+        assert_eq!(sessions_from > 0, seed % 2 == 0, "seed {seed}");
+        // It was away, comes back with the ring that it saved, and drops the older keys on the first announcement.
+        world.boot(3 - asker, true);
+        world.run_for(3 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+        for node in 0..4 {
+            assert_eq!(floors(&world, node), (floor, sessions_from), "seed {seed}: node{node}");
+            assert!(world.generations(node).iter().all(|generation| *generation >= floor), "seed {seed}: node{node}");
+        }
+    }
+}
+
+#[test]
+fn a_revocation_request_that_is_replayed_does_nothing() {
+    let mut world = World::new(5, 3);
+    world.run_for(3 * BEAT);
+    let leader = world.leaders()[0];
+    let asker = (leader + 1) % 3;
+    let known = world.generations(asker)[0];
+    let request = |id, highest_generation| {
+        let revoke = proto::request::Kind::Revoke(proto::Revoke { flush_sessions: true });
+        let inbox = Names::new("sim", "pod").inbox("node", "x");
+        Kind::Request(proto::Request { id, inbox, highest_generation, kind: Some(revoke) })
+    };
+    let replay = |world: &mut World, to: usize, kind: Kind| {
+        let payload = proto::Payload {
+            node: "asker".into(),
+            boot_id: vec![9; 16],
+            sent_at: world.now(to).wall,
+            kind: Some(kind),
+        };
+        world.give(to, Event::Message { payload: Box::new(payload), via: Via::Lease });
+        world.run_for(100);
+    };
+    replay(&mut world, leader, request(1, known));
+    let first = floors(&world, leader);
+    assert!(first.0 > known);
+    // The same one again, as a lost answer makes the asker send it; and as anybody may who recorded it, at a new leader too.
+    replay(&mut world, leader, request(1, known));
+    world.crash(leader);
+    world.run_for(3 * BEAT);
+    let next = world.leaders()[0];
+    replay(&mut world, next, request(1, known));
+    assert_eq!(floors(&world, next), first);
+}
+
+#[test]
+fn a_revocation_wins_after_a_partition_whatever_the_other_side_minted_before() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, 4);
+        world.run_for(3 * BEAT);
+        let leader = world.leaders()[0];
+        let away = (leader + 1) % 4;
+        world.cut(away, true);
+        // Long enough for the cut-off node to mint for itself, past the end of its last key.
+        world.run_for(300_000);
+        let minted = world.generations(away);
+        assert!(minted[0] > world.generations(leader).last().copied().unwrap_or(0), "it has minted nothing");
+        world.give(leader, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true } });
+        let (floor, sessions_from) = revoked(&world, leader, 1);
+        world.run_for(BEAT);
+        assert_eq!(world.generations(away), minted, "nothing has reached it");
+        world.cut(away, false);
+        world.run_for(4 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+        for node in 0..4 {
+            assert_eq!(floors(&world, node), (floor, sessions_from), "seed {seed}: node{node}");
+            assert!(world.generations(node).iter().all(|generation| !minted.contains(generation)), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_host_that_is_cut_off_revokes_alone_and_the_farm_follows_when_it_is_back() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, 4);
+        world.run_for(3 * BEAT);
+        let leader = world.leaders()[0];
+        let away = (leader + 1) % 4;
+        world.cut(away, true);
+        world.give(away, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true } });
+        assert_eq!(world.nodes[away].replies[..], [(1, Reply::NoLeader)], "seed {seed}");
+        world.give(away, Event::Ask { id: 2, ask: Ask::RevokeLocal { flush_sessions: true } });
+        let (floor, sessions_from) = revoked(&world, away, 2);
+        assert_eq!(world.generations(away), [floor]);
+        world.run_for(BEAT);
+        assert_eq!(floors(&world, leader), (0, 0));
+        world.cut(away, false);
+        world.run_for(4 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+        assert_eq!(floors(&world, leader), (floor, sessions_from), "seed {seed}");
+    }
+}
+
+#[test]
+fn without_a_leader_no_key_seals_past_max_seal_age_and_the_node_goes_on_with_its_own() {
+    let mut world = World::new(1, 3);
+    world.run_for(3 * BEAT);
+    let held = world.generations(0);
+    world.broker(false);
+    let max_seal_age = millis(world.keys.max_seal_age);
+    // `give` asserts at every step that no key seals past its `seal_until`.
+    world.run_for(2 * max_seal_age + 10_000);
+    for node in 0..3 {
+        let now = world.now(node);
+        let active =
+            world.nodes[node].farm.as_ref().and_then(|farm| farm.held().active(now)).expect("a key that seals");
+        assert!(!held.contains(&active.generation), "node{node} still seals with a key of the farm");
+        let alone = |note: &Note| matches!(note, Note::Minted { reason: "alone", .. });
+        assert!(world.nodes[node].notes.iter().any(alone), "node{node}: {:?}", world.nodes[node].notes);
+    }
+    world.broker(true);
+    world.run_for(4 * BEAT);
+    world.assert_one_farm("after the outage");
+}
+
+#[test]
+fn a_node_with_a_wrong_clock_is_shown_by_name_with_its_offset_and_sees_the_others() {
+    let mut world = World::new(11, 4);
+    world.run_for(3 * BEAT);
+    let leader = world.leaders()[0];
+    let wrong = (leader + 1) % 4;
+    world.nodes[wrong].offset_ms = -3_600_000;
+    world.run_for(6 * BEAT);
+    world.give(leader, Event::Ask { id: 1, ask: Ask::Status });
+    let Some((_, Reply::Members { members, .. })) = world.nodes[leader].replies.last() else { panic!("no table") };
+    let shown = members.iter().find(|member| member.name == world.nodes[wrong].name).expect("it is in the table");
+    assert!((-3_600_100..=-3_600_000).contains(&shown.clock_offset_ms), "{shown:?}");
+    assert!(!shown.in_step && shown.secret_ids.is_empty());
+    assert!(members.iter().filter(|member| member.name != shown.name).all(|member| member.clock_offset_ms.abs() < 100));
+    let farm = world.nodes[wrong].farm.as_ref().expect("it runs");
+    let seen: Vec<_> = farm.skewed_nodes().collect();
+    assert_eq!(seen.iter().map(|(name, _)| *name).collect::<Vec<_>>(), [world.nodes[leader].name.as_str()]);
+    assert!(seen[0].1 > 3_599_000, "{seen:?}");
+    // Its clock is set right: nobody is shown any more.
+    world.nodes[wrong].offset_ms = 0;
+    world.run_for(6 * BEAT);
+    world.assert_one_farm("after the clock was set");
+    assert_eq!(world.nodes[wrong].farm.as_ref().expect("it runs").skewed_nodes().count(), 0);
+}

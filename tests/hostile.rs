@@ -241,7 +241,7 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     // What would take every key out of the farm, if anybody acted on it.
     let deadly = |attacker: &Attacker| {
         let now = attacker.wall();
-        Kind::Announcement(announcement(Ring { floor: now, keys: Vec::new() }, now))
+        Kind::Announcement(announcement(Ring { floor: now, ..Ring::default() }, now))
     };
     let is_announcement =
         |payload: Payload| matches!(payload.kind, Some(Kind::Announcement(_))).then_some(payload.node);
@@ -349,7 +349,7 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     }
     siege.counted(&[(refused("malformed"), 3)]);
     let now = attacker.wall();
-    let good = announcement(Ring { floor: now, keys: Vec::new() }, now);
+    let good = announcement(Ring { floor: now, ..Ring::default() }, now);
     let no_fingerprint = Announcement { fingerprint: vec![0; 7], ..good.clone() };
     let long_ago = Announcement { as_of: 1, ..good };
     for announcement in [no_fingerprint, long_ago] {
@@ -440,7 +440,7 @@ fn poisoned(good: &TicketKey, known: &TicketKey, now: u64) -> (Ring, Vec<(String
         (skipped("floor_far_ahead"), 1),
         ("resumed_key_conflicts_total".to_owned(), 1),
     ];
-    (Ring { floor: now + 3_600_000, keys }, expected)
+    (Ring { floor: now + 3_600_000, keys, ..Ring::default() }, expected)
 }
 
 #[test]
@@ -488,7 +488,7 @@ fn only_the_bad_keys_of_a_ring_are_skipped_and_each_is_counted() {
     siege.counted_at(1 - leader, &[]);
 
     // As many as fit into a message: counted one by one, logged once.
-    let ring = Ring { floor: 0, keys: vec![TicketKey::default(); 20_000] };
+    let ring = Ring { floor: 0, keys: vec![TicketKey::default(); 20_000], ..Ring::default() };
     let sealed = attacker.seal(&keys, "mallory", Kind::Announcement(announcement(ring, now)));
     attacker.to_all(&sealed);
     siege.counted(&[(skipped("wrong_length"), 20_000)]);

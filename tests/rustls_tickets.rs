@@ -215,7 +215,7 @@ fn a_rotation_loses_no_ticket_and_a_revocation_all() {
 
     let mut random = Zeroizing::new([0; 80]);
     rand_bytes(&mut *random).unwrap();
-    held.revoke(KeyMaterial::from_random(&random), now);
+    held.revoke(KeyMaterial::from_random(&random), 0, now);
     node.send(Arc::new(held.timetable(now))).unwrap();
     for ((client, old), new) in clients.iter().zip(&old).zip(&new) {
         assert!(!client.resumes(&b, old) && !client.resumes(&b, new), "a revoked key opened a ticket");

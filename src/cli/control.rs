@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 
-use crate::clock::millis;
 use crate::proto::local::{
-    ControlReply, ControlRequest, RotateCommand, RotateProgress, StatusCommand, control_reply, control_request,
+    ControlReply, ControlRequest, RotateProgress, StatusCommand, control_reply, control_request,
 };
 use crate::status::FarmStatus;
 
@@ -96,19 +95,19 @@ impl Control {
         }
     }
 
-    /// Has the leader mint a key and tells `progress` of every reply, the last included, which is also returned: it has
-    /// come when all nodes hold the key or `wait` is over.
+    /// Has the daemon do `request`, a rotation or a revocation, and tells `progress` of every reply, the last included,
+    /// which is also returned: it has come when all nodes have confirmed or `wait` is over.
     ///
     /// # Errors
-    /// If the daemon cannot rotate, or does not answer within `wait` and [`GRACE`].
-    pub fn rotate(
+    /// If the daemon cannot, or does not answer within `wait` and [`GRACE`].
+    pub fn follow(
         &mut self,
+        request: control_request::Kind,
         wait: Duration,
         mut progress: impl FnMut(&RotateProgress),
     ) -> Result<RotateProgress, ControlError> {
         let limit = wait + GRACE;
         let until = Instant::now() + limit;
-        let request = control_request::Kind::Rotate(RotateCommand { wait_ms: millis(wait) });
         self.send(request, until, limit)?;
         loop {
             match self.receive(until, limit)? {

@@ -7,6 +7,7 @@ pub mod check;
 pub mod control;
 pub mod demo;
 pub mod probe;
+pub mod revoke;
 pub mod rotate;
 pub mod run;
 pub mod secret;
@@ -109,9 +110,10 @@ Asks the daemon on this host, which asks the leader. Never shows key material. A
 leader's ticket keys and reports in time.
 
 JSON keys: farm, pod, asked, leader, nodes[] {name, boot_id, pod, version, last_report_ms, in_step, clock_offset_ms, \
-sessions, proxies[] {kind, version, certificate_digest}, secret_ids[]}, ring {fingerprint, floor, keys[] {name_prefix, \
-generation, state, seal_from, seal_until, open_until}}, broker {connected, uri}, warnings[]. Times are milliseconds, \
-those of keys since 1970 in UTC.
+sessions, proxies[] {kind, version, certificate_digest}, secret_ids[]}, secrets {sealing[], next_step, other, safe, \
+waiting_for[]}, ring {fingerprint, floor, sessions_from, keys[] {name_prefix, generation, state, seal_from, seal_until, \
+open_until}}, broker {connected, uri}, warnings[]. Times are milliseconds, those of the ring since 1970 in UTC. next_step \
+of the farm secrets is add, seal_first, remove, seal_first_or_remove or unknown.
 
 Examples:
   resumed status
@@ -128,6 +130,22 @@ Examples:
   resumed rotate
   resumed rotate --wait 30s")]
     Rotate(rotate::RotateArgs),
+
+    /// Put every ticket key out of use but a new one, everywhere, now: for emergencies
+    #[command(after_long_help = "\
+Works from any node: the request goes to the leader. Tickets that older keys sealed open nowhere any more, and their \
+clients make full handshakes. Nodes that are away drop the older keys when they return. With --flush-sessions no \
+session-ID session from before resumes either. Exits 1 if a node has not confirmed in time, and names it.
+
+Where no leader can be reached, --local revokes on this host alone; the farm follows when this host is back.
+
+If a host may be in foreign hands, give the farm a new secret first, without that host; see the README.
+
+Examples:
+  resumed revoke
+  resumed revoke --flush-sessions --wait 30s
+  resumed revoke --local")]
+    Revoke(revoke::RevokeArgs),
 
     /// See which TLS servers resume each other's sessions
     #[command(after_long_help = probe::LONG_HELP)]
@@ -256,6 +274,7 @@ impl Cli {
             Command::Secret(command) => secret::run(command, out),
             Command::Status(args) => status::run(args, &args.socket.path(config)?, out),
             Command::Rotate(args) => rotate::run(args, &args.socket.path(config)?, out),
+            Command::Revoke(args) => revoke::run(args, &args.socket.path(config)?, out),
             Command::Probe(args) => probe::run(args, out),
         }
     }
@@ -350,6 +369,7 @@ mod tests {
             "resumed status",
             "resumed --log debug status --wait-in-step 60s --json",
             "resumed rotate --wait 1m --config /x.toml --socket /y.sock",
+            "resumed revoke --flush-sessions --local --wait 30s",
             "resumed probe 192.0.2.11:443 192.0.2.12:443 --sni www.example.com",
             "resumed probe [2001:db8::11]:8443 --mode ticket12,ticket13 --timeout 500ms --tries 3 --ca ca.pem --json",
         ] {

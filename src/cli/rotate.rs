@@ -9,7 +9,8 @@ use clap::Args;
 use super::control::Control;
 use super::table::{counted, plain};
 use super::{Failure, SocketArg};
-use crate::proto::local::RotateProgress;
+use crate::clock::millis;
+use crate::proto::local::{RotateCommand, RotateProgress, control_request};
 
 /// The arguments of `resumed rotate`.
 #[derive(Args, Clone, Debug)]
@@ -28,16 +29,8 @@ pub struct RotateArgs {
 /// # Errors
 /// If the daemon cannot, or if a node does not hold the key in time: it is named.
 pub fn run(args: &RotateArgs, socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
-    let mut printed = String::new();
-    let mut written = Ok(());
-    let last = Control::connect(socket)?.rotate(args.wait, |progress| {
-        let line = step(progress);
-        if line != printed && written.is_ok() {
-            written = writeln!(out, "{line}").and_then(|()| out.flush());
-            printed = line;
-        }
-    })?;
-    written?;
+    let request = control_request::Kind::Rotate(RotateCommand { wait_ms: millis(args.wait) });
+    let last = follow(&mut Control::connect(socket)?, request, args.wait, out, step)?;
     if last.missing.is_empty() {
         return Ok(());
     }
@@ -48,6 +41,27 @@ pub fn run(args: &RotateArgs, socket: &Path, out: &mut impl Write) -> Result<(),
         humantime::format_duration(args.wait),
         last.generation
     )))
+}
+
+/// Has the daemon do `request` and prints to `out` what `step` says of its progress, every line once. Returns the last.
+pub(super) fn follow(
+    control: &mut Control,
+    request: control_request::Kind,
+    wait: Duration,
+    out: &mut impl Write,
+    step: impl Fn(&RotateProgress) -> String,
+) -> Result<RotateProgress, Failure> {
+    let mut printed = String::new();
+    let mut written = Ok(());
+    let last = control.follow(request, wait, |progress| {
+        let line = step(progress);
+        if line != printed && written.is_ok() {
+            written = writeln!(out, "{line}").and_then(|()| out.flush());
+            printed = line;
+        }
+    })?;
+    written?;
+    Ok(last)
 }
 
 /// What there is to say now, in one line.
@@ -65,6 +79,16 @@ fn step(progress: &RotateProgress) -> String {
     }
 }
 
+/// `2 of 3 nodes: a, b; missing: c`, or `all 2 nodes: a, b`.
+pub(super) fn of_nodes(have: &[String], missing: &[String]) -> String {
+    let all = have.len() + missing.len();
+    if missing.is_empty() {
+        return format!("{}: {}", everyone(all), names(have));
+    }
+    let whose = if have.is_empty() { String::new() } else { format!(": {}", names(have)) };
+    format!("{} of {}{whose}; missing: {}", have.len(), counted(all, "node"), names(missing))
+}
+
 fn everyone(nodes: usize) -> String {
     match nodes {
         1 => "the only node".to_owned(),
@@ -72,7 +96,7 @@ fn everyone(nodes: usize) -> String {
     }
 }
 
-fn names(names: &[String]) -> String {
+pub(super) fn names(names: &[String]) -> String {
     names.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", ")
 }
 

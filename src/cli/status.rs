@@ -13,7 +13,7 @@ use super::control::{Control, ControlError};
 use super::table::{counted, plain, relative, span, table};
 use super::{Failure, SocketArg};
 use crate::clock::SystemClock;
-use crate::status::{BrokerStatus, FarmStatus, KeyStatus, NodeStatus, RingStatus};
+use crate::status::{BrokerStatus, FarmStatus, KeyStatus, NodeStatus, RingStatus, SecretStep, SecretsStatus};
 
 /// The arguments of `resumed status`.
 #[derive(Args, Clone, Debug)]
@@ -99,7 +99,7 @@ pub fn out_of_step(status: &FarmStatus) -> Option<String> {
 /// The farm as tables, with times as seen at `now` (UTC milliseconds). Ends with a newline.
 #[must_use]
 pub fn render(status: &FarmStatus, now: u64) -> String {
-    let FarmStatus { farm, pod, asked, leader, nodes, ring, broker, warnings } = status;
+    let FarmStatus { farm, pod, asked, leader, nodes, secrets, ring, broker, warnings } = status;
     let leads = match leader {
         Some(leader) => format!("led by {}", plain(leader)),
         None => "without a leader".to_owned(),
@@ -116,6 +116,9 @@ pub fn render(status: &FarmStatus, now: u64) -> String {
     line(nodes_table(nodes, leader.as_deref()));
     if let Some(secrets) = common_secrets(nodes) {
         line(format!("Every node opens what is sealed with {secrets}."));
+    }
+    if let Some(step) = secret_step(secrets) {
+        line(step);
     }
     line(format!("\n{} in the ring of {}, {}", counted(ring.keys.len(), "key"), plain(asked), ring_line(ring)));
     if !ring.keys.is_empty() {
@@ -169,6 +172,31 @@ fn common_secrets(nodes: &[NodeStatus]) -> Option<String> {
     are_same.then(|| format!("the farm secret{plural} {}", secrets(first)))
 }
 
+/// Where the rotation of the farm secret stands and when its next step is safe, if one is under way.
+fn secret_step(secrets: &SecretsStatus) -> Option<String> {
+    let SecretsStatus { sealing, next_step, other, safe, waiting_for } = secrets;
+    let other = other.as_deref().map(plain)?;
+    let next = match next_step {
+        SecretStep::Unknown => return None,
+        SecretStep::Add => format!("the end of {other}"),
+        SecretStep::SealFirst => format!("put {other} first in secret.files"),
+        SecretStep::Remove => format!("remove {other} from secret.files"),
+        SecretStep::SealFirstOrRemove => {
+            format!("put {other} first in secret.files if it is the new one, or remove it if it is the old one")
+        }
+    };
+    let sealing = sealing.iter().map(|id| plain(id)).collect::<Vec<_>>().join(" and ");
+    let when = match (safe, waiting_for.len()) {
+        (true, _) => "safe now, on every node, each with a SIGHUP".to_owned(),
+        (false, 0) => "not safe yet".to_owned(),
+        (false, _) => {
+            let names = waiting_for.iter().map(|name| plain(name)).collect::<Vec<_>>();
+            format!("NOT SAFE yet, waiting for {}", names.join(", "))
+        }
+    };
+    Some(format!("Rotating the farm secret: nodes seal with {sealing}. Next: {next}; {when}."))
+}
+
 fn secrets(node: &NodeStatus) -> String {
     node.secret_ids.iter().map(|id| plain(id)).collect::<Vec<_>>().join(" ")
 }
@@ -199,7 +227,9 @@ fn offset(ms: i64) -> String {
 }
 
 fn ring_line(ring: &RingStatus) -> String {
-    format!("fingerprint {}, floor {}", plain(&ring.fingerprint), ring.floor)
+    let flushed =
+        if ring.sessions_from == 0 { String::new() } else { format!(", sessions from {}", ring.sessions_from) };
+    format!("fingerprint {}, floor {}{flushed}", plain(&ring.fingerprint), ring.floor)
 }
 
 fn ring_table(keys: &[KeyStatus], now: u64) -> String {
@@ -260,9 +290,11 @@ mod tests {
             asked: "a".into(),
             leader: Some("b".into()),
             nodes,
+            secrets: SecretsStatus { sealing: vec!["00112233445566ff".into()], safe: true, ..SecretsStatus::default() },
             ring: RingStatus {
                 fingerprint: "8899aabbccddeeff".into(),
                 floor: 3,
+                sessions_from: 0,
                 keys: vec![key("01020304", "next", NOW + 5 * HOUR), key("a1b2c3d4", "active", NOW - 3 * HOUR)],
             },
             broker: BrokerStatus { connected: true, uri: "amqp://resumed:***@192.0.2.9/".into() },
@@ -335,6 +367,31 @@ Every node opens what is sealed with the farm secret 00112233445566ff.
     }
 
     #[test]
+    fn a_rotation_of_the_farm_secret_says_what_comes_next_and_whether_it_is_safe() {
+        let secrets = SecretsStatus {
+            sealing: vec!["00112233445566ff".into()],
+            next_step: SecretStep::SealFirst,
+            other: Some("ffeeddccbbaa9988".into()),
+            safe: false,
+            waiting_for: vec!["b".into(), "c".into()],
+        };
+        let shown = |secrets: SecretsStatus| {
+            let text = render(&FarmStatus { secrets, ..farm(vec![node("a", true)]) }, NOW);
+            text.lines().find(|line| line.starts_with("Rotating")).map(str::to_owned)
+        };
+        let begins = "Rotating the farm secret: nodes seal with 00112233445566ff. Next: ";
+        assert_eq!(
+            shown(secrets.clone()),
+            Some(format!("{begins}put ffeeddccbbaa9988 first in secret.files; NOT SAFE yet, waiting for b, c."))
+        );
+        let safe =
+            SecretsStatus { next_step: SecretStep::Remove, safe: true, waiting_for: Vec::new(), ..secrets.clone() };
+        let next = "remove ffeeddccbbaa9988 from secret.files; safe now, on every node, each with a SIGHUP.";
+        assert_eq!(shown(safe), Some(format!("{begins}{next}")));
+        assert_eq!(shown(SecretsStatus { next_step: SecretStep::Add, other: None, ..secrets }), None);
+    }
+
+    #[test]
     fn json_has_the_keys_that_scripts_rely_on() {
         let mut out = Vec::new();
         print(&farm(vec![node("a", true)]), true, &mut out).unwrap();
@@ -345,10 +402,12 @@ Every node opens what is sealed with the farm secret 00112233445566ff.
             keys.sort();
             keys
         };
-        assert_eq!(keys(&json), sorted("farm pod asked leader nodes ring broker warnings"));
+        assert_eq!(keys(&json), sorted("farm pod asked leader nodes secrets ring broker warnings"));
         let node = "name boot_id pod version last_report_ms in_step clock_offset_ms sessions proxies secret_ids";
         assert_eq!(keys(&json["nodes"][0]), sorted(node));
-        assert_eq!(keys(&json["ring"]), sorted("fingerprint floor keys"));
+        assert_eq!(keys(&json["secrets"]), sorted("sealing next_step other safe waiting_for"));
+        assert_eq!(json["secrets"]["next_step"], "unknown");
+        assert_eq!(keys(&json["ring"]), sorted("fingerprint floor sessions_from keys"));
         let key = "name_prefix generation state seal_from seal_until open_until";
         assert_eq!(keys(&json["ring"]["keys"][0]), sorted(key));
         assert_eq!(keys(&json["broker"]), sorted("connected uri"));

@@ -19,8 +19,9 @@ use super::lease::Lease;
 use super::random::random;
 use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
+use super::secret_steps::SecretHistory;
 use super::session_plane::SessionLink;
-use super::view::NodeView;
+use super::view::{NodeView, hex};
 use crate::bus::backoff::Backoff;
 use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Source};
 use crate::clock::{Now, SystemClock};
@@ -71,6 +72,8 @@ pub struct Driver<B: Bus> {
     pub identity: Identity,
     /// The farm secrets, replaced on SIGHUP.
     pub secrets: watch::Receiver<Arc<Secrets>>,
+    /// Which farm secrets this node has had.
+    pub secret_history: SecretHistory,
     /// Opens what arrives on the key plane.
     pub opener: Opener,
     /// This host's clocks.
@@ -91,6 +94,8 @@ pub struct Driver<B: Bus> {
     pub health: watch::Sender<Health>,
     /// The link that the session plane uses.
     pub session_link: watch::Sender<Option<SessionLink<B::Link>>>,
+    /// The ring's session floor, UTC milliseconds.
+    pub sessions_from: watch::Sender<u64>,
     /// Keeps bad messages from flooding the log.
     pub quiet: Quiet,
     /// Ends the driver, with a farewell.
@@ -138,6 +143,7 @@ impl<B: Bus> Driver<B> {
         let mut replies: HashMap<u64, oneshot::Sender<Reply>> = HashMap::new();
         let mut next_ask = u64::from_le_bytes(random());
         self.local.mark_changed();
+        self.secret_history.note(self.secrets.borrow().ids().map(|id| hex(&id)).collect());
         self.publish_timetable();
         let mut due = self.due(self.clock.now());
         loop {
@@ -151,6 +157,7 @@ impl<B: Bus> Driver<B> {
                 }
                 Happened::Secrets => {
                     let secrets = Arc::clone(&self.secrets.borrow_and_update());
+                    self.secret_history.note(secrets.ids().map(|id| hex(&id)).collect());
                     self.opener.set_secrets(secrets);
                     Event::Wake
                 }
@@ -326,6 +333,10 @@ impl<B: Bus> Driver<B> {
     /// Counts and logs what the machine noticed. Others can cause some of it as often as they like.
     fn record(&mut self, note: &Note) {
         let (what, reason) = match note {
+            Note::Revoked { .. } => {
+                warn!("{note}");
+                return;
+            }
             Note::Minted { .. } | Note::Leads | Note::StepsDown(_) | Note::ActsAlone | Note::Follows(_) => {
                 info!("{note}");
                 return;
@@ -356,7 +367,10 @@ impl<B: Bus> Driver<B> {
     }
 
     fn publish_timetable(&self) {
-        self.timetable.send_replace(Arc::new(self.farm.held().timetable(self.clock.now())));
+        let held = self.farm.held();
+        self.timetable.send_replace(Arc::new(held.timetable(self.clock.now())));
+        let sessions_from = held.ring().sessions_from();
+        self.sessions_from.send_if_modified(|last| std::mem::replace(last, sessions_from) != sessions_from);
     }
 
     fn save_ring(&mut self) {
@@ -384,7 +398,8 @@ impl<B: Bus> Driver<B> {
             Connection::Up(up) => BrokerStatus { connected: true, uri: up.link.peer().to_owned() },
             Connection::Connecting(_) => BrokerStatus::default(),
         };
-        let view = NodeView::of(&self.farm, broker, now);
+        let secret_history = self.secret_history.clone();
+        let view = NodeView { secret_history, ..NodeView::of(&self.farm, broker, now) };
         gauges::show(&view, self.view.borrow().active_generation(), now);
         let alive_until = now.mono + ALIVE_FOR_MS;
         self.health.send_replace(Health { ring: view.active_generation().is_some(), alive_until });

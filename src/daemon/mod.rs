@@ -14,6 +14,7 @@ mod random;
 pub mod ring_file;
 pub mod run;
 mod sealing;
+pub mod secret_steps;
 pub mod session_plane;
 pub mod unix_socket;
 pub mod view;

@@ -15,7 +15,8 @@ use super::operator::Operator;
 use super::random::{fill, random};
 use super::ring_file::RingFile;
 use super::sealing::Identity;
-use super::session_plane::{SessionPlane, sweep};
+use super::secret_steps::SecretHistory;
+use super::session_plane::{SessionPlane, flush, sweep};
 use super::view::NodeView;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
@@ -102,6 +103,7 @@ impl Node {
         let (view_sender, view) = watch::channel(NodeView::default());
         let (local_sender, local) = watch::channel(LocalState::default());
         let (link_sender, link) = watch::channel(None);
+        let (sessions_from_sender, sessions_from) = watch::channel(farm.held().ring().sessions_from());
         let (question_sender, questions) = mpsc::channel(64);
 
         let proxies = Arc::new(ProxyPlane {
@@ -126,6 +128,7 @@ impl Node {
             spec: LinkSpec { names: names.clone(), node: settings.name.clone(), sessions: settings.replicate },
             identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
             secrets: secrets.clone(),
+            secret_history: SecretHistory::default(),
             opener: opener(),
             clock,
             ring_file,
@@ -136,6 +139,7 @@ impl Node {
             view: view_sender,
             health: health_sender,
             session_link: link_sender,
+            sessions_from: sessions_from_sender,
             quiet: Quiet::default(),
             stop: stop.clone(),
         };
@@ -153,10 +157,12 @@ impl Node {
         publisher.spawn(Arc::clone(&sessions).publish());
         publisher.close();
         tasks.spawn(sessions.consume(opener()));
+        tasks.spawn(flush(Arc::clone(&proxies), sessions_from, stop.clone()));
         tasks.spawn(sweep(Arc::clone(&proxies), clock, stop.clone()));
         tasks.spawn(watch_local(Arc::clone(&proxies), secrets, local_sender, stop.clone()));
         tasks.close();
-        let operator = Operator::new(settings.farm, settings.pod, question_sender, view.clone());
+        let operator =
+            Operator::new((settings.farm, settings.pod), settings.keys.max_clock_offset, question_sender, view.clone());
         Self { proxies, view, operator, health, stop_sessions, publisher, stop, tasks }
     }
 

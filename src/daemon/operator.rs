@@ -1,4 +1,4 @@
-//! What operators ask of a node: the state of the whole farm, and a rotation.
+//! What operators ask of a node: the state of the whole farm, a rotation, a revocation.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,13 +7,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::driver::Question;
+use super::secret_steps::{refusals, secrets_status};
 use super::view::{NodeView, node_status};
-use crate::clock::millis;
+use crate::clock::{SystemClock, millis};
 use crate::farm::{Ask, Reply};
 use crate::proto;
-use crate::status::{FarmStatus, NodeStatus};
+use crate::status::{FarmStatus, NodeStatus, SecretsStatus};
 
-/// How often a rotation looks who has the key.
+/// How often a rotation or a revocation looks who has confirmed it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Asks the farm through one node. Clones share the node.
@@ -21,42 +22,66 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub struct Operator {
     farm: String,
     pod: String,
+    max_clock_offset: Duration,
     questions: mpsc::Sender<Question>,
     view: watch::Receiver<NodeView>,
 }
 
-/// Why a rotation did not happen.
+/// Why a rotation or a revocation did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum RotateError {
     /// Nobody leads, or the leader did not answer.
     #[error("no leader answered: is the broker reachable, and may any node lead (keys.can_lead)?")]
     NoLeader,
+    /// The same for a revocation, which can be had without a leader.
+    #[error(
+        "no leader answered, and nothing was revoked that is known here; `resumed revoke --local` revokes on this host alone, and the rest follows when it is reached"
+    )]
+    NobodyToRevoke,
     /// The leader is of another release.
     #[error("the leader {0} cannot do this: is it of an older release?")]
     Refused(String),
 }
 
-/// How far a rotation has come.
+/// How far a rotation or a revocation has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rotation {
     /// The generation of the new key.
     pub generation: u64,
     /// Whether another rotation was under way already; its key is the new one.
     pub pending: bool,
-    /// Nodes that hold the key.
+    /// Nodes that have confirmed it.
     pub have: BTreeSet<String>,
-    /// Nodes that do not, yet.
+    /// Nodes that have not, yet.
     pub missing: BTreeSet<String>,
+}
+
+/// What a node must report to have confirmed a change.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    /// The key of this generation, or a later one.
+    Key(u64),
+    /// This floor and this session floor, or higher ones.
+    Floors(u64, u64),
+}
+
+impl Wanted {
+    fn is_confirmed_by(self, member: &proto::Member) -> bool {
+        match self {
+            Self::Key(generation) => member.highest_generation >= generation,
+            Self::Floors(floor, sessions_from) => member.floor >= floor && member.sessions_from >= sessions_from,
+        }
+    }
 }
 
 impl Operator {
     pub(super) fn new(
-        farm: String,
-        pod: String,
+        (farm, pod): (String, String),
+        max_clock_offset: Duration,
         questions: mpsc::Sender<Question>,
         view: watch::Receiver<NodeView>,
     ) -> Self {
-        Self { farm, pod, questions, view }
+        Self { farm, pod, max_clock_offset, questions, view }
     }
 
     async fn ask(&self, ask: Ask) -> Reply {
@@ -81,11 +106,17 @@ impl Operator {
             asked: view.own.name.clone(),
             leader,
             nodes,
+            secrets: SecretsStatus::default(),
             ring: view.ring,
             broker: view.broker,
             warnings: Vec::new(),
         };
-        status.warnings = warnings(&status);
+        // One node's view of its own secrets says nothing of the others'.
+        if status.leader.is_some() {
+            status.secrets = secrets_status(&status.nodes, &view.secret_history);
+        }
+        status.warnings = warnings(&status, SystemClock::start().now().wall);
+        status.warnings.extend(wrong_clocks(&status, &view.skewed, millis(self.max_clock_offset)));
         status
     }
 
@@ -97,53 +128,134 @@ impl Operator {
     pub async fn rotate(
         &self,
         wait: Duration,
-        mut progress: impl FnMut(&Rotation) + Send,
+        progress: impl FnMut(&Rotation) + Send,
     ) -> Result<Rotation, RotateError> {
         let give_up = Instant::now() + wait;
-        let (generation, pending) = match self.ask(Ask::Rotate).await {
-            Reply::Rotating { generation, pending } => (generation, pending),
-            Reply::Refused { leader } => return Err(RotateError::Refused(leader)),
-            Reply::Members { .. } | Reply::NoLeader => return Err(RotateError::NoLeader),
-        };
+        match self.ask(Ask::Rotate).await {
+            Reply::Rotating { generation, pending } => {
+                Ok(self.follow((generation, pending), Wanted::Key(generation), give_up, progress).await)
+            }
+            Reply::Refused { leader } => Err(RotateError::Refused(leader)),
+            Reply::Revoked { .. } | Reply::Members { .. } | Reply::NoLeader => Err(RotateError::NoLeader),
+        }
+    }
+
+    /// Puts every ticket key but a new one out of use through the leader, flushes the sessions if that is asked, and waits
+    /// until every node has confirmed it, or `wait` is over. `progress` sees every change on the way.
+    ///
+    /// # Errors
+    /// If no leader took the request.
+    pub async fn revoke(
+        &self,
+        flush_sessions: bool,
+        wait: Duration,
+        progress: impl FnMut(&Rotation) + Send,
+    ) -> Result<Rotation, RotateError> {
+        let give_up = Instant::now() + wait;
+        match self.ask(Ask::Revoke { flush_sessions }).await {
+            Reply::Revoked { floor, sessions_from } => {
+                Ok(self.follow((floor, false), Wanted::Floors(floor, sessions_from), give_up, progress).await)
+            }
+            Reply::Refused { leader } => Err(RotateError::Refused(leader)),
+            Reply::Rotating { .. } | Reply::Members { .. } | Reply::NoLeader => Err(RotateError::NobodyToRevoke),
+        }
+    }
+
+    /// The same in this node's own ring, without a leader. Other nodes follow when the ring reaches them.
+    ///
+    /// # Errors
+    /// If the node is stopping.
+    pub async fn revoke_local(&self, flush_sessions: bool) -> Result<Rotation, RotateError> {
+        match self.ask(Ask::RevokeLocal { flush_sessions }).await {
+            Reply::Revoked { floor, .. } => {
+                let have = BTreeSet::from([self.view.borrow().own.name.clone()]);
+                Ok(Rotation { generation: floor, pending: false, have, missing: BTreeSet::new() })
+            }
+            _ => Err(RotateError::NoLeader),
+        }
+    }
+
+    /// Watches the member table until every node confirms, or the time is over.
+    async fn follow(
+        &self,
+        (generation, pending): (u64, bool),
+        wanted: Wanted,
+        give_up: Instant,
+        mut progress: impl FnMut(&Rotation) + Send,
+    ) -> Rotation {
         let own = self.view.borrow().own.name.clone();
         let missing = BTreeSet::from([own]);
         let mut rotation = Rotation { generation, pending, have: BTreeSet::new(), missing };
         loop {
             if let Reply::Members { members, .. } = self.ask(Ask::Status).await {
-                let (have, missing) = holders(&members, generation);
+                let (have, missing) = holders(&members, wanted);
                 if (&have, &missing) != (&rotation.have, &rotation.missing) {
                     (rotation.have, rotation.missing) = (have, missing);
                     progress(&rotation);
                 }
             }
             if rotation.missing.is_empty() || Instant::now() >= give_up {
-                return Ok(rotation);
+                return rotation;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 }
 
-fn holders(members: &[proto::Member], generation: u64) -> (BTreeSet<String>, BTreeSet<String>) {
-    let (have, missing): (Vec<_>, Vec<_>) = members.iter().partition(|member| member.highest_generation >= generation);
+fn holders(members: &[proto::Member], wanted: Wanted) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (have, missing): (Vec<_>, Vec<_>) = members.iter().partition(|member| wanted.is_confirmed_by(member));
     let names = |members: Vec<&proto::Member>| members.into_iter().map(|member| member.name.clone()).collect();
     (names(have), names(missing))
 }
 
-/// What in `status` an operator should look at.
-fn warnings(status: &FarmStatus) -> Vec<String> {
+/// What in `status` an operator should look at, at the wall time `now` in UTC milliseconds.
+fn warnings(status: &FarmStatus, now: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     if !status.broker.connected {
         warnings.push("this node is not connected to the broker".to_owned());
     }
     if status.leader.is_none() {
         warnings.push("no leader answered: only this node is shown, and no new key is minted for the farm".to_owned());
+        warnings.push(without_a_leader(status, now));
     }
     for node in status.nodes.iter().filter(|node| !node.in_step) {
         warnings.push(format!("{} is not in step: last report {} ago", node.name, span(node.last_report_ms)));
     }
+    warnings.extend(refusals(&status.nodes));
     warnings.extend(same_names(status));
     warnings.extend(different_certificates(status));
+    warnings
+}
+
+/// What becomes of the ticket keys if nobody leads for long (`keys.max_seal_age`).
+fn without_a_leader(status: &FarmStatus, now: u64) -> String {
+    let last = status.ring.keys.iter().filter(|key| key.state != "expired").map(|key| key.seal_until).max();
+    match last.and_then(|last| last.checked_sub(now)).filter(|left| *left > 0) {
+        Some(left) => format!(
+            "the last ticket key of {} seals for {} more at most (keys.max_seal_age); without a leader until then, every \
+             node seals with a key of its own, and tickets resume only where they were made",
+            status.asked,
+            span(left)
+        ),
+        None => format!("no ticket key of {} may seal", status.asked),
+    }
+}
+
+/// Nodes whose clock is too far from the leader's, or else from the asked node's, to be listened to.
+fn wrong_clocks(status: &FarmStatus, skewed: &[(String, i64)], limit_ms: u64) -> Vec<String> {
+    let clock = |name: &str, offset_ms: i64, whose: &str| {
+        let (size, side) = (span(offset_ms.unsigned_abs()), if offset_ms > 0 { "ahead of" } else { "behind" });
+        format!(
+            "the clock of {name} is {size} {side} {whose}: neither acts on what the other sends (node.max_clock_offset)"
+        )
+    };
+    let from_leader = status.nodes.iter().filter(|node| node.clock_offset_ms.unsigned_abs() > limit_ms);
+    let whose = format!("that of the leader, {}", status.leader.as_deref().unwrap_or_default());
+    let mut warnings: Vec<_> = from_leader.map(|node| clock(&node.name, node.clock_offset_ms, &whose)).collect();
+    if status.leader.is_none() {
+        let whose = format!("that of {}, which is asked", status.asked);
+        warnings.extend(skewed.iter().map(|(name, offset_ms)| clock(name, *offset_ms, &whose)));
+    }
     warnings
 }
 
@@ -176,10 +288,15 @@ fn different_certificates(status: &FarmStatus) -> Vec<String> {
 }
 
 fn span(ms: u64) -> String {
-    humantime::format_duration(Duration::from_millis(if ms > 10_000 { ms - ms % 1000 } else { ms })).to_string()
+    let ms = match ms {
+        600_000.. => ms - ms % 60_000,
+        10_001.. => ms - ms % 1000,
+        _ => ms,
+    };
+    humantime::format_duration(Duration::from_millis(ms)).to_string()
 }
 
-/// A rotation as the control socket reports it.
+/// A rotation or a revocation as the control socket reports it.
 #[must_use]
 pub fn rotate_progress(rotation: &Rotation, done: bool) -> proto::local::RotateProgress {
     proto::local::RotateProgress {
@@ -191,10 +308,10 @@ pub fn rotate_progress(rotation: &Rotation, done: bool) -> proto::local::RotateP
     }
 }
 
-/// How long `rotate` waits if the request does not say.
+/// How long `rotate` and `revoke` wait: as the request says, or ten seconds.
 #[must_use]
-pub fn rotate_wait(command: &proto::local::RotateCommand) -> Duration {
-    Duration::from_millis(if command.wait_ms == 0 { millis(Duration::from_secs(10)) } else { command.wait_ms })
+pub fn wait_of(wait_ms: u64) -> Duration {
+    Duration::from_millis(if wait_ms == 0 { millis(Duration::from_secs(10)) } else { wait_ms })
 }
 
 #[cfg(test)]
@@ -214,19 +331,19 @@ mod tests {
 
     #[test]
     fn a_healthy_farm_has_no_warnings() {
-        assert_eq!(warnings(&farm(vec![node("a", "01"), node("b", "01")])), Vec::<String>::new());
+        assert_eq!(warnings(&farm(vec![node("a", "01"), node("b", "01")]), 0), Vec::<String>::new());
     }
 
     #[test]
     fn hosts_whose_certificates_differ_are_named() {
-        let found = warnings(&farm(vec![node("a", "01"), node("b", "02"), node("c", "01"), node("d", "")]));
+        let found = warnings(&farm(vec![node("a", "01"), node("b", "02"), node("c", "01"), node("d", "")]), 0);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("a, c (01); b (02)"), "{}", found[0]);
     }
 
     #[test]
     fn a_name_used_twice_is_named_once() {
-        let found = warnings(&farm(vec![node("a", "01"), node("a", "01"), node("a", "01")]));
+        let found = warnings(&farm(vec![node("a", "01"), node("a", "01"), node("a", "01")]), 0);
         assert_eq!(found, ["two running nodes call themselves a: set node.name"]);
     }
 
@@ -237,7 +354,55 @@ mod tests {
             highest_generation,
             ..proto::Member::default()
         };
-        let (have, missing) = holders(&[member("a", 7), member("b", 8), member("c", 6)], 7);
+        let (have, missing) = holders(&[member("a", 7), member("b", 8), member("c", 6)], Wanted::Key(7));
         assert_eq!((have.len(), missing), (2, BTreeSet::from(["c".to_owned()])));
+    }
+
+    #[test]
+    fn a_revocation_is_confirmed_by_floors_and_not_by_a_newer_key() {
+        let member = |name: &str, floor, sessions_from| proto::Member {
+            name: name.into(),
+            highest_generation: 99,
+            floor,
+            sessions_from,
+            ..proto::Member::default()
+        };
+        let members = [member("a", 7, 5), member("b", 8, 6), member("c", 0, 9), member("d", 7, 4)];
+        let (_, missing) = holders(&members, Wanted::Floors(7, 5));
+        assert_eq!(missing, BTreeSet::from(["c".to_owned(), "d".to_owned()]));
+        let (_, missing) = holders(&members, Wanted::Floors(7, 0));
+        assert_eq!(missing, BTreeSet::from(["c".to_owned()]), "where no sessions were to be flushed");
+    }
+
+    #[test]
+    fn a_wrong_clock_is_named_with_what_it_is_wrong_by() {
+        let mut status = farm(vec![node("a", ""), node("b", ""), node("c", ""), node("d", "")]);
+        (status.nodes[1].clock_offset_ms, status.nodes[2].clock_offset_ms) = (-3_600_400, 400_000);
+        status.nodes[3].clock_offset_ms = 300_000;
+        let skewed = [("e".to_owned(), 360_000)];
+        let found = wrong_clocks(&status, &skewed, 300_000);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("the clock of b is 1h behind that of the leader, a: "), "{}", found[0]);
+        assert!(found[1].starts_with("the clock of c is 6m 40s ahead of that of the leader, a: "), "{}", found[1]);
+        // The one with the wrong clock hears no leader, and sees that everybody else's differs from its own.
+        let alone = FarmStatus { leader: None, asked: "b".into(), nodes: vec![node("b", "")], ..status };
+        let found = wrong_clocks(&alone, &skewed, 300_000);
+        assert!(found[0].starts_with("the clock of e is 6m ahead of that of b, which is asked: "), "{found:?}");
+    }
+
+    #[test]
+    fn without_a_leader_it_is_said_how_long_the_keys_last() {
+        let key = |state: &str, seal_until| crate::status::KeyStatus {
+            state: state.into(),
+            seal_until,
+            ..crate::status::KeyStatus::default()
+        };
+        let mut status = FarmStatus { leader: None, asked: "b".into(), ..farm(vec![node("b", "")]) };
+        status.ring.keys = vec![key("next", 8_400_000), key("active", 5_000_000), key("expired", 90_000_000)];
+        let found = warnings(&status, 1_200_000);
+        assert!(found[1].starts_with("the last ticket key of b seals for 2h more at most"), "{found:?}");
+        assert_eq!(warnings(&status, 8_400_000)[1], "no ticket key of b may seal");
+        status.leader = Some("a".into());
+        assert_eq!(warnings(&status, 1_200_000), Vec::<String>::new());
     }
 }

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::control::{ControlCall, ControlSocket};
 use super::http::{HttpError, HttpServer};
 use super::node::{Node, NodeSettings};
-use super::operator::{Operator, Rotation, rotate_progress, rotate_wait};
+use super::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
 use super::unix_socket::SocketError;
 use crate::bus::in_process::{Hub, InProcess};
 use crate::bus::rabbitmq::{RabbitMq, RabbitMqSettings};
@@ -161,20 +161,25 @@ async fn answer_calls(
 
 async fn answer(call: ControlCall, operator: Operator) {
     let reply = |kind| ControlReply { kind: Some(kind) };
+    // An asker who has gone away, or is slow, does not hold up the change.
+    let progress = |rotation: &Rotation| {
+        let _gone = call.replies.try_send(reply(control_reply::Kind::Rotate(rotate_progress(rotation, false))));
+    };
+    let done = |outcome: Result<Rotation, RotateError>| match outcome {
+        Ok(rotation) => control_reply::Kind::Rotate(rotate_progress(&rotation, true)),
+        Err(error) => control_reply::Kind::Error(error.to_string()),
+    };
     let last = match call.request {
         control_request::Kind::Status(_) => match serde_json::to_vec(&operator.status().await) {
             Ok(json) => control_reply::Kind::StatusJson(json),
             Err(error) => control_reply::Kind::Error(error.to_string()),
         },
-        control_request::Kind::Rotate(command) => {
-            // An asker who has gone away, or is slow, does not hold up the rotation.
-            let progress = |rotation: &Rotation| {
-                let _gone = call.replies.try_send(reply(control_reply::Kind::Rotate(rotate_progress(rotation, false))));
-            };
-            match operator.rotate(rotate_wait(&command), progress).await {
-                Ok(rotation) => control_reply::Kind::Rotate(rotate_progress(&rotation, true)),
-                Err(error) => control_reply::Kind::Error(error.to_string()),
-            }
+        control_request::Kind::Rotate(command) => done(operator.rotate(wait_of(command.wait_ms), progress).await),
+        control_request::Kind::Revoke(command) if command.local => {
+            done(operator.revoke_local(command.flush_sessions).await)
+        }
+        control_request::Kind::Revoke(command) => {
+            done(operator.revoke(command.flush_sessions, wait_of(command.wait_ms), progress).await)
         }
     };
     let _gone = call.replies.send(reply(last)).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::sealing::Sealing;
 use crate::bus::{Link, LinkEvent, Names};
@@ -21,7 +21,7 @@ use crate::quiet::Quiet;
 const DRAIN_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// Entries of a batch that are dropped for these reasons are nobody's fault, and not worth a line.
-const ORDINARY: [&str; 3] = ["duplicate", "tombstone", "removal_kept"];
+const ORDINARY: [&str; 4] = ["duplicate", "tombstone", "removal_kept", "flushed"];
 
 /// What the session plane uses of a link. Clones share it; the newest one wins.
 pub struct SessionLink<L: Link> {
@@ -191,6 +191,32 @@ impl<L: Link> SessionPlane<L> {
         if !applied.inserted.is_empty() {
             // Without a proxy connected nobody listens: the cache refills it when it comes.
             let _listeners = self.proxies.from_farm.send(Arc::new(applied.inserted));
+        }
+    }
+}
+
+/// Follows the ring's session floor until `stop`: when it rises, the older sessions leave the cache, and the proxies are told to
+/// forget them.
+pub async fn flush(proxies: Arc<ProxyPlane>, mut floor: watch::Receiver<u64>, stop: CancellationToken) {
+    loop {
+        let sessions_from = *floor.borrow_and_update();
+        let plane = Arc::clone(&proxies);
+        let flushing = tokio::task::spawn_blocking(move || {
+            plane.store.flush(sessions_from, |removals| {
+                // Without a proxy connected nobody listens, and its plugin is told of the floor when it comes.
+                let _listeners = plane.from_farm.send(Arc::new(removals));
+            })
+        });
+        match flushing.await {
+            Ok(0) => {}
+            Ok(sessions) => info!(sessions, sessions_from, "flushed the sessions from before the session floor"),
+            Err(error) => warn!(%error, "flushing the session cache failed"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = floor.changed() => if changed.is_err() {
+                return;
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a node shows of itself: to `status`, to `/healthz`, and to tests.
 
+use super::secret_steps::SecretHistory;
 use crate::clock::Now;
 use crate::farm::Farm;
 use crate::proto;
@@ -24,6 +25,10 @@ pub struct NodeView {
     pub broker: BrokerStatus,
     /// This node as a member table would show it.
     pub own: NodeStatus,
+    /// Nodes whose clock is too far off to be listened to, each with its clock minus this node's in milliseconds.
+    pub skewed: Vec<(String, i64)>,
+    /// This node's farm secrets since its start.
+    pub secret_history: SecretHistory,
 }
 
 impl NodeView {
@@ -40,6 +45,8 @@ impl NodeView {
             ring: ring_status(farm, now),
             broker,
             own: node_status(farm.own_member()),
+            skewed: farm.skewed_nodes().map(|(name, offset)| (name.to_owned(), offset)).collect(),
+            secret_history: SecretHistory::default(),
         }
     }
 
@@ -83,7 +90,12 @@ fn ring_status(farm: &Farm, now: Now) -> RingStatus {
         seal_until: key.seal_until,
         open_until: ring.open_until(&key.name).unwrap_or(key.seal_until),
     });
-    RingStatus { fingerprint: hex(&ring.fingerprint(now.wall)), floor: ring.floor(), keys: keys.collect() }
+    RingStatus {
+        fingerprint: hex(&ring.fingerprint(now.wall)),
+        floor: ring.floor(),
+        sessions_from: ring.sessions_from(),
+        keys: keys.collect(),
+    }
 }
 
 /// Lower-case hex digits.

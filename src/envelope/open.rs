@@ -343,7 +343,7 @@ mod tests {
     fn keys_leave_no_copy_in_the_buffer_that_brought_them() {
         let mut key = proto::TicketKey::default();
         (key.name, key.hmac) = (vec![1; 16], vec![0xa5; 32]);
-        let ring = proto::Ring { floor: 0, keys: vec![key] };
+        let ring = proto::Ring { floor: 0, keys: vec![key], ..Default::default() };
         let announcement = proto::Announcement { ring: Some(ring), ..Default::default() };
         let kind = Some(proto::payload::Kind::Announcement(announcement));
         let payload = proto::Payload { kind, ..farewell(NOW.wall) };

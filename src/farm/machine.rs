@@ -201,6 +201,13 @@ pub enum Note {
         /// Why: `scheduled`, `first`, `requested`, or `alone`.
         reason: &'static str,
     },
+    /// All keys but a new one were put out of use here, on an operator's request.
+    Revoked {
+        /// The new key's generation, and the ring's floor.
+        generation: u64,
+        /// Whether the session-ID sessions are flushed, too.
+        flush_sessions: bool,
+    },
     /// A key, or a floor, of a node was not taken over.
     BadKey {
         /// Who sent it; this node itself for keys that went bad in its own ring.
@@ -244,6 +251,10 @@ impl fmt::Display for Note {
             Self::ActsAlone => write!(f, "no leader was heard for long: announcing without the lease"),
             Self::Follows(leader) => write!(f, "following {leader}"),
             Self::Minted { generation, reason } => write!(f, "minted ticket key {generation} ({reason})"),
+            Self::Revoked { generation, flush_sessions } => {
+                let sessions = if *flush_sessions { " and flushed the sessions" } else { "" };
+                write!(f, "revoked every ticket key below {generation}{sessions}")
+            }
             Self::BadKey { node, reason } => write!(f, "skipped a ticket key of {node}: {reason}"),
             Self::Refused { node, reason } => write!(f, "refused a message of {node}: {reason}"),
             Self::KeyConflict { node } => write!(f, "{node} sent another key under a known name; kept the higher"),
@@ -286,7 +297,17 @@ pub struct Farm {
     /// When the machine last took in an event.
     turned_at: u64,
     asks: HashMap<u64, Pending>,
+    /// The last revocation requested here: by which request, and what it was answered with.
+    revoked: Option<(u64, Revocation)>,
     out: Vec<Action>,
+}
+
+/// What a revocation set.
+#[derive(Clone, Copy, Debug)]
+struct Revocation {
+    floor: u64,
+    /// 0: no sessions were flushed.
+    sessions_from: u64,
 }
 
 #[derive(Debug)]
@@ -365,6 +386,7 @@ impl Farm {
             blocked: false,
             turned_at: now.mono,
             asks: HashMap::new(),
+            revoked: None,
             out: Vec::new(),
         }
     }
@@ -491,7 +513,17 @@ impl Farm {
             secret_ids: self.local.secret_ids.clone(),
             leader: self.is_leader(),
             highest_generation: self.held.ring().highest_generation(),
+            floor: self.held.ring().floor(),
+            sessions_from: self.held.ring().sessions_from(),
         }
+    }
+
+    /// Nodes whose clock is too far from this node's to be listened to, each with its clock minus ours in milliseconds. A
+    /// node that hears no leader sees here whether a clock, maybe its own, is why.
+    pub fn skewed_nodes(&self) -> impl Iterator<Item = (&str, i64)> {
+        let limit = millis(self.settings.keys.max_clock_offset);
+        let offsets = self.members.iter().map(|member| (member.name.as_str(), member.clock_offset_ms()));
+        offsets.filter(move |(_, offset)| offset.unsigned_abs() > limit)
     }
 
     // Links and the lease.
@@ -660,6 +692,10 @@ impl Farm {
         self.leader_heard_at = now.mono;
         self.silent_since = now.mono;
         self.lease.act_at = None;
+        if matches!(self.role, Role::Follower) {
+            // A follower notes only nodes whose clock is too far off: this one's is not, any more.
+            self.members.left(&from.node, from.boot_id);
+        }
         let first = self.link.as_mut().is_some_and(|link| std::mem::take(&mut link.first));
         let differs = self.held.ring().fingerprint(announcement.as_of) != fingerprint;
         match self.role {
@@ -775,14 +811,21 @@ impl Farm {
     // Requests of operators.
 
     fn ask(&mut self, id: u64, ask: Ask, now: Now) {
-        if self.is_leader() && !(ask == Ask::Status && self.gathers(now)) {
+        if let Ask::RevokeLocal { flush_sessions } = ask {
+            let Revocation { floor, sessions_from } = self.revoke(0, flush_sessions, now);
+            // To whoever can be reached.
+            self.report_at = now.mono;
+            self.announce_now(now);
+            self.out.push(Action::Reply { id, reply: Reply::Revoked { floor, sessions_from } });
+        } else if self.is_leader() && !(ask == Ask::Status && self.gathers(now)) {
             let answer = self.decide(ask, self.held.ring().highest_generation(), id, now);
             let leader = self.settings.node.clone();
             self.reply(id, leader, answer);
         } else if self.link.is_none() {
             self.out.push(Action::Reply { id, reply: Reply::NoLeader });
         } else {
-            let pending = Pending { ask, give_up_at: now.mono + ASK_FOR_MS, retry_at: now.mono };
+            let known = self.held.ring().highest_generation();
+            let pending = Pending { ask, known, give_up_at: now.mono + ASK_FOR_MS, retry_at: now.mono };
             self.asks.insert(id, pending);
         }
     }
@@ -794,13 +837,8 @@ impl Farm {
         if matches!(request.kind, Some(proto::request::Kind::Status(_))) && self.gathers(now) {
             return; // likewise: half a table would make missing nodes look like none
         }
-        let answer = match request.kind {
-            Some(proto::request::Kind::Rotate(_)) => {
-                self.decide(Ask::Rotate, request.highest_generation, request.id, now)
-            }
-            Some(proto::request::Kind::Status(_)) => {
-                self.decide(Ask::Status, request.highest_generation, request.id, now)
-            }
+        let answer = match &request.kind {
+            Some(kind) => self.decide(Ask::of(kind), request.highest_generation, request.id, now),
             None => proto::Answer { id: request.id, outcome: proto::Outcome::Refused.into(), ..Default::default() },
         };
         let answer = proto::Answer { leader: self.settings.node.clone(), ..answer };
@@ -838,9 +876,35 @@ impl Farm {
                     proto::Outcome::Done
                 }
             }
+            Ask::Revoke { flush_sessions } => {
+                let earlier = self.revoked.filter(|(request, _)| *request == id).map(|(_, done)| done);
+                if earlier.is_none() && known < self.held.ring().highest_generation() {
+                    answer.ring = Some(self.held.ring().to_proto(now.wall));
+                    proto::Outcome::Stale
+                } else {
+                    // The same request again is one whose answer was lost, and done already.
+                    let done = earlier.unwrap_or_else(|| self.revoke(known, flush_sessions, now));
+                    self.revoked = Some((id, done));
+                    (answer.floor, answer.sessions_from) = (done.floor, done.sessions_from);
+                    self.announce_now(now);
+                    proto::Outcome::Done
+                }
+            }
+            Ask::RevokeLocal { .. } => proto::Outcome::Refused,
         };
         answer.outcome = outcome.into();
         answer
+    }
+
+    /// Puts every key but a new one out of use, those included that somebody who knows the generation `known` holds.
+    fn revoke(&mut self, known: u64, flush_sessions: bool, now: Now) -> Revocation {
+        let mut bytes = Zeroizing::new([0; 80]);
+        (self.random)(bytes.as_mut());
+        let floor = self.held.revoke(KeyMaterial::from_random(&bytes), known, now).generation;
+        let sessions_from = if flush_sessions { self.held.flush_sessions(now) } else { 0 };
+        self.note(Note::Revoked { generation: floor, flush_sessions });
+        self.out.push(Action::RingChanged);
+        Revocation { floor, sessions_from }
     }
 
     fn answer(&mut self, from: &Sender, answer: proto::Answer, now: Now) {
@@ -851,7 +915,9 @@ impl Farm {
             if let Some(ring) = &answer.ring {
                 self.take_over(&from.node, ring, now);
             }
+            let known = self.held.ring().highest_generation();
             if let Some(pending) = self.asks.get_mut(&answer.id) {
+                pending.known = known;
                 pending.retry_at = now.mono;
             }
             return;
@@ -862,6 +928,9 @@ impl Farm {
 
     fn reply(&mut self, id: u64, leader: String, answer: proto::Answer) {
         let reply = match answer.outcome() {
+            proto::Outcome::Done if answer.floor != 0 => {
+                Reply::Revoked { floor: answer.floor, sessions_from: answer.sessions_from }
+            }
             proto::Outcome::Done | proto::Outcome::Pending if answer.generation != 0 => {
                 Reply::Rotating { generation: answer.generation, pending: answer.outcome() == proto::Outcome::Pending }
             }
@@ -880,21 +949,16 @@ impl Farm {
                 over.push(*id);
             } else if now.mono >= pending.retry_at {
                 pending.retry_at = now.mono + ASK_AGAIN_MS;
-                send.push((*id, pending.ask));
+                send.push((*id, pending.ask, pending.known));
             }
         }
         for id in over {
             self.asks.remove(&id);
             self.out.push(Action::Reply { id, reply: Reply::NoLeader });
         }
-        for (id, ask) in send {
+        for (id, ask, highest_generation) in send {
             let inbox = self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default();
-            let request = proto::Request {
-                id,
-                inbox,
-                highest_generation: self.held.ring().highest_generation(),
-                kind: Some(ask.to_proto()),
-            };
+            let request = proto::Request { id, inbox, highest_generation, kind: ask.to_proto() };
             self.send(Route::Leader, Kind::Request(request));
         }
     }
@@ -1083,6 +1147,8 @@ impl Farm {
             proxies: self.local.proxies.clone(),
             first: link.first,
             can_lead: self.settings.can_lead,
+            floor: ring.floor(),
+            sessions_from: ring.sessions_from(),
         };
         let acting = self.announced.as_ref().filter(|announced| !announced.leased).map(|a| a.inbox.clone());
         if let Some(inbox) = acting.filter(|inbox| self.settings.names.is_inbox(inbox)) {
@@ -1137,6 +1203,8 @@ impl Farm {
                 secret_ids: report.secret_ids,
                 leader: false,
                 highest_generation: report.highest_generation,
+                floor: report.floor,
+                sessions_from: report.sessions_from,
             });
         }
         table.sort_by(|a, b| (&a.name, &a.boot_id).cmp(&(&b.name, &b.boot_id)));

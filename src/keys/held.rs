@@ -115,15 +115,24 @@ impl HeldRing {
         &self.ring.keys()[0]
     }
 
-    /// Makes a key that seals at once, and puts every other one out of use, here now and everywhere on arrival.
-    pub fn revoke(&mut self, material: KeyMaterial, now: Now) -> &TicketKey {
-        let generation = self.next_generation(now);
+    /// Makes a key that seals at once, and puts every other one out of use, here now and everywhere on arrival: also those
+    /// of the generation `known` and below, which another node says that it holds. That counts as far as a generation
+    /// can be right, now + `max_clock_offset`.
+    pub fn revoke(&mut self, material: KeyMaterial, known: u64, now: Now) -> &TicketKey {
+        let latest = now.wall.saturating_add(self.settings.max_clock_offset_ms());
+        let generation = self.next_generation(now).max(known.saturating_add(1).min(latest));
         let key = TicketKey::mint(material, generation, now.wall, &self.settings);
         self.change(now, |ring| {
             ring.raise_floor(generation);
             ring.add(key);
         });
         &self.ring.keys()[0]
+    }
+
+    /// Flushes the session-ID sessions created before now, wherever the ring comes. Returns the session floor.
+    pub fn flush_sessions(&mut self, now: Now) -> u64 {
+        self.ring.flush_sessions(now.wall);
+        self.ring.sessions_from()
     }
 
     /// A hybrid clock: minted later means higher, to within the offset between two clocks.
@@ -236,7 +245,7 @@ impl HeldRing {
             seal_until: times.seal_until,
             open_until: times.open_until,
         }));
-        Timetable::new(entries)
+        Timetable::new(entries).with_floors(self.ring.floor(), self.ring.sessions_from())
     }
 
     /// The times of every key, highest in order first.
@@ -318,7 +327,8 @@ mod tests {
             let mut held = HeldRing::new(settings);
             for (key, mono) in arrivals {
                 let now = Now { wall: 1000, mono };
-                let (ring, _) = Ring::read(&proto::Ring { floor: 0, keys: vec![key] }, now, &settings);
+                let (ring, _) =
+                    Ring::read(&proto::Ring { floor: 0, keys: vec![key], ..Default::default() }, now, &settings);
                 held.merge(&ring, now);
             }
             held
@@ -534,13 +544,40 @@ mod tests {
         let mut held = two_keys();
         let mut other = held.clone();
         let now = at(101 * HOUR);
-        let generation = held.revoke(material(3), now).generation;
+        let generation = held.revoke(material(3), 0, now).generation;
         assert_eq!((held.ring.floor(), held.ring.keys().len()), (generation, 1));
         assert_eq!(active(&held, now), Some(3));
         other.merge(held.ring(), now);
         assert_eq!(active(&other, now), Some(3));
         assert!(other.timetable(now).open_at(&[1; 16], now.wall).is_none());
         assert_eq!(held.mint(now.wall, material(4), now).generation, generation + 1, "above the floor");
+        assert_eq!((held.timetable(now).floor(), held.timetable(now).sessions_from()), (generation, 0));
+        assert_eq!(held.flush_sessions(now), now.wall);
+        assert_eq!(held.timetable(now).sessions_from(), now.wall);
+    }
+
+    #[test]
+    fn a_revocation_puts_out_of_use_what_the_asker_holds_as_far_as_it_can_be_right() {
+        let now = at(101 * HOUR);
+        let ahead = now.wall + 300_000;
+        for (known, generation) in [(0, now.wall), (now.wall + 7, now.wall + 8), (ahead, ahead), (u64::MAX, ahead)] {
+            assert_eq!(two_keys().revoke(material(3), known, now).generation, generation);
+        }
+    }
+
+    #[test]
+    fn a_revocation_wins_over_what_the_other_side_of_a_partition_minted_before_it() {
+        let (mut ours, mut theirs) = (two_keys(), two_keys());
+        theirs.mint(102 * HOUR, material(3), at(101 * HOUR));
+        ours.revoke(material(4), 0, at(101 * HOUR + 1));
+        theirs.mint(110 * HOUR, material(5), at(102 * HOUR));
+        let healed = at(103 * HOUR);
+        let before = ours.ring().clone();
+        ours.merge(theirs.ring(), healed);
+        theirs.merge(&before, healed);
+        assert_eq!(ours.ring(), theirs.ring());
+        let left: Vec<u8> = ours.ring().keys().iter().map(|key| key.name[0]).collect();
+        assert_eq!(left, [5, 4], "what was minted after the revocation stays");
     }
 
     #[test]
@@ -600,7 +637,7 @@ mod tests {
     #[test]
     fn a_clock_set_back_far_leaves_an_empty_ring_and_a_floor_of_nothing() {
         let mut held = two_keys();
-        let generation = held.revoke(material(3), at(101 * HOUR)).generation;
+        let generation = held.revoke(material(3), 0, at(101 * HOUR)).generation;
         let set_back = Now { wall: 50 * HOUR, mono: 0 };
         let faults = held.drop_faulty(set_back);
         assert_eq!(faults[0], RingFault::FloorFarAhead(generation));

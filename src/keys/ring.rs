@@ -17,6 +17,8 @@ use crate::proto;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ring {
     floor: u64,
+    /// UTC milliseconds, 0 for none: sessions created before it are flushed.
+    sessions_from: u64,
     /// Highest in order first, names unique, at most [`Ring::CAP`], none below the floor.
     keys: Vec<TicketKey>,
 }
@@ -44,6 +46,9 @@ pub enum RingFault {
     /// The floor is beyond now + `max_clock_offset`.
     #[error("floor {0} lies ahead of the clock by more than max_clock_offset")]
     FloorFarAhead(u64),
+    /// The session floor is beyond now + `max_clock_offset`.
+    #[error("session floor {0} lies ahead of the clock by more than max_clock_offset")]
+    SessionsFarAhead(u64),
 }
 
 impl RingFault {
@@ -53,6 +58,7 @@ impl RingFault {
         match self {
             Self::Key { fault, .. } => fault.as_str(),
             Self::FloorFarAhead(_) => "floor_far_ahead",
+            Self::SessionsFarAhead(_) => "sessions_from_far_ahead",
         }
     }
 }
@@ -71,6 +77,11 @@ impl Ring {
         } else {
             ring.floor = message.floor;
         }
+        if is_far_ahead(message.sessions_from, now, settings) {
+            faults.push(RingFault::SessionsFarAhead(message.sessions_from));
+        } else {
+            ring.sessions_from = message.sessions_from;
+        }
         for key in &message.keys {
             match TicketKey::read(key, now, settings) {
                 Ok(key) => drop(ring.add(key)),
@@ -83,13 +94,21 @@ impl Ring {
     /// The ring as a message sent (or saved) at `wall`, UTC milliseconds: without the keys that open no longer then.
     #[must_use]
     pub fn to_proto(&self, wall: u64) -> proto::Ring {
-        proto::Ring { floor: self.floor, keys: self.open_at(wall).map(TicketKey::to_proto).collect() }
+        let keys = self.open_at(wall).map(TicketKey::to_proto).collect();
+        proto::Ring { floor: self.floor, keys, sessions_from: self.sessions_from }
     }
 
     /// The generation below which no key is valid.
     #[must_use]
     pub fn floor(&self) -> u64 {
         self.floor
+    }
+
+    /// The session floor: session-ID sessions created before it are flushed, wherever the ring comes. UTC milliseconds, 0
+    /// for none.
+    #[must_use]
+    pub fn sessions_from(&self) -> u64 {
+        self.sessions_from
     }
 
     /// The keys, highest in order first.
@@ -114,6 +133,7 @@ impl Ring {
     pub fn merge(&mut self, other: &Self) -> Merge {
         let before = self.clone();
         self.raise_floor(other.floor);
+        self.flush_sessions(other.sessions_from);
         let conflicts = other.keys.iter().filter(|key| self.add((*key).clone())).count();
         Merge { changed: *self != before, conflicts: u32::try_from(conflicts).unwrap_or(u32::MAX) }
     }
@@ -146,12 +166,21 @@ impl Ring {
         self.keys.retain(|key| key.generation >= self.floor);
     }
 
+    /// Raises the session floor to `from`, UTC milliseconds, if that is higher.
+    pub(super) fn flush_sessions(&mut self, from: u64) {
+        self.sessions_from = self.sessions_from.max(from);
+    }
+
     /// Drops what [`Ring::read`] would skip now. It heals a ring that was made while the clock was ahead.
     pub fn drop_faulty(&mut self, now: Now, settings: &KeySettings) -> Vec<RingFault> {
         let mut faults = Vec::new();
         if is_far_ahead(self.floor, now, settings) {
             faults.push(RingFault::FloorFarAhead(self.floor));
             self.floor = 0;
+        }
+        if is_far_ahead(self.sessions_from, now, settings) {
+            faults.push(RingFault::SessionsFarAhead(self.sessions_from));
+            self.sessions_from = 0;
         }
         self.keys.retain(|key| {
             let check = key.check(now, settings);
@@ -190,12 +219,16 @@ impl Ring {
     }
 
     /// Eight bytes that two rings share if their floors and the keys that may open at `wall`, UTC milliseconds, are the
-    /// same: the first of SHA-256 over the floor (64-bit big endian) and the names of those keys, highest first.
+    /// same: the first of SHA-256 over the floor (64-bit big endian), the names of those keys, highest first, and the
+    /// session floor (64-bit big endian) if there is one.
     #[must_use]
     pub fn fingerprint(&self, wall: u64) -> [u8; 8] {
         let mut hash = Sha256::new();
         hash.update(&self.floor.to_be_bytes());
         self.open_at(wall).for_each(|key| hash.update(&key.name));
+        if self.sessions_from > 0 {
+            hash.update(&self.sessions_from.to_be_bytes());
+        }
         let mut fingerprint = [0; 8];
         fingerprint.copy_from_slice(&hash.finish()[..8]);
         fingerprint
@@ -238,7 +271,7 @@ pub(super) mod testing {
     }
 
     pub fn ring(floor: u64, keys: &[TicketKey]) -> Ring {
-        let mut ring = Ring { floor, keys: Vec::new() };
+        let mut ring = Ring { floor, ..Ring::default() };
         for key in keys {
             ring.add(key.clone());
         }
@@ -267,8 +300,9 @@ pub(super) mod testing {
     pub fn any_ring() -> impl Strategy<Value = proto::Ring> {
         let floor = prop_oneof![6 => 0..60_u64, 1 => Just(u64::MAX)];
         let size = prop_oneof![0..8_usize, 60..110_usize];
-        (floor, size.prop_flat_map(|size| prop::collection::vec(any_message(), size)))
-            .prop_map(|(floor, keys)| proto::Ring { floor, keys })
+        let sessions_from = prop_oneof![2 => Just(0), 3 => 0..60_u64, 1 => Just(NOW.wall + 300_001)];
+        (floor, size.prop_flat_map(|size| prop::collection::vec(any_message(), size)), sessions_from)
+            .prop_map(|(floor, keys, sessions_from)| proto::Ring { floor, keys, sessions_from })
     }
 }
 
@@ -293,7 +327,9 @@ mod tests {
     /// What the join of messages must be, from the definition: no step at a time.
     fn expected(messages: &[&proto::Ring]) -> Ring {
         let limit = NOW.wall + 300_000;
-        let floor = messages.iter().map(|m| m.floor).filter(|&floor| floor <= limit).max().unwrap_or(0);
+        let highest = |floors: Vec<u64>| floors.into_iter().filter(|&floor| floor <= limit).max().unwrap_or(0);
+        let floor = highest(messages.iter().map(|m| m.floor).collect());
+        let sessions_from = highest(messages.iter().map(|m| m.sessions_from).collect());
         let all = messages.iter().flat_map(|m| &m.keys);
         let good = all.filter_map(|key| TicketKey::read(key, NOW, &KeySettings::default()).ok());
         let mut keys: Vec<_> = good.filter(|key| key.generation >= floor).collect();
@@ -301,7 +337,7 @@ mod tests {
         keys.dedup_by_key(|key| key.name);
         keys.sort_by_key(|key| std::cmp::Reverse(key.order()));
         keys.truncate(64);
-        Ring { floor, keys }
+        Ring { floor, keys, sessions_from }
     }
 
     proptest! {
@@ -372,14 +408,20 @@ mod tests {
             message(4, 4, 13, NOW.wall + 9 * 86_400_000, u64::MAX, 5),
             message(5, 5, NOW.wall + 300_001, 0, 5, 5),
         ];
-        let message = proto::Ring { floor: NOW.wall + 300_001, keys };
+        let message = proto::Ring { floor: NOW.wall + 300_001, keys, sessions_from: NOW.wall + 300_002 };
         let (ring, faults) = Ring::read(&message, NOW, &KeySettings::default());
         assert_eq!(ring, super::testing::ring(0, &[key(1, 10, 0, 5, 5)]));
         let reasons: Vec<_> = faults.iter().map(RingFault::as_str).collect();
-        let expected =
-            ["floor_far_ahead", "wrong_length", "seals_backwards", "seal_from_far_ahead", "generation_far_ahead"];
+        let expected = [
+            "floor_far_ahead",
+            "sessions_from_far_ahead",
+            "wrong_length",
+            "seals_backwards",
+            "seal_from_far_ahead",
+            "generation_far_ahead",
+        ];
         assert_eq!(reasons, expected);
-        assert!(faults[1].to_string().starts_with("ticket key of generation 11: "));
+        assert!(faults[2].to_string().starts_with("ticket key of generation 11: "));
     }
 
     #[test]
@@ -399,6 +441,19 @@ mod tests {
         assert!(merged.merge(&ring(20, &[])).changed);
         assert_eq!(merged, ring(20, &[key(2, 20, 0, 5, 5)]));
         assert!(!merged.merge(&ring(0, &[key(1, 10, 0, 5, 5)])).changed);
+    }
+
+    #[test]
+    fn a_session_floor_only_rises_until_the_clock_says_that_it_cannot_be() {
+        let mut merged = Ring { sessions_from: 30, ..ring(0, &[]) };
+        assert!(!merged.merge(&Ring { sessions_from: 20, ..ring(0, &[]) }).changed);
+        assert!(merged.merge(&Ring { sessions_from: NOW.wall + 300_000, ..ring(0, &[]) }).changed);
+        assert_eq!(merged.drop_faulty(NOW, &KeySettings::default()), []);
+        assert_eq!(merged.sessions_from(), NOW.wall + 300_000);
+        let set_back = Now { wall: NOW.wall - 1, mono: 0 };
+        let fault = RingFault::SessionsFarAhead(NOW.wall + 300_000);
+        assert_eq!(merged.drop_faulty(set_back, &KeySettings::default()), [fault]);
+        assert_eq!(merged, ring(0, &[]));
     }
 
     #[test]
@@ -444,6 +499,9 @@ mod tests {
         let both = [&9_u64.to_be_bytes()[..], &[2; 16], &[1; 16]].concat();
         assert_eq!(ring.fingerprint(110), openssl::sha::sha256(&both)[..8]);
         assert_eq!(ring.fingerprint(111), openssl::sha::sha256(&both[..24])[..8]);
-        assert_ne!(ring.fingerprint(111), Ring { floor: 8, keys: ring.keys.clone() }.fingerprint(111));
+        assert_ne!(ring.fingerprint(111), Ring { floor: 8, ..ring.clone() }.fingerprint(111));
+        let flushed = Ring { sessions_from: 9, ..ring.clone() };
+        let with_sessions = [&both[..], &9_u64.to_be_bytes()].concat();
+        assert_eq!(flushed.fingerprint(110), openssl::sha::sha256(&with_sessions)[..8], "only where there is one");
     }
 }

@@ -111,6 +111,8 @@ pub fn sealing(keys: impl Iterator<Item = Times> + Clone, wall: u64) -> Option<u
 #[derive(Clone, Debug, Default)]
 pub struct Timetable {
     entries: Vec<Entry>,
+    floor: u64,
+    sessions_from: u64,
 }
 
 /// What a proxy does at one instant.
@@ -126,7 +128,27 @@ impl Timetable {
     /// A timetable of `entries`, which stand highest in order first.
     #[must_use]
     pub fn new(entries: Vec<Entry>) -> Self {
-        Self { entries }
+        Self { entries, ..Self::default() }
+    }
+
+    /// The same with what a revocation says beyond the ring's keys, UTC milliseconds, 0 for nothing: see
+    /// [`Timetable::floor`] and [`Timetable::sessions_from`].
+    #[must_use]
+    pub fn with_floors(self, floor: u64, sessions_from: u64) -> Self {
+        Self { floor, sessions_from, ..self }
+    }
+
+    /// When the last revocation was: a proxy's own keys from before it open no longer. (The ring's floor, a generation, is
+    /// that time or a little more.)
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Session-ID sessions created before it are flushed.
+    #[must_use]
+    pub fn sessions_from(&self) -> u64 {
+        self.sessions_from
     }
 
     /// The keys, highest in order first.

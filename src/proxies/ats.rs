@@ -338,8 +338,8 @@ impl Door {
                     }
                     news.push(local::Session { at: 0, ..entry });
                 }
-                // Its removal overtook it: nobody's fault.
-                Ok(None) | Err(SessionFault::Tombstone) => {}
+                // Its removal or a flush overtook it: nobody's fault.
+                Ok(None) | Err(SessionFault::Tombstone | SessionFault::Flushed) => {}
                 Err(fault) => self.complain("session", fault.reason(), &format_args!("{who} reported {fault}")),
             }
         }
@@ -457,7 +457,12 @@ fn message_of(timetable: &Timetable, sent_at: u64) -> local::Timetable {
         seal_until: entry.seal_until,
         open_until: entry.open_until,
     };
-    local::Timetable { keys: timetable.entries().iter().map(key).collect(), sent_at }
+    local::Timetable {
+        keys: timetable.entries().iter().map(key).collect(),
+        sent_at,
+        floor: timetable.floor(),
+        sessions_from: timetable.sessions_from(),
+    }
 }
 
 /// Sends sessions in messages of about [`CHUNK_BYTES`].

@@ -176,13 +176,24 @@ impl Cache {
     /// Forgets the sessions that have expired by `now_wall` (UTC milliseconds), looking at no more than `slots` slots
     /// from arrival number `from` on. Returns how many went, and the number to go on from, `None` at the end.
     pub fn sweep(&mut self, from: u64, slots: usize, now_wall: u64) -> (usize, Option<u64>) {
+        self.drop_where(from, slots, |session| u64::from(session.expires_at) <= now_wall / 1000)
+    }
+
+    /// Forgets the sessions of which `goes` says so, as [`Self::sweep`] does those that have expired.
+    pub fn drop_where(
+        &mut self,
+        from: u64,
+        slots: usize,
+        mut goes: impl FnMut(Held<'_>) -> bool,
+    ) -> (usize, Option<u64>) {
         let start = self.slots.partition_point(|slot| slot.arrival < from);
         let end = start.saturating_add(slots).min(self.slots.len());
         let next = self.slots.get(end).map(|slot| slot.arrival);
         let mut swept = 0;
         for position in start..end {
             let slot = &self.slots[position];
-            if !slot.is_empty() && u64::from(slot.expires_at) <= now_wall / 1000 {
+            let held = || Held { id: slot.id(), der: slot.der(), expires_at: slot.expires_at };
+            if !slot.is_empty() && goes(held()) {
                 self.empty(position);
                 swept += 1;
             }
@@ -268,7 +279,7 @@ mod tests {
 
     /// A session of 32 bytes of ID and `length` of "DER".
     fn session(number: u64, length: usize, expires_at: u64) -> Session {
-        Session { id: id(number), der: Bytes::from(vec![number as u8; length]), expires_at }
+        Session { id: id(number), der: Bytes::from(vec![number as u8; length]), made_at: 0, expires_at }
     }
 
     fn numbers(cache: &Cache) -> Vec<u64> {

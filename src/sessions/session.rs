@@ -33,6 +33,8 @@ pub struct Session {
     pub id: SessionId,
     /// The whole `SSL_SESSION` in DER, master secret included.
     pub der: Bytes,
+    /// When it was created, UTC milliseconds, a whole second: the real instant is up to a second later.
+    pub made_at: u64,
     /// When it can no longer be resumed: its creation time plus its timeout, UTC milliseconds, a whole second.
     pub expires_at: u64,
 }
@@ -91,6 +93,9 @@ pub enum SessionFault {
     /// Removed before it arrived: its tombstone stands.
     #[error("a session that has been removed already")]
     Tombstone,
+    /// Created before the farm's session floor: an operator had all of those flushed.
+    #[error("a session from before the last flush")]
+    Flushed,
     /// Held already, byte for byte; or removed already.
     #[error("a session or removal that is known already")]
     Duplicate,
@@ -124,6 +129,7 @@ impl SessionFault {
             Self::Expired => "expired",
             Self::FromTheFuture { .. } => "from_the_future",
             Self::Tombstone => "tombstone",
+            Self::Flushed => "flushed",
             Self::Duplicate => "duplicate",
             Self::Echo => "echo",
             Self::UnknownFormat { .. } => "unknown_format",
@@ -186,7 +192,18 @@ pub fn validate(id: &[u8], der: Bytes, now_wall: u64, max_bytes: usize) -> Resul
         return Err(SessionFault::WrongId);
     }
     let expires_at = expiry(encoded.time, encoded.timeout, now_wall)?;
-    Ok(Session { id, der, expires_at })
+    let made_at = made_at(encoded.time);
+    Ok(Session { id, der, made_at, expires_at })
+}
+
+/// When the session in `der`, which has passed [`validate`], was created: UTC milliseconds, a whole second. Bytes that are
+/// no session are as old as can be.
+pub(super) fn made_at_of(der: &[u8]) -> u64 {
+    asn1::parse_single(der).map_or(0, |encoded: Encoded<'_>| made_at(encoded.time))
+}
+
+fn made_at(time: Option<i64>) -> u64 {
+    u64::try_from(time.unwrap_or(0)).unwrap_or(0).saturating_mul(1000)
 }
 
 /// OpenSSL reads a missing time as now and a missing timeout as three seconds, so that such a session would begin
@@ -243,6 +260,7 @@ mod tests {
             assert_eq!(session.der, der);
             let expires_at = u64::try_from(decoded.time() + decoded.timeout()).unwrap() * 1000;
             assert_eq!(session.expires_at, expires_at, "{kind:?}");
+            assert_eq!((session.made_at, made_at_of(&der)), (now, now), "{kind:?}");
             assert!(expires_at > now);
         }
         assert!(parts(&real(Kind::ClientCertificate)).peer.is_some(), "the sample has no client certificate");

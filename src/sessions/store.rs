@@ -14,6 +14,7 @@ use prost::Message;
 use super::{
     MAX_BATCH_ENTRIES, MAX_TOMBSTONES, Session, SessionFault, SessionId,
     cache::Cache,
+    session::made_at_of,
     tombstones::{Grave, Tombstones},
     validate,
 };
@@ -29,6 +30,8 @@ use crate::{
 /// How many slots of the cache are looked at, or entries applied, before the lock is given up for a moment.
 const SLOTS_AT_A_TIME: usize = 4096;
 const ENTRIES_AT_A_TIME: usize = 256;
+/// The same where each session's DER is read: two microseconds each.
+const FLUSHED_AT_A_TIME: usize = 512;
 
 /// What becomes of removals (`sessions.removals`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +112,8 @@ pub struct Store {
 struct Held {
     cache: Cache,
     tombstones: Tombstones,
+    /// Sessions created before it are flushed, UTC milliseconds.
+    sessions_from: u64,
 }
 
 /// What one change did to the cache and the tombstones.
@@ -123,6 +128,10 @@ impl Held {
     fn apply(&mut self, change: &Change, grave: Grave, mono: u64, room: &mut Room) -> Result<(), SessionFault> {
         match change {
             Change::New(session) => {
+                // A session made in the second in which the floor lies may be older: it goes.
+                if session.made_at < self.sessions_from {
+                    return Err(SessionFault::Flushed);
+                }
                 if self.tombstones.holds(&grave, mono) {
                     return Err(SessionFault::Tombstone);
                 }
@@ -148,6 +157,7 @@ impl Store {
         let held = Held {
             cache: Cache::new(settings.max_bytes),
             tombstones: Tombstones::new(settings.tombstone_for, MAX_TOMBSTONES),
+            sessions_from: 0,
         };
         Self { settings, held: Mutex::new(held) }
     }
@@ -242,6 +252,38 @@ impl Store {
         held.tombstones.expire(now.mono);
         show(held, &Room::default());
         swept
+    }
+
+    /// Takes the farm's session floor: from now on no session created before `sessions_from` (UTC milliseconds; 0: no floor)
+    /// is taken or handed out. Those that are held go, and `removals` gets them, some ten thousand at a time, for the proxies.
+    /// Returns how many went.
+    ///
+    /// A session knows the second in which it was created, and no more: those of the floor's own second go, too.
+    pub fn flush(&self, sessions_from: u64, mut removals: impl FnMut(Vec<local::Session>)) -> usize {
+        let before = std::mem::replace(&mut self.lock().sessions_from, sessions_from);
+        if sessions_from <= before {
+            return 0;
+        }
+        let mut flushed = 0;
+        let mut gone = Vec::new();
+        let mut from = Some(0);
+        while let Some(arrival) = from {
+            let (count, next) = self.lock().cache.drop_where(arrival, FLUSHED_AT_A_TIME, |session| {
+                let goes = made_at_of(session.der) < sessions_from;
+                if goes {
+                    let id = Bytes::copy_from_slice(session.id);
+                    gone.push(local::Session { id, session: Bytes::new(), at: 0 });
+                }
+                goes
+            });
+            flushed += count;
+            from = next;
+            if gone.len() >= MAX_BATCH_ENTRIES || from.is_none() && !gone.is_empty() {
+                removals(std::mem::take(&mut gone));
+            }
+        }
+        show(self.lock(), &Room::default());
+        flushed
     }
 
     /// Begins to read all sessions that are held now, for a proxy that has just connected: in chunks of at most
@@ -441,6 +483,55 @@ mod tests {
 
     fn later(seconds: u64) -> Now {
         START.after(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_flush_takes_every_older_session_and_keeps_it_out() {
+        let store = store();
+        let made_at = |number: u64, second: u64| {
+            let session = plain(&id(number), START.wall / 1000 + second, TIMEOUT, 1);
+            local::Session { session, ..made(number) }
+        };
+        for (number, second) in [(1, 0), (2, 1), (3, 2)] {
+            store.local(&made_at(number, second), START).unwrap();
+        }
+        // In the second in which session 2 was created: it may be from before, and goes.
+        let floor = START.wall + 1_001;
+        let mut gone = Vec::new();
+        assert_eq!(store.flush(floor, |removals| gone.extend(removals)), 2);
+        let removal = |number| local::Session { at: 0, ..removed(number) };
+        assert_eq!(gone, [removal(1), removal(2)]);
+        let chunk = store.refill(1 << 20).next_chunk(START).unwrap();
+        assert_eq!(chunk.iter().map(|session| session.id.clone()).collect::<Vec<_>>(), [id(3)]);
+
+        assert_eq!(store.local(&made_at(4, 1), START), Err(SessionFault::Flushed));
+        let entry = |number, second| {
+            let local::Session { id, session, at } = made_at(number, second);
+            SessionEntry { id, session, at }
+        };
+        let batch = SessionBatch {
+            entries: vec![entry(1, 0), entry(5, 1), entry(6, 2)],
+            format: SessionFormat::OpensslDer.into(),
+        };
+        let applied = store.remote(batch, START);
+        assert_eq!((applied.sessions, applied.dropped), (1, BTreeMap::from([("flushed", 2)])));
+
+        assert_eq!(store.flush(floor - 500, |_| panic!("a lower floor flushes nothing")), 0);
+        store.flush(0, |_| panic!("nor does none"));
+        store.local(&made_at(4, 1), START).expect("a floor that was impossible is gone");
+    }
+
+    #[test]
+    fn a_flush_of_many_sessions_hands_all_of_them_out_in_parts() {
+        let store = store();
+        for number in 0..40_000 {
+            store.local(&made(number), START).unwrap();
+        }
+        let mut parts = Vec::new();
+        assert_eq!(store.flush(START.wall + 1_000, |removals| parts.push(removals.len())), 40_000);
+        assert_eq!(parts.iter().sum::<usize>(), 40_000);
+        assert!(parts.len() > 1 && parts.iter().all(|part| *part < 2 * MAX_BATCH_ENTRIES), "{parts:?}");
+        assert!(store.is_empty() && store.bytes() == 0);
     }
 
     #[test]
