@@ -160,7 +160,10 @@ fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Qui
                 }
             }
             Some(to_proxy::Kind::Timetable(timetable)) => match tickets::read(timetable) {
-                Ok(timetable) => plugin.mailbox.bring(timetable),
+                Ok(timetable) => {
+                    plugin.flush_sessions(timetable.sessions_from());
+                    plugin.mailbox.bring(timetable);
+                }
                 Err(error) => return Err(refused(plugin, error)),
             },
             Some(to_proxy::Kind::Sessions(sessions)) => take(plugin, sessions.entries),

@@ -15,7 +15,7 @@ use crate::proto;
 use crate::queue::Queue;
 use crate::quiet::Quiet;
 use crate::replica::Replica;
-use crate::session::{LARGEST_FOR_ATS, SessionId};
+use crate::session::{LARGEST_FOR_ATS, SessionId, is_older};
 use crate::settings;
 use crate::tickets::{Mailbox, OwnKeys, RECORD_BYTES};
 use crate::timetable::Timetable;
@@ -53,6 +53,8 @@ pub struct Plugin {
     pub connected: AtomicBool,
     replicate: AtomicBool,
     removals: AtomicBool,
+    /// Sessions created before it are flushed, UTC milliseconds; 0: none are.
+    sessions_from: AtomicU64,
     statistics: Vec<(Statistic, Counted)>,
     connected_statistic: Option<Statistic>,
 }
@@ -97,6 +99,7 @@ impl Plugin {
             connected: AtomicBool::new(false),
             replicate: AtomicBool::new(true),
             removals: AtomicBool::new(true),
+            sessions_from: AtomicU64::new(0),
             statistics,
             connected_statistic,
         }
@@ -115,6 +118,11 @@ impl Plugin {
             self.queue.clear();
         }
         self.connected.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on no session created before `from` (UTC milliseconds; 0: no such limit) is resumed here.
+    pub fn flush_sessions(&self, from: u64) {
+        self.sessions_from.store(from, Ordering::Relaxed);
     }
 
     /// The counters now.
@@ -160,7 +168,7 @@ impl Plugin {
 
     /// The session hook, on one of ATS's network threads, inside a handshake.
     pub fn on_session(&self, event: std::ffi::c_int, id: &SessionId) {
-        if SILENT.get() || !self.replicate.load(Ordering::Relaxed) {
+        if SILENT.get() || event == api::SESSION_GET && self.flushed(id) || !self.replicate.load(Ordering::Relaxed) {
             return;
         }
         match event {
@@ -169,6 +177,27 @@ impl Plugin {
             api::SESSION_REMOVE => self.on_remove(id),
             _ => {}
         }
+    }
+
+    /// Whether a session that a client comes back with is from before the last flush; ATS then has it no longer. Also one that
+    /// ATS made itself and its node never knew.
+    fn flushed(&self, id: &SessionId) -> bool {
+        let from = self.sessions_from.load(Ordering::Relaxed);
+        if from == 0 {
+            return false;
+        }
+        let mut der = Zeroizing::new([0; LARGEST_FOR_ATS]);
+        let is_old = |der: &[u8]| is_older(der, id, from);
+        let ours = self.api.session_der(id, der.as_mut_slice());
+        let flushed = ours > 0 && der.get(..ours).is_none_or(is_old);
+        if flushed {
+            self.silently(|| self.api.remove_session(id));
+        }
+        let replica = self.replica.copy(id, 0, der.as_mut_slice()).is_some_and(|len| is_old(&der[..len]));
+        if replica {
+            self.replica.remove(id);
+        }
+        flushed || replica
     }
 
     /// A client has come back with a session ID, and ATS is about to look for it.

@@ -43,6 +43,17 @@ impl fmt::Debug for SessionId {
 /// Reads only as far as time and timeout; on the way to ATS OpenSSL decodes the whole session. The layout is that of
 /// `i2d_SSL_SESSION`: SEQUENCE { version, SSL version, cipher, session ID, master key, …, [1] time, [2] timeout, … }.
 pub fn expiry(der: &[u8], id: &SessionId) -> Option<u64> {
+    lifetime(der, id).and_then(|(time, timeout)| time.checked_add(timeout))
+}
+
+/// Whether the session was created before `from`, UTC milliseconds. A session knows the second of its creation and no more: one of
+/// the second in which `from` lies counts as older, and so does one that cannot be read.
+pub fn is_older(der: &[u8], id: &SessionId, from: u64) -> bool {
+    lifetime(der, id).is_none_or(|(time, _)| time.saturating_mul(1000) < from)
+}
+
+/// When it was created, in seconds since the Unix epoch, and for how many seconds.
+fn lifetime(der: &[u8], id: &SessionId) -> Option<(u64, u64)> {
     const INTEGER: u8 = 0x02;
     const OCTET_STRING: u8 = 0x04;
     const SEQUENCE: u8 = 0x30;
@@ -68,7 +79,7 @@ pub fn expiry(der: &[u8], id: &SessionId) -> Option<u64> {
         }
         fields = rest;
     }
-    time?.checked_add(timeout?)
+    Some((time?, timeout?))
 }
 
 /// The tag, the content and what follows the first DER element of `bytes`. Lengths of up to 64 KiB.
@@ -137,6 +148,15 @@ pub mod tests {
         let id = SessionId::new(&[9; 32]).unwrap();
         assert_eq!(expiry(&der(&[9; 32], 1_700_000_000, 7200), &id), Some(1_700_007_200));
         assert_eq!(expiry(&der(&[9; 32], u32::MAX, u32::MAX), &id), Some(u64::from(u32::MAX) * 2));
+    }
+
+    #[test]
+    fn a_session_of_the_second_in_which_the_floor_lies_is_older() {
+        let id = SessionId::new(&[9; 32]).unwrap();
+        let session = der(&[9; 32], 1_700_000_000, 7200);
+        assert!(!is_older(&session, &id, 1_700_000_000_000));
+        assert!(is_older(&session, &id, 1_700_000_000_001));
+        assert!(is_older(b"no session", &id, 1));
     }
 
     #[test]

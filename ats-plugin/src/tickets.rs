@@ -22,7 +22,7 @@ pub fn read(mut message: proto::Timetable) -> Result<Timetable, String> {
         key.hmac.zeroize();
         key.aes.zeroize();
     }
-    entries.map(Timetable::new)
+    entries.map(|entries| Timetable::new(entries).with_floors(message.floor, message.sessions_from))
 }
 
 fn entry(key: &proto::TimetableKey) -> Result<Entry, String> {
@@ -77,16 +77,19 @@ impl OwnKeys {
         let life = timetable.entries().iter().map(|key| key.seal_until.saturating_sub(key.seal_from)).max();
         let life = life.unwrap_or(OWN_KEY_LIFE_MS);
         let set = timetable.at(wall);
+        let revoked = |key: &OwnKey| key.sealed_first < timetable.floor();
+        let over = |key: &OwnKey| key.retired.is_some() || key.sealed_first + life < wall || revoked(key);
         let mut new_own_key = false;
         if set.seal.is_some() {
             self.retire(wall);
-        } else if self.keys.first().is_none_or(|key| key.retired.is_some() || key.sealed_first + life < wall) {
+        } else if self.keys.first().is_none_or(over) {
             let record = random()?;
             self.retire(wall);
-            self.keys.insert(0, OwnKey { record, sealed_first: wall, retired: None });
+            // The clock may be behind that of whoever revoked.
+            self.keys.insert(0, OwnKey { record, sealed_first: wall.max(timetable.floor()), retired: None });
             new_own_key = true;
         }
-        self.keys.retain(|key| key.retired.is_none_or(|since| wall <= since.saturating_add(life)));
+        self.keys.retain(|key| !revoked(key) && key.retired.is_none_or(|since| wall <= since.saturating_add(life)));
         self.keys.truncate(MOST_OWN_KEYS);
 
         let own: Vec<&[u8; RECORD_BYTES]> = self.keys.iter().map(|key| &*key.record).collect();
@@ -245,6 +248,24 @@ mod tests {
     }
 
     #[test]
+    fn a_revocation_ends_its_own_keys_of_before_too() {
+        let mut own = OwnKeys::default();
+        choose(&mut own, &Timetable::default(), 1000);
+        let before = Timetable::new(vec![key(1, 1500, 9000, 9900)]);
+        assert_eq!(names(&choose(&mut own, &before, 1500)), [1, 0xee]);
+        let after = Timetable::new(vec![key(2, 1600, 9000, 9900)]).with_floors(1600, 0);
+        assert_eq!(names(&choose(&mut own, &after, 1600)), [2]);
+        // One that seals is replaced, also while the clock is behind the revocation.
+        let mut own = OwnKeys::default();
+        choose(&mut own, &Timetable::default(), 1000);
+        let none = Timetable::default().with_floors(1600, 0);
+        let choice = choose(&mut own, &none, 1500);
+        assert!(choice.new_own_key && choice.own_key_seals);
+        assert_eq!(names(&choice), [0xee]);
+        assert!(!choose(&mut own, &none, 1501).new_own_key);
+    }
+
+    #[test]
     fn own_keys_stay_few() {
         let mut own = OwnKeys::default();
         for round in 0..100 {
@@ -256,8 +277,10 @@ mod tests {
     #[test]
     fn a_timetable_with_a_key_of_a_wrong_length_is_refused_by_name() {
         let good = proto::TimetableKey { name: vec![0; 16], hmac: vec![0; 32], aes: vec![0; 32], ..Default::default() };
-        let read_one = |key| read(proto::Timetable { keys: vec![key], sent_at: 0 });
+        let read_one = |key| read(proto::Timetable { keys: vec![key], ..Default::default() });
         assert_eq!(read_one(good.clone()).unwrap().entries().len(), 1);
+        let floors = read(proto::Timetable { floor: 7, sessions_from: 8, ..Default::default() }).unwrap();
+        assert_eq!((floors.floor(), floors.sessions_from()), (7, 8));
         let short = read_one(proto::TimetableKey { aes: vec![0; 16], ..good }).unwrap_err();
         assert!(short.contains("AES key has 16 bytes, not 32"), "{short}");
     }
