@@ -268,7 +268,7 @@ impl Cli {
         start_logging(self.log.as_deref(), level)?;
         let config = self.config.as_deref();
         match &self.command {
-            Command::Run => run::run(read_settings(config)?),
+            Command::Run => run::run(read_settings(config)?, config),
             Command::Demo => run::run_demo(),
             Command::Check => check(config, out),
             Command::Secret(command) => secret::run(command, out),

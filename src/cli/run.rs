@@ -1,20 +1,27 @@
 //! `resumed run` and `resumed demo`: what needs an async runtime.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use tokio::runtime::{Builder, Runtime};
 
-use super::Failure;
 use super::demo::demo;
+use super::{Failure, in_full, read_settings};
 use crate::config::Settings;
 use crate::daemon::run::{self, RunError};
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop. On SIGHUP it finds the names of its secret files in the configuration in
+/// `config`, as it is then.
 ///
 /// # Errors
 /// If it cannot start, or one of its sockets fails.
-pub fn run(settings: Settings) -> Result<(), Failure> {
-    let ended = runtime()?.block_on(run::run(settings));
+pub fn run(settings: Settings, config: Option<&Path>) -> Result<(), Failure> {
+    let config: Option<PathBuf> = config.map(Path::to_owned);
+    let secret_files = move || match read_settings(config.as_deref()) {
+        Ok(settings) => Ok(settings.secret.files),
+        Err(error) => Err(in_full(&error)),
+    };
+    let ended = runtime()?.block_on(run::run(settings, secret_files));
     ended.map_err(|error| match error {
         RunError::Secret(_) | RunError::Bus(_) => Failure::Usage(error.to_string()),
         _ => Failure::of(error),

@@ -1,5 +1,6 @@
 //! `resumed run`: one node with its Unix sockets, its metrics and the system's signals.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,21 +56,27 @@ pub enum RunError {
     Signals(#[source] std::io::Error),
 }
 
-/// Runs a node until SIGTERM or SIGINT. SIGHUP reads the farm secrets again.
+/// Runs a node until SIGTERM or SIGINT. SIGHUP reads the farm secrets again, from the files that `secret_files` then names;
+/// its error says why they cannot be known. Nothing else of the settings changes.
 ///
 /// # Errors
 /// What keeps the node from starting, or a socket that fails later.
-pub async fn run(settings: Settings) -> Result<(), RunError> {
+pub async fn run(settings: Settings, secret_files: impl Fn() -> Result<Vec<PathBuf>, String>) -> Result<(), RunError> {
     let secrets = read_secrets(&settings)?;
     if settings.broker.uris.is_empty() {
         warn!("no broker.uris: this node runs alone and shares nothing");
-        return run_on(Arc::new(InProcess::new(Arc::new(Hub::default()))), settings, secrets).await;
+        return run_on(Arc::new(InProcess::new(Arc::new(Hub::default()))), settings, secrets, secret_files).await;
     }
     let bus = Arc::new(RabbitMq::new(rabbitmq_settings(&settings))?);
-    run_on(bus, settings, secrets).await
+    run_on(bus, settings, secrets, secret_files).await
 }
 
-async fn run_on<B: Bus>(bus: Arc<B>, settings: Settings, secrets: Secrets) -> Result<(), RunError> {
+async fn run_on<B: Bus>(
+    bus: Arc<B>,
+    settings: Settings,
+    secrets: Secrets,
+    secret_files: impl Fn() -> Result<Vec<PathBuf>, String>,
+) -> Result<(), RunError> {
     let clock = SystemClock::start();
     let metrics = metrics::install()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
@@ -109,7 +116,7 @@ async fn run_on<B: Bus>(bus: Arc<B>, settings: Settings, secrets: Secrets) -> Re
         tokio::select! {
             _ = signals.terminate.recv() => break Ok(()),
             _ = signals.interrupt.recv() => break Ok(()),
-            _ = signals.hangup.recv() => reload_secrets(&settings, &secret_sender),
+            _ = signals.hangup.recv() => reload_secrets(secret_files(), &secret_sender),
             Some(ended) = servers.join_next() => match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => break Err(error),
@@ -193,12 +200,13 @@ fn read_secrets(settings: &Settings) -> Result<Secrets, SecretError> {
     Secrets::read(&settings.secret.files)
 }
 
-fn reload_secrets(settings: &Settings, secrets: &watch::Sender<Arc<Secrets>>) {
-    if settings.secret.files.is_empty() {
-        info!("SIGHUP: no secret.files to read again");
-        return;
-    }
-    match Secrets::read(&settings.secret.files) {
+fn reload_secrets(files: Result<Vec<PathBuf>, String>, secrets: &watch::Sender<Arc<Secrets>>) {
+    let read = match files {
+        Ok(files) if files.is_empty() => return info!("SIGHUP: no secret.files to read again"),
+        Ok(files) => Secrets::read(&files).map_err(|error| error.to_string()),
+        Err(error) => Err(error),
+    };
+    match read {
         Ok(read) => {
             info!(secrets = read.ids().count(), "SIGHUP: read the farm secrets again");
             secrets.send_replace(Arc::new(read));
