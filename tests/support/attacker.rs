@@ -1,5 +1,6 @@
 //! Somebody with an account on the farm's broker, and with the farm's secret for whoever should not have it: records,
 //! forges, replays, and seals what no daemon would.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,0 +1,278 @@
+//! What an operator can do in an emergency, on farms of real processes: revoke, with and without a broker, and change the
+//! farm's secret.
+
+#[path = "support/attacker.rs"]
+mod attacker;
+mod support;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use attacker::Attacker;
+use nix::sys::signal::Signal;
+use resumed::probe::{Client, Mode, Options, Session, Target};
+use resumed::status::{FarmStatus, SecretStep};
+use support::broker::Broker;
+use support::farm::{Farm, FarmSetup, Proxies, built, wait_for};
+use support::hopping::Hopping;
+
+const TICKETS: [Mode; 2] = [Mode::Ticket12, Mode::Ticket13];
+
+fn client() -> Client {
+    Client::new(Options::default()).expect("a client")
+}
+
+fn resumes(client: &Client, target: &Target, session: &Session) -> bool {
+    client.resume(target, session).unwrap_or_else(|error| panic!("resuming at {target}: {error}")).resumed
+}
+
+fn make(client: &Client, target: &Target, mode: Mode) -> Session {
+    client.handshake(target, mode).unwrap_or_else(|error| panic!("a full handshake at {target}: {error}")).session
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Standard output of a command that must succeed.
+fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stdout)
+}
+
+/// Standard error of a command that must exit with 1.
+fn failed(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    text(&output.stderr)
+}
+
+/// Waits until `sessions` are refused at `target`: the proxy takes its node's word within a moment, not a minute.
+fn refused_at(client: &Client, target: &Target, sessions: &[Session]) {
+    let (_, took) = wait_for("old sessions refused", || {
+        let resumed = sessions.iter().filter(|session| resumes(client, target, session)).count();
+        if resumed == 0 { Ok(()) } else { Err(format!("{resumed} of {} resumed at {target}", sessions.len())) }
+    });
+    println!("{} older sessions refused at {target} after {took:?}", sessions.len());
+    assert!(took.as_secs() < 30, "as late as the plugin's own minute: {took:?}");
+}
+
+/// Waits until a session made at each target resumes at every other.
+fn new_ones_resume(client: &Client, targets: &[Target], mode: Mode) {
+    wait_for("new sessions resumed everywhere", || {
+        for at in targets {
+            let made = client.handshake(at, mode).map_err(|error| error.to_string())?.session;
+            wait_a_moment_for_replicas(client, targets, &made, mode)?;
+        }
+        Ok(())
+    });
+}
+
+/// Session IDs travel; tickets need not.
+fn wait_a_moment_for_replicas(client: &Client, targets: &[Target], made: &Session, mode: Mode) -> Result<(), String> {
+    for target in targets {
+        let tries = if mode == Mode::Id { 20 } else { 1 };
+        if !(0..tries).any(|_| resumes(client, target, made)) {
+            return Err(format!("a new {mode} session was refused at {target}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_revocation_ends_older_tickets_and_sessions_on_every_host_also_on_one_that_was_away() {
+    let broker = Broker::shared();
+    let mut farm = Farm::start_in_step(&FarmSetup::new(3, &broker.uri()));
+    let (client, targets) = (client(), farm.targets());
+    let leader = farm.leader();
+    let (asked, away) = (farm.others(leader)[0], farm.others(leader)[1]);
+
+    let tickets = |targets: &[Target]| -> Vec<Session> {
+        targets.iter().flat_map(|at| TICKETS.map(|mode| make(&client, at, mode))).collect()
+    };
+    let old = tickets(&targets);
+    let ids: Vec<Session> = targets.iter().map(|at| make(&client, at, Mode::Id)).collect();
+    for target in &targets {
+        assert!(old.iter().all(|ticket| resumes(&client, target, ticket)), "before the revocation, at {target}");
+        wait_for("session IDs everywhere", || {
+            let missing = ids.iter().filter(|id| !resumes(&client, target, id)).count();
+            if missing == 0 { Ok(()) } else { Err(format!("{missing} refused at {target}")) }
+        });
+    }
+
+    let said = succeeded(&farm.hosts[asked].daemon.command(&["revoke"]));
+    assert!(
+        said.lines().last().is_some_and(|last| last.ends_with("out of use at all 3 nodes: host0, host1, host2")),
+        "{said}"
+    );
+    for target in &targets {
+        refused_at(&client, target, &old);
+        assert!(ids.iter().all(|id| resumes(&client, target, id)), "session IDs are another matter, at {target}");
+    }
+    for mode in TICKETS {
+        new_ones_resume(&client, &targets, mode);
+    }
+
+    // One host is away: it is named, and its proxy goes on with what it has.
+    let newer = tickets(&targets);
+    farm.hosts[away].daemon.kill();
+    let unknown = make(&client, &targets[away], Mode::Id);
+    let output = farm.hosts[asked].daemon.command(&["revoke", "--flush-sessions", "--wait", "3s"]);
+    let why = failed(&output);
+    assert!(why.contains(&format!("after 3s, host{away} has not confirmed")), "{why}");
+    assert!(text(&output.stdout).contains(&format!("missing: host{away}")), "{output:?}");
+    for here in [leader, asked] {
+        refused_at(&client, &targets[here], &newer);
+        refused_at(&client, &targets[here], &ids);
+        farm.hosts[here].daemon.wait_for_metric("resumed_cache_entries", |entries| entries < 30.0);
+    }
+    assert!(newer.iter().all(|ticket| resumes(&client, &targets[away], ticket)), "its proxy has heard nothing");
+
+    // It takes up its saved ring, and drops the older keys with the first announcement.
+    farm.hosts[away].daemon.launch();
+    refused_at(&client, &targets[away], &newer);
+    refused_at(&client, &targets[away], &ids);
+    // What its proxy made while its daemon was down, and no node has ever known.
+    refused_at(&client, &targets[away], std::slice::from_ref(&unknown));
+    assert!(farm.hosts[away].daemon.log().contains("took up the ring of the last run"));
+    let status = farm.wait_in_step();
+    assert!(status.ring.sessions_from > 0 && status.ring.floor >= status.ring.sessions_from, "{:?}", status.ring);
+    for mode in [Mode::Ticket12, Mode::Ticket13, Mode::Id] {
+        new_ones_resume(&client, &targets, mode);
+    }
+    for target in &targets {
+        for session in newer.iter().chain(&ids).chain(&old) {
+            assert!(!resumes(&client, target, session), "an older session came back at {target}");
+        }
+    }
+}
+
+#[test]
+fn without_a_broker_a_host_revokes_alone_and_the_farm_follows() {
+    let broker = Broker::start();
+    let farm = Farm::start_in_step(&FarmSetup::new(2, &broker.uri()));
+    let (client, targets) = (client(), farm.targets());
+    let old: Vec<Session> = TICKETS.map(|mode| make(&client, &targets[1], mode)).into();
+    broker.kill();
+    farm.hosts[0].daemon.wait_for_metric("resumed_broker_connected", |value| value == 0.0);
+
+    let why = failed(&farm.hosts[0].daemon.command(&["revoke"]));
+    assert!(why.contains("no leader answered") && why.contains("revoke --local"), "{why}");
+    assert!(old.iter().all(|ticket| resumes(&client, &targets[0], ticket)), "nothing was revoked");
+    let status = farm.hosts[0].daemon.try_status().expect("a status");
+    let warned = |words: &str| status.warnings.iter().any(|warning| warning.contains(words));
+    assert!(warned("no leader answered") && warned("keys.max_seal_age"), "{:?}", status.warnings);
+
+    let said = succeeded(&farm.hosts[0].daemon.command(&["revoke", "--local", "--flush-sessions"]));
+    assert!(said.contains("is out of use at host0, and elsewhere when its ring gets there"), "{said}");
+    refused_at(&client, &targets[0], &old);
+    assert!(old.iter().all(|ticket| resumes(&client, &targets[1], ticket)), "the other host has heard nothing");
+    let floor = farm.hosts[0].daemon.try_status().expect("a status").ring.floor;
+
+    broker.revive();
+    refused_at(&client, &targets[1], &old);
+    let status = farm.wait_in_step_at(1);
+    assert_eq!(status.ring.floor, floor);
+    assert!(status.warnings.is_empty(), "{:?}", status.warnings);
+    new_ones_resume(&client, &targets, Mode::Ticket13);
+}
+
+/// Puts `files` into the configuration of `host`, and sends it a SIGHUP.
+fn set_secrets(farm: &Farm, host: usize, files: &[&str]) {
+    let daemon = &farm.hosts[host].daemon;
+    let text = fs::read_to_string(daemon.config()).expect("the configuration");
+    let paths: Vec<String> = files.iter().map(|file| format!("\"{}\"", farm.dir().join(file).display())).collect();
+    let line = format!("files = [{}]", paths.join(", "));
+    let (before, after) = text.split_once("[secret]\n").expect("a section");
+    let rest = after.split_once('\n').map_or("", |(_, rest)| rest);
+    fs::write(daemon.config(), format!("{before}[secret]\n{line}\n{rest}")).expect("the configuration");
+    daemon.signal(Signal::SIGHUP);
+}
+
+/// Waits until `status` says of the secrets what is wanted.
+fn wait_for_secrets(farm: &Farm, step: SecretStep, safe: bool, waiting_for: &[&str]) -> FarmStatus {
+    wait_for("the secrets' state", || {
+        let status = farm.hosts[0].daemon.try_status()?;
+        let secrets = &status.secrets;
+        let as_wanted = secrets.next_step == step && secrets.safe == safe && secrets.waiting_for == waiting_for;
+        if as_wanted { Ok(status) } else { Err(format!("{secrets:?}")) }
+    })
+    .0
+}
+
+#[test]
+fn a_new_farm_secret_goes_in_by_three_steps_without_one_refused_message() {
+    let broker = Broker::shared();
+    // Rotations as well, so that key messages matter; every ticket stays good for longer than the test takes.
+    let keys = "interval = \"10s\"\nsettle = \"500ms\"\nkeep = 32".to_owned();
+    let farm = Farm::start_in_step(&FarmSetup { keys, ..FarmSetup::new(3, &broker.uri()) });
+    let made = Command::new(built("resumed")).args(["secret", "new"]).arg(farm.dir().join("new.secret")).output();
+    succeeded(&made.expect("resumed runs"));
+    let old = farm.hosts[0].daemon.try_status().expect("a status").secrets.sealing;
+    let (old, targets) = (&old[0], farm.targets());
+    let unsafe_text = |farm: &Farm| text(&farm.hosts[0].daemon.command(&["status"]).stdout);
+
+    wait_for_secrets(&farm, SecretStep::Add, true, &[]);
+    let ((recorded, attacker), hopped) = Hopping::during(&targets, &[Mode::Ticket13, Mode::Id], |_| {
+        let steps: [(&[&str], _, _); 3] = [
+            (&["farm.secret", "new.secret"], SecretStep::SealFirst, "first in secret.files; "),
+            (&["new.secret", "farm.secret"], SecretStep::Remove, "remove "),
+            (&["new.secret"], SecretStep::Add, "the end of "),
+        ];
+        let mut attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
+        let recorded = attacker.record(&attacker.names.keys.clone());
+        for (files, next, words) in steps {
+            set_secrets(&farm, 0, files);
+            set_secrets(&farm, 2, files);
+            wait_for_secrets(&farm, next, false, &["host1"]);
+            let shown = unsafe_text(&farm);
+            assert!(shown.contains(words) && shown.contains("NOT SAFE yet, waiting for host1"), "{shown}");
+            set_secrets(&farm, 1, files);
+            wait_for_secrets(&farm, next, true, &[]);
+        }
+        (recorded, attacker)
+    });
+    println!("{} tickets and {} session IDs offered during the three steps", hopped.tickets, hopped.ids);
+    assert!(hopped.refused.is_empty(), "{:#?}", hopped.refused);
+    assert!(hopped.tickets > 20 && hopped.ids > 20, "too few to tell: {} and {}", hopped.tickets, hopped.ids);
+    let status = wait_for_secrets(&farm, SecretStep::Add, true, &[]);
+    assert_eq!(status.secrets.sealing.len(), 1);
+    assert_ne!(&status.secrets.sealing[0], old);
+    assert!(status.warnings.is_empty(), "{:?}", status.warnings);
+    for host in &farm.hosts {
+        let refused = host.daemon.try_metric("resumed_messages_refused_total");
+        assert_eq!(refused, Some(0.0), "{}:\n{}", host.name, host.daemon.metrics().unwrap_or_default());
+    }
+
+    // What was recorded under the old secret opens nowhere now; and putting that secret back does not make it new.
+    attacker.to_all(&recorded);
+    for host in &farm.hosts {
+        host.daemon.wait_for_metric("resumed_messages_refused_total", |refused| refused == 1.0);
+    }
+    set_secrets(&farm, 0, &["new.secret", "farm.secret"]);
+    wait_for("the old secret at host0", || {
+        let status = farm.hosts[0].daemon.try_status()?;
+        let ids = status.nodes.iter().find(|node| node.name == "host0").map_or(0, |node| node.secret_ids.len());
+        if ids == 2 { Ok(()) } else { Err(format!("{:?}", status.nodes)) }
+    });
+    attacker.to_all(&recorded);
+    wait_for("the replay refused", || {
+        let replays = farm.hosts[0].daemon.metric("resumed_messages_refused_total{reason=\"replay\"}");
+        if replays == 1.0 { Ok(()) } else { Err(format!("{replays} replays refused")) }
+    });
+}
+
+#[test]
+fn a_host_with_a_wrong_clock_is_named_in_status() {
+    let broker = Broker::shared();
+    let farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::None, ..FarmSetup::new(2, &broker.uri()) });
+    let mut attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
+    let report = resumed::proto::payload::Kind::Report(resumed::proto::Report::default());
+    let leaders = attacker.names.leader.clone();
+    let late = attacker.seal_at(&leaders, "host7", report, -3_600_000);
+    attacker.to_leader(&late);
+    wait_for("the warning", || {
+        let status = farm.hosts[0].daemon.try_status()?;
+        let warned = status.warnings.iter().any(|warning| warning.starts_with("the clock of host7 is 1h"));
+        if warned { Ok(()) } else { Err(format!("{:?}", status.warnings)) }
+    });
+}
