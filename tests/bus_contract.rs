@@ -284,12 +284,35 @@ async fn sessions_stay_in_their_pod(ground: &impl Ground) {
     assert_eq!(next(&mut other.keys, "the announcement").await, ring);
 }
 
+async fn a_feed_is_reached_directly_alone_and_in_order_with_what_goes_to_the_pod(ground: &impl Ground) {
+    let farm = new_farm();
+    let mut a = node(ground, &farm, "p", "a").await;
+    let mut b = node(ground, &farm, "p", "b").await;
+    let feed = b.link.feed().expect("a feed").to_owned();
+    assert!(Names::new(&farm, "p").is_feed(&feed), "{feed}");
+    // A feed that is gone takes nothing and breaks nothing.
+    a.link.publish_to_feed(&format!("resumed.{farm}.sessions.p.gone.0"), "lost".into()).await.unwrap();
+    let exchange = format!("resumed.{farm}.sessions.p");
+    for turn in 0..10 {
+        a.link.publish_to_feed(&feed, Bytes::from(format!("warm {turn}"))).await.unwrap();
+        a.link.publish_sessions(Bytes::from(format!("live {turn}"))).await.unwrap();
+    }
+    for turn in 0..10 {
+        let warm = delivered(Source::Feed, &feed, &format!("warm {turn}"));
+        let live = delivered(Source::Feed, &exchange, &format!("live {turn}"));
+        assert_eq!(next(&mut b.feed, "what is for b alone").await, warm);
+        assert_eq!(next(&mut b.feed, "what is for the pod").await, live);
+        assert_eq!(next(&mut a.feed, "what is for the pod").await, live);
+    }
+}
+
 async fn a_node_without_sessions_gets_none(ground: &impl Ground) {
     let farm = new_farm();
     let spec = LinkSpec { names: Names::new(&farm, "p"), node: "a".to_owned(), sessions: false };
     let (keys, mut keys_in) = mpsc::channel(4);
     let (feed, mut feed_in) = mpsc::channel(4);
     let link = ground.bus(1 << 20).connect(&spec, LinkEvents { keys, feed }).await.unwrap();
+    assert_eq!(link.feed(), None);
     let other = node(ground, &farm, "p", "b").await;
     other.link.publish_sessions("sessions".into()).await.unwrap();
     other.link.publish(&Route::Keys, "ring".into()).await.unwrap();
@@ -517,6 +540,7 @@ contract! {
     a_lease_whose_queue_was_deleted_is_lost_and_can_be_taken_again
     a_link_whose_inbox_was_deleted_is_closed
     sessions_stay_in_their_pod
+    a_feed_is_reached_directly_alone_and_in_order_with_what_goes_to_the_pod
     a_node_without_sessions_gets_none
     two_farms_do_not_mix
     each_senders_messages_keep_their_order

@@ -218,6 +218,7 @@ pub struct InProcessLink {
     id: u64,
     spec: LinkSpec,
     inbox: String,
+    feed: Option<String>,
     ending: Arc<Ending>,
     events: LinkEvents,
     tasks: TaskTracker,
@@ -232,6 +233,7 @@ impl Bus for InProcess {
         let nonce = format!("{id:x}");
         let link = InProcessLink {
             inbox: spec.names.inbox(&spec.node, &nonce),
+            feed: spec.sessions.then(|| spec.names.feed(&spec.node, &nonce)),
             spec: spec.clone(),
             ending: Arc::new(Ending::default()),
             tasks: TaskTracker::new(),
@@ -241,8 +243,8 @@ impl Bus for InProcess {
         };
         lock(&link.hub.state).links.insert(id, Arc::clone(&link.ending));
         link.open(link.inbox.clone(), Source::Inbox, Some(&spec.names.keys))?;
-        if spec.sessions {
-            link.open(spec.names.feed(&spec.node, &nonce), Source::Feed, Some(&spec.names.sessions))?;
+        if let Some(feed) = &link.feed {
+            link.open(feed.clone(), Source::Feed, Some(&spec.names.sessions))?;
         }
         let (hub, ending, tasks) = (Arc::clone(&link.hub), Arc::clone(&link.ending), link.tasks.clone());
         let keys = link.events.keys.clone();
@@ -312,6 +314,10 @@ impl Link for InProcessLink {
         &self.inbox
     }
 
+    fn feed(&self) -> Option<&str> {
+        self.feed.as_deref()
+    }
+
     fn peer(&self) -> &str {
         PEER
     }
@@ -333,6 +339,12 @@ impl Link for InProcessLink {
     async fn publish_sessions(&self, body: Bytes) -> Result<(), BusError> {
         self.open_or_closed()?;
         self.hub.fanout(&self.spec.names.sessions, &body);
+        Ok(())
+    }
+
+    async fn publish_to_feed(&self, feed: &str, body: Bytes) -> Result<(), BusError> {
+        self.open_or_closed()?;
+        self.hub.direct(feed, body);
         Ok(())
     }
 

@@ -58,6 +58,9 @@ pub trait Link: Send + Sync + 'static {
     /// The queue that reaches this node directly.
     fn inbox(&self) -> &str;
 
+    /// The queue that this node's session feed is, if the link has one: for [`Link::publish_to_feed`] of others.
+    fn feed(&self) -> Option<&str>;
+
     /// What this link is connected to, with passwords as `***`.
     fn peer(&self) -> &str;
 
@@ -77,6 +80,13 @@ pub trait Link: Send + Sync + 'static {
     /// # Errors
     /// [`BusError::Blocked`] instead of waiting for [`Link::writable`]: the message counts as dropped.
     fn publish_sessions(&self, body: Bytes) -> impl Future<Output = Result<(), BusError>> + Send;
+
+    /// The same straight to one node's session feed, through the default exchange. It keeps its order with what this
+    /// link publishes otherwise on the session plane. A feed that is gone takes nothing, and nobody is told.
+    ///
+    /// # Errors
+    /// As [`Link::publish_sessions`].
+    fn publish_to_feed(&self, feed: &str, body: Bytes) -> impl Future<Output = Result<(), BusError>> + Send;
 
     /// Tries to take the lease: to declare the leader's queue and to consume from it. A link that holds the lease makes
     /// sure of it, and is [`LeaseAnswer::Granted`] it again, also if the broker had lost the queue.

@@ -41,7 +41,8 @@ impl Names {
         format!("{}{node}.{nonce}", self.inbox_prefix)
     }
 
-    /// The session feed of `node`. Nobody addresses it, so a long node name is cut to fit the 255 bytes of an AMQP name.
+    /// The session feed of `node`. It is addressed only as its owner says, so a long node name is cut to fit the 255 bytes
+    /// of an AMQP name.
     #[must_use]
     pub fn feed(&self, node: &str, nonce: &str) -> String {
         let room = LONGEST_NAME.saturating_sub(self.sessions.len() + nonce.len() + 2);
@@ -65,6 +66,13 @@ impl Names {
     pub fn is_inbox(&self, queue: &str) -> bool {
         queue.len() <= LONGEST_NAME && queue.starts_with(&self.inbox_prefix)
     }
+
+    /// Whether `queue` is a session feed of this pod: sessions go nowhere else, whatever a request says.
+    #[must_use]
+    pub fn is_feed(&self, queue: &str) -> bool {
+        let of_pod = || queue.strip_prefix(&self.sessions).is_some_and(|rest| rest.starts_with('.'));
+        queue.len() <= LONGEST_NAME && of_pod()
+    }
 }
 
 /// AMQP 0-9-1 carries names as short strings: at most this many bytes.
@@ -84,6 +92,10 @@ mod tests {
         assert_eq!(names.feed("a", "0f"), "resumed.prod.sessions.fra.a.0f");
         assert!(names.is_inbox("resumed.prod.node.a.0f"));
         assert!(!names.is_inbox("resumed.other.node.a.0f"));
+        assert!(names.is_feed("resumed.prod.sessions.fra.a.0f"));
+        for other in ["resumed.prod.sessions.fra", "resumed.prod.sessions.fra-2.a.0f", "resumed.prod.node.a.0f"] {
+            assert!(!names.is_feed(other), "{other}");
+        }
     }
 
     #[test]

@@ -597,6 +597,7 @@ struct Shared {
 pub struct RabbitMqLink {
     shared: Arc<Shared>,
     inbox: String,
+    feed: Option<String>,
     peer: String,
 }
 
@@ -651,12 +652,13 @@ impl RabbitMqLink {
         let (inbox, consumer) = declared.inbox;
         let keys = shared.events.keys.clone();
         shared.consume(inbox.clone(), hand_on(consumer, Source::Inbox, KEY_PREFETCH, keys));
-        if let Some((feed, consumer)) = declared.feed {
+        let feed = declared.feed.map(|(feed, consumer)| {
             let sink = shared.events.feed.clone();
-            shared.consume(feed, hand_on(consumer, Source::Feed, FEED_PREFETCH, sink));
-        }
+            shared.consume(feed.clone(), hand_on(consumer, Source::Feed, FEED_PREFETCH, sink));
+            feed
+        });
         tokio::spawn(Arc::clone(&shared).supervise(said));
-        Self { shared, inbox, peer: target.shown.clone() }
+        Self { shared, inbox, feed, peer: target.shown.clone() }
     }
 }
 
@@ -797,11 +799,26 @@ impl Shared {
     }
 
     async fn publish_sessions(&self, body: &Bytes) -> Result<(), BusError> {
+        self.publish_transient(self.spec.names.sessions.as_str().into(), ShortString::default(), body).await
+    }
+
+    async fn publish_to_feed(&self, feed: &str, body: &Bytes) -> Result<(), BusError> {
+        let queue = ShortString::try_new(feed).map_err(|error| refused("publish", &error))?;
+        self.publish_transient(ShortString::default(), queue, body).await
+    }
+
+    /// On the session plane's one channel, so that everything on it keeps its order.
+    async fn publish_transient(
+        &self,
+        exchange: ShortString,
+        routing_key: ShortString,
+        body: &Bytes,
+    ) -> Result<(), BusError> {
         let _turn = self.sessions_turn.lock().await;
         let mut blocked = self.blocked.subscribe();
         let sending = self.sessions.basic_publish(
-            self.spec.names.sessions.as_str().into(),
-            ShortString::default(),
+            exchange,
+            routing_key,
             BasicPublishOptions::default(),
             body,
             BasicProperties::default(),
@@ -810,7 +827,7 @@ impl Shared {
             biased;
             _ = blocked.wait_for(|blocked| *blocked) => Err(BusError::Blocked),
             sent = sending => {
-                sent.map_err(|error| failed(format!("publish to {}", self.spec.names.sessions), &error))?;
+                sent.map_err(|error| failed("publish on the session plane", &error))?;
                 Ok(())
             }
         }
@@ -930,6 +947,10 @@ impl Link for RabbitMqLink {
         &self.inbox
     }
 
+    fn feed(&self) -> Option<&str> {
+        self.feed.as_deref()
+    }
+
     fn peer(&self) -> &str {
         &self.peer
     }
@@ -949,6 +970,10 @@ impl Link for RabbitMqLink {
 
     async fn publish_sessions(&self, body: Bytes) -> Result<(), BusError> {
         self.shared.while_open(self.shared.publish_sessions(&body)).await
+    }
+
+    async fn publish_to_feed(&self, feed: &str, body: Bytes) -> Result<(), BusError> {
+        self.shared.while_open(self.shared.publish_to_feed(feed, &body)).await
     }
 
     async fn try_lease(&self) -> Result<LeaseAnswer, BusError> {

@@ -95,6 +95,10 @@ mod tests {
             self.link.peer()
         }
 
+        fn feed(&self) -> Option<&str> {
+            self.link.feed()
+        }
+
         async fn writable(&self) {
             self.link.writable().await;
         }
@@ -109,6 +113,10 @@ mod tests {
 
         async fn publish_sessions(&self, body: Bytes) -> Result<(), BusError> {
             self.link.publish_sessions(body).await
+        }
+
+        async fn publish_to_feed(&self, feed: &str, body: Bytes) -> Result<(), BusError> {
+            self.link.publish_to_feed(feed, body).await
         }
 
         async fn try_lease(&self) -> Result<LeaseAnswer, BusError> {
