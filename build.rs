@@ -5,7 +5,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
     prost_build::Config::new()
         // Session bytes are sliced out of the message that brought them, never copied.
-        .bytes([".resumed.v1.SessionEntry", ".resumed.v1.Envelope", ".resumed.v1.local.Session"])
+        .bytes([
+            ".resumed.v1.SessionEntry",
+            ".resumed.v1.Tombstone",
+            ".resumed.v1.Envelope",
+            ".resumed.v1.local.Session",
+        ])
         // Messages that carry key material get a `Debug` that omits it, in src/keys and src/proxies.
         .skip_debug([
             ".resumed.v1.TicketKey",

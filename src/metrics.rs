@@ -76,6 +76,22 @@ pub const PROXY_OWN_KEYS: &str = "resumed_proxy_own_keys_total";
 /// Counter by `reason`, see [`CONTROL_REFUSALS`].
 pub const CONTROL_REFUSED: &str = "resumed_control_refused_total";
 /// Counter.
+pub const WARMUPS: &str = "resumed_warmups_total";
+/// Counter.
+pub const WARMUP_RESTARTS: &str = "resumed_warmup_restarts_total";
+/// Counter.
+pub const WARMUP_SESSIONS_RECEIVED: &str = "resumed_warmup_sessions_received_total";
+/// Counter.
+pub const WARMUP_SESSIONS_SENT: &str = "resumed_warmup_sessions_sent_total";
+/// Counter.
+pub const WARMUP_TOMBSTONES_RECEIVED: &str = "resumed_warmup_tombstones_received_total";
+/// Counter.
+pub const WARMUP_TOMBSTONES_SENT: &str = "resumed_warmup_tombstones_sent_total";
+/// Gauge in seconds.
+pub const WARMUP_SECONDS: &str = "resumed_warmup_seconds";
+/// Gauge, 1 or 0.
+pub const WARMUP_LACKING: &str = "resumed_warmup_lacking";
+/// Counter.
 pub const RING_SAVE_ERRORS: &str = "resumed_ring_save_errors_total";
 /// Counter.
 pub const APPLY_ERRORS: &str = "resumed_apply_errors_total";
@@ -104,7 +120,7 @@ impl Plane {
 pub const KEY_STATES: [&str; 4] = ["next", "active", "previous", "expired"];
 
 /// Why an envelope, or what was in it, is refused.
-pub const REFUSALS: [&str; 12] = [
+pub const REFUSALS: [&str; 16] = [
     "unknown_secret",
     "unknown_epoch",
     "bad_tag",
@@ -116,6 +132,10 @@ pub const REFUSALS: [&str; 12] = [
     "unknown_kind",
     "bad_fingerprint",
     "as_of_far_off",
+    "warmup_unasked",
+    "warmup_over_credit",
+    "warmup_flood",
+    "warmup_bad_feed",
     "library",
 ];
 
@@ -131,7 +151,7 @@ pub const KEY_FAULTS: [&str; 6] = [
 
 /// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed or flushed before, or there was
 /// no room or no way for it.
-pub const DROPS: [&str; 22] = [
+pub const DROPS: [&str; 23] = [
     "bad_id",
     "too_large",
     "broken_der",
@@ -145,6 +165,7 @@ pub const DROPS: [&str; 22] = [
     "duplicate",
     "echo",
     "over_limit",
+    "bad_tombstone",
     "removal_kept",
     "outbox_full",
     "broker_blocked",
@@ -248,6 +269,14 @@ fn describe() {
         "Connections on the control socket ended because of what came in, by reason."
     );
     describe_gauge!(PROXIES_CONNECTED, count, "Proxies connected to this node.");
+    describe_counter!(WARMUPS, count, "Times that another node of the pod gave this one what it lacked.");
+    describe_counter!(WARMUP_RESTARTS, count, "Times that a donor stopped before its end and was replaced.");
+    describe_counter!(WARMUP_SESSIONS_RECEIVED, count, "Sessions that donors sent to this node.");
+    describe_counter!(WARMUP_SESSIONS_SENT, count, "Sessions that this node sent to nodes that lacked them.");
+    describe_counter!(WARMUP_TOMBSTONES_RECEIVED, count, "Tombstones that donors sent to this node.");
+    describe_counter!(WARMUP_TOMBSTONES_SENT, count, "Tombstones that this node sent to nodes that lacked them.");
+    describe_gauge!(WARMUP_SECONDS, Unit::Seconds, "How long this node's last warm-up took, over all its donors.");
+    describe_gauge!(WARMUP_LACKING, "Whether this node lacks sessions of its pod and looks for a donor.");
     describe_counter!(RING_SAVE_ERRORS, count, "Times that the ring could not be saved for a restart of this node.");
     describe_counter!(APPLY_ERRORS, count, "Ticket keys and sessions that a proxy refused to take.");
 }
@@ -270,6 +299,12 @@ fn show() {
         PROXY_SESSIONS_REPORTED,
         PROXY_SESSIONS_INSERTED,
         PROXY_OWN_KEYS,
+        WARMUPS,
+        WARMUP_RESTARTS,
+        WARMUP_SESSIONS_RECEIVED,
+        WARMUP_SESSIONS_SENT,
+        WARMUP_TOMBSTONES_RECEIVED,
+        WARMUP_TOMBSTONES_SENT,
         RING_SAVE_ERRORS,
         APPLY_ERRORS,
     ] {
@@ -285,6 +320,8 @@ fn show() {
         CACHE_ENTRIES,
         CACHE_BYTES,
         TOMBSTONES,
+        WARMUP_SECONDS,
+        WARMUP_LACKING,
         PROXIES_CONNECTED,
     ] {
         gauge!(name).set(0.0);

@@ -18,6 +18,7 @@ pub mod secret_steps;
 pub mod session_plane;
 pub mod unix_socket;
 pub mod view;
+pub mod warmup;
 
 pub use node::{Node, NodeSettings};
 pub use view::NodeView;

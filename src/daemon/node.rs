@@ -18,6 +18,7 @@ use super::sealing::Identity;
 use super::secret_steps::SecretHistory;
 use super::session_plane::{SessionPlane, flush, sweep};
 use super::view::NodeView;
+use super::warmup::Warmups;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
@@ -150,12 +151,14 @@ impl Node {
             names,
             boot_id,
             batch_bytes: settings.batch_bytes,
+            warmups: Warmups::default(),
             clock,
             stop: stop_sessions.clone(),
         });
         tasks.spawn(driver.run());
         publisher.spawn(Arc::clone(&sessions).publish());
         publisher.close();
+        tasks.spawn(Arc::clone(&sessions).warm_up());
         tasks.spawn(sessions.consume(opener()));
         tasks.spawn(flush(Arc::clone(&proxies), sessions_from, stop.clone()));
         tasks.spawn(sweep(Arc::clone(&proxies), clock, stop.clone()));

@@ -8,14 +8,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::sealing::Sealing;
+use super::warmup::{Message, Warmups};
 use crate::bus::{Link, LinkEvent, Names};
-use crate::clock::SystemClock;
+use crate::clock::{Now, SystemClock};
 use crate::envelope::{Opener, Secrets};
 use crate::metrics::{self, Plane};
 use crate::proto::SessionBatch;
 use crate::proto::payload::Kind;
 use crate::proxies::ProxyPlane;
 use crate::quiet::Quiet;
+use crate::sessions::Applied;
+use crate::sessions::warmup::Peer;
 
 /// How long the outbox may take to empty when the node stops.
 const DRAIN_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
@@ -35,6 +38,14 @@ impl<L: Link> SessionLink<L> {
     #[must_use]
     pub fn new(link: Arc<L>, sealing: Sealing, feed: mpsc::Receiver<LinkEvent>) -> Self {
         Self { link, sealing: Arc::new(Mutex::new(sealing)), feed: Arc::new(Mutex::new(feed)) }
+    }
+
+    pub(super) fn link(&self) -> &L {
+        &self.link
+    }
+
+    pub(super) fn sealing(&self) -> &Mutex<Sealing> {
+        &self.sealing
     }
 }
 
@@ -58,6 +69,8 @@ pub struct SessionPlane<L: Link> {
     pub boot_id: [u8; 16],
     /// A batch closes at this size.
     pub batch_bytes: usize,
+    /// Who warms up whom.
+    pub warmups: Warmups,
     /// This host's clocks.
     pub clock: SystemClock,
     /// Ends both directions.
@@ -171,18 +184,33 @@ impl<L: Link> SessionPlane<L> {
         metrics::received(Plane::Sessions);
         metrics::missed(opened.missed);
         let node = opened.payload.node;
-        let Some(Kind::Sessions(batch)) = opened.payload.kind else {
-            metrics::refused("unknown_kind");
-            if let Some(held_back) = quiet.pass("message", "unknown_kind", now) {
-                warn!(held_back, "ignored a message of unknown kind from {node} among the sessions");
+        // The opener has checked that it has 16 bytes.
+        let boot_id = opened.payload.boot_id.try_into().unwrap_or_default();
+        let warmup = |node, message| self.take_in_warmup(Peer { node, boot_id }, message, now);
+        let batch = match opened.payload.kind {
+            Some(Kind::Sessions(batch)) => batch,
+            Some(Kind::WarmupCall(call)) => return warmup(node, Message::Call(call)),
+            Some(Kind::WarmupOffer(offer)) => return warmup(node, Message::Offer(offer)),
+            Some(Kind::WarmupRequest(request)) => return warmup(node, Message::Request(request)),
+            Some(Kind::Warmup(chunk)) => return warmup(node, Message::Chunk(chunk)),
+            _ => {
+                metrics::refused("unknown_kind");
+                if let Some(held_back) = quiet.pass("message", "unknown_kind", now) {
+                    warn!(held_back, "ignored a message of unknown kind from {node} among the sessions");
+                }
+                return;
             }
-            return;
         };
         metrics::taken_in(u64::try_from(batch.entries.len()).unwrap_or(u64::MAX));
         for entry in &batch.entries {
             metrics::replicated(entry.at, now.wall);
         }
         let applied = self.proxies.store.remote(batch, now);
+        self.hand_on(applied, &node, quiet, now);
+    }
+
+    /// Logs what was skipped and hands the rest to this node's proxies.
+    pub(super) fn hand_on(&self, applied: Applied, node: &str, quiet: &mut Quiet, now: Now) {
         for (reason, sessions) in applied.dropped.iter().filter(|(reason, _)| !ORDINARY.contains(reason)) {
             if let Some(held_back) = quiet.pass("session", reason, now) {
                 warn!(held_back, "skipped {sessions} sessions of {node}: {reason}");
@@ -303,6 +331,7 @@ mod tests {
                 names: names.clone(),
                 boot_id: random(),
                 batch_bytes: 1 << 15,
+                warmups: Warmups::default(),
                 clock,
                 stop: CancellationToken::new(),
             });

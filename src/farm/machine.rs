@@ -656,7 +656,8 @@ impl Farm {
             Some(Kind::Farewell(_)) => self.left(&from, own, now),
             Some(Kind::Request(request)) => self.request(&request, now),
             Some(Kind::Answer(answer)) => self.answer(&from, answer, now),
-            Some(Kind::Sessions(_)) | None => self.note(Note::UnknownKind { node: from.node }),
+            // Whatever else there is has no business on the key plane.
+            Some(_) | None => self.note(Note::UnknownKind { node: from.node }),
         }
     }
 

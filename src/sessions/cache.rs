@@ -202,6 +202,34 @@ impl Cache {
         (swept, next)
     }
 
+    /// Forgets the sessions whose ID `goes` says so of, looking at no more than `slots` slots from arrival number `from`
+    /// on. Shows each ID that went to `gone`, and returns the number to go on from, `None` at the end.
+    pub fn remove_where(
+        &mut self,
+        from: u64,
+        slots: usize,
+        goes: impl Fn(&[u8]) -> bool,
+        mut gone: impl FnMut(&[u8]),
+    ) -> Option<u64> {
+        let start = self.slots.partition_point(|slot| slot.arrival < from);
+        let end = start.saturating_add(slots).min(self.slots.len());
+        let next = self.slots.get(end).map(|slot| slot.arrival);
+        for position in start..end {
+            let slot = &self.slots[position];
+            if !slot.is_empty() && goes(slot.id()) {
+                gone(slot.id());
+                self.empty(position);
+            }
+        }
+        self.tidy();
+        next
+    }
+
+    /// About how many sessions arrived from number `from` on: not fewer.
+    pub fn arrived_from(&self, from: u64) -> usize {
+        (self.slots.len() - self.slots.partition_point(|slot| slot.arrival < from)).min(self.len())
+    }
+
     fn hash(&self, id: &SessionId) -> u32 {
         self.hasher.hash_one(id.as_bytes()) as u32
     }

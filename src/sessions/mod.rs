@@ -2,12 +2,14 @@
 //!
 //! A proxy's new session goes through [`Store::local`] and, if that says so, into the [`Outbox`], from which the
 //! publisher takes batches. A batch from the pod goes through [`Store::remote`], which says what to hand to the proxies.
+//! [`warmup`] decides who hands its sessions on to a node that lacks them; they are read with [`Store::donate`] and
+//! taken in with [`Store::warm`].
 //!
 //! # Who counts what
 //! | metric | counted by |
 //! | --- | --- |
 //! | `resumed_sessions_published_total` | the publisher: entries of batches handed to the bus |
-//! | `resumed_sessions_received_total` | the receiver: entries of batches handed to [`Store::remote`] |
+//! | `resumed_sessions_received_total` | the receiver: entries of batches handed to [`Store::remote`], and sessions handed to [`Store::warm`] |
 //! | `resumed_sessions_inserted_total` | [`Store::remote`]: sessions from the pod that were taken |
 //! | `resumed_sessions_removed_total` | [`Store::remote`]: removals from the pod that were taken |
 //! | `resumed_sessions_dropped_total{reason}` | [`Store::local`] and [`Store::remote`]: every [`SessionFault`], once; whoever calls [`Outbox::push`]: [`Full`] as `outbox_full` |
@@ -18,6 +20,7 @@
 //! So what a node received is what it inserted, removed and dropped, save the drops that its own proxies caused.
 
 mod cache;
+mod donation;
 mod encoded;
 mod id;
 mod outbox;
@@ -26,8 +29,10 @@ mod samples;
 mod session;
 mod store;
 mod tombstones;
+pub mod warmup;
 
 pub use cache::ENTRY_OVERHEAD;
+pub use donation::{Donation, Position};
 pub use id::SessionId;
 pub use outbox::{Full, Outbox};
 pub use session::{MAX_AHEAD_SECONDS, Session, SessionFault, validate};

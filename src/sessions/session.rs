@@ -111,6 +111,12 @@ pub enum SessionFault {
     /// Behind the last entry that a batch may have.
     #[error("a session behind the last entry that a batch may have")]
     OverLimit,
+    /// A tombstone that is no hash of 16 bytes.
+    #[error("a tombstone of {length} bytes instead of 16")]
+    BadTombstone {
+        /// Its length in bytes.
+        length: usize,
+    },
     /// A removal where `sessions.removals` is `keep`.
     #[error("a removal where sessions.removals is \"keep\"")]
     RemovalKept,
@@ -134,6 +140,7 @@ impl SessionFault {
             Self::Echo => "echo",
             Self::UnknownFormat { .. } => "unknown_format",
             Self::OverLimit => "over_limit",
+            Self::BadTombstone { .. } => "bad_tombstone",
             Self::RemovalKept => "removal_kept",
         }
     }

@@ -14,6 +14,7 @@ use prost::Message;
 use super::{
     MAX_BATCH_ENTRIES, MAX_TOMBSTONES, Session, SessionFault, SessionId,
     cache::Cache,
+    donation::Arrivals,
     session::made_at_of,
     tombstones::{Grave, Tombstones},
     validate,
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// How many slots of the cache are looked at, or entries applied, before the lock is given up for a moment.
-const SLOTS_AT_A_TIME: usize = 4096;
+pub(super) const SLOTS_AT_A_TIME: usize = 4096;
 const ENTRIES_AT_A_TIME: usize = 256;
 /// The same where each session's DER is read: two microseconds each.
 const FLUSHED_AT_A_TIME: usize = 512;
@@ -105,27 +106,31 @@ pub struct Applied {
 /// A tombstone is stronger than any insertion, also from the node's own proxy: servers draw IDs at random and use none
 /// twice, so a session that appears after its removal was overtaken by it, or is replayed.
 pub struct Store {
-    settings: StoreSettings,
+    pub(super) settings: StoreSettings,
     held: Mutex<Held>,
 }
 
-struct Held {
-    cache: Cache,
-    tombstones: Tombstones,
+pub(super) struct Held {
+    pub cache: Cache,
+    pub tombstones: Tombstones,
+    /// When sessions arrived: see [`super::donation`].
+    pub arrivals: Arrivals,
+    /// Tombstones came of which nobody knows whether their sessions are held.
+    pub unburied: bool,
     /// Sessions created before it are flushed, UTC milliseconds.
     sessions_from: u64,
 }
 
 /// What one change did to the cache and the tombstones.
 #[derive(Default)]
-struct Room {
+pub(super) struct Room {
     evicted: usize,
-    tombstones_dropped: usize,
+    pub tombstones_dropped: usize,
 }
 
 impl Held {
     /// Applies a change, or says why not: a tombstone, or nothing new.
-    fn apply(&mut self, change: &Change, grave: Grave, mono: u64, room: &mut Room) -> Result<(), SessionFault> {
+    pub fn apply(&mut self, change: &Change, grave: Grave, mono: u64, room: &mut Room) -> Result<(), SessionFault> {
         match change {
             Change::New(session) => {
                 // A session made in the second in which the floor lies may be older: it goes.
@@ -157,6 +162,8 @@ impl Store {
         let held = Held {
             cache: Cache::new(settings.max_bytes),
             tombstones: Tombstones::new(settings.tombstone_for, MAX_TOMBSTONES),
+            arrivals: Arrivals::default(),
+            unburied: false,
             sessions_from: 0,
         };
         Self { settings, held: Mutex::new(held) }
@@ -250,6 +257,8 @@ impl Store {
         }
         let mut held = self.lock();
         held.tombstones.expire(now.mono);
+        let next = held.cache.next_arrival();
+        held.arrivals.mark(next, now.mono);
         show(held, &Room::default());
         swept
     }
@@ -331,7 +340,7 @@ impl Store {
         Ok(change)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Held> {
         // A panic while it was held would be a broken invariant of the cache: better to go on and show it again.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -344,7 +353,7 @@ impl fmt::Debug for Store {
 }
 
 impl Applied {
-    fn take_entry(&mut self, entry: SessionEntry, change: &Change) {
+    pub(super) fn take_entry(&mut self, entry: SessionEntry, change: &Change) {
         match change {
             Change::New(_) => self.sessions += 1,
             Change::Removed(_) => self.removals += 1,
@@ -352,13 +361,13 @@ impl Applied {
         self.inserted.push(local::Session { id: entry.id, session: entry.session, at: 0 });
     }
 
-    fn drop_entries(&mut self, fault: SessionFault, count: usize) {
+    pub(super) fn drop_entries(&mut self, fault: SessionFault, count: usize) {
         if count > 0 {
             *self.dropped.entry(fault.reason()).or_default() += count as u64;
         }
     }
 
-    fn count(&self) {
+    pub(super) fn count(&self) {
         counter!(SESSIONS_INSERTED).increment(self.sessions);
         counter!(SESSIONS_REMOVED).increment(self.removals);
         for (reason, count) in &self.dropped {
@@ -368,7 +377,7 @@ impl Applied {
 }
 
 /// Sets the gauges to what `held` holds, having given up its lock.
-fn show(held: MutexGuard<'_, Held>, room: &Room) {
+pub(super) fn show(held: MutexGuard<'_, Held>, room: &Room) {
     let (entries, bytes, tombstones) = (held.cache.len(), held.cache.bytes(), held.tombstones.len());
     drop(held);
     gauge!(CACHE_ENTRIES).set(entries as f64);

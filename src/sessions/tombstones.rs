@@ -1,7 +1,8 @@
 //! Which sessions were removed lately, so that a late or repeated insertion does not bring them back.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeSet, HashSet},
+    ops::Bound,
     time::Duration,
 };
 
@@ -15,10 +16,20 @@ use crate::clock::millis;
 pub const MAX_TOMBSTONES: usize = 1 << 18;
 
 /// The first 16 bytes of SHA-256 over a session ID: enough to know it again, and no use to anybody else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Grave([u8; 16]);
 
 impl Grave {
+    /// Its bytes, as another node sent them; none unless there are 16.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     pub fn of(id: &SessionId) -> Self {
         let mut grave = [0; 16];
         grave.copy_from_slice(&sha256(id.as_bytes())[..16]);
@@ -26,61 +37,93 @@ impl Grave {
     }
 }
 
-/// Tombstones in the order in which they were laid, which is also the order in which they go.
+/// Tombstones in the order in which they go. Those that this node lays go in the order in which they were laid; those
+/// that a warm-up brought have the time that they have left.
 pub(super) struct Tombstones {
     lasting: u64,
     max: usize,
     /// With the monotonic time until which each stands.
-    queue: VecDeque<(Grave, u64)>,
+    standing: BTreeSet<Standing>,
     known: HashSet<Grave>,
+}
+
+/// A tombstone and the monotonic time until which it stands: the order in which they go, and are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Standing {
+    pub until: u64,
+    pub grave: Grave,
 }
 
 impl Tombstones {
     /// At most `max` tombstones that stand for `lasting` each.
     pub fn new(lasting: Duration, max: usize) -> Self {
-        Self { lasting: millis(lasting), max, queue: VecDeque::new(), known: HashSet::new() }
+        Self { lasting: millis(lasting), max, standing: BTreeSet::new(), known: HashSet::new() }
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.standing.len()
     }
 
     /// Whether a tombstone stands at the monotonic time `mono`.
     pub fn holds(&mut self, grave: &Grave, mono: u64) -> bool {
         self.expire(mono);
+        self.stands(grave)
+    }
+
+    /// Whether a tombstone stood when [`Self::expire`] was last called.
+    pub fn stands(&self, grave: &Grave) -> bool {
         self.known.contains(grave)
     }
 
     /// Lays a tombstone. A second one for the same session changes nothing and gives `None`; otherwise the number of
     /// tombstones that had to go before their time is returned: one if there were too many, else none.
     pub fn lay(&mut self, grave: Grave, mono: u64) -> Option<usize> {
+        self.lay_for(grave, self.lasting, mono)
+    }
+
+    /// The same for one that another node laid and that has `remaining` milliseconds left; never more than one of this
+    /// node's own would have.
+    pub fn lay_for(&mut self, grave: Grave, remaining: u64, mono: u64) -> Option<usize> {
         self.expire(mono);
-        if !self.known.insert(grave) {
+        let until = mono.saturating_add(remaining.min(self.lasting));
+        if until <= mono || !self.known.insert(grave) {
             return None;
         }
-        self.queue.push_back((grave, mono.saturating_add(self.lasting)));
+        self.standing.insert(Standing { until, grave });
         let mut dropped = 0;
-        while self.queue.len() > self.max {
-            self.drop_oldest();
+        while self.standing.len() > self.max {
+            self.drop_first();
             dropped += 1;
         }
         Some(dropped)
     }
 
+    /// The tombstones behind `after` in the order in which they go, those of the last `within` milliseconds if that is
+    /// given.
+    pub fn behind(&self, after: Option<Standing>, within: Option<u64>, mono: u64) -> impl Iterator<Item = &Standing> {
+        // One laid `within` ago stands until then.
+        let laid = within.map(|within| mono.saturating_add(self.lasting).saturating_sub(within));
+        let first = Standing { until: laid.unwrap_or(0).max(mono + 1), grave: Grave([0; 16]) };
+        let from = match after {
+            Some(after) if after >= first => Bound::Excluded(after),
+            _ => Bound::Included(first),
+        };
+        self.standing.range((from, Bound::Unbounded))
+    }
+
     /// Takes away those whose time is over.
     pub fn expire(&mut self, mono: u64) {
-        while self.queue.front().is_some_and(|(_, until)| *until <= mono) {
-            self.drop_oldest();
+        while self.standing.first().is_some_and(|standing| standing.until <= mono) {
+            self.drop_first();
         }
-        if self.queue.capacity() > self.queue.len() * 4 + 1024 {
-            self.queue.shrink_to(self.queue.len() * 2);
-            self.known.shrink_to(self.queue.len() * 2);
+        if self.known.capacity() > self.known.len() * 4 + 1024 {
+            self.known.shrink_to(self.known.len() * 2);
         }
     }
 
-    fn drop_oldest(&mut self) {
-        if let Some((grave, _)) = self.queue.pop_front() {
+    fn drop_first(&mut self) {
+        if let Some(Standing { grave, .. }) = self.standing.pop_first() {
             self.known.remove(&grave);
         }
     }
@@ -120,6 +163,41 @@ mod tests {
         assert_eq!(stones.lay(grave(1), 900), None);
         assert_eq!(stones.len(), 1);
         assert!(!stones.holds(&grave(1), 1_000));
+    }
+
+    #[test]
+    fn one_of_another_node_stands_for_what_it_has_left_and_no_longer_than_our_own() {
+        let mut stones = Tombstones::new(Duration::from_secs(10), 10);
+        assert_eq!(stones.lay_for(grave(1), 4_000, 1_000), Some(0));
+        assert_eq!(stones.lay(grave(2), 1_000), Some(0));
+        assert_eq!(stones.lay_for(grave(3), u64::MAX, 1_000), Some(0));
+        assert_eq!(stones.lay_for(grave(4), 0, 1_000), None, "its time is over");
+        assert_eq!(stones.lay_for(grave(2), 1, 1_000), None, "the one that stands stays");
+        assert!(stones.holds(&grave(1), 4_999) && !stones.holds(&grave(1), 5_000));
+        assert!(stones.holds(&grave(2), 10_999) && stones.holds(&grave(3), 10_999));
+        assert!(!stones.holds(&grave(3), 11_000));
+        assert_eq!(stones.len(), 0);
+    }
+
+    #[test]
+    fn a_reader_sees_each_once_in_the_order_in_which_they_go() {
+        let mut stones = Tombstones::new(Duration::from_secs(600), 100);
+        for number in 0..50 {
+            stones.lay(grave(number), 1_000 + u64::from(number / 10));
+        }
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page: Vec<_> = stones.behind(after, None, 2_000).take(7).copied().collect();
+            let Some(last) = page.last() else { break };
+            after = Some(*last);
+            seen.extend(page);
+        }
+        assert_eq!(seen.len(), 50);
+        assert!(seen.is_sorted());
+        // Laid at 1,003 and 1,004.
+        assert_eq!(stones.behind(None, Some(997), 2_000).count(), 20);
+        assert_eq!(stones.behind(after, Some(997), 2_000).count(), 0);
+        assert_eq!(stones.behind(None, None, 601_003).count(), 10, "those whose time is over are left out");
     }
 
     #[test]

@@ -1,0 +1,283 @@
+//! Carries warm-ups out: hands the state machines of [`crate::sessions::warmup`] what arrives, sends what they say, and
+//! reads and fills the store for them. Chunks go out beside live batches, one at a time on the same channel, and come in
+//! through the same feed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use metrics::{counter, gauge};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::random::random;
+use super::session_plane::{SessionLink, SessionPlane};
+use crate::bus::Link;
+use crate::clock::Now;
+use crate::metrics::{
+    self as names, Plane, WARMUP_LACKING, WARMUP_RESTARTS, WARMUP_SECONDS, WARMUP_SESSIONS_RECEIVED,
+    WARMUP_SESSIONS_SENT, WARMUP_TOMBSTONES_RECEIVED, WARMUP_TOMBSTONES_SENT, WARMUPS,
+};
+use crate::proto::payload::Kind;
+use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest};
+use crate::quiet::Quiet;
+use crate::sessions::warmup::{Action, Donor, Due, Joiner, Note, Peer};
+
+/// The most of a chunk, in bytes; smaller where `sessions.batch_bytes` is.
+const CHUNK_BYTES: usize = 32 * 1024;
+/// Messages that wait for the broker. All of them are repeated if they matter.
+const MAX_PENDING: usize = 1024;
+
+/// Both sides of a node's warm-ups.
+pub struct Warmups {
+    machines: Mutex<Machines>,
+    stirred: Notify,
+}
+
+struct Machines {
+    joiner: Joiner,
+    donor: Donor,
+    pending: VecDeque<Action>,
+    quiet: Quiet,
+}
+
+impl Default for Warmups {
+    /// Those of a node that has just started: it lacks everything.
+    fn default() -> Self {
+        let machines = Machines {
+            joiner: Joiner::new(Box::new(|| u64::from_le_bytes(random()))),
+            donor: Donor::default(),
+            pending: VecDeque::new(),
+            quiet: Quiet::default(),
+        };
+        Self { machines: Mutex::new(machines), stirred: Notify::new() }
+    }
+}
+
+impl Warmups {
+    fn lock(&self) -> MutexGuard<'_, Machines> {
+        // Nothing that panics leaves a machine half way.
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Machines {
+    /// Notes are for now, messages for the task that sends.
+    fn take(&mut self, actions: Vec<Action>, now: Now) {
+        for action in actions {
+            match action {
+                Action::Note(note) => self.record(&note, now),
+                message => {
+                    if self.pending.len() == MAX_PENDING {
+                        self.pending.pop_front();
+                    }
+                    self.pending.push_back(message);
+                }
+            }
+        }
+        gauge!(WARMUP_LACKING).set(if self.joiner.lacks() { 1.0 } else { 0.0 });
+    }
+
+    fn record(&mut self, note: &Note, now: Now) {
+        match note {
+            Note::Refused { reason, .. } => {
+                names::refused(reason);
+                if let Some(held_back) = self.quiet.pass("message", reason, now) {
+                    warn!(held_back, "{note}");
+                }
+                return;
+            }
+            Note::DonorLost { .. } => counter!(WARMUP_RESTARTS).increment(1),
+            Note::WarmedUp { took_ms, .. } => {
+                counter!(WARMUPS).increment(1);
+                gauge!(WARMUP_SECONDS).set(std::time::Duration::from_millis(*took_ms).as_secs_f64());
+            }
+            Note::Begins { .. } | Note::NothingToGet | Note::Donates { .. } | Note::Donated { .. } => {}
+        }
+        info!("{note}");
+    }
+}
+
+/// A message of a warm-up.
+pub enum Message {
+    /// To the pod.
+    Call(WarmupCall),
+    /// To the caller.
+    Offer(WarmupOffer),
+    /// To a donor.
+    Request(WarmupRequest),
+    /// To a joiner.
+    Chunk(Warmup),
+}
+
+impl Message {
+    /// The session feed that an answer would go to.
+    fn feed(&self) -> Option<&str> {
+        match self {
+            Self::Call(call) => Some(&call.feed),
+            Self::Offer(offer) => Some(&offer.feed),
+            Self::Request(request) => Some(&request.feed),
+            Self::Chunk(_) => None,
+        }
+    }
+}
+
+impl<L: Link> SessionPlane<L> {
+    /// Takes in one message of a warm-up.
+    pub(super) fn take_in_warmup(&self, peer: Peer, message: Message, now: Now) {
+        let store = &self.proxies.store;
+        let mut machines = self.warmups.lock();
+        let Machines { joiner, donor, .. } = &mut *machines;
+        let actions = match message {
+            message if message.feed().is_some_and(|feed| !self.names.is_feed(feed)) => {
+                vec![Action::Note(Note::Refused { node: peer.node, reason: "warmup_bad_feed" })]
+            }
+            Message::Call(call) => donor.called(&peer, &call, joiner, store, now),
+            Message::Offer(offer) => joiner.offered(peer, offer, now),
+            Message::Request(request) => donor.asked(peer, request, store, now),
+            Message::Chunk(chunk) => {
+                let (next, mut actions) = joiner.chunk(&peer, &chunk, now);
+                if next {
+                    let (sessions, tombstones) = (chunk.entries.len() as u64, chunk.tombstones.len() as u64);
+                    let last = chunk.last;
+                    self.take_chunk(chunk, &peer, &mut machines.quiet, now);
+                    actions.extend(machines.joiner.taken(sessions, tombstones, last, now));
+                }
+                actions
+            }
+        };
+        machines.take(actions, now);
+        drop(machines);
+        self.warmups.stirred.notify_one();
+    }
+
+    fn take_chunk(&self, chunk: Warmup, peer: &Peer, quiet: &mut Quiet, now: Now) {
+        counter!(WARMUP_SESSIONS_RECEIVED).increment(chunk.entries.len() as u64);
+        counter!(WARMUP_TOMBSTONES_RECEIVED).increment(chunk.tombstones.len() as u64);
+        names::taken_in(chunk.entries.len() as u64);
+        let tombstones_over = chunk.last || !chunk.entries.is_empty();
+        let applied = self.proxies.store.warm(chunk, now);
+        self.hand_on(applied, &peer.node, quiet, now);
+        if tombstones_over && self.proxies.store.must_bury() {
+            let proxies = Arc::clone(&self.proxies);
+            // It looks at every session. Its removals may come late: nothing brings these sessions back.
+            tokio::task::spawn_blocking(move || {
+                let removals = proxies.store.bury(now).inserted;
+                if !removals.is_empty() {
+                    let _listeners = proxies.from_farm.send(Arc::new(removals));
+                }
+            });
+        }
+    }
+
+    /// Joins and donates until `stop`.
+    pub async fn warm_up(self: Arc<Self>) {
+        let mut link = self.link.clone();
+        let mut current = link.borrow_and_update().clone();
+        self.feed_changed(current.as_ref());
+        loop {
+            let due = self.attend(current.as_ref()).await;
+            let sleep = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(Instant::from_std(self.clock.instant(due))).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = link.changed() => match changed {
+                    Ok(()) => {
+                        current = link.borrow_and_update().clone();
+                        self.feed_changed(current.as_ref());
+                    }
+                    Err(_) => return,
+                },
+                () = self.warmups.stirred.notified() => {}
+                () = sleep => {}
+            }
+        }
+    }
+
+    fn feed_changed(&self, link: Option<&SessionLink<L>>) {
+        let now = self.clock.now();
+        let mut machines = self.warmups.lock();
+        // Another link has another feed: whatever was under way to the last one is lost.
+        let actions = machines.donor.feed_down();
+        machines.joiner.feed_down(now);
+        if let Some(feed) = link.and_then(|link| link.link().feed()) {
+            machines.donor.feed_up(feed.to_owned());
+            machines.joiner.feed_up(feed.to_owned(), now);
+        }
+        machines.take(actions, now);
+    }
+
+    /// Sends what is to be sent now; returns when to look again.
+    async fn attend(&self, link: Option<&SessionLink<L>>) -> Option<u64> {
+        let blocked = link.is_some_and(|link| link.link().is_blocked());
+        let chunk_bytes = self.batch_bytes.min(CHUNK_BYTES);
+        loop {
+            let message = {
+                let now = self.clock.now();
+                let mut machines = self.warmups.lock();
+                let actions = machines.joiner.wake(blocked, now);
+                machines.take(actions, now);
+                let (due, actions) = machines.donor.due(blocked, now);
+                machines.take(actions, now);
+                let waiting = machines.pending.pop_front();
+                match (waiting, due) {
+                    (Some(message), _) => message,
+                    (None, Due::Now) => match machines.donor.next_chunk(&self.proxies.store, chunk_bytes, now) {
+                        Some(chunk) => chunk,
+                        None => continue,
+                    },
+                    (None, due) => {
+                        let donor = if let Due::At(at) = due { Some(at) } else { None };
+                        return machines
+                            .joiner
+                            .next_wake()
+                            .into_iter()
+                            .chain(donor)
+                            .min()
+                            .map(|at| at.max(now.mono + 1));
+                    }
+                }
+            };
+            if let Some(link) = link {
+                self.send_warmup(link, message).await;
+            }
+            if self.stop.is_cancelled() {
+                return None;
+            }
+        }
+    }
+
+    async fn send_warmup(&self, link: &SessionLink<L>, message: Action) {
+        let (feed, kind) = match message {
+            Action::Call(call) => (None, Kind::WarmupCall(call)),
+            Action::Send { feed, kind } => (Some(feed), kind),
+            Action::Note(_) => return,
+        };
+        let (sessions, tombstones) = match &kind {
+            Kind::Warmup(chunk) => (chunk.entries.len() as u64, chunk.tombstones.len() as u64),
+            _ => (0, 0),
+        };
+        let route = feed.as_deref().unwrap_or(&self.names.sessions);
+        let sealed = link.sealing().lock().await.seal(route, kind, self.clock.now());
+        let sent = match (sealed, &feed) {
+            (Ok(sealed), Some(feed)) => {
+                link.link().publish_to_feed(feed, sealed).await.map_err(|error| error.to_string())
+            }
+            (Ok(sealed), None) => link.link().publish_sessions(sealed).await.map_err(|error| error.to_string()),
+            (Err(error), _) => Err(error.to_string()),
+        };
+        match sent {
+            Ok(()) => {
+                names::sent(Plane::Sessions);
+                counter!(WARMUP_SESSIONS_SENT).increment(sessions);
+                counter!(WARMUP_TOMBSTONES_SENT).increment(tombstones);
+            }
+            // The joiner asks again for what matters.
+            Err(error) => debug!(error, "could not send a message of a warm-up"),
+        }
+    }
+}
