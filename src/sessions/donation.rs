@@ -24,8 +24,8 @@ const MARK_EVERY_MS: u64 = 10_000;
 /// How many such notes are kept: those of 5 hours 41 minutes.
 const MAX_MARKS: usize = 2048;
 
-/// A node that was away takes some time to notice that it is, up to two heartbeats of the broker's connection; so what
-/// arrived this much earlier is handed on as well.
+/// A node that was away takes some time to notice that it is, two heartbeats of its connection to the broker (10 s by
+/// default); so what arrived this much earlier is handed on as well.
 pub const AWAY_SLACK: Duration = Duration::from_secs(30);
 
 /// Which session was the newest at some times past: so the cache itself need not remember when each arrived.

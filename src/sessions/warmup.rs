@@ -46,6 +46,13 @@ const SILENT_MS: u64 = 3_000;
 /// Without a request for so long, a donor takes the joiner for gone: longer than the joiner's own patience.
 const GONE_MS: u64 = 5_000;
 
+/// How often it is noted that the feed lives.
+const LOOK_EVERY_MS: u64 = 5_000;
+/// A node that did not look for so long was frozen or suspended. Its feed may have ended at the beginning of that, but
+/// the news of it comes within so long after the end.
+const STALLED_MS: u64 = 10_000;
+const NEWS_WITHIN_MS: u64 = 30_000;
+
 /// Bytes a second that a donor sends at most: a quarter of a gigabit, which leaves the rest to the live feed, and a
 /// million sessions of 200 bytes in about eight seconds.
 pub const RATE: u64 = 32 << 20;
@@ -179,10 +186,14 @@ impl Lack {
     fn away_ms(self, now: Now) -> u64 {
         match self {
             Self::Everything => 0,
-            // The monotonic clock stands still while a host is suspended.
-            Self::Since(then) => now.mono.saturating_sub(then.mono).max(now.wall.saturating_sub(then.wall)).max(1),
+            Self::Since(then) => since(then, now).max(1),
         }
     }
+}
+
+/// Milliseconds from `then` to `now`. The monotonic clock stands still while a host is suspended.
+fn since(then: Now, now: Now) -> u64 {
+    now.mono.saturating_sub(then.mono).max(now.wall.saturating_sub(then.wall))
 }
 
 #[derive(Debug)]
@@ -228,6 +239,10 @@ struct Receiving {
 pub struct Joiner {
     random: Random,
     feed: Option<String>,
+    /// When the feed was last taken for alive.
+    looked_at: Option<Now>,
+    /// When that was before the node stalled, and until when it matters.
+    stalled: Option<(Now, u64)>,
     lack: Option<Lack>,
     state: State,
     /// Of calls and warm-ups that are over.
@@ -248,6 +263,8 @@ impl Joiner {
         Self {
             random,
             feed: None,
+            looked_at: None,
+            stalled: None,
             lack: Some(Lack::Everything),
             state: State::Idle,
             former: VecDeque::new(),
@@ -262,16 +279,22 @@ impl Joiner {
     /// The session feed is up, under that name.
     pub fn feed_up(&mut self, feed: String, now: Now) {
         self.feed = Some(feed);
+        (self.looked_at, self.stalled) = (Some(now), None);
         if self.lack.is_some() {
             let call_at = now.mono + self.below(CALL_WITHIN_MS);
             self.state = State::Waiting { call_at, calls: 0 };
         }
     }
 
-    /// The session feed is gone, and what the pod makes from now on is missed.
+    /// The session feed is gone, and what the pod makes from now on is missed; if the node stalled, from then on.
     pub fn feed_down(&mut self, now: Now) {
+        self.look(now);
         self.feed = None;
-        self.lack.get_or_insert(Lack::Since(now));
+        let lost_at = match self.stalled {
+            Some((before, until)) if now.mono < until => before,
+            _ => now,
+        };
+        self.lack.get_or_insert(Lack::Since(lost_at));
         self.leave();
         self.state = State::Idle;
     }
@@ -359,6 +382,7 @@ impl Joiner {
 
     /// Time has passed. `blocked`: the broker takes no messages, so silence says nothing.
     pub fn wake(&mut self, blocked: bool, now: Now) -> Vec<Action> {
+        self.look(now);
         match &mut self.state {
             State::Waiting { call_at, calls } if now.mono >= *call_at => {
                 let calls = *calls;
@@ -381,15 +405,26 @@ impl Joiner {
         std::mem::take(&mut self.out)
     }
 
-    /// Monotonic milliseconds at which [`Self::wake`] is due; none if nothing is lacking.
+    /// Monotonic milliseconds at which [`Self::wake`] is due; none without a feed.
     #[must_use]
     pub fn next_wake(&self) -> Option<u64> {
-        match &self.state {
+        let look_at = self.looked_at.filter(|_| self.feed.is_some()).map(|looked| looked.mono + LOOK_EVERY_MS);
+        let due = match &self.state {
             State::Idle => None,
             State::Waiting { call_at, .. } => Some(*call_at),
             State::Calling { decide_at, .. } => Some(*decide_at),
             State::Receiving(receiving) => Some(receiving.nudge_at.min(receiving.heard_at + SILENT_MS)),
+        };
+        due.into_iter().chain(look_at).min()
+    }
+
+    /// Notes that the node runs, and whether it stood still before.
+    fn look(&mut self, now: Now) {
+        let Some(looked_at) = self.looked_at.filter(|_| self.feed.is_some()) else { return };
+        if since(looked_at, now) >= STALLED_MS {
+            self.stalled = Some((looked_at, now.mono + NEWS_WITHIN_MS));
         }
+        self.looked_at = Some(now);
     }
 
     fn call(&mut self, calls: u32, now: Now) {
@@ -758,7 +793,10 @@ fn away(ms: u64) -> Option<std::time::Duration> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::LazyLock;
     use std::time::Duration;
+
+    use bytes::Bytes;
 
     use super::super::samples::plain;
     use super::super::{Removals, SessionId, StoreSettings};
@@ -773,9 +811,15 @@ mod tests {
     }
 
     fn entry(number: u64, removed: bool) -> SessionEntry {
+        static SAMPLE: LazyLock<Bytes> = LazyLock::new(|| plain(id(0).as_bytes(), START / 1000, 7_200, 1));
         let id = id(number);
-        let session = if removed { bytes::Bytes::new() } else { plain(id.as_bytes(), START / 1000, 7_200, 1) };
-        SessionEntry { id: id.as_bytes().to_vec().into(), session, at: 0 }
+        let mut session = Vec::new();
+        if !removed {
+            session.extend_from_slice(&SAMPLE);
+            let at = session.windows(32).position(|bytes| bytes == super::tests::id(0).as_bytes()).unwrap();
+            session[at..at + 32].copy_from_slice(id.as_bytes());
+        }
+        SessionEntry { id: id.as_bytes().to_vec().into(), session: session.into(), at: 0 }
     }
 
     /// A node as the daemon makes one of the machines and a store.
@@ -1189,6 +1233,29 @@ mod tests {
             panic!("{:?}", world.notes())
         };
         assert!(sessions < 200 && world.nodes[1].chunks - before < 10, "{sessions} sessions to bring 100");
+    }
+
+    #[test]
+    fn a_node_that_stood_still_asks_for_what_was_made_since_then() {
+        for (still, wall) in [(300_000, 300_000), (5, 300_000)] {
+            let mut joiner = Joiner::new(Box::new(|| 0));
+            let at = |mono, wall| Now { wall: START + wall, mono: 1_000 + mono };
+            joiner.feed_up("one".to_owned(), at(0, 0));
+            joiner.content();
+            for second in 1..=100 {
+                let _idle = joiner.wake(false, at(second * 1_000, second * 1_000));
+            }
+            assert_eq!(joiner.next_wake(), Some(1_000 + 100_000 + LOOK_EVERY_MS));
+            // The timer may go off before the broken connection is noticed.
+            let thawed = at(100_000 + still, 100_000 + wall);
+            let _idle = joiner.wake(false, thawed);
+            let noticed = Now { wall: thawed.wall + 1_000, mono: thawed.mono + 1_000 };
+            joiner.feed_down(noticed);
+            joiner.feed_up("two".to_owned(), noticed);
+            let later = Now { wall: noticed.wall + 1_000, mono: noticed.mono + 1_000 };
+            let actions = joiner.wake(false, later);
+            let [Action::Call(WarmupCall { away_ms: 302_000, .. })] = actions[..] else { panic!("{actions:?}") };
+        }
     }
 
     #[test]
