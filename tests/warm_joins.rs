@@ -1,6 +1,8 @@
 //! Nodes that join late, or were away, are given the sessions that they lack by one donor of their pod: real daemons on a
 //! real broker, with proxies played by the test. `--nocapture` shows the figures.
 
+#[path = "support/attacker.rs"]
+mod attacker;
 mod support;
 #[path = "support/tls.rs"]
 mod tls;
@@ -13,10 +15,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use attacker::Attacker;
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use prost::Message;
 use resumed::proto::local::{FromProxy, Hello, Session, Sessions, ToProxy, from_proxy, to_proxy};
+use resumed::proto::payload::Kind;
+use resumed::proto::{SessionEntry, SessionFormat, Warmup, WarmupCall, WarmupOffer, WarmupRequest};
 use support::ats;
 use support::broker::Broker;
 use support::farm::{Daemon, Farm, FarmSetup, Proxies, wait_for};
@@ -328,4 +333,60 @@ fn a_node_that_was_frozen_hears_of_what_was_made_and_removed_meanwhile_and_so_do
         if (gone, new) == (10, 20) { Ok(()) } else { Err(format!("{gone} removals and {new} sessions")) }
     });
     assert!((10..1_020).all(|number| proxy.heard(number).is_some_and(|heard| !heard.removed)));
+}
+
+#[test]
+fn what_nobody_asked_for_is_counted_and_changes_nothing() {
+    let broker = Broker::shared();
+    let farm = farm(&broker, &["pod"; 2], 2, "");
+    let sample = Sample::make();
+    let _at_first = feed(&farm, &sample, 0..10, &[1]);
+    let mut mallory = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
+    let sessions = mallory.names.sessions.clone();
+    let mine = format!("{sessions}.mallory.0");
+    let Session { id, session, .. } = sample.session(77);
+    let entries = vec![SessionEntry { id, session, at: 0 }];
+    let format = SessionFormat::OpensslDer.into();
+    let request = |feed: &str| WarmupRequest { id: 1, feed: feed.to_owned(), credit: u64::MAX, ..Default::default() };
+    let elsewhere = format!("resumed.{}.node.host0.0", farm.name());
+    for (kind, reason) in [
+        (Kind::Warmup(Warmup { id: 1, number: 1, entries, format, ..Default::default() }), "warmup_unasked"),
+        (Kind::WarmupOffer(WarmupOffer { id: 1, feed: mine.clone(), ..Default::default() }), "warmup_unasked"),
+        (Kind::WarmupRequest(request(&elsewhere)), "warmup_bad_feed"),
+        (Kind::WarmupCall(WarmupCall { id: 1, feed: sessions.clone(), away_ms: 0 }), "warmup_bad_feed"),
+    ] {
+        let series = format!("resumed_messages_refused_total{{reason=\"{reason}\"}}");
+        let before: Vec<f64> = farm.hosts.iter().map(|host| host.daemon.metric(&series)).collect();
+        let sealed = mallory.seal(&sessions, "mallory", kind);
+        mallory.to_feeds(&sealed);
+        for (host, before) in farm.hosts.iter().zip(before) {
+            wait_for(&series, || match host.daemon.metric(&series) {
+                now if now == before + 1.0 => Ok(()),
+                now => Err(format!("{before}, then {now}")),
+            });
+            assert!(host.daemon.log().contains(&format!("refused a message of mallory: {reason}")), "{reason}");
+        }
+    }
+    // A member that calls and calls is answered now and then.
+    let call = |id| Kind::WarmupCall(WarmupCall { id, feed: mine.clone(), away_ms: 0 });
+    let calls: Vec<_> = (0..500).map(|id| mallory.seal(&sessions, "mallory", call(id))).collect();
+    mallory.flood(&sessions, "", calls.iter().map(|sealed| &sealed[..]));
+    for host in &farm.hosts {
+        host.daemon.wait_for_metric("resumed_messages_received_total", |received| received >= 500.0);
+        let flood = "resumed_messages_refused_total{reason=\"warmup_flood\"}";
+        wait_for(flood, || match host.daemon.metric(flood) {
+            now if now > 400.0 => Ok(()),
+            now => Err(format!("{now}")),
+        });
+        // A warm-up to nowhere ends by itself, and meanwhile costs no more than its window.
+        assert_eq!(host.daemon.metric("resumed_cache_entries"), 10.0);
+    }
+    let sealed = mallory.seal(&sessions, "trudy", Kind::WarmupRequest(request(&mine)));
+    mallory.to_feeds(&sealed);
+    for host in &farm.hosts {
+        wait_for("the end of a warm-up to nowhere", || {
+            let log = host.daemon.log();
+            if log.contains("sent trudy 10 sessions and 0 tombstones: it asks for no more") { Ok(()) } else { Err(log) }
+        });
+    }
 }

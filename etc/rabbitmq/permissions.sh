@@ -9,7 +9,7 @@
 # What is granted, and why:
 #   configure  ^resumed\.FARM\.   declare the farm's exchanges and this node's queues, and the leader's queue: the lease
 #   write      ^resumed\.FARM\.   publish to the exchanges; bind queues
-#              ^amq\.default$     publish straight to the leader's queue and to a node's inbox, through the default exchange
+#              ^amq\.default$     publish straight to the leader's queue and to a node's queues, through the default exchange
 #   read       ^resumed\.FARM\.   consume from the queues; bind to the exchanges
 #
 # The broker cannot limit which queue is reached through the default exchange. A user of one farm can therefore send to

@@ -978,7 +978,7 @@ mod tests {
                     let Some(chunk) = chunk else { break };
                     self.carry_out(index, vec![chunk]);
                 }
-                if self.t % 100 == 0 {
+                if self.t.is_multiple_of(100) {
                     let _swept = self.nodes[index].store.sweep(now);
                 }
             }
