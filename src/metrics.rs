@@ -120,10 +120,14 @@ impl Plane {
 pub const KEY_STATES: [&str; 4] = ["next", "active", "previous", "expired"];
 
 /// Why an envelope, or what was in it, is refused.
-pub const REFUSALS: [&str; 16] = [
+pub const REFUSALS: [&str; 20] = [
     "unknown_secret",
     "unknown_epoch",
     "bad_tag",
+    "not_in_epoch",
+    "bad_public_key",
+    "bad_grant",
+    "bad_epoch",
     "replay",
     "clock",
     "malformed",
@@ -151,7 +155,7 @@ pub const KEY_FAULTS: [&str; 6] = [
 
 /// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed or flushed before, or there was
 /// no room or no way for it.
-pub const DROPS: [&str; 23] = [
+pub const DROPS: [&str; 24] = [
     "bad_id",
     "too_large",
     "broken_der",
@@ -170,6 +174,7 @@ pub const DROPS: [&str; 23] = [
     "outbox_full",
     "broker_blocked",
     "broker_away",
+    "no_epoch",
     "not_sent",
     "stopping",
     "plugin_queue_full",

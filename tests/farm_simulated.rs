@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use resumed::bus::{Names, Route};
 use resumed::clock::{Now, millis};
+use resumed::envelope::{EpochId, travels_open};
 use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
 use resumed::keys::{HeldRing, KeySettings};
 use resumed::proto::{self, payload::Kind};
@@ -52,7 +53,19 @@ struct Node {
 
 enum Happening {
     Wake(usize),
-    Event { node: usize, link: u32, event: Event },
+    Event {
+        node: usize,
+        link: u32,
+        event: Event,
+    },
+    /// Opened on arrival: the receiver must hold the epoch key then.
+    Sealed {
+        node: usize,
+        link: u32,
+        epoch: EpochId,
+        via: Via,
+        event: Event,
+    },
     Connect(usize),
 }
 
@@ -70,6 +83,10 @@ struct World {
     sequence: u64,
     keys: KeySettings,
     can_lead: Vec<bool>,
+    /// Messages that their receiver could not open for want of an epoch key.
+    unknown: u32,
+    /// Messages sealed under the farm secret alone, by sender.
+    open: Vec<(u64, usize)>,
 }
 
 impl World {
@@ -93,6 +110,8 @@ impl World {
             sequence: 0,
             keys,
             can_lead: vec![true; nodes],
+            unknown: 0,
+            open: Vec::new(),
         };
         for index in 0..nodes {
             world.nodes.push(Node {
@@ -218,6 +237,14 @@ impl World {
                 Happening::Wake(node) if self.nodes[node].wake == at => self.give(node, Event::Wake),
                 Happening::Wake(_) => {}
                 Happening::Connect(node) => self.connect(node),
+                Happening::Sealed { node, link, epoch, via, event } => {
+                    if self.nodes[node].links == link {
+                        let holds = |farm: &Farm| epoch == [0; 8] || farm.epochs().ids().any(|id| id == epoch);
+                        let opens = self.nodes[node].farm.as_ref().is_some_and(holds);
+                        self.unknown += u32::from(!opens);
+                        self.give(node, if opens { event } else { Event::UnknownEpoch { via } });
+                    }
+                }
                 Happening::Event { node, link, event } => {
                     if self.nodes[node].links == link {
                         self.give(node, event);
@@ -277,7 +304,7 @@ impl World {
                 self.unlink(index);
                 self.connect_soon(index);
             }
-            Action::RingChanged => {}
+            Action::RingChanged | Action::EpochsChanged => {}
             Action::Reply { id, reply } => self.nodes[index].replies.push((id, reply)),
             Action::Note(note) => self.nodes[index].notes.push(note),
         }
@@ -294,7 +321,14 @@ impl World {
             sent_at: self.now(from).wall,
             kind: Some(kind),
         };
-        let message = |via| Event::Message { payload: Box::new(payload.clone()), via };
+        // What the envelope would do.
+        let kind = payload.kind.as_ref().expect("just set");
+        let epoch = farm.epochs().sealing(kind, self.now(from)).map_or([0; 8], |key| key.id());
+        assert!(epoch != [0; 8] || travels_open(kind), "node{from} sends without an epoch key: {kind:?}");
+        if epoch == [0; 8] {
+            self.open.push((self.t, from));
+        }
+        let message = |via| (epoch, Event::Message { payload: Box::new(payload.clone()), via });
         match to {
             Route::Keys => {
                 for node in 0..self.nodes.len() {
@@ -319,7 +353,7 @@ impl World {
     }
 
     /// What the envelope would do: refuse a message whose stamp is too far from the receiver's clock.
-    fn deliver_message(&mut self, from: usize, to: usize, event: Event) {
+    fn deliver_message(&mut self, from: usize, to: usize, (epoch, event): (EpochId, Event)) {
         let Event::Message { payload, via } = event else { unreachable!("only messages come here") };
         let skew = self.nodes[from].offset_ms - self.nodes[to].offset_ms;
         let event = if skew.unsigned_abs() > millis(self.keys.max_clock_offset) {
@@ -328,12 +362,19 @@ impl World {
         } else {
             Event::Message { payload, via }
         };
-        self.deliver(from, to, event);
+        let at = self.arrival(from);
+        let link = self.nodes[to].links;
+        self.plan(at, Happening::Sealed { node: to, link, epoch, via, event });
+    }
+
+    fn arrival(&mut self, from: usize) -> u64 {
+        let at = (self.t + 1 + self.random.below(20)).max(self.nodes[from].arrives);
+        self.nodes[from].arrives = at;
+        at
     }
 
     fn deliver(&mut self, from: usize, to: usize, event: Event) {
-        let at = (self.t + 1 + self.random.below(20)).max(self.nodes[from].arrives);
-        self.nodes[from].arrives = at;
+        let at = self.arrival(from);
         let link = self.nodes[to].links;
         self.plan(at, Happening::Event { node: to, link, event });
     }
@@ -353,6 +394,12 @@ impl World {
         self.running().filter_map(fingerprint).collect()
     }
 
+    /// The epoch keys that the running nodes take for the leader's.
+    fn epochs(&self) -> BTreeSet<EpochId> {
+        let current = |index: usize| self.nodes[index].farm.as_ref()?.epochs().current().map(|key| key.id());
+        self.running().filter_map(current).collect()
+    }
+
     fn generations(&self, index: usize) -> Vec<u64> {
         let farm = self.nodes[index].farm.as_ref().expect("it runs");
         farm.held().ring().keys().iter().map(|key| key.generation).collect()
@@ -362,6 +409,7 @@ impl World {
         assert_eq!(self.leaders().len(), 1, "{context}: leaders {:?}", self.leaders());
         let rings: Vec<_> = self.running().map(|index| (index, self.generations(index))).collect();
         assert_eq!(self.rings().len(), 1, "{context}: rings {rings:?}");
+        assert_eq!(self.epochs().len(), 1, "{context}: epochs {:x?}", self.epochs());
         let now = self.now(0);
         for index in self.running() {
             let farm = self.nodes[index].farm.as_ref().expect("it runs");
@@ -754,4 +802,143 @@ fn a_node_with_a_wrong_clock_is_shown_by_name_with_its_offset_and_sees_the_other
     world.run_for(6 * BEAT);
     world.assert_one_farm("after the clock was set");
     assert_eq!(world.nodes[wrong].farm.as_ref().expect("it runs").skewed_nodes().count(), 0);
+}
+
+#[test]
+fn a_farm_in_step_sends_nothing_that_the_farm_secret_alone_opens() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 5);
+        world.run_for(3 * BEAT);
+        let epoch = world.epochs();
+        world.open.clear();
+        world.run_for(100 * BEAT);
+        assert_eq!(world.open, [], "seed {seed}: joins of a farm that is in step");
+        assert_eq!(world.epochs(), epoch, "seed {seed}");
+    }
+}
+
+#[test]
+fn every_leader_draws_an_epoch_key_and_a_change_makes_no_message_unreadable() {
+    for seed in 0..50 {
+        let mut world = World::new(seed, 4);
+        world.run_for(3 * BEAT);
+        let (leader, before) = (world.leaders()[0], world.epochs());
+        world.unknown = 0;
+        world.crash(leader);
+        world.run_for(2 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+        assert_ne!(world.epochs(), before, "seed {seed}: a new term in the old epoch");
+        assert_eq!(world.unknown, 0, "seed {seed}: the new leader was a member, so all that it seals opens");
+        // The restarted node is granted the key, as if it were new.
+        world.boot(leader, true);
+        world.run_for(2 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}, after the restart"));
+    }
+}
+
+#[test]
+fn a_leader_that_was_no_member_is_joined_at_once() {
+    for seed in 0..50 {
+        let mut world = World::new(seed, 4);
+        world.run_for(3 * BEAT);
+        let before = world.generations(0);
+        // Every node but one goes, and that one may not see the new leader's election.
+        for node in 1..4 {
+            world.crash(node);
+        }
+        world.cut(0, true);
+        for node in 1..4 {
+            world.boot(node, false);
+        }
+        world.run_for(3 * BEAT);
+        world.cut(0, false);
+        world.run_for(500 + BEAT / 2);
+        world.assert_one_farm(&format!("seed {seed}"));
+        let held = world.generations(1);
+        assert!(before.iter().all(|generation| held.contains(generation)), "seed {seed}: {before:?} in {held:?}");
+    }
+}
+
+#[test]
+fn an_epoch_key_lasts_a_day() {
+    let mut world = World::new(4, 2);
+    world.run_for(3 * BEAT);
+    let leader = world.leaders()[0];
+    let first = world.epochs();
+    world.run_for(24 * 3_600_000 - 4 * BEAT);
+    assert_eq!(world.epochs(), first);
+    world.unknown = 0;
+    world.run_for(3 * BEAT);
+    assert_eq!(world.leaders(), [leader]);
+    world.assert_one_farm("after a day");
+    assert_ne!(world.epochs(), first);
+    assert_eq!(world.unknown, 0, "it was announced in the epoch before");
+    world.run_for(11 * 60_000);
+    let held = world.nodes[leader].farm.as_ref().expect("it runs").epochs().ids().count();
+    assert_eq!(held, 1, "the first key is erased");
+}
+
+#[test]
+fn a_node_that_starts_while_nobody_can_lead_is_granted_the_key_too() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 4);
+        world.run_for(3 * BEAT);
+        let leader = world.leaders()[0];
+        let late = (leader + 1) % 4;
+        world.lease_stuck = true;
+        world.crash(leader);
+        world.crash(late);
+        world.run_for(13 * BEAT);
+        world.boot(late, false);
+        world.run_for(15 * BEAT);
+        assert_eq!(world.leaders(), [] as [usize; 0]);
+        assert_eq!(world.rings().len(), 1, "seed {seed}");
+        assert_eq!(world.epochs().len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn envelopes_that_only_claim_an_epoch_make_a_node_ask_once_a_beat() {
+    let mut world = World::new(9, 3);
+    world.run_for(3 * BEAT);
+    let follower = (world.leaders()[0] + 1) % 3;
+    let epoch = world.epochs();
+    world.open.clear();
+    for _ in 0..500 {
+        world.give(follower, Event::UnknownEpoch { via: Via::Inbox });
+        world.run_for(20);
+    }
+    let asked = world.open.iter().filter(|(_, node)| *node == follower).count();
+    assert!((4..=6).contains(&asked), "asked {asked} times in five beats");
+    world.assert_one_farm("after the flood");
+    assert_eq!(world.epochs(), epoch);
+}
+
+#[test]
+fn two_leaders_of_a_healed_farm_open_each_others_rings_and_end_in_one_epoch() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, 4);
+        world.run_for(3 * BEAT);
+        let one = world.leaders()[0];
+        let other = (one + 1) % 4;
+        // The second one was away, so it holds nothing of the first one's epoch, and leads as if on its own side.
+        world.crash(other);
+        world.boot(other, false);
+        world.lease = Some(other);
+        world.nodes[other].inbox = Some(Names::new("sim", "pod").inbox(&world.nodes[other].name, "split"));
+        let inbox = world.nodes[other].inbox.clone().expect("just set");
+        world.give(other, Event::Connected { inbox });
+        world.give(other, Event::LeaseGranted);
+        assert_eq!(world.leaders().len(), 2, "seed {seed}");
+        for (id, leader) in [(1, one), (2, other)] {
+            world.give(leader, Event::Ask { id, ask: Ask::Rotate });
+        }
+        let minted: Vec<u64> =
+            [one, other].iter().map(|leader| *world.generations(*leader).last().expect("it minted")).collect();
+        world.run_for(BEAT);
+        let held = world.generations(one);
+        assert!(minted.iter().all(|key| held.contains(key)), "seed {seed}: {minted:?} in {held:?} while both lead");
+        world.run_for(5 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+    }
 }

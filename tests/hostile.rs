@@ -26,7 +26,8 @@ use resumed::proto::local::{
 };
 use resumed::proto::payload::Kind;
 use resumed::proto::{
-    Announcement, Farewell, Payload, Report, Ring, SessionBatch, SessionEntry, SessionFormat, TicketKey, local,
+    Announcement, EpochGrant, Farewell, Join, Payload, Report, Ring, SessionBatch, SessionEntry, SessionFormat,
+    TicketKey, local,
 };
 use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
@@ -221,6 +222,7 @@ fn announcement(ring: Ring, as_of: u64) -> Announcement {
         report_every_ms: 500,
         leased: false,
         inbox: String::new(),
+        epoch: Vec::new(),
     }
 }
 
@@ -341,6 +343,24 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     let sealed = attacker.seal_raw(&keys, &novelty, [1; 8]);
     attacker.to_all(&sealed);
     siege.counted(&[(refused("unknown_epoch"), 1)]);
+    // Under the farm secret alone, what may not be.
+    let kind = deadly(&attacker);
+    let downgraded = attacker.seal_outside_the_epoch(&keys, "mallory", kind);
+    attacker.to_all(&downgraded);
+    let downgraded = attacker.seal_outside_the_epoch(&sessions, "mallory", batch(Vec::new()));
+    attacker.to_feeds(&downgraded);
+    siege.counted(&[(refused("not_in_epoch"), 2)]);
+    // An epoch key that nobody asked for, and requests for one to a key with which every secret is zero.
+    let grant = EpochGrant { epoch: vec![1; 8], public_key: vec![9; 32], sealed: vec![0; 48] };
+    let sealed = attacker.seal(&keys, "mallory", Kind::EpochGrant(grant));
+    attacker.to_all(&sealed);
+    siege.counted(&[(refused("bad_grant"), 1)]);
+    for public_key in [vec![0; 32], vec![9; 31]] {
+        let join = Join { inbox: attacker.names.inbox("mallory", "0"), public_key, epochs: Vec::new() };
+        let sealed = attacker.seal(&leaders, "mallory", Kind::Join(join));
+        attacker.to_leader(&sealed);
+    }
+    siege.counted_at(farm.leader(), &[(refused("bad_public_key"), 2)]);
     let escape = Payload { node: "\u{1b}[2Jroot".to_owned(), ..attacker.payload("x", Some(farewell()), 0) };
     let short = Payload { boot_id: vec![1; 15], ..attacker.payload("mallory", Some(farewell()), 0) };
     for text in [&b"no payload"[..], &escape.encode_to_vec(), &short.encode_to_vec()] {
@@ -351,12 +371,13 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     let now = attacker.wall();
     let good = announcement(Ring { floor: now, ..Ring::default() }, now);
     let no_fingerprint = Announcement { fingerprint: vec![0; 7], ..good.clone() };
-    let long_ago = Announcement { as_of: 1, ..good };
-    for announcement in [no_fingerprint, long_ago] {
+    let long_ago = Announcement { as_of: 1, ..good.clone() };
+    let no_epoch = Announcement { epoch: vec![0; 9], ..good };
+    for announcement in [no_fingerprint, long_ago, no_epoch] {
         let sealed = attacker.seal(&keys, "mallory", Kind::Announcement(announcement));
         attacker.to_all(&sealed);
     }
-    siege.counted(&[(refused("bad_fingerprint"), 1), (refused("as_of_far_off"), 1)]);
+    siege.counted(&[(refused("bad_fingerprint"), 1), (refused("as_of_far_off"), 1), (refused("bad_epoch"), 1)]);
 
     // A flood: what is due is done all the same, and questions are answered.
     let forged: Vec<Vec<u8>> = (0..3_000).map(|n| flipped(&recorded, recorded.len() / 2 + n % 64)).collect();
@@ -386,6 +407,10 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
         "ignored a message of unknown kind from mallory among the sessions",
         "refused a message of mallory: bad_fingerprint",
         "refused a message of mallory: as_of_far_off",
+        "refused a message of mallory: bad_epoch",
+        "refused a message of mallory: bad_grant",
+        "refused a message (not_in_epoch): mallory ",
+        "refused a session batch (not_in_epoch): mallory ",
     ]);
     for host in &farm.hosts {
         assert!(!host.daemon.log().contains('\u{1b}'), "a terminal's control codes came into the log");

@@ -3,6 +3,8 @@
 /// The exchanges and the leader's queue of one farm, as one pod of it sees them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
+    /// The farm's name.
+    pub farm: String,
     /// Fanout exchange for announcements: `resumed.<farm>.keys`.
     pub keys: String,
     /// Fanout exchange for session batches: `resumed.<farm>.sessions.<pod>`.
@@ -28,6 +30,7 @@ impl Names {
     #[must_use]
     pub fn new(farm: &str, pod: &str) -> Self {
         Self {
+            farm: farm.to_owned(),
             keys: format!("resumed.{farm}.keys"),
             sessions: format!("resumed.{farm}.sessions.{pod}"),
             leader: format!("resumed.{farm}.leader"),

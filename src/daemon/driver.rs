@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use super::view::{NodeView, hex};
 use crate::bus::backoff::Backoff;
 use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Source};
 use crate::clock::{Now, SystemClock};
-use crate::envelope::{Opener, Refusal, Secrets};
+use crate::envelope::{Epochs, Opener, Refusal, Secrets};
 use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
 use crate::keys::Timetable;
 use crate::metrics::{self, Plane};
@@ -76,6 +76,10 @@ pub struct Driver<B: Bus> {
     pub secret_history: SecretHistory,
     /// Opens what arrives on the key plane.
     pub opener: Opener,
+    /// The epoch keys, for all who seal and open.
+    pub epochs: watch::Sender<Arc<Epochs>>,
+    /// Says that a session batch of an unknown epoch arrived.
+    pub unknown_epoch: Arc<Notify>,
     /// This host's clocks.
     pub clock: SystemClock,
     /// Where the ring is kept across restarts, if anywhere.
@@ -129,6 +133,7 @@ enum Happened<L: Link> {
     Stop,
     Local,
     Secrets,
+    UnknownEpoch,
     Question(Question),
     Connected(Connected<L>),
     Link(LinkEvent),
@@ -161,6 +166,7 @@ impl<B: Bus> Driver<B> {
                     self.opener.set_secrets(secrets);
                     Event::Wake
                 }
+                Happened::UnknownEpoch => Event::UnknownEpoch { via: Via::Inbox },
                 Happened::Question(question) => {
                     next_ask = next_ask.wrapping_add(1);
                     replies.insert(next_ask, question.reply);
@@ -219,6 +225,7 @@ impl<B: Bus> Driver<B> {
             Ok(()) = self.secrets.changed() => Happened::Secrets,
             Ok(()) = self.local.changed() => Happened::Local,
             happened = from_connection(connection) => happened,
+            () = self.unknown_epoch.notified() => Happened::UnknownEpoch,
             () = tokio::time::sleep_until(wake) => Happened::Time,
         }
     }
@@ -248,7 +255,8 @@ impl<B: Bus> Driver<B> {
     fn go_up(&self, connected: Connected<B::Link>) -> Up<B::Link> {
         let Connected { link, events, feed } = connected;
         // Every connection has salts of its own.
-        let sealing = || Sealing::new(self.identity.clone(), self.secrets.clone(), self.clock.now());
+        let sealing =
+            || Sealing::new(self.identity.clone(), self.secrets.clone(), self.epochs.subscribe(), self.clock.now());
         let (plane_sender, plane_events) = mpsc::channel(16);
         let names = self.spec.names.clone();
         let plane = KeyPlane::start(Arc::clone(&link), names, sealing(), self.clock, plane_sender);
@@ -275,6 +283,8 @@ impl<B: Bus> Driver<B> {
                 metrics::missed(opened.missed);
                 Some(Event::Message { payload: Box::new(opened.payload), via })
             }
+            // Ordinary for a node that has just started, until it has joined.
+            Err(Refusal::UnknownEpoch) if !self.opener.has_epochs() => Some(Event::UnknownEpoch { via }),
             Err(refusal) => {
                 metrics::refused(refusal.reason());
                 if let Some(held_back) = self.quiet.pass("message", refusal.reason(), now) {
@@ -285,6 +295,7 @@ impl<B: Bus> Driver<B> {
                     Refusal::Clock { node, boot_id, offset_ms } => {
                         Some(Event::Skewed { node, boot_id, offset_ms, via })
                     }
+                    Refusal::UnknownEpoch => Some(Event::UnknownEpoch { via }),
                     _ => None,
                 }
             }
@@ -315,6 +326,11 @@ impl<B: Bus> Driver<B> {
                     Connection::Connecting(_),
                 ) => {}
                 (Action::RingChanged, _) => ring_changed = true,
+                (Action::EpochsChanged, _) => {
+                    let epochs = Arc::new(self.farm.epochs().clone());
+                    self.opener.set_epochs(Arc::clone(&epochs));
+                    self.epochs.send_replace(epochs);
+                }
                 (Action::Reply { id, reply }, _) => {
                     if let Some(waiting) = replies.remove(&id) {
                         // The asker may have gone away.
@@ -337,7 +353,12 @@ impl<B: Bus> Driver<B> {
                 warn!("{note}");
                 return;
             }
-            Note::Minted { .. } | Note::Leads | Note::StepsDown(_) | Note::ActsAlone | Note::Follows(_) => {
+            Note::Minted { .. }
+            | Note::Leads
+            | Note::StepsDown(_)
+            | Note::ActsAlone
+            | Note::Follows(_)
+            | Note::Epoch { .. } => {
                 info!("{note}");
                 return;
             }

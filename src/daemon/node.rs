@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -105,6 +105,8 @@ impl Node {
         let (local_sender, local) = watch::channel(LocalState::default());
         let (link_sender, link) = watch::channel(None);
         let (sessions_from_sender, sessions_from) = watch::channel(farm.held().ring().sessions_from());
+        let (epoch_sender, epochs) = watch::channel(Arc::new(farm.epochs().clone()));
+        let unknown_epoch = Arc::new(Notify::new());
         let (question_sender, questions) = mpsc::channel(64);
 
         let proxies = Arc::new(ProxyPlane {
@@ -131,6 +133,8 @@ impl Node {
             secrets: secrets.clone(),
             secret_history: SecretHistory::default(),
             opener: opener(),
+            epochs: epoch_sender,
+            unknown_epoch: Arc::clone(&unknown_epoch),
             clock,
             ring_file,
             save_again_at: None,
@@ -148,6 +152,8 @@ impl Node {
             proxies: Arc::clone(&proxies),
             link,
             secrets: secrets.clone(),
+            epochs,
+            unknown_epoch,
             names,
             boot_id,
             batch_bytes: settings.batch_bytes,

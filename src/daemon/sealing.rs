@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::random::random;
 use crate::clock::Now;
-use crate::envelope::{SealError, Sealer, Secrets};
+use crate::envelope::{Epochs, SealError, Sealer, Secrets, travels_open};
 use crate::proto::{self, payload::Kind};
 
 const RENEW_AFTER_MS: u64 = 60 * 60 * 1000;
@@ -31,6 +31,7 @@ pub struct Identity {
 pub struct Sealing {
     identity: Identity,
     secrets: watch::Receiver<Arc<Secrets>>,
+    epochs: watch::Receiver<Arc<Epochs>>,
     sealer: Sealer,
     drawn_at: Now,
     last: Now,
@@ -39,15 +40,21 @@ pub struct Sealing {
 impl Sealing {
     /// Begins with a fresh salt.
     #[must_use]
-    pub fn new(identity: Identity, secrets: watch::Receiver<Arc<Secrets>>, now: Now) -> Self {
+    pub fn new(
+        identity: Identity,
+        secrets: watch::Receiver<Arc<Secrets>>,
+        epochs: watch::Receiver<Arc<Epochs>>,
+        now: Now,
+    ) -> Self {
         let sealer = Sealer::new(Arc::clone(&secrets.borrow()), &identity.farm, random());
-        Self { identity, secrets, sealer, drawn_at: now, last: now }
+        Self { identity, secrets, epochs, sealer, drawn_at: now, last: now }
     }
 
-    /// Stamps and seals `kind` for `route`. Call it immediately before the message is written out.
+    /// Stamps and seals `kind` for `route`, under the epoch key that is right for it now. Call it immediately before the
+    /// message is written out.
     ///
     /// # Errors
-    /// If the payload is too large for an envelope, or OpenSSL fails.
+    /// [`SealError::NoEpoch`] if it may not travel without an epoch key and the node holds none; otherwise if the payload is too large for an envelope, or OpenSSL fails.
     pub fn seal(&mut self, route: &str, kind: Kind, now: Now) -> Result<Bytes, SealError> {
         if self.secrets.has_changed().unwrap_or(false) {
             self.sealer.set_secrets(Arc::clone(&self.secrets.borrow_and_update()));
@@ -62,10 +69,16 @@ impl Sealing {
             sent_at: now.wall,
             kind: Some(kind),
         };
-        match self.sealer.seal(route, &payload) {
+        let epochs = Arc::clone(&self.epochs.borrow());
+        let kind = payload.kind.as_ref().expect("just set");
+        let epoch = epochs.sealing(kind, now);
+        if epoch.is_none() && !travels_open(kind) {
+            return Err(SealError::NoEpoch);
+        }
+        match self.sealer.seal_in(epoch, route, &payload) {
             Err(SealError::SaltSpent) => {
                 self.renew_salt(now);
-                self.sealer.seal(route, &payload)
+                self.sealer.seal_in(epoch, route, &payload)
             }
             sealed => sealed,
         }
@@ -87,14 +100,45 @@ fn jumped(last: Now, now: Now) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{FarmSecret, Opener};
+    use crate::envelope::{EpochKey, FarmSecret, Opener};
+
+    fn held(epochs: u8) -> watch::Receiver<Arc<Epochs>> {
+        let mut held = Epochs::new(std::time::Duration::ZERO);
+        for byte in 0..epochs {
+            held.lead_to(EpochKey::from_random(&[byte; 32]).expect("a key"), Now { wall: 0, mono: 0 });
+        }
+        watch::channel(Arc::new(held)).1
+    }
+
+    #[test]
+    fn nothing_but_joins_leaves_without_an_epoch_key() {
+        let secrets = Arc::new(Secrets::new(vec![FarmSecret::generate().expect("a secret")]).expect("one secret"));
+        let identity = Identity { farm: "f".into(), node: "n".into(), boot_id: [1; 16] };
+        let sealing = |epochs| Sealing::new(identity.clone(), watch::channel(Arc::clone(&secrets)).1, epochs, at(0, 0));
+        let epoch = |sealed: Bytes| {
+            use prost::Message;
+            proto::Envelope::decode(sealed).expect("an envelope").epoch.to_vec()
+        };
+        for kind in [Kind::Join(Default::default()), Kind::Farewell(Default::default())] {
+            for epochs in [held(0), held(1)] {
+                let sealed = sealing(epochs).seal("r", kind.clone(), at(0, 0)).expect("sealed");
+                assert_eq!(epoch(sealed), [0; 8]);
+            }
+        }
+        for kind in [Kind::Report(Default::default()), Kind::Sessions(Default::default())] {
+            let refused = sealing(held(0)).seal("r", kind.clone(), at(0, 0));
+            assert!(matches!(refused, Err(SealError::NoEpoch)), "{refused:?}");
+            let sealed = sealing(held(1)).seal("r", kind, at(0, 0)).expect("sealed");
+            assert_eq!(epoch(sealed), EpochKey::from_random(&[0; 32]).expect("a key").id());
+        }
+    }
 
     fn salts(times: &[Now]) -> Vec<Vec<u8>> {
         use prost::Message;
         let secrets = Arc::new(Secrets::new(vec![FarmSecret::generate().expect("a secret")]).expect("one secret"));
         let identity = Identity { farm: "f".into(), node: "n".into(), boot_id: [1; 16] };
         let (_sender, receiver) = watch::channel(Arc::clone(&secrets));
-        let mut sealing = Sealing::new(identity, receiver, times[0]);
+        let mut sealing = Sealing::new(identity, receiver, held(0), times[0]);
         let mut opener = Opener::new(secrets, "f", std::time::Duration::from_secs(300));
         let seal = |now: &Now| {
             let sealed = sealing.seal("r", Kind::Farewell(proto::Farewell {}), *now).expect("sealed");

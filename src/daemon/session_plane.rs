@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -11,7 +11,7 @@ use super::sealing::Sealing;
 use super::warmup::{Message, Warmups};
 use crate::bus::{Link, LinkEvent, Names};
 use crate::clock::{Now, SystemClock};
-use crate::envelope::{Opener, Secrets};
+use crate::envelope::{Epochs, Opener, Refusal, SealError, Secrets};
 use crate::metrics::{self, Plane};
 use crate::proto::SessionBatch;
 use crate::proto::payload::Kind;
@@ -63,6 +63,10 @@ pub struct SessionPlane<L: Link> {
     pub link: watch::Receiver<Option<SessionLink<L>>>,
     /// The farm secrets.
     pub secrets: watch::Receiver<Arc<Secrets>>,
+    /// The epoch keys.
+    pub epochs: watch::Receiver<Arc<Epochs>>,
+    /// Told of batches that need an epoch key which the node lacks.
+    pub unknown_epoch: Arc<Notify>,
     /// The farm's exchanges.
     pub names: Names,
     /// This node's boot id: its own batches come back from the fanout exchange.
@@ -99,6 +103,16 @@ impl<L: Link> SessionPlane<L> {
 
     async fn publish_batch(&self, batch: SessionBatch) {
         let entries = u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
+        // A node that has just started is granted its first epoch key within a beat. Until then this batch waits, and
+        // what comes after it waits in the outbox, which has a bound.
+        if self.link.borrow().is_some() {
+            let mut epochs = self.epochs.clone();
+            let held = self.stop.run_until_cancelled(epochs.wait_for(|epochs| !epochs.is_empty())).await;
+            if !matches!(held, Some(Ok(_))) && self.epochs.borrow().is_empty() {
+                metrics::dropped("no_epoch", entries);
+                return;
+            }
+        }
         let link = self.link.borrow().clone();
         let Some(link) = link else {
             metrics::dropped("broker_away", entries);
@@ -110,6 +124,10 @@ impl<L: Link> SessionPlane<L> {
         }
         let sealed = link.sealing.lock().await.seal(&self.names.sessions, Kind::Sessions(batch), self.clock.now());
         let sent = match sealed {
+            Err(SealError::NoEpoch) => {
+                metrics::dropped("no_epoch", entries);
+                return;
+            }
             Ok(sealed) => link.link.publish_sessions(sealed).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
@@ -128,7 +146,8 @@ impl<L: Link> SessionPlane<L> {
     /// Takes in what other nodes of the pod publish, until `stop`.
     pub async fn consume(self: Arc<Self>, mut opener: Opener) {
         let mut link = self.link.clone();
-        let mut secrets = self.secrets.clone();
+        let (mut secrets, mut epochs) = (self.secrets.clone(), self.epochs.clone());
+        opener.set_epochs(Arc::clone(&epochs.borrow_and_update()));
         let mut quiet = Quiet::default();
         let mut current = link.borrow_and_update().clone();
         loop {
@@ -144,6 +163,7 @@ impl<L: Link> SessionPlane<L> {
                 biased;
                 () = self.stop.cancelled() => return,
                 Ok(()) = secrets.changed() => opener.set_secrets(Arc::clone(&secrets.borrow_and_update())),
+                Ok(()) = epochs.changed() => opener.set_epochs(Arc::clone(&epochs.borrow_and_update())),
                 event = next => match event {
                     Some(LinkEvent::Delivered { route, body, .. }) => self.take_in(&mut opener, &mut quiet, &route, body),
                     Some(LinkEvent::LeaseLost | LinkEvent::Closed { .. }) => {}
@@ -170,6 +190,13 @@ impl<L: Link> SessionPlane<L> {
             Ok(opened) => opened,
             Err(refusal) => {
                 metrics::received(Plane::Sessions);
+                if refusal == Refusal::UnknownEpoch {
+                    self.unknown_epoch.notify_one();
+                    // Ordinary for a node that has just started, until it has joined.
+                    if !opener.has_epochs() {
+                        return;
+                    }
+                }
                 metrics::refused(refusal.reason());
                 if let Some(held_back) = quiet.pass("message", refusal.reason(), now) {
                     // Whoever may write to the broker chooses the route: it is quoted.
@@ -278,7 +305,7 @@ mod tests {
     use super::*;
     use crate::bus::in_process::{Hub, InProcess};
     use crate::bus::{Bus, LinkEvents, LinkSpec, Source};
-    use crate::envelope::FarmSecret;
+    use crate::envelope::{EpochKey, FarmSecret};
     use crate::keys::Timetable;
     use crate::proto::{SessionEntry, SessionFormat};
     use crate::proxies::Registry;
@@ -312,9 +339,12 @@ mod tests {
             let names = Names::new("f", "p");
             let (_secrets, secrets) =
                 watch::channel(Arc::new(Secrets::new(vec![FarmSecret::generate().unwrap()]).unwrap()));
+            let mut held = Epochs::new(Duration::ZERO);
+            held.lead_to(EpochKey::from_random(&random()).unwrap(), clock.now());
+            let (_epochs, epochs) = watch::channel(Arc::new(held));
             let sealing = |node: &str| {
                 let identity = Identity { farm: "f".to_owned(), node: node.to_owned(), boot_id: random() };
-                Sealing::new(identity, secrets.clone(), clock.now())
+                Sealing::new(identity, secrets.clone(), epochs.clone(), clock.now())
             };
             let bus = InProcess::new(Arc::new(Hub::default()));
             let spec = LinkSpec { names: names.clone(), node: "a".to_owned(), sessions: false };
@@ -328,6 +358,8 @@ mod tests {
                 proxies: Arc::clone(&proxies),
                 link: link_receiver,
                 secrets: secrets.clone(),
+                epochs: epochs.clone(),
+                unknown_epoch: Arc::default(),
                 names: names.clone(),
                 boot_id: random(),
                 batch_bytes: 1 << 15,

@@ -8,6 +8,7 @@ use openssl::pkey::Id;
 use openssl::pkey_ctx::{HkdfMode, PkeyCtx};
 use zeroize::Zeroizing;
 
+use super::epoch::EpochKey;
 use super::secret::FarmSecret;
 use super::wire::{Header, TAG_BYTES};
 
@@ -26,24 +27,38 @@ pub(super) fn hkdf_sha256(secret: &[u8], salt: &[u8], info: &[&[u8]], out: &mut 
     Ok(())
 }
 
-fn message_key(
-    secret: &FarmSecret,
-    farm: &str,
-    route: &str,
-    salt: &[u8; 16],
-) -> Result<Zeroizing<[u8; 32]>, ErrorStack> {
-    let mut key = Zeroizing::new([0; 32]);
-    hkdf_sha256(secret.bytes(), salt, &[b"resumed/1|", farm.as_bytes(), b"|", route.as_bytes()], &mut key[..])?;
-    Ok(key)
+/// What the key of one (salt, route) is derived from.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub secret: &'a FarmSecret,
+    pub epoch: Option<&'a EpochKey>,
+    pub farm: &'a str,
 }
 
-/// Seals messages of one (secret, salt, route). The expanded key lives in OpenSSL's context, which erases it when it is
+impl Source<'_> {
+    fn message_key(&self, route: &str, salt: &[u8; 16]) -> Result<Zeroizing<[u8; 32]>, ErrorStack> {
+        let mut joined = Zeroizing::new([0; 64]);
+        joined[..32].copy_from_slice(self.secret.bytes());
+        let input = match self.epoch {
+            Some(epoch) => {
+                joined[32..].copy_from_slice(epoch.bytes());
+                &joined[..]
+            }
+            None => &joined[..32],
+        };
+        let mut key = Zeroizing::new([0; 32]);
+        hkdf_sha256(input, salt, &[b"resumed/1|", self.farm.as_bytes(), b"|", route.as_bytes()], &mut key[..])?;
+        Ok(key)
+    }
+}
+
+/// Seals messages of one (secret, epoch, salt, route). The expanded key lives in OpenSSL's context, which erases it when it is
 /// dropped; the derived bytes are erased as soon as they are in there.
 pub(super) struct SealingKey(CipherCtx);
 
 impl SealingKey {
-    pub fn derive(secret: &FarmSecret, farm: &str, route: &str, salt: &[u8; 16]) -> Result<Self, ErrorStack> {
-        let key = message_key(secret, farm, route, salt)?;
+    pub fn derive(source: Source<'_>, route: &str, salt: &[u8; 16]) -> Result<Self, ErrorStack> {
+        let key = source.message_key(route, salt)?;
         let mut context = CipherCtx::new()?;
         context.encrypt_init(Some(Cipher::aes_256_gcm()), Some(&key[..]), None)?;
         Ok(Self(context))
@@ -62,12 +77,12 @@ impl SealingKey {
     }
 }
 
-/// Opens messages of one (secret, salt, route); otherwise like [`SealingKey`].
+/// Opens messages of one (secret, epoch, salt, route); otherwise like [`SealingKey`].
 pub(super) struct OpeningKey(CipherCtx);
 
 impl OpeningKey {
-    pub fn derive(secret: &FarmSecret, farm: &str, route: &str, salt: &[u8; 16]) -> Result<Self, ErrorStack> {
-        let key = message_key(secret, farm, route, salt)?;
+    pub fn derive(source: Source<'_>, route: &str, salt: &[u8; 16]) -> Result<Self, ErrorStack> {
+        let key = source.message_key(route, salt)?;
         let mut context = CipherCtx::new()?;
         context.decrypt_init(Some(Cipher::aes_256_gcm()), Some(&key[..]), None)?;
         Ok(Self(context))
@@ -138,8 +153,9 @@ mod tests {
     fn a_key_works_on_after_it_met_a_bad_tag() {
         let secret = FarmSecret::from_bytes(&[7; 32]).unwrap();
         let header = Header { secret_id: secret.id(), epoch: NO_EPOCH, salt: [1; 16], sequence: 5 };
-        let mut sealing = SealingKey::derive(&secret, "f", "r", &header.salt).unwrap();
-        let mut opening = OpeningKey::derive(&secret, "f", "r", &header.salt).unwrap();
+        let source = Source { secret: &secret, epoch: None, farm: "f" };
+        let mut sealing = SealingKey::derive(source, "r", &header.salt).unwrap();
+        let mut opening = OpeningKey::derive(source, "r", &header.salt).unwrap();
         let mut sealed = *b"thirty bytes of some plaintext";
         let tag = sealing.seal(&header, &mut sealed).unwrap();
 

@@ -14,15 +14,15 @@
 //! | --- | --- | --- |
 //! | `version` | | 1 |
 //! | `secret_id` | 8 | which farm secret: the first 8 bytes of HKDF-SHA256(secret, salt "", info "resumed/1 id") |
-//! | `epoch` | 8 | all zero; anything else is refused as `unknown_epoch` |
+//! | `epoch` | 8 | which epoch key besides: the first 8 bytes of HKDF-SHA256(epoch key, salt "", info "resumed/1 epoch"); all zero for none |
 //! | `salt` | 16 | random; drawn anew for each broker connection, after a clock jump, and hourly |
 //! | `sequence` | | counts 0, 1, 2, … for each (salt, route) |
 //! | `ciphertext` | ≥ 16 | the encrypted payload, then the 16-byte tag |
 //!
 //! The cipher is AES-256-GCM (NIST SP 800-38D) with
 //!
-//! - **key**: 32 bytes of HKDF-SHA256 (RFC 5869, extract and expand) over the farm secret, with the envelope's salt and
-//!   the info `resumed/1|` farm `|` route. The route is the exact name of the exchange that the envelope is published
+//! - **key**: 32 bytes of HKDF-SHA256 (RFC 5869, extract and expand) over the farm secret, followed by the epoch key's 32
+//!   bytes if there is one, with the envelope's salt and the info `resumed/1|` farm `|` route. The route is the exact name of the exchange that the envelope is published
 //!   to, or of the queue if it is published through the default exchange. So an envelope opens in its own farm and on
 //!   its own route only;
 //! - **nonce**: the sequence as a 96-bit big-endian number. A salt is never used twice and a sequence never repeats
@@ -37,7 +37,8 @@
 //! # How often an envelope opens
 //!
 //! Once on each [`Opener`], within the largest clock offset of its stamp. Checks come in this order, and the first that
-//! fails is the refusal: size, encoding and field lengths, secret, epoch, tag, payload, clock, replay. Only an envelope
+//! fails is the refusal: size, encoding and field lengths, secret, epoch, tag, payload, whether its kind may travel without
+//! an epoch key ([`travels_open`]), clock, replay. Only an envelope
 //! that passed all of them leaves a trace in the replay table.
 //!
 //! What is left: a node that never saw the original accepts a replay of it, for as long as its stamp is fresh. A sender's
@@ -45,6 +46,7 @@
 //! the envelopes carry is made so that this does no harm: rings are joined, requests name the generation that they are
 //! about, and session removals leave tombstones.
 
+mod epoch;
 mod key;
 mod open;
 mod replay;
@@ -52,6 +54,7 @@ mod seal;
 mod secret;
 mod wire;
 
+pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, epoch_name, seal_grant, travels_open};
 pub use open::{Opened, Opener, Refusal};
 pub use seal::{SealError, Sealer};
 pub use secret::{FarmSecret, SecretError, SecretId, Secrets};
@@ -90,12 +93,20 @@ mod tests {
         key: String,
         payload: String,
         envelope: String,
+        /// None in those that are sealed under the farm secret alone.
+        epoch: Option<VectorEpoch>,
+    }
+
+    #[derive(Deserialize)]
+    struct VectorEpoch {
+        key: String,
+        id: String,
     }
 
     fn vectors() -> Vec<Vector> {
         let file: File = serde_json::from_str(include_str!("../../tests/vectors/envelope.json")).unwrap();
         assert_eq!(file.format, "resumed.v1.Envelope, version 1");
-        assert!(file.vectors.len() >= 9);
+        assert!(file.vectors.len() >= 13);
         file.vectors
     }
 
@@ -113,6 +124,14 @@ mod tests {
             Arc::new(Secrets::new(vec![FarmSecret::from_bytes(&array(&self.secret)).unwrap()]).unwrap())
         }
 
+        fn epochs(&self) -> Arc<Epochs> {
+            let mut epochs = Epochs::new(Duration::ZERO);
+            if let Some(epoch) = &self.epoch {
+                epochs.lead_to(EpochKey::from_random(&array(&epoch.key)).unwrap(), Now { wall: 0, mono: 0 });
+            }
+            Arc::new(epochs)
+        }
+
         fn payload(&self) -> proto::Payload {
             proto::Payload::decode(&unhex(&self.payload)[..]).unwrap()
         }
@@ -123,8 +142,13 @@ mod tests {
         for vector in vectors() {
             assert_eq!(vector.secrets().ids().next().unwrap(), array(&vector.secret_id), "{}", vector.name);
             let info = format!("resumed/1|{}|{}", vector.farm, vector.route);
+            let mut input = unhex(&vector.secret);
+            if let Some(epoch) = &vector.epoch {
+                input.extend(unhex(&epoch.key));
+                assert_eq!(vector.epochs().current().unwrap().id(), array(&epoch.id), "{}", vector.name);
+            }
             let mut key = [0; 32];
-            hkdf_sha256(&unhex(&vector.secret), &unhex(&vector.salt), &[info.as_bytes()], &mut key).unwrap();
+            hkdf_sha256(&input, &unhex(&vector.salt), &[info.as_bytes()], &mut key).unwrap();
             assert_eq!(key, array(&vector.key), "{}", vector.name);
         }
     }
@@ -134,7 +158,8 @@ mod tests {
         for vector in vectors() {
             let mut sealer = Sealer::new(vector.secrets(), &vector.farm, array(&vector.salt));
             sealer.skip_to(&vector.route, vector.sequence.parse().unwrap());
-            let sealed = sealer.seal(&vector.route, &vector.payload()).unwrap();
+            let epochs = vector.epochs();
+            let sealed = sealer.seal_in(epochs.current(), &vector.route, &vector.payload()).unwrap();
             assert_eq!(sealed, unhex(&vector.envelope), "{}", vector.name);
         }
     }
@@ -142,7 +167,8 @@ mod tests {
     #[test]
     fn the_vectors_open_byte_for_byte() {
         for vector in vectors() {
-            let mut opener = Opener::new(vector.secrets(), &vector.farm, Duration::from_secs(1));
+            let mut opener = Opener::new(vector.secrets(), &vector.farm, Duration::from_secs(1)).of_anything();
+            opener.set_epochs(vector.epochs());
             let payload = vector.payload();
             let now = Now { wall: payload.sent_at, mono: 0 };
             let opened = opener.open(&vector.route, Bytes::from(unhex(&vector.envelope)), now).unwrap();

@@ -9,7 +9,8 @@ use openssl::error::ErrorStack;
 use prost::Message;
 use zeroize::Zeroize;
 
-use super::key::OpeningKey;
+use super::epoch::{EpochId, Epochs, travels_open};
+use super::key::{OpeningKey, Source};
 use super::replay::{Mark, NotAdmitted, Sender, Table};
 use super::secret::{SecretId, Secrets};
 use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, payload_fault};
@@ -24,10 +25,14 @@ const MAX_TRACKED: usize = 16_384;
 /// It should live as long as its process, across all connections: what it has seen is what keeps replays out.
 pub struct Opener {
     secrets: Arc<Secrets>,
+    epochs: Arc<Epochs>,
     farm: String,
     /// Milliseconds.
     max_clock_offset: u64,
     table: Table,
+    /// Kinds that need an epoch key are opened without, to test the format apart from the rule.
+    #[cfg(test)]
+    anything: bool,
 }
 
 /// An envelope that passed every check.
@@ -42,20 +47,25 @@ pub struct Opened {
     pub missed: u64,
     /// The farm secret that it was sealed under.
     pub secret_id: SecretId,
+    /// The epoch key besides; all zero for none.
+    pub epoch: EpochId,
     /// The sender's clock minus this node's, in milliseconds. Includes the time that the message was under way.
     pub clock_offset_ms: i64,
 }
 
 impl Opener {
     /// Opens envelopes of the farm named `farm`, sealed with any of `secrets`, whose stamp is at most `max_clock_offset`
-    /// away from this node's clock.
+    /// away from this node's clock. Until [`Opener::set_epochs`] it opens the kinds only that travel without an epoch key.
     #[must_use]
     pub fn new(secrets: Arc<Secrets>, farm: &str, max_clock_offset: Duration) -> Self {
         Self {
             secrets,
+            epochs: Arc::new(Epochs::new(Duration::ZERO)),
             farm: farm.into(),
             max_clock_offset: millis(max_clock_offset),
             table: Table::new(MAX_TRACKED, max_clock_offset),
+            #[cfg(test)]
+            anything: false,
         }
     }
 
@@ -63,8 +73,45 @@ impl Opener {
     ///
     /// Which sequences were seen under it is remembered for as long as they could be replayed, should it come back.
     pub fn set_secrets(&mut self, secrets: Arc<Secrets>) {
-        self.table.keep_keys_of(&secrets.ids().collect::<Vec<_>>());
         self.secrets = secrets;
+        self.forget_keys();
+    }
+
+    /// Opens under any of `epochs` from now on, and forgets every key derived from one that is not among them. As with
+    /// [`Opener::set_secrets`], what was seen is remembered.
+    pub fn set_epochs(&mut self, epochs: Arc<Epochs>) {
+        self.epochs = epochs;
+        self.forget_keys();
+    }
+
+    /// Whether it holds any epoch key. Without, [`Refusal::UnknownEpoch`] is what every node meets until it has joined.
+    #[must_use]
+    pub fn has_epochs(&self) -> bool {
+        !self.epochs.is_empty()
+    }
+
+    /// Opens every kind under the farm secret alone.
+    #[cfg(test)]
+    pub(super) fn of_anything(mut self) -> Self {
+        self.anything = true;
+        self
+    }
+
+    fn forget_keys(&mut self) {
+        let (secrets, epochs) = (&self.secrets, &self.epochs);
+        self.table.keep_keys(|secret, epoch| {
+            secrets.get(secret).is_some() && (epoch == NO_EPOCH || epochs.get(epoch).is_some())
+        });
+    }
+
+    /// Whether a payload may come in an envelope of this epoch.
+    fn may_come_in(&self, epoch: EpochId, payload: &proto::Payload) -> bool {
+        #[cfg(test)]
+        if self.anything {
+            return true;
+        }
+        // Of a kind that nobody knows nothing is acted on.
+        epoch != NO_EPOCH || payload.kind.as_ref().is_none_or(travels_open)
     }
 
     /// The farm secrets that this opener opens.
@@ -92,18 +139,25 @@ impl Opener {
         }
         let (header, start) = Header::decode(&body).map_err(Refusal::Malformed)?;
         let secret = self.secrets.get(header.secret_id).ok_or(Refusal::UnknownSecret)?;
-        if header.epoch != NO_EPOCH {
-            return Err(Refusal::UnknownEpoch);
-        }
+        let epoch = match header.epoch {
+            NO_EPOCH => None,
+            id => Some(self.epochs.get(id).ok_or(Refusal::UnknownEpoch)?),
+        };
 
         let sender = Sender { secret_id: header.secret_id, salt: header.salt };
         let mut derived = None;
-        let key = match self.table.key(route, &sender) {
+        let key = match self.table.key(route, &sender, header.epoch) {
             Some(key) => key,
-            None => derived.insert(OpeningKey::derive(secret, &self.farm, route, &header.salt)?),
+            None => {
+                let source = Source { secret, epoch, farm: &self.farm };
+                &mut derived.insert((header.epoch, OpeningKey::derive(source, route, &header.salt)?)).1
+            }
         };
         let text = decrypt(key, &header, body, start)?.ok_or(Refusal::BadTag)?;
         let payload = decode(text)?;
+        if !self.may_come_in(header.epoch, &payload) {
+            return Err(Refusal::NotInEpoch { node: payload.node });
+        }
 
         let clock_offset_ms = offset(payload.sent_at, now.wall);
         if payload.sent_at.abs_diff(now.wall) > self.max_clock_offset {
@@ -115,7 +169,7 @@ impl Opener {
             NotAdmitted::Replay => Refusal::Replay { node: payload.node.clone() },
             NotAdmitted::Full => Refusal::TableFull { node: payload.node.clone() },
         })?;
-        Ok(Opened { payload, missed, secret_id: header.secret_id, clock_offset_ms })
+        Ok(Opened { payload, missed, secret_id: header.secret_id, epoch: header.epoch, clock_offset_ms })
     }
 }
 
@@ -188,12 +242,18 @@ pub enum Refusal {
     /// It is sealed under a farm secret that this node does not have.
     #[error("sealed under an unknown farm secret")]
     UnknownSecret,
-    /// It is sealed under an epoch key, which this release does not know of.
+    /// It is sealed under an epoch key that this node does not hold. Nothing shows that it comes from the farm.
     #[error("sealed under an unknown epoch key")]
     UnknownEpoch,
     /// It was altered, forged, made for another farm, or moved from another route.
     #[error("the tag does not fit")]
     BadTag,
+    /// A holder of the farm secret sealed a kind without an epoch key that never travels without.
+    #[error("{node} sealed it without an epoch key")]
+    NotInEpoch {
+        /// The sender.
+        node: String,
+    },
     /// It is authentic, but stamped too far from this node's clock. It has not passed the replay check, so it shows that
     /// the sender exists and not that it is alive.
     #[error("the clock of {node} is {offset_ms} ms away from ours")]
@@ -235,6 +295,7 @@ impl Refusal {
             Self::UnknownSecret => "unknown_secret",
             Self::UnknownEpoch => "unknown_epoch",
             Self::BadTag => "bad_tag",
+            Self::NotInEpoch { .. } => "not_in_epoch",
             Self::Clock { .. } => "clock",
             Self::Replay { .. } => "replay",
             Self::TableFull { .. } => "table_full",
@@ -257,7 +318,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::envelope::{FarmSecret, Sealer};
+    use crate::envelope::{EpochKey, FarmSecret, Sealer};
 
     const OFFSET: Duration = Duration::from_secs(300);
     const NOW: Now = Now { wall: 1_800_000_000_000, mono: 86_400_000 };
@@ -273,8 +334,9 @@ mod tests {
         Sealer::new(secrets(&[1]), "prod", [9; 16])
     }
 
+    /// Sessions are sealed without an epoch key in most of these tests.
     fn opener() -> Opener {
-        Opener::new(secrets(&[1]), "prod", OFFSET)
+        Opener::new(secrets(&[1]), "prod", OFFSET).of_anything()
     }
 
     fn farewell(sent_at: u64) -> proto::Payload {
@@ -310,7 +372,7 @@ mod tests {
         for payload in [farewell(NOW.wall), batch(0), batch(20), batch(3000)] {
             let opened = opener.open(ROUTE, sealer.seal(ROUTE, &payload).unwrap(), NOW).unwrap();
             let secret_id = secrets(&[1]).ids().next().unwrap();
-            assert_eq!(opened, Opened { payload, missed: 0, secret_id, clock_offset_ms: 0 });
+            assert_eq!(opened, Opened { payload, missed: 0, secret_id, epoch: NO_EPOCH, clock_offset_ms: 0 });
         }
         assert_eq!(opener.tracked(), 1);
     }
@@ -473,7 +535,8 @@ mod tests {
         alter(&mut header);
         let mut text = farewell(NOW.wall).encode_to_vec();
         let mut body = header.encode(text.len() + TAG_BYTES);
-        let mut key = crate::envelope::key::SealingKey::derive(secret, "prod", ROUTE, &header.salt).unwrap();
+        let source = Source { secret, epoch: None, farm: "prod" };
+        let mut key = crate::envelope::key::SealingKey::derive(source, ROUTE, &header.salt).unwrap();
         let tag = key.seal(&header, &mut text).unwrap();
         body.extend(text);
         body.extend(tag);
@@ -481,11 +544,94 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_is_not_known_yet() {
+    fn an_epoch_that_is_not_held_is_unknown() {
         assert!(opener().open(ROUTE, sealed_with(|_| {}), NOW).is_ok());
         for byte in 0..8 {
             let body = sealed_with(|header| header.epoch[byte] = 1);
             assert_eq!(opener().open(ROUTE, body, NOW), Err(Refusal::UnknownEpoch));
+        }
+    }
+
+    fn epochs(bytes: &[u8]) -> Arc<Epochs> {
+        let mut epochs = Epochs::new(Duration::ZERO);
+        for byte in bytes {
+            assert!(epochs.lead_to(EpochKey::from_random(&[*byte; 32]).unwrap(), NOW));
+        }
+        Arc::new(epochs)
+    }
+
+    #[test]
+    fn what_is_sealed_in_an_epoch_opens_in_it_alone() {
+        let held = epochs(&[1, 2]);
+        let mut sealer = sealer();
+        let mut opener = Opener::new(secrets(&[1]), "prod", OFFSET);
+        let body = sealer.seal_in(held.current(), ROUTE, &batch(3)).unwrap();
+        assert!(!opener.has_epochs());
+        assert_eq!(opener.open(ROUTE, body.clone(), NOW), Err(Refusal::UnknownEpoch));
+        opener.set_epochs(epochs(&[1]));
+        assert_eq!(opener.open(ROUTE, body.clone(), NOW), Err(Refusal::UnknownEpoch));
+        assert_eq!(opener.tracked(), 0);
+        opener.set_epochs(epochs(&[2]));
+        assert!(opener.has_epochs());
+        let opened = opener.open(ROUTE, body.clone(), NOW).unwrap();
+        assert_eq!((opened.payload, opened.epoch), (batch(3), held.current().unwrap().id()));
+        assert_eq!(opener.open(ROUTE, body.clone(), NOW), Err(replay()));
+
+        // The header says which key; another one does not open it, nor does the farm secret alone.
+        let ids: Vec<EpochId> = held.ids().collect();
+        opener.set_epochs(Arc::clone(&held));
+        for other in [ids[0], NO_EPOCH] {
+            let mut envelope = proto::Envelope::decode(body.clone()).unwrap();
+            envelope.epoch = Bytes::copy_from_slice(&other);
+            let body = Bytes::from(envelope.encode_to_vec());
+            assert_eq!(opener.open(ROUTE, body, NOW), Err(Refusal::BadTag));
+        }
+    }
+
+    #[test]
+    fn epochs_change_under_a_salt_and_nothing_opens_twice() {
+        let held = epochs(&[1, 2]);
+        let ids: Vec<EpochId> = held.ids().collect();
+        let (mut sealer, mut opener) = (sealer(), opener());
+        opener.set_epochs(Arc::clone(&held));
+        let mut sealed = Vec::new();
+        for epoch in [NO_EPOCH, ids[0], ids[1], NO_EPOCH, ids[0], ids[1]] {
+            sealed.push(sealer.seal_in(held.get(epoch), ROUTE, &farewell(NOW.wall)).unwrap());
+        }
+        for body in sealed.iter().rev() {
+            opener.open(ROUTE, body.clone(), NOW).unwrap();
+        }
+        assert_eq!(opener.tracked(), 1);
+        opener.set_epochs(epochs(&[1]));
+        opener.set_epochs(held);
+        for body in sealed {
+            assert_eq!(opener.open(ROUTE, body, NOW), Err(replay()), "also after its key was away");
+        }
+    }
+
+    #[test]
+    fn nothing_but_joins_is_taken_outside_an_epoch() {
+        use proto::payload::Kind;
+        let mut opener = Opener::new(secrets(&[1]), "prod", OFFSET);
+        opener.set_epochs(epochs(&[1]));
+        let mut sealer = sealer();
+        let mut open = |kind: Kind| {
+            let payload = proto::Payload { kind: Some(kind), ..farewell(NOW.wall) };
+            opener.open(ROUTE, sealer.seal(ROUTE, &payload).unwrap(), NOW).map(|_| ())
+        };
+        for kind in [
+            Kind::Announcement(Default::default()),
+            Kind::Report(Default::default()),
+            Kind::Sessions(Default::default()),
+            Kind::Request(Default::default()),
+            Kind::Answer(Default::default()),
+        ] {
+            assert_eq!(open(kind), Err(Refusal::NotInEpoch { node: "edge-1".into() }));
+        }
+        for kind in
+            [Kind::Join(Default::default()), Kind::EpochGrant(Default::default()), Kind::Farewell(Default::default())]
+        {
+            assert_eq!(open(kind), Ok(()));
         }
     }
 
@@ -553,7 +699,7 @@ mod tests {
         ];
         let (mut sealer, mut opener) = (sealer(), opener());
         for (field, text) in cases {
-            let body = sealer.seal_encoded(ROUTE, text.len(), |buffer| buffer.put_slice(&text)).unwrap();
+            let body = sealer.seal_encoded(None, ROUTE, text.len(), |buffer| buffer.put_slice(&text)).unwrap();
             assert_eq!(opener.open(ROUTE, body, NOW), Err(Refusal::Malformed(field)));
         }
         assert_eq!(opener.tracked(), 0);
@@ -565,7 +711,7 @@ mod tests {
         text.truncate(text.len() - 2);
         // Field 99, length-delimited, 3 bytes.
         text.extend([0x9a, 0x06, 3, b'n', b'e', b'w']);
-        let body = sealer().seal_encoded(ROUTE, text.len(), |buffer| buffer.put_slice(&text)).unwrap();
+        let body = sealer().seal_encoded(None, ROUTE, text.len(), |buffer| buffer.put_slice(&text)).unwrap();
         let opened = opener().open(ROUTE, body, NOW).unwrap();
         assert_eq!(opened.payload, proto::Payload { kind: None, ..farewell(NOW.wall) });
     }
@@ -670,6 +816,7 @@ mod tests {
             (Refusal::TooLarge, "too_large"),
             (Refusal::TableFull { node: "a".into() }, "table_full"),
             (Refusal::UnknownEpoch, "unknown_epoch"),
+            (Refusal::NotInEpoch { node: "a".into() }, "not_in_epoch"),
             (Refusal::Library(String::new()), "library"),
         ];
         for (refusal, reason) in expected {

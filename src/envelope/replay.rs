@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::epoch::EpochId;
 use super::key::OpeningKey;
 use super::secret::SecretId;
 use crate::clock::{Now, millis};
@@ -101,8 +102,8 @@ struct Tracked {
     last_used: u64,
     /// The latest stamp admitted, UTC milliseconds.
     newest: u64,
-    /// The derived key; `None` after its secret was taken away.
-    key: Option<OpeningKey>,
+    /// The key derived last, with its epoch; `None` after its secret or its epoch key was taken away.
+    key: Option<(EpochId, OpeningKey)>,
 }
 
 /// Windows and derived keys of all (secret, salt, route) that were heard of lately.
@@ -129,9 +130,11 @@ impl Table {
         self.len
     }
 
-    /// The derived key for `sender` on `route`, if the table has it.
-    pub fn key(&mut self, route: &str, sender: &Sender) -> Option<&mut OpeningKey> {
-        self.routes.get_mut(route)?.get_mut(sender)?.key.as_mut()
+    /// The derived key for `sender` on `route` in `epoch`, if the table has it. It has the one that was used last:
+    /// senders change from one epoch key to the next, and rarely back.
+    pub fn key(&mut self, route: &str, sender: &Sender, epoch: EpochId) -> Option<&mut OpeningKey> {
+        let (of, key) = self.routes.get_mut(route)?.get_mut(sender)?.key.as_mut()?;
+        (*of == epoch).then_some(key)
     }
 
     /// Admits an authentic message whose clock is right, once, and says how many sequences were skipped before it.
@@ -141,7 +144,7 @@ impl Table {
         route: &str,
         sender: Sender,
         mark: Mark,
-        derived: Option<OpeningKey>,
+        derived: Option<(EpochId, OpeningKey)>,
         now: Now,
     ) -> Result<u64, NotAdmitted> {
         if now.mono >= self.next_sweep {
@@ -166,11 +169,11 @@ impl Table {
         Ok(0)
     }
 
-    /// Erases the derived keys of all secrets but `known`. Their windows stay until they are due, for the case that a
-    /// secret comes back soon.
-    pub fn keep_keys_of(&mut self, known: &[SecretId]) {
+    /// Erases the derived keys but those for whose secret and epoch `known` holds. Their windows stay until they are due,
+    /// for the case that a secret comes back soon.
+    pub fn keep_keys(&mut self, known: impl Fn(SecretId, EpochId) -> bool) {
         for (sender, tracked) in self.routes.values_mut().flatten() {
-            if !known.contains(&sender.secret_id) {
+            if tracked.key.as_ref().is_some_and(|(epoch, _)| !known(sender.secret_id, *epoch)) {
                 tracked.key = None;
             }
         }
@@ -220,7 +223,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::envelope::key::Source;
     use crate::envelope::secret::FarmSecret;
+    use crate::envelope::wire::NO_EPOCH;
 
     const OFFSET: Duration = Duration::from_secs(300);
     const START: Now = Now { wall: 1_800_000_000_000, mono: 86_400_000 };
@@ -365,16 +370,18 @@ mod tests {
         let secret = FarmSecret::from_bytes(&[1; 32]).unwrap();
         let sender = Sender { secret_id: secret.id(), salt: [1; 16] };
         let mark = Mark { sequence: 0, sent_at: START.wall };
-        let derive = || Some(OpeningKey::derive(&secret, "f", "a", &sender.salt).unwrap());
+        let source = Source { secret: &secret, epoch: None, farm: "f" };
+        let derive = || Some((NO_EPOCH, OpeningKey::derive(source, "a", &sender.salt).unwrap()));
         let mut table = Table::new(10, OFFSET);
         table.admit("a", sender, mark, derive(), START).unwrap();
 
-        table.keep_keys_of(&[[9; 8], secret.id()]);
-        assert!(table.key("a", &sender).is_some());
-        table.keep_keys_of(&[[9; 8]]);
-        assert!(table.key("a", &sender).is_none());
+        table.keep_keys(|id, epoch| id == secret.id() && epoch == NO_EPOCH);
+        assert!(table.key("a", &sender, NO_EPOCH).is_some());
+        assert!(table.key("a", &sender, [1; 8]).is_none(), "of another epoch");
+        table.keep_keys(|_, _| false);
+        assert!(table.key("a", &sender, NO_EPOCH).is_none());
         assert_eq!(table.admit("a", sender, mark, derive(), START), Err(NotAdmitted::Replay));
-        assert!(table.key("a", &sender).is_some(), "derived once, kept again");
+        assert!(table.key("a", &sender, NO_EPOCH).is_some(), "derived once, kept again");
     }
 
     #[test]

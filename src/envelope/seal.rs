@@ -9,7 +9,8 @@ use openssl::error::ErrorStack;
 use prost::Message;
 use zeroize::Zeroize;
 
-use super::key::SealingKey;
+use super::epoch::{EpochId, EpochKey};
+use super::key::{SealingKey, Source};
 use super::secret::Secrets;
 use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, payload_fault};
 use crate::proto;
@@ -34,8 +35,8 @@ pub struct Sealer {
 }
 
 struct Sealing {
-    /// Derived on first use, and again after another secret became the first.
-    key: Option<SealingKey>,
+    /// Derived on first use, and again after another secret became the first, or for another epoch.
+    key: Option<(EpochId, SealingKey)>,
     /// `None` once 2^64 messages were sealed.
     next: Option<u64>,
 }
@@ -66,7 +67,7 @@ impl Sealer {
         self.secrets = secrets;
     }
 
-    /// Seals `payload` for `route`: the exact name of the exchange that it will be published to, or of the queue if it
+    /// Seals `payload` under the farm secret alone, for `route`: the exact name of the exchange that it will be published to, or of the queue if it
     /// goes through the default exchange. The result is ready to be published, once.
     ///
     /// The caller stamps the payload's `sent_at` immediately before.
@@ -74,10 +75,23 @@ impl Sealer {
     /// # Errors
     /// See [`SealError`]. Nothing is sealed then, and the next payload can be.
     pub fn seal(&mut self, route: &str, payload: &proto::Payload) -> Result<Bytes, SealError> {
+        self.seal_in(None, route, payload)
+    }
+
+    /// The same under farm secret and `epoch` together, if there is one. Sequences count on from one epoch to the next.
+    ///
+    /// # Errors
+    /// As [`Sealer::seal`].
+    pub fn seal_in(
+        &mut self,
+        epoch: Option<&EpochKey>,
+        route: &str,
+        payload: &proto::Payload,
+    ) -> Result<Bytes, SealError> {
         if let Some(field) = payload_fault(payload) {
             return Err(SealError::Payload(field));
         }
-        self.seal_encoded(route, payload.encoded_len(), |buffer| {
+        self.seal_encoded(epoch, route, payload.encoded_len(), |buffer| {
             payload.encode(buffer).expect("a BytesMut grows");
         })
     }
@@ -85,6 +99,7 @@ impl Sealer {
     /// Seals the `length` bytes that `put` writes.
     pub(super) fn seal_encoded(
         &mut self,
+        epoch: Option<&EpochKey>,
         route: &str,
         length: usize,
         put: impl FnOnce(&mut BytesMut),
@@ -102,15 +117,19 @@ impl Sealer {
         let sealing = self.routes.get_mut(route).expect("it is there or was just inserted");
 
         let sequence = sealing.next.ok_or(SealError::SaltSpent)?;
-        let header = Header { secret_id: secret.id(), epoch: NO_EPOCH, salt: self.salt, sequence };
+        let header =
+            Header { secret_id: secret.id(), epoch: epoch.map_or(NO_EPOCH, EpochKey::id), salt: self.salt, sequence };
         let front = header.encode(length + TAG_BYTES);
         let bytes = front.len() + length + TAG_BYTES;
         if bytes > MAX_ENVELOPE_BYTES {
             return Err(SealError::TooLarge { bytes });
         }
         let key = match &mut sealing.key {
-            Some(key) => key,
-            none => none.insert(SealingKey::derive(secret, &self.farm, route, &self.salt)?),
+            Some((of, key)) if *of == header.epoch => key,
+            other => {
+                let source = Source { secret, epoch, farm: &self.farm };
+                &mut other.insert((header.epoch, SealingKey::derive(source, route, &self.salt)?)).1
+            }
         };
 
         // Encrypted where it was encoded: no copy, and no plaintext left in freed memory.
@@ -165,6 +184,10 @@ pub enum SealError {
         /// The field at fault.
         &'static str,
     ),
+    /// The node holds no epoch key, and the message is of a kind that never travels without
+    /// ([`travels_open`](super::travels_open)).
+    #[error("no epoch key yet")]
+    NoEpoch,
     /// The salt has been used for 2^64 messages on this route, or for 8,192 routes. [`Sealer::resalt`], then seal again.
     #[error("the salt is used up: a new one is needed")]
     SaltSpent,
@@ -219,6 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn no_nonce_repeats_under_a_salt_whatever_becomes_of_the_epochs() {
+        let epochs = [1, 2].map(|byte| EpochKey::from_random(&[byte; 32]).unwrap());
+        let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
+        for (sequence, turn) in [None, Some(0), Some(0), Some(1), Some(0), None].into_iter().enumerate() {
+            let epoch = turn.map(|turn: usize| &epochs[turn]);
+            let header = header(&sealer.seal_in(epoch, "a", &payload()).unwrap());
+            assert_eq!(header.sequence, sequence as u64);
+            assert_eq!(header.epoch, epoch.map_or(NO_EPOCH, EpochKey::id));
+        }
+    }
+
+    #[test]
     fn a_new_salt_starts_again_and_the_same_one_goes_on() {
         let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
         sealer.seal("a", &payload()).unwrap();
@@ -258,7 +293,7 @@ mod tests {
         let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
         let front = Header { secret_id: [0; 8], epoch: NO_EPOCH, salt: [0; 16], sequence: 0 }.encode(1_000_000).len();
         let most = MAX_ENVELOPE_BYTES - front - TAG_BYTES;
-        let mut seal = |bytes: usize| sealer.seal_encoded("a", bytes, |buffer| buffer.put_bytes(7, bytes));
+        let mut seal = |bytes: usize| sealer.seal_encoded(None, "a", bytes, |buffer| buffer.put_bytes(7, bytes));
         for over in [most + 1, usize::MAX] {
             assert!(matches!(seal(over), Err(SealError::TooLarge { bytes }) if bytes > MAX_ENVELOPE_BYTES));
         }

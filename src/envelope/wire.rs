@@ -11,7 +11,7 @@ pub const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
 
 /// The version of the format that this release writes and reads.
 pub(super) const VERSION: u32 = 1;
-/// The only epoch so far: none.
+/// No epoch key: the farm secret alone.
 pub(super) const NO_EPOCH: [u8; 8] = [0; 8];
 /// AES-GCM's tag, in bytes.
 pub(super) const TAG_BYTES: usize = 16;

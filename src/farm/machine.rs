@@ -10,6 +10,7 @@ use super::members::{Member, Members};
 use super::operator::{Ask, Pending, Reply};
 use crate::bus::{Names, Route};
 use crate::clock::{Now, millis};
+use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, epoch_name, seal_grant};
 use crate::keys::{HeldRing, KeyMaterial, KeySettings, Ring, RingFault};
 use crate::proto::{self, payload::Kind};
 
@@ -52,6 +53,12 @@ const PACE_PER_MEMBER_MS: u64 = 10;
 
 /// No announcement makes a node report more seldom than this.
 const SLOWEST_PACE_MS: u64 = 60_000;
+
+/// A leader draws a new epoch key after this long, without any other reason.
+const EPOCH_FOR_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// A node that asked in vain for this many beats asks all nodes, and again after as many.
+const ASK_ALL_BEATS: u64 = 4;
 
 /// How long a request waits for the leader's answer in all, and between two tries.
 const ASK_FOR_MS: u64 = 5_000;
@@ -143,6 +150,12 @@ pub enum Event {
         /// The queue that it came out of.
         via: Via,
     },
+    /// An envelope came that is sealed under an epoch key that this node does not hold. Nothing shows that it came from
+    /// the farm; so the node asks for the key at most once a beat, however many come.
+    UnknownEpoch {
+        /// The queue that it came out of; for the session feed, the inbox.
+        via: Via,
+    },
     /// An operator asks something through this node.
     Ask {
         /// Chosen by the driver, for the reply.
@@ -172,6 +185,9 @@ pub enum Action {
     RenewLink,
     /// The ring is another one now: save it, and give the proxies their keys.
     RingChanged,
+    /// The node holds other epoch keys now: hand [`Farm::epochs`] to whoever seals and opens, before the actions after
+    /// this one are carried out.
+    EpochsChanged,
     /// The answer to an [`Event::Ask`].
     Reply {
         /// The driver's id.
@@ -207,6 +223,13 @@ pub enum Note {
         generation: u64,
         /// Whether the session-ID sessions are flushed, too.
         flush_sessions: bool,
+    },
+    /// This node drew an epoch key, or was granted one.
+    Epoch {
+        /// The key's id.
+        id: EpochId,
+        /// Who granted it; this node itself if it drew it.
+        from: String,
     },
     /// A key, or a floor, of a node was not taken over.
     BadKey {
@@ -255,6 +278,7 @@ impl fmt::Display for Note {
                 let sessions = if *flush_sessions { " and flushed the sessions" } else { "" };
                 write!(f, "revoked every ticket key below {generation}{sessions}")
             }
+            Self::Epoch { id, from } => write!(f, "epoch key {} from {from}", epoch_name(*id)),
             Self::BadKey { node, reason } => write!(f, "skipped a ticket key of {node}: {reason}"),
             Self::Refused { node, reason } => write!(f, "refused a message of {node}: {reason}"),
             Self::KeyConflict { node } => write!(f, "{node} sent another key under a known name; kept the higher"),
@@ -273,6 +297,10 @@ pub struct Farm {
     local: LocalState,
     random: Randomness,
     held: HeldRing,
+    epochs: Epochs,
+    joining: Joining,
+    /// When a leader draws its next epoch key, monotonic milliseconds.
+    renew_epoch_at: u64,
     members: Members,
     role: Role,
     link: Option<LinkState>,
@@ -353,6 +381,20 @@ struct Announced {
     offset_ms: i64,
 }
 
+/// How far a node has come in asking for the leader's epoch key.
+#[derive(Debug, Default)]
+struct Joining {
+    /// Drawn when the node asks, and erased when it has the leader's key: whoever reads its memory later finds nothing
+    /// that opens a recorded grant.
+    key: Option<JoinKey>,
+    /// When to ask although no report is due.
+    ask_at: Option<u64>,
+    /// No sooner than that.
+    not_before: u64,
+    /// When to ask all nodes, because whoever announces does not hear what is sent to the leader.
+    ask_all_at: Option<u64>,
+}
+
 #[derive(Debug, Default)]
 struct LeaseWish {
     try_at: Option<u64>,
@@ -367,6 +409,9 @@ impl Farm {
     pub fn new(settings: FarmSettings, held: HeldRing, random: Randomness, now: Now) -> Self {
         Self {
             pace: millis(settings.report_every),
+            epochs: Epochs::new(settings.keys.settle),
+            joining: Joining::default(),
+            renew_epoch_at: 0,
             settings,
             local: LocalState::default(),
             random,
@@ -412,6 +457,7 @@ impl Farm {
             Event::Unroutable => self.unroutable(now),
             Event::Message { payload, via } => self.message(*payload, via, now),
             Event::Skewed { node, boot_id, offset_ms, via } => self.skewed(node, boot_id, offset_ms, via, now),
+            Event::UnknownEpoch { via } => self.unknown_epoch(via, now),
             Event::Ask { id, ask } => self.ask(id, ask, now),
             Event::Stop => {
                 self.farewell();
@@ -437,6 +483,10 @@ impl Farm {
             Role::Acting { announce_at } => due.push(announce_at),
             Role::Follower => {}
         }
+        if !matches!(self.role, Role::Follower) {
+            due.push(self.renew_epoch_at);
+        }
+        due.extend(self.joining.ask_at);
         due.extend(self.lease.try_at);
         due.extend(self.lease.act_at);
         due.push(self.leader_heard_at + millis(self.settings.start_alone_after));
@@ -460,6 +510,12 @@ impl Farm {
     #[must_use]
     pub fn held(&self) -> &HeldRing {
         &self.held
+    }
+
+    /// The epoch keys that the node holds: [`Epochs::sealing`] says which one seals what.
+    #[must_use]
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
     }
 
     /// Whether this node holds the lease.
@@ -533,6 +589,7 @@ impl Farm {
         self.announced = None;
         self.lease = LeaseWish { not_before: self.lease.not_before, ..LeaseWish::default() };
         self.report_at = now.mono;
+        self.joining = Joining { key: self.joining.key.take(), ..Joining::default() };
         if self.renewing {
             // The old inbox was silent: maybe nobody leads, maybe a queue is stuck. Trying the lease tells.
             self.wish_for_lease(now);
@@ -568,6 +625,7 @@ impl Farm {
         };
         self.report_at = now.mono;
         self.note(Note::Leads);
+        self.draw_epoch(now);
     }
 
     /// The leader's queue is not there. A broker can lose it under a leader that lives: when a broker of a cluster dies
@@ -653,6 +711,9 @@ impl Farm {
             Some(Kind::Announcement(announcement)) if !own => self.announcement(from, announcement, now),
             Some(Kind::Announcement(_)) => {}
             Some(Kind::Report(report)) => self.report(from, report, via, own, now),
+            Some(Kind::Join(join)) if !own => self.join(from, &join, now),
+            Some(Kind::Join(_)) => {}
+            Some(Kind::EpochGrant(grant)) => self.take_epoch(from, &grant, now),
             Some(Kind::Farewell(_)) => self.left(&from, own, now),
             Some(Kind::Request(request)) => self.request(&request, now),
             Some(Kind::Answer(answer)) => self.answer(&from, answer, now),
@@ -684,6 +745,10 @@ impl Farm {
             self.note(Note::Refused { node: from.node, reason: "bad_fingerprint" });
             return;
         };
+        if !matches!(announcement.epoch.len(), 0 | 8) {
+            self.note(Note::Refused { node: from.node, reason: "bad_epoch" });
+            return;
+        }
         let limit = millis(self.settings.keys.max_clock_offset);
         if offset(announcement.as_of, now.wall).unsigned_abs() > 2 * limit {
             self.note(Note::Refused { node: from.node, reason: "as_of_far_off" });
@@ -724,6 +789,7 @@ impl Farm {
             }
             Role::Follower => {}
         }
+        self.follow_epoch(&announcement.epoch, announcement.members, now);
         self.pace = announcement.report_every_ms.clamp(millis(self.settings.report_every), SLOWEST_PACE_MS);
         let who = (from.node, from.boot_id);
         let another = self.follows.as_ref() != Some(&who);
@@ -806,6 +872,158 @@ impl Farm {
     fn note_faults(&mut self, node: &str, faults: &[RingFault]) {
         for fault in faults {
             self.note(Note::BadKey { node: node.to_owned(), reason: fault.as_str() });
+        }
+    }
+
+    // Epoch keys.
+
+    /// Draws the epoch key of a new term, or of the next part of one. Everybody else asks for it when it is announced.
+    fn draw_epoch(&mut self, now: Now) {
+        let mut bytes = Zeroizing::new([0; 32]);
+        (self.random)(bytes.as_mut());
+        let key = EpochKey::from_random(&bytes).expect("OpenSSL has HKDF-SHA256");
+        self.renew_epoch_at = now.mono + EPOCH_FOR_MS;
+        self.note(Note::Epoch { id: key.id(), from: self.settings.node.clone() });
+        self.epochs.lead_to(key, now);
+        self.out.push(Action::EpochsChanged);
+        self.announce_now(now);
+    }
+
+    fn unknown_epoch(&mut self, via: Via, now: Now) {
+        // Whoever reports under a key that this leader lacks will hear its announcement and ask.
+        if via == Via::Inbox {
+            self.ask_for_epoch(self.last_members, now);
+        }
+    }
+
+    /// Asks soon, unless it did within this beat. In a farm of `members` nodes all may do so at the same moment.
+    fn ask_for_epoch(&mut self, members: u32, now: Now) {
+        if self.link.is_none() || self.joining.ask_at.is_some() || now.mono < self.joining.not_before {
+            return;
+        }
+        self.joining.not_before = now.mono + self.pace;
+        let spread = (2 * u64::from(members)).clamp(1, self.pace / 4 + 1);
+        self.joining.ask_at = Some(now.mono + self.random_below(spread));
+    }
+
+    /// Seals under the announcer's key from now on, or asks for it.
+    fn follow_epoch(&mut self, announced: &[u8], members: u32, now: Now) {
+        let Ok(id) = EpochId::try_from(announced) else { return };
+        let last = self.epochs.current().map(EpochKey::id);
+        if !self.epochs.follow(id, now) {
+            self.ask_for_epoch(members, now);
+            return;
+        }
+        self.joined();
+        if last != Some(id) {
+            self.out.push(Action::EpochsChanged);
+        }
+    }
+
+    /// Whether this node asks for an epoch key in place of reporting: it has none, or does not know yet whether the
+    /// leader's is among them.
+    fn must_join(&self) -> bool {
+        let first = self.link.as_ref().is_some_and(|link| link.first);
+        self.epochs.is_empty() || (first && matches!(self.role, Role::Follower))
+    }
+
+    fn send_join(&mut self, now: Now) {
+        let Some(inbox) = self.link.as_ref().map(|link| link.inbox.clone()) else { return };
+        self.joining.ask_at = None;
+        let random = &mut self.random;
+        let key = self.joining.key.get_or_insert_with(|| {
+            let mut bytes = Zeroizing::new([0; 32]);
+            random(bytes.as_mut());
+            JoinKey::from_random(&bytes).expect("OpenSSL has X25519")
+        });
+        let public_key = key.public().to_vec();
+        let epochs = self.epochs.ids().map(|id| id.to_vec()).collect();
+        let join = proto::Join { inbox, public_key, epochs };
+        // A node that announces hears no other one in its own queue.
+        let announces = !matches!(self.role, Role::Follower);
+        let ask_all_at = *self.joining.ask_all_at.get_or_insert(now.mono + ASK_ALL_BEATS * self.pace);
+        if announces || now.mono >= ask_all_at {
+            self.joining.ask_all_at = None;
+            self.send(Route::Keys, Kind::Join(join.clone()));
+        }
+        if !announces {
+            if let Some(inbox) = self.acting_inbox() {
+                self.send(Route::Inbox(inbox), Kind::Join(join.clone()));
+            }
+            self.send(Route::Leader, Kind::Join(join));
+        }
+    }
+
+    /// Grants the asker this leader's epoch key, and the one that it seals with for now, and shows it the ring.
+    fn join(&mut self, from: Sender, join: &proto::Join, now: Now) {
+        if matches!(self.role, Role::Follower) || !self.settings.names.is_inbox(&join.inbox) {
+            return; // the asker tries again
+        }
+        let inbox = || Route::Inbox(join.inbox.clone());
+        let keys = [self.epochs.settled(now), self.epochs.current()];
+        let mut lacking: Vec<&EpochKey> =
+            keys.into_iter().flatten().filter(|key| !join.epochs.iter().any(|held| held[..] == key.id())).collect();
+        lacking.dedup_by_key(|key| key.id());
+        let mut grants = Vec::new();
+        for key in lacking {
+            let mut random = Zeroizing::new([0; 32]);
+            (self.random)(random.as_mut());
+            let farm = &self.settings.names.farm;
+            match seal_grant(key, farm, &from.boot_id, &join.public_key, &random) {
+                Ok(grant) => grants.push(grant),
+                Err(fault) => {
+                    self.note(Note::Refused { node: from.node, reason: fault.reason() });
+                    return;
+                }
+            }
+        }
+        for grant in grants {
+            self.send(inbox(), Kind::EpochGrant(grant));
+        }
+        let announcement = self.compose_announcement(now);
+        self.send(inbox(), Kind::Announcement(announcement));
+    }
+
+    fn take_epoch(&mut self, from: Sender, grant: &proto::EpochGrant, now: Now) {
+        if self.epochs.ids().any(|id| grant.epoch[..] == id) {
+            return; // asked twice, granted twice
+        }
+        let farm = &self.settings.names.farm;
+        let opened = self.joining.key.as_ref().map(|key| key.open_grant(farm, &self.settings.boot_id, grant));
+        let key = match opened {
+            Some(Ok(key)) => key,
+            Some(Err(fault)) => return self.note(Note::Refused { node: from.node, reason: fault.reason() }),
+            None => return self.note(Note::Refused { node: from.node, reason: "bad_grant" }),
+        };
+        self.note(Note::Epoch { id: key.id(), from: from.node });
+        if matches!(self.role, Role::Follower) {
+            self.epochs.lead_to(key, now);
+        } else {
+            // Another one leads too. Its ring is worth opening, but this node's term has a key of its own.
+            self.epochs.open_too(key, now);
+            self.joined();
+        }
+        self.out.push(Action::EpochsChanged);
+    }
+
+    /// What was asked for is there. When to ask again at the earliest stays: the answer brings an announcement, and to ask
+    /// after each would let anybody who can write to the broker keep both sides busy.
+    fn joined(&mut self) {
+        self.joining = Joining { not_before: self.joining.not_before, ..Joining::default() };
+    }
+
+    fn advance_epochs(&mut self, now: Now) {
+        // Nothing that is sealed under an older one would be accepted by its stamp.
+        let settle = millis(self.settings.keys.settle);
+        let within = settle.saturating_add(2 * millis(self.settings.keys.max_clock_offset));
+        if self.epochs.expire(within, now) {
+            self.out.push(Action::EpochsChanged);
+        }
+        if !matches!(self.role, Role::Follower) && now.mono >= self.renew_epoch_at {
+            self.draw_epoch(now);
+        }
+        if self.joining.ask_at.is_some_and(|at| now.mono >= at) {
+            self.send_join(now);
         }
     }
 
@@ -945,10 +1163,12 @@ impl Farm {
         let mut over = Vec::new();
         let mut send = Vec::new();
         let usable = self.link.is_some();
+        // Without an epoch key nothing can be asked yet.
+        let sealable = !self.epochs.is_empty();
         for (id, pending) in &mut self.asks {
             if now.mono >= pending.give_up_at || !usable {
                 over.push(*id);
-            } else if now.mono >= pending.retry_at {
+            } else if sealable && now.mono >= pending.retry_at {
                 pending.retry_at = now.mono + ASK_AGAIN_MS;
                 send.push((*id, pending.ask, pending.known));
             }
@@ -976,6 +1196,7 @@ impl Farm {
         self.advance_ring(now);
         self.advance_lead(now);
         self.advance_link(now);
+        self.advance_epochs(now);
         self.advance_asks(now);
         if self.link.is_some() && now.mono >= self.report_at {
             self.send_report(now);
@@ -1087,6 +1308,12 @@ impl Farm {
                 self.lease.act_at = None;
                 self.role = Role::Acting { announce_at: now.mono };
                 self.note(Note::ActsAlone);
+                // The key of the leader that is gone does as well: most nodes hold it, and it is renewed in time.
+                if self.epochs.is_empty() {
+                    self.draw_epoch(now);
+                } else {
+                    self.renew_epoch_at = now.mono + EPOCH_FOR_MS;
+                }
             }
         }
     }
@@ -1121,6 +1348,7 @@ impl Farm {
             report_every_ms: self.pace,
             leased: self.is_leader(),
             inbox: self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default(),
+            epoch: self.epochs.current().map(|key| key.id().to_vec()).unwrap_or_default(),
         }
     }
 
@@ -1130,6 +1358,10 @@ impl Farm {
             Role::Leading { probe_until, .. } if now.mono < probe_until => now.mono + PROBE_MS.min(self.pace),
             _ => now.mono + self.pace - jitter,
         };
+        if self.must_join() {
+            self.send_join(now);
+            return;
+        }
         let Some(link) = &self.link else { return };
         let ring = self.held.ring();
         let as_of = self.announced.as_ref().map_or(0, |announced| announced.as_of);
@@ -1151,11 +1383,16 @@ impl Farm {
             floor: ring.floor(),
             sessions_from: ring.sessions_from(),
         };
-        let acting = self.announced.as_ref().filter(|announced| !announced.leased).map(|a| a.inbox.clone());
-        if let Some(inbox) = acting.filter(|inbox| self.settings.names.is_inbox(inbox)) {
+        if let Some(inbox) = self.acting_inbox() {
             self.send(Route::Inbox(inbox), Kind::Report(report.clone()));
         }
         self.send(Route::Leader, Kind::Report(report));
+    }
+
+    /// Where a node that announces without the lease hears reports, if such a one was heard last.
+    fn acting_inbox(&self) -> Option<String> {
+        let acting = self.announced.as_ref().filter(|announced| !announced.leased)?;
+        Some(acting.inbox.clone()).filter(|inbox| self.settings.names.is_inbox(inbox))
     }
 
     fn report_within(&mut self, now: Now, least: u64, most: u64) {

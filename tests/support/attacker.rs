@@ -1,5 +1,6 @@
 //! Somebody with an account on the farm's broker, and with the farm's secret for whoever should not have it: records,
-//! forges, replays, and seals what no daemon would.
+//! forges, replays, and seals what no daemon would. It joins the farm as a node would, for nothing else it sealed would be
+//! opened.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::HashMap;
@@ -23,8 +24,8 @@ use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
 use resumed::bus::Names;
 use resumed::clock::SystemClock;
-use resumed::envelope::{FarmSecret, Opener, Sealer, Secrets};
-use resumed::proto::{Envelope, Payload, payload::Kind};
+use resumed::envelope::{Epochs, FarmSecret, JoinKey, Opener, Sealer, Secrets};
+use resumed::proto::{self, Envelope, Payload, payload::Kind};
 use tokio::runtime::Runtime;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -41,6 +42,7 @@ pub struct Attacker {
     secret_file: std::path::PathBuf,
     sealer: Sealer,
     opener: Opener,
+    epochs: Arc<Epochs>,
     sequence: u64,
     clock: SystemClock,
     _connection: Connection,
@@ -68,9 +70,10 @@ impl Attacker {
             (connection, channel, records)
         });
         let secrets = read(secret);
-        Self {
+        let mut attacker = Self {
             sealer: Sealer::new(Arc::clone(&secrets), farm, random()),
             opener: Opener::new(secrets, farm, Duration::from_secs(300)),
+            epochs: Arc::new(Epochs::new(Duration::ZERO)),
             names,
             runtime,
             channel,
@@ -80,6 +83,36 @@ impl Attacker {
             sequence: 0,
             clock: SystemClock::start(),
             _connection: connection,
+        };
+        attacker.ask_for_epoch();
+        attacker
+    }
+
+    /// Gets the leader's epoch key by a `Join`, as a node called `mallory`.
+    fn ask_for_epoch(&mut self) {
+        let inbox = self.names.inbox("mallory", &format!("{:016x}", u64::from_be_bytes(random())));
+        let mut answers = self.runtime.block_on(own_queue(&self._connection, &inbox));
+        let key = JoinKey::from_random(&random()).expect("a key");
+        let join = proto::Join { inbox: inbox.clone(), public_key: key.public().to_vec(), epochs: Vec::new() };
+        let leader = self.names.leader.clone();
+        let sealed = self.seal(&leader, "mallory", Kind::Join(join));
+        self.to_leader(&sealed);
+        let boot: [u8; 16] = boot_id("mallory").try_into().expect("16 bytes");
+        let mut epochs = Epochs::new(Duration::ZERO);
+        loop {
+            let next = async { tokio::time::timeout(SOON, answers.next()).await };
+            let delivery = self.runtime.block_on(next).expect("the leader answers").expect("the consumer lives");
+            let body = Bytes::from(delivery.expect("a delivery").data);
+            let now = self.clock.now();
+            match self.opener.open(&inbox, body, now).expect("an answer").payload.kind {
+                Some(Kind::EpochGrant(grant)) => {
+                    epochs.lead_to(key.open_grant(&self.farm, &boot, &grant).expect("a grant for this node"), now);
+                    self.epochs = Arc::new(epochs.clone());
+                    self.opener.set_epochs(Arc::clone(&self.epochs));
+                }
+                Some(Kind::Announcement(_)) => return,
+                other => panic!("an answer to a join: {other:?}"),
+            }
         }
     }
 
@@ -175,7 +208,15 @@ impl Attacker {
 
     /// The same with a clock that is `offset_ms` ahead.
     pub fn seal_at(&mut self, route: &str, node: &str, kind: Kind, offset_ms: i64) -> Bytes {
+        let epochs = Arc::clone(&self.epochs);
+        let epoch = epochs.sealing(&kind, self.clock.now());
         let payload = self.payload(node, Some(kind), offset_ms);
+        self.sealer.seal_in(epoch, route, &payload).expect("sealed")
+    }
+
+    /// The same under the farm secret alone, whatever it is.
+    pub fn seal_outside_the_epoch(&mut self, route: &str, node: &str, kind: Kind) -> Bytes {
+        let payload = self.payload(node, Some(kind), 0);
         self.sealer.seal(route, &payload).expect("sealed")
     }
 
@@ -261,8 +302,20 @@ async fn record(connection: &Connection, exchange: &str) -> Consumer {
         FieldTable::default(),
     );
     bound.await.expect("a binding");
+    consume(&channel, queue.as_str()).await
+}
+
+/// A queue called `name`.
+async fn own_queue(connection: &Connection, name: &str) -> Consumer {
+    let channel = connection.create_channel().await.expect("a channel");
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    channel.queue_declare(name.into(), options, FieldTable::default()).await.expect("a queue");
+    consume(&channel, name).await
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Consumer {
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-    channel.basic_consume(queue, "".into(), options, FieldTable::default()).await.expect("a consumer")
+    channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.expect("a consumer")
 }
 
 /// RFC 5869 with SHA-256, for at most 32 bytes of output.
