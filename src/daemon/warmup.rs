@@ -173,6 +173,7 @@ impl<L: Link> SessionPlane<L> {
     /// Joins and donates until `stop`.
     pub async fn warm_up(self: Arc<Self>) {
         let mut link = self.link.clone();
+        let mut epochs = self.epochs.clone();
         let mut current = link.borrow_and_update().clone();
         self.feed_changed(current.as_ref());
         loop {
@@ -192,6 +193,7 @@ impl<L: Link> SessionPlane<L> {
                     }
                     Err(_) => return,
                 },
+                Ok(()) = epochs.changed() => {}
                 () = self.warmups.stirred.notified() => {}
                 () = sleep => {}
             }
@@ -213,7 +215,8 @@ impl<L: Link> SessionPlane<L> {
 
     /// Sends what is to be sent now; returns when to look again.
     async fn attend(&self, link: Option<&SessionLink<L>>) -> Option<u64> {
-        let blocked = link.is_some_and(|link| link.link().is_blocked());
+        // Without an epoch key nothing of this may travel.
+        let blocked = self.epochs.borrow().is_empty() || link.is_some_and(|link| link.link().is_blocked());
         let chunk_bytes = self.batch_bytes.min(CHUNK_BYTES);
         loop {
             let message = {

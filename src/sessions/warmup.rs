@@ -380,10 +380,11 @@ impl Joiner {
         std::mem::take(&mut self.out)
     }
 
-    /// Time has passed. `blocked`: the broker takes no messages, so silence says nothing.
+    /// Time has passed. `blocked`: nothing can be sent now, so silence says nothing.
     pub fn wake(&mut self, blocked: bool, now: Now) -> Vec<Action> {
         self.look(now);
         match &mut self.state {
+            State::Waiting { call_at, .. } if blocked => *call_at = (*call_at).max(now.mono + CALL_WITHIN_MS / 2),
             State::Waiting { call_at, calls } if now.mono >= *call_at => {
                 let calls = *calls;
                 self.call(calls, now);
@@ -1300,5 +1301,21 @@ mod tests {
         let [Action::Send { .. }] = node.donor.called(&peer, &call, &node.joiner, &node.store, later)[..] else {
             panic!("no offer a second later")
         };
+    }
+
+    #[test]
+    fn a_node_that_may_not_send_yet_calls_as_soon_as_it_may() {
+        let mut joiner = Joiner::new(Box::new(|| 7));
+        let at = |mono| Now { wall: START + mono, mono };
+        joiner.feed_up("feed".into(), at(1_000));
+        // Longer than three calls and their answers take.
+        for mono in (1_000..21_000).step_by(50) {
+            assert!(joiner.wake(true, at(mono)).is_empty());
+            assert!(joiner.next_wake().is_some_and(|due| due > mono), "it would be woken all the time");
+        }
+        let may = at(21_000);
+        assert!(joiner.next_wake().is_some_and(|due| due <= may.mono + CALL_WITHIN_MS));
+        let actions = joiner.wake(false, at(may.mono + CALL_WITHIN_MS));
+        assert!(matches!(actions[..], [Action::Call(_)]), "{actions:?}");
     }
 }
