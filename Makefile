@@ -18,6 +18,11 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The release whose options deny.toml is written for.
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY ?= $(TARGET)/tools/bin/cargo-deny
+CARGO_FUZZ_VERSION := 0.13.2
+CARGO_FUZZ ?= $(TARGET)/tools/bin/cargo-fuzz
+# Each of these is a program in fuzz/fuzz_targets/. SECONDS is how long each runs; what it finds new stays in target/.
+FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+SECONDS ?= 60
 
 .PHONY: help
 help: ## Show this list
@@ -42,6 +47,7 @@ build: dependencies ## The release binary and the plugin: target/release/resumed
 .PHONY: lint
 lint: dependencies ## Formatting, clippy and shellcheck without a warning, and the plugin without an async runtime
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh)
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
 	$(CARGO) clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
@@ -53,9 +59,23 @@ audit: $(CARGO_DENY) ## Licences, sources and banned crates of the whole depende
 $(CARGO_DENY):
 	$(CARGO) install --locked --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools cargo-deny
 
+# Stable Rust has no sanitizers: libFuzzer's coverage alone, with overflow checks and debug assertions on. CARGO_FUZZ is
+# called as cargo would.
+.PHONY: fuzz
+fuzz: $(CARGO_FUZZ) dependencies ## Fuzz every decoder for SECONDS each, 60 by default (FUZZ_TARGETS=name: only that one)
+	for target in $(FUZZ_TARGETS); do \
+	  mkdir -p fuzz/target/found/$$target; \
+	  $(CARGO_FUZZ) run -s none --target-dir fuzz/target $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
+	    -max_total_time=$(SECONDS) -max_len=2048 -rss_limit_mb=1024 -timeout=20 -print_final_stats=1; \
+	done
+
+$(CARGO_FUZZ):
+	$(CARGO) install --locked --version $(CARGO_FUZZ_VERSION) --root $(TARGET)/tools cargo-fuzz
+
 .PHONY: clean
 clean: ## Remove everything that was built
 	$(CARGO) clean
+	rm -rf fuzz/target
 
 .PHONY: dependencies
 dependencies:

@@ -223,6 +223,15 @@ impl Settings {
         Ok(understand(file, std::env::vars_os(), &host))
     }
 
+    /// Like [`Settings::load_explained`] for a file at `path` that says `text`, without the environment.
+    ///
+    /// # Errors
+    /// The text is not TOML.
+    pub fn read_explained(path: &Path, text: &str) -> Result<(Self, Vec<Understood>, Vec<Mistake>), ConfigError> {
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        Ok(understand(parse_toml(path, text)?, std::iter::empty(), &host))
+    }
+
     /// What is wrong with the files that the settings name: each must be there and be readable by this process.
     /// What is in them is not looked at.
     #[must_use]

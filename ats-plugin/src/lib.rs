@@ -2,24 +2,25 @@
 //!
 //! ATS's session hook runs on its network threads inside a handshake: it copies and enqueues, or looks one session up,
 //! and never waits. One thread talks to the daemon, one keeps the ticket keys by their times. `plugin.rs` is the room
-//! they share; everything unsafe is in `api.rs` and at the entries below.
+//! they share; everything unsafe is in `api.rs` and at the entries below. What is public is what reads or keeps foreign
+//! bytes and touches nothing of ATS: `fuzz/` feeds it.
 
 mod api;
 mod args;
+pub mod from_daemon;
 mod gate;
 mod lane;
 mod link;
 mod plugin;
-mod proto;
+pub mod proto;
 mod queue;
 mod quiet;
-mod replica;
-mod session;
+pub mod replica;
+pub mod session;
 mod settings;
-mod tickets;
+pub mod tickets;
 #[path = "../../src/keys/timetable.rs"]
-#[allow(dead_code, reason = "shared with the daemon, which uses more of it")]
-mod timetable;
+pub mod timetable;
 
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,16 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use prost::Message;
 use zeroize::Zeroize;
 
 use crate::api::{Level, say};
+use crate::from_daemon::{self, FromDaemon};
 use crate::lane::{MAX_FRAME_BYTES, frame};
 use crate::plugin::{self, Plugin};
-use crate::proto::{self, Session, ToProxy, from_proxy, to_proxy};
+use crate::proto::{self, Session, from_proxy};
 use crate::quiet::Quiet;
 use crate::session::{LARGEST_FOR_ATS, SessionId, expiry};
-use crate::{settings, tickets};
+use crate::settings;
 
 /// What one message carries under load.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -147,28 +147,23 @@ fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Qui
         frame.resize(length, 0);
         stream.read_exact(&mut frame)?;
         let bytes = frame.freeze();
-        let message = ToProxy::decode(bytes.clone());
-        let message = message.map_err(|error| refused(plugin, format!("a message that is none: {error}")))?;
+        let message = from_daemon::decode(bytes.clone()).map_err(|error| refused(plugin, error))?;
         // ATS is stopping: from here on nothing touches it or OpenSSL.
         let Some(_running) = plugin.gate.enter() else { return Ok(()) };
-        match message.kind {
-            Some(to_proxy::Kind::Welcome(welcome)) => {
+        match message {
+            FromDaemon::Welcome(welcome) => {
                 plugin.welcome(&welcome);
                 if let Some(times) = connects.pass(Instant::now()) {
                     let proto::Welcome { node, farm, version, .. } = welcome;
                     say(Level::Note, &format!("connected to node {node} of farm {farm} (resumed {version}){times}"));
                 }
             }
-            Some(to_proxy::Kind::Timetable(timetable)) => match tickets::read(timetable) {
-                Ok(timetable) => {
-                    plugin.flush_sessions(timetable.sessions_from());
-                    plugin.mailbox.bring(timetable);
-                }
-                Err(error) => return Err(refused(plugin, error)),
-            },
-            Some(to_proxy::Kind::Sessions(sessions)) => take(plugin, sessions.entries),
-            // A kind that a later release knows.
-            None => {}
+            FromDaemon::Timetable(timetable) => {
+                plugin.flush_sessions(timetable.sessions_from());
+                plugin.mailbox.bring(timetable);
+            }
+            FromDaemon::Sessions(entries) => take(plugin, entries),
+            FromDaemon::Unknown => {}
         }
         // Ticket keys and sessions have been in it.
         frame = bytes.try_into_mut().unwrap_or_default();

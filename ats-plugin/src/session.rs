@@ -111,7 +111,7 @@ fn integer(explicit: &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A session as OpenSSL lays it out, with `id`, made at `time`, for `timeout` seconds.

@@ -143,23 +143,25 @@ impl Door {
 
 /// Why a connection was closed by the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Refusal {
+pub enum Refusal {
     /// A frame that is no request, or one that this release does not know, or a second before the first was answered.
     #[error("sent something that is no request, or one before the last was answered")]
     Malformed,
-    /// A frame over [`MAX_REQUEST`].
+    /// A frame longer than any request.
     #[error("sent a request of more than {MAX_REQUEST} bytes")]
     TooLarge,
     /// The connection ended within a frame.
     #[error("ended in the middle of a message")]
     Truncated,
-    /// Silence for longer than [`IDLE`].
+    /// Silence for longer than 30 s.
     #[error("neither asked nor took an answer within {IDLE:?}")]
     Idle,
 }
 
 impl Refusal {
-    fn reason(self) -> &'static str {
+    /// The `reason` label of `resumed_control_refused_total`.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
             Self::TooLarge => "too_large",
@@ -171,7 +173,11 @@ impl Refusal {
 
 type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
-async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>) -> Result<(), Refusal> {
+/// Serves one connection until its end: each request goes to `calls`, and the replies come back.
+///
+/// # Errors
+/// Why this side ended it.
+pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>) -> Result<(), Refusal> {
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_REQUEST).new_codec();
     let mut frames = Framed::new(stream, codec);
     loop {

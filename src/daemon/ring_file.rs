@@ -144,8 +144,8 @@ impl RingFile {
             Err(RingFileError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => return Ok(None),
             contents => contents?,
         };
-        let saved = decode(&contents, &self.farm).map_err(|reason| RingFileError::Foreign { path, reason })?;
-        Ok(Some(restore(&saved, settings, now)))
+        let restored = read_back(&contents, &self.farm, settings, now);
+        restored.map(Some).map_err(|reason| RingFileError::Foreign { path, reason })
     }
 
     /// Removes the file. It need not be there.
@@ -288,6 +288,14 @@ fn decode(contents: &[u8], farm: &str) -> Result<Saved, String> {
         return Err(format!("it is of farm {:?}, this is {farm:?}", saved.farm));
     }
     Ok(saved)
+}
+
+/// Reads back the ring of a node of `farm` from a file's `contents`, without the keys that expired meanwhile.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn read_back(contents: &[u8], farm: &str, settings: KeySettings, now: Now) -> Result<Restored, String> {
+    decode(contents, farm).map(|saved| restore(&saved, settings, now))
 }
 
 /// Time that passed since the file was saved counts as held: it is `settle` later for the other nodes, too.

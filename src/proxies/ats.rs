@@ -162,6 +162,15 @@ impl Socket {
     }
 }
 
+/// Talks to one proxy over `stream` until either side ends it. Which user that is has been checked, or does not matter.
+///
+/// # Errors
+/// The reason, as counted in `resumed_proxies_refused_total`, for which this side ended it.
+pub async fn converse(stream: UnixStream, plane: Arc<ProxyPlane>) -> Result<(), &'static str> {
+    let door = Door { plane, users: Vec::new(), quiet: Mutex::default(), last: Mutex::default() };
+    door.talk(stream, "a proxy").await.map_err(|refusal| refusal.reason())
+}
+
 /// Removes a socket that nobody listens on any more.
 async fn make_way(path: &Path) -> Result<(), AtsError> {
     let failed = |source| AtsError::Io { path: path.to_owned(), source };

@@ -1,0 +1,258 @@
+//! What comes from the broker, and the ring that a restart reads back.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use openssl::hash::MessageDigest;
+use openssl::pkey::PKey;
+use openssl::sha::sha256;
+use openssl::sign::Signer;
+use openssl::symm::{Cipher, encrypt_aead};
+use prost::Message;
+use resumed::bus::Names;
+use resumed::clock::Now;
+use resumed::daemon::ring_file::read_back;
+use resumed::envelope::{FarmSecret, Opener, Refusal, Secrets, is_node_name};
+use resumed::farm::{Ask, Event, Farm, FarmSettings, Via};
+use resumed::keys::{HeldRing, KeySettings, Ring};
+use resumed::proto::{self, payload::Kind};
+use resumed::sessions::{Removals, Store, StoreSettings, validate};
+
+use super::NOW;
+
+const FARM: &str = "fuzz";
+const POD: &str = "pod";
+const SECRET: [u8; 32] = [0x5a; 32];
+const SALT: [u8; 16] = [0x11; 16];
+const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(300);
+
+static SECRETS: LazyLock<Arc<Secrets>> = LazyLock::new(|| {
+    let secret = FarmSecret::from_bytes(&SECRET).expect("OpenSSL derives an id");
+    Arc::new(Secrets::new(vec![secret]).expect("one secret"))
+});
+static NAMES: LazyLock<Names> = LazyLock::new(|| Names::new(FARM, POD));
+static SECRET_ID: LazyLock<Vec<u8>> = LazyLock::new(|| hkdf(&SECRET, b"", b"resumed/1 id")[..8].to_vec());
+static KEY: LazyLock<Vec<u8>> =
+    LazyLock::new(|| hkdf(&SECRET, &SALT, format!("resumed/1|{FARM}|{}", NAMES.keys).as_bytes()));
+
+/// RFC 5869 with SHA-256, for at most 32 bytes of output.
+fn hkdf(secret: &[u8], salt: &[u8], info: &[u8]) -> Vec<u8> {
+    let hmac = |key: &[u8], text: &[u8]| {
+        // An empty salt stands for one of zeros.
+        let key = PKey::hmac(if key.is_empty() { &[0; 32] } else { key }).expect("a key");
+        let mut signer = Signer::new(MessageDigest::sha256(), &key).expect("HMAC");
+        signer.sign_oneshot_to_vec(text).expect("HMAC")
+    };
+    hmac(&hmac(salt, secret), &[info, &[1]].concat())
+}
+
+/// Seals any bytes at all under the farm secret, as the format's description in `resumed::envelope` says.
+fn seal(text: &[u8], sequence: u64) -> Bytes {
+    let mut header = Vec::new();
+    for field in [&1_u32.to_be_bytes()[..], &SECRET_ID, &[0; 8], &SALT, &sequence.to_be_bytes()] {
+        header.extend_from_slice(&u32::try_from(field.len()).expect("a length").to_be_bytes());
+        header.extend_from_slice(field);
+    }
+    let nonce = [&[0; 4][..], &sequence.to_be_bytes()].concat();
+    let mut tag = [0; 16];
+    let sealed = encrypt_aead(Cipher::aes_256_gcm(), &KEY, Some(&nonce), &header, text, &mut tag);
+    let envelope = proto::Envelope {
+        version: 1,
+        secret_id: Bytes::copy_from_slice(&SECRET_ID),
+        epoch: Bytes::from_static(&[0; 8]),
+        salt: Bytes::from_static(&SALT),
+        sequence,
+        ciphertext: [sealed.expect("sealed"), tag.to_vec()].concat().into(),
+    };
+    envelope.encode_to_vec().into()
+}
+
+/// Bytes from the broker: as they are if the first byte is even, else sealed under the right key, so that only what is
+/// inside can be wrong. The second and third are the sequence then.
+pub fn envelope(data: &[u8]) {
+    let mut opener = Opener::new(Arc::clone(&SECRETS), FARM, MAX_CLOCK_OFFSET);
+    let Some((&mode, rest)) = data.split_first() else { return };
+    if mode % 2 == 0 {
+        // No fuzzer finds a tag.
+        let refusal =
+            opener.open(&NAMES.keys, Bytes::copy_from_slice(rest), NOW).expect_err("opened without the secret");
+        assert!(matches!(refusal.reason(), "too_large" | "malformed" | "unknown_secret" | "unknown_epoch" | "bad_tag"));
+        assert_eq!(opener.tracked(), 0, "a refused envelope left a trace");
+        return;
+    }
+    let Some((sequence, text)) = rest.split_first_chunk() else { return };
+    let sealed = seal(text, u64::from(u16::from_be_bytes(*sequence)) << (mode / 4));
+    match opener.open(&NAMES.keys, sealed.clone(), NOW) {
+        Ok(opened) => {
+            assert!(is_node_name(&opened.payload.node) && opened.payload.boot_id.len() == 16);
+            assert!(opened.clock_offset_ms.unsigned_abs() <= 300_000);
+            let again = opener.open(&NAMES.keys, sealed, NOW);
+            assert!(matches!(again, Err(Refusal::Replay { .. })), "opened twice: {again:?}");
+        }
+        Err(refusal) => {
+            assert!(matches!(refusal, Refusal::Malformed(_) | Refusal::Clock { .. }), "{refusal}");
+            assert_eq!(opener.tracked(), 0, "a refused envelope left a trace");
+        }
+    }
+}
+
+/// What a node does with messages of a holder of the farm secret. The first byte says what node it is; then come records
+/// of a byte that says how the message comes and how much time has passed, its length (16 bits), and a `Payload`.
+pub fn payload(data: &[u8]) {
+    let Some((&start, mut rest)) = data.split_first() else { return };
+    // The second host's clock is that of a machine without a battery.
+    let mut now = if start & 1 == 0 { NOW } else { Now { wall: 1000, mono: NOW.mono } };
+    let settings = KeySettings::default();
+    let mut farm = Farm::new(farm_settings(settings), HeldRing::new(settings), randomness(), now);
+    let store = Store::new(StoreSettings {
+        max_bytes: 1 << 20,
+        max_session_bytes: 16 * 1024,
+        removals: if start & 2 == 0 { Removals::Replicate } else { Removals::Keep },
+        tombstone_for: 2 * MAX_CLOCK_OFFSET,
+    });
+    drop(farm.handle(now, Event::Connected { inbox: NAMES.inbox("fuzz", "1") }));
+    if start & 4 != 0 {
+        drop(farm.handle(now, Event::LeaseGranted));
+    }
+    if start & 8 != 0 {
+        drop(farm.handle(now, Event::Ask { id: 1, ask: if start & 16 == 0 { Ask::Status } else { Ask::Rotate } }));
+    }
+    while rest.remaining() >= 3 {
+        let how = rest.get_u8();
+        let length = usize::from(rest.get_u16()).min(rest.len());
+        let (message, after) = rest.split_at(length);
+        rest = after;
+        now = now.after(Duration::from_millis(u64::from(how >> 2).pow(3)));
+        let via = if how & 1 == 0 { Via::Inbox } else { Via::Lease };
+        let Ok(mut payload) = proto::Payload::decode(message) else { continue };
+        // What an opener has seen to.
+        payload.boot_id.resize(16, 0);
+        if !is_node_name(&payload.node) {
+            payload.node = "other".into();
+        }
+        payload.sent_at = now.wall.saturating_sub(300_000).saturating_add(payload.sent_at % 600_001);
+        if how & 2 != 0
+            && let Some(Kind::Sessions(batch)) = payload.kind
+        {
+            let entries = batch.entries.len();
+            let applied = store.remote(batch, now);
+            let dropped: u64 = applied.dropped.values().sum();
+            assert_eq!(applied.sessions + applied.removals + dropped, entries as u64);
+            assert!(store.bytes() <= 1 << 20);
+            continue;
+        }
+        drop(farm.handle(now, Event::Message { payload: Box::new(payload), via }));
+        check(farm.held(), now);
+        assert!(farm.next_wake(now) > now.mono);
+        let (members, in_step) = farm.member_counts(now);
+        assert!(!farm.is_leader() || in_step <= members);
+    }
+    store.sweep(now);
+}
+
+fn farm_settings(keys: KeySettings) -> FarmSettings {
+    FarmSettings {
+        node: "fuzz".into(),
+        boot_id: [0xfe; 16],
+        pod: POD.into(),
+        version: "0".into(),
+        names: NAMES.clone(),
+        keys,
+        report_every: Duration::from_secs(2),
+        start_alone_after: Duration::from_secs(10),
+        can_lead: true,
+    }
+}
+
+/// Never the same bytes twice within a run, always the same run.
+fn randomness() -> resumed::farm::Randomness {
+    let mut state = 1_u64;
+    Box::new(move |bytes| {
+        for byte in bytes {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (state >> 56) as u8;
+        }
+    })
+}
+
+/// What holds of every ring that a node holds.
+fn check(held: &HeldRing, now: Now) {
+    let (ring, settings) = (held.ring(), held.settings());
+    assert!(ring.keys().len() <= Ring::CAP);
+    assert!(ring.keys().is_sorted_by(|a, b| a.order() > b.order()), "out of order, or one key twice");
+    for (place, key) in ring.keys().iter().enumerate() {
+        assert!(key.generation >= ring.floor());
+        assert_eq!(key.check(now, settings), Ok(()));
+        assert!(ring.keys()[..place].iter().all(|other| other.name != key.name), "two keys of one name");
+    }
+    let timetable = held.timetable(now);
+    let set = timetable.at(now.wall);
+    assert_eq!(set.seal.map(|entry| entry.name), held.active(now).map(|key| key.name));
+    assert!(timetable.next_change(now.wall).is_none_or(|change| change > now.wall));
+    assert!(held.next_change(now).is_none_or(|change| change > now.wall));
+}
+
+/// Two rings of other nodes, one behind the other, each behind its length (16 bits): they merge into one, whatever the order.
+pub fn ring(mut data: &[u8]) {
+    let settings = KeySettings::default();
+    let mut rings = Vec::new();
+    for _ in 0..2 {
+        if data.remaining() < 2 {
+            return;
+        }
+        let length = usize::from(data.get_u16()).min(data.len());
+        let (message, rest) = data.split_at(length);
+        data = rest;
+        let Ok(message) = proto::Ring::decode(message) else { return };
+        let (ring, faults) = Ring::read(&message, NOW, &settings);
+        assert!(ring.keys().len() + faults.len() <= message.keys.len() + 1);
+        rings.push(ring);
+    }
+    let joined = |first: &Ring, second: &Ring| {
+        let mut ring = first.clone();
+        ring.merge(second);
+        ring
+    };
+    let (one, other) = (&rings[0], &rings[1]);
+    let both = joined(one, other);
+    assert_eq!(both, joined(other, one), "not commutative");
+    assert_eq!(both, joined(&both, other), "not idempotent");
+    assert_eq!(*one, joined(one, one), "not idempotent");
+    assert_eq!(both.fingerprint(NOW.wall), joined(other, one).fingerprint(NOW.wall));
+
+    let (sent, faults) = Ring::read(&both.to_proto(NOW.wall), NOW, &settings);
+    assert!(faults.is_empty(), "what a node sends is good: {faults:?}");
+    assert!(sent.open_at(NOW.wall).eq(both.open_at(NOW.wall)), "a ring changes on its way");
+
+    let mut held = HeldRing::new(settings);
+    held.merge(&both, NOW);
+    check(&held, NOW);
+    held.expire(NOW);
+    check(&held, NOW);
+}
+
+/// A saved ring: as it is if the first byte is even, else behind the right header.
+pub fn ring_file(data: &[u8]) {
+    let Some((&mode, body)) = data.split_first() else { return };
+    let contents =
+        if mode % 2 == 0 { body.to_vec() } else { [b"resumed ring 1\n\0", &sha256(body)[..], body].concat() };
+    if let Ok(restored) = read_back(&contents, FARM, KeySettings::default(), NOW) {
+        check(&restored.held, NOW);
+    }
+}
+
+/// A session under an ID: a byte of the ID's length, the ID, and the DER. The daemon takes none that the plugin does not
+/// read in the same way.
+pub fn session(data: &[u8]) {
+    let Some((&length, rest)) = data.split_first() else { return };
+    let Some((id, der)) = rest.split_at_checked(usize::from(length)) else { return };
+    let read = resumed_ats::session::SessionId::new(id).and_then(|id| resumed_ats::session::expiry(der, &id));
+    if let Ok(session) = validate(id, Bytes::copy_from_slice(der), NOW.wall, 16 * 1024) {
+        assert_eq!((session.id.as_bytes(), &session.der[..]), (id, der));
+        assert!(session.expires_at > NOW.wall);
+        if session.expires_at < u64::MAX {
+            assert_eq!(read, Some(session.expires_at / 1000), "the plugin reads another expiry");
+        }
+    }
+}

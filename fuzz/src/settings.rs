@@ -1,0 +1,45 @@
+//! The configuration, which an operator writes and a template may spoil.
+
+use std::path::Path;
+
+use resumed::config::{BrokerUri, Settings, redact};
+
+/// The text of a configuration file.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match Settings::read_explained(Path::new("/etc/resumed/resumed.toml"), text) {
+        Ok((_, understood, mistakes)) if !mistakes.is_empty() => {
+            assert!(!understood.is_empty());
+            assert!(mistakes.iter().all(|mistake| !mistake.to_string().is_empty()));
+        }
+        Ok((settings, understood, _)) => {
+            assert!(!understood.is_empty());
+            // What is accepted once is accepted always.
+            assert!(settings.keys.settle < settings.keys.interval / 2);
+            assert!(settings.keys.max_seal_age >= 2 * settings.keys.interval);
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+const PASSWORD: &str = "hunter2";
+
+/// A broker URI, and one with a password in the place of its first NUL: nothing of it may show.
+pub fn uri(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(uri) = BrokerUri::parse(text) {
+        assert_eq!(uri.expose(), text);
+        assert!(!uri.has_password() || uri.to_string().contains(":***@"), "{uri}");
+    }
+    let Some((before, after)) = text.split_once('\0') else { return };
+    if text.contains(PASSWORD) {
+        return; // as a host's name it may show
+    }
+    let text = format!("{before}:{PASSWORD}@{after}");
+    let shown = redact(&text);
+    assert!(!shown.contains(PASSWORD), "{text:?} shows as {shown:?}");
+    match BrokerUri::parse(&text) {
+        Ok(uri) => assert!(!uri.to_string().contains(PASSWORD), "{text:?} shows as {uri}"),
+        Err(reason) => assert!(!reason.contains(PASSWORD), "{text:?}: {reason}"),
+    }
+}
