@@ -147,7 +147,13 @@ fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Qui
         frame.resize(length, 0);
         stream.read_exact(&mut frame)?;
         let bytes = frame.freeze();
-        let message = from_daemon::decode(bytes.clone()).map_err(|error| refused(plugin, error))?;
+        let message = match from_daemon::decode(bytes.clone()) {
+            Ok(message) => message,
+            Err(error) => {
+                wiped(bytes);
+                return Err(refused(plugin, error));
+            }
+        };
         // ATS is stopping: from here on nothing touches it or OpenSSL.
         let Some(_running) = plugin.gate.enter() else { return Ok(()) };
         match message {
@@ -165,13 +171,18 @@ fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Qui
             FromDaemon::Sessions(entries) => take(plugin, entries),
             FromDaemon::Unknown => {}
         }
-        // Ticket keys and sessions have been in it.
-        frame = bytes.try_into_mut().unwrap_or_default();
-        frame.as_mut().zeroize();
+        frame = wiped(bytes);
         if frame.capacity() > 4 * BATCH_BYTES {
             frame = BytesMut::new();
         }
     }
+}
+
+/// The buffer of a message, for the next one. Ticket keys and sessions have been in it.
+fn wiped(frame: Bytes) -> BytesMut {
+    let mut buffer = frame.try_into_mut().unwrap_or_default();
+    buffer.as_mut().zeroize();
+    buffer
 }
 
 fn refused(plugin: &Plugin, what: String) -> io::Error {

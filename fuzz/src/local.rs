@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use prost::Message;
 use resumed::clock::SystemClock;
 use resumed::daemon::control::{ControlCall, converse};
-use resumed::daemon::operator::rotate_wait;
+use resumed::daemon::operator::wait_of;
 use resumed::keys::Timetable;
 use resumed::proto::local::{ControlReply, ControlRequest, Welcome, control_reply, control_request};
 use resumed::proxies::{ProxyPlane, Registry, ats};
@@ -71,8 +71,10 @@ pub fn control(data: &[u8]) {
         let answers = tokio::spawn(async move {
             let mut count = 0_usize;
             while let Some(ControlCall { request, replies }) = called.recv().await {
-                if let control_request::Kind::Rotate(command) = request {
-                    assert!(rotate_wait(&command) > Duration::ZERO);
+                match request {
+                    control_request::Kind::Rotate(command) => assert!(wait_of(command.wait_ms) > Duration::ZERO),
+                    control_request::Kind::Revoke(command) => assert!(wait_of(command.wait_ms) > Duration::ZERO),
+                    control_request::Kind::Status(_) => {}
                 }
                 let kind = Some(control_reply::Kind::StatusJson(b"{}".to_vec()));
                 // Who closed misses it.

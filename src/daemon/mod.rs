@@ -8,6 +8,7 @@ mod gauges;
 pub mod http;
 mod key_plane;
 mod lease;
+pub mod memory;
 pub mod node;
 pub mod operator;
 mod random;

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 use super::control::{ControlCall, ControlSocket};
 use super::http::{HttpError, HttpServer};
+use super::memory;
 use super::node::{Node, NodeSettings};
 use super::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
 use super::unix_socket::SocketError;
@@ -62,6 +63,9 @@ pub enum RunError {
 /// # Errors
 /// What keeps the node from starting, or a socket that fails later.
 pub async fn run(settings: Settings, secret_files: impl Fn() -> Result<Vec<PathBuf>, String>) -> Result<(), RunError> {
+    for weakness in memory::keep() {
+        warn!("{weakness}");
+    }
     let secrets = read_secrets(&settings)?;
     if settings.broker.uris.is_empty() {
         warn!("no broker.uris: this node runs alone and shares nothing");

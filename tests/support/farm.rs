@@ -74,6 +74,10 @@ pub struct FarmSetup {
     pub uris_in_turn: bool,
     /// The processes that keep the hosts' networks, one for each host; empty: all daemons run here.
     pub networks: Vec<Pid>,
+    /// Where each host makes a folder for its ring. Otherwise that lies in the host's own.
+    pub rings: Option<PathBuf>,
+    /// What the daemons log.
+    pub log: String,
 }
 
 /// The proxies of a farm.
@@ -106,6 +110,8 @@ impl FarmSetup {
             within: None,
             uris_in_turn: false,
             networks: Vec::new(),
+            rings: None,
+            log: "info,resumed=debug".to_owned(),
         }
     }
 }
@@ -284,6 +290,7 @@ pub struct Daemon {
     home: PathBuf,
     metrics_port: u16,
     network: Option<Pid>,
+    log: String,
     child: Option<Process>,
 }
 
@@ -291,8 +298,11 @@ impl Daemon {
     fn lay_out(setup: &FarmSetup, index: usize, name: &str, home: &Path, secret: &Path) -> Self {
         let metrics_port = free_port();
         let (folder, pod) = (home.display(), &setup.pods[index]);
+        let ring = setup.rings.as_ref().map_or_else(|| home.to_owned(), |rings| rings.join(name));
+        fs::create_dir_all(&ring).expect("a folder for the ring");
+        let ring = ring.display();
         let mut text = format!(
-            "[node]\nname = \"{name}\"\nfarm = \"{}\"\npod = \"{pod}\"\n{}\n[keys]\ndirectory = \"{folder}\"\n\
+            "[node]\nname = \"{name}\"\nfarm = \"{}\"\npod = \"{pod}\"\n{}\n[keys]\ndirectory = \"{ring}\"\n\
              allow_disk = true\n{}\n[ats]\nsocket = \"{folder}/ats.sock\"\n[control]\nsocket = \"{folder}/control.sock\"\n\
              [metrics]\nlisten = \"127.0.0.1:{metrics_port}\"\n[sessions]\n{}\n",
             setup.name, setup.node, setup.keys, setup.sessions,
@@ -318,6 +328,7 @@ impl Daemon {
             home: home.to_owned(),
             metrics_port,
             network: setup.networks.get(index).copied(),
+            log: setup.log.clone(),
             child: None,
         }
     }
@@ -328,7 +339,7 @@ impl Daemon {
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("daemon.log");
         let mut command = command_at(self.network, built("resumed"));
         command
-            .args(["run", "--log", "info,resumed=debug", "--config"])
+            .args(["run", "--log", &self.log, "--config"])
             .arg(self.config())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log twice"))

@@ -7,5 +7,6 @@ pub mod hopping;
 pub mod load;
 pub mod namespaces;
 pub mod network;
+pub mod scanner;
 pub mod tls;
 pub mod watcher;
