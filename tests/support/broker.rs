@@ -1,13 +1,15 @@
 //! Private RabbitMQ brokers for tests: own directory, own loopback ports, own epmd, gone with the test.
 #![allow(dead_code, reason = "compiled into several test crates, none of which uses all of it")]
 
+#[path = "ports.rs"]
+mod ports;
+
 use std::fs;
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -141,7 +143,7 @@ impl Broker {
             None => Folder::temporary("resumed-broker-"),
         };
         let [port, tls_port, dist_port, epmd_port, ctl_port] = match options.place {
-            None => free_ports(),
+            None => ports::free_ports(),
             // A host of its own has all ports free, and the brokers of a cluster must agree on that of epmd.
             Some(_) => [5672, 5671, 25_672, 4369, 35_672],
         };
@@ -364,22 +366,4 @@ impl Broker {
 
 fn node_name(place: &Place) -> String {
     format!("rmq@{}", place.cluster)
-}
-
-/// Ports that nobody listens on. They lie below the range from which the kernel draws source ports: a client that keeps
-/// knocking on a stopped server's port within that range may connect to itself.
-fn free_ports<const N: usize>() -> [u16; N] {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut held = Vec::with_capacity(N);
-    while held.len() < N {
-        let turn = NEXT.fetch_add(1, Ordering::Relaxed);
-        assert!(turn < 20_000, "no free loopback port found");
-        // Test processes run side by side: start each one somewhere else.
-        let port = 12_000 + (std::process::id().wrapping_mul(7_919).wrapping_add(turn)) % 20_000;
-        let port = u16::try_from(port).expect("below 32,000");
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            held.push(listener);
-        }
-    }
-    std::array::from_fn(|at| held[at].local_addr().expect("a bound socket").port())
 }
