@@ -13,10 +13,11 @@ use prost::Message;
 use resumed::bus::Names;
 use resumed::clock::Now;
 use resumed::daemon::ring_file::read_back;
-use resumed::envelope::{FarmSecret, Opener, Refusal, Secrets, is_node_name};
+use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Refusal, Secrets, is_node_name, travels_open};
 use resumed::farm::{Ask, Event, Farm, FarmSettings, Via};
 use resumed::keys::{HeldRing, KeySettings, Ring};
 use resumed::proto::{self, payload::Kind};
+use resumed::sessions::warmup::{Action, Donor, Due, Joiner, Peer};
 use resumed::sessions::{Removals, Store, StoreSettings, validate};
 
 use super::NOW;
@@ -24,7 +25,10 @@ use super::NOW;
 const FARM: &str = "fuzz";
 const POD: &str = "pod";
 const SECRET: [u8; 32] = [0x5a; 32];
+const EPOCH: [u8; 32] = [0xe9; 32];
 const SALT: [u8; 16] = [0x11; 16];
+/// What the joiner draws for everything: a chunk that answers can be made beforehand.
+const WARMUP_ID: u64 = 7;
 const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(300);
 
 static SECRETS: LazyLock<Arc<Secrets>> = LazyLock::new(|| {
@@ -33,8 +37,16 @@ static SECRETS: LazyLock<Arc<Secrets>> = LazyLock::new(|| {
 });
 static NAMES: LazyLock<Names> = LazyLock::new(|| Names::new(FARM, POD));
 static SECRET_ID: LazyLock<Vec<u8>> = LazyLock::new(|| hkdf(&SECRET, b"", b"resumed/1 id")[..8].to_vec());
-static KEY: LazyLock<Vec<u8>> =
-    LazyLock::new(|| hkdf(&SECRET, &SALT, format!("resumed/1|{FARM}|{}", NAMES.keys).as_bytes()));
+/// Keys of an envelope: under the farm secret alone, and in the epoch.
+static KEYS: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+    let info = format!("resumed/1|{FARM}|{}", NAMES.keys);
+    [&SECRET[..], &[SECRET, EPOCH].concat()].map(|secret| hkdf(secret, &SALT, info.as_bytes()))
+});
+static EPOCHS: LazyLock<Arc<Epochs>> = LazyLock::new(|| {
+    let mut epochs = Epochs::new(Duration::ZERO);
+    epochs.lead_to(EpochKey::from_random(&EPOCH).expect("OpenSSL derives an id"), NOW);
+    Arc::new(epochs)
+});
 
 /// RFC 5869 with SHA-256, for at most 32 bytes of output.
 fn hkdf(secret: &[u8], salt: &[u8], info: &[u8]) -> Vec<u8> {
@@ -47,20 +59,23 @@ fn hkdf(secret: &[u8], salt: &[u8], info: &[u8]) -> Vec<u8> {
     hmac(&hmac(salt, secret), &[info, &[1]].concat())
 }
 
-/// Seals any bytes at all under the farm secret, as the format's description in `resumed::envelope` says.
-fn seal(text: &[u8], sequence: u64) -> Bytes {
+/// Seals any bytes at all under the farm secret, alone or in the epoch, as the format's description in `resumed::envelope`
+/// says.
+fn seal(text: &[u8], in_epoch: bool, sequence: u64) -> Bytes {
+    let epoch = if in_epoch { EPOCHS.current().map_or([0; 8], EpochKey::id) } else { [0; 8] };
     let mut header = Vec::new();
-    for field in [&1_u32.to_be_bytes()[..], &SECRET_ID, &[0; 8], &SALT, &sequence.to_be_bytes()] {
+    for field in [&1_u32.to_be_bytes()[..], &SECRET_ID, &epoch, &SALT, &sequence.to_be_bytes()] {
         header.extend_from_slice(&u32::try_from(field.len()).expect("a length").to_be_bytes());
         header.extend_from_slice(field);
     }
     let nonce = [&[0; 4][..], &sequence.to_be_bytes()].concat();
     let mut tag = [0; 16];
-    let sealed = encrypt_aead(Cipher::aes_256_gcm(), &KEY, Some(&nonce), &header, text, &mut tag);
+    let sealed =
+        encrypt_aead(Cipher::aes_256_gcm(), &KEYS[usize::from(in_epoch)], Some(&nonce), &header, text, &mut tag);
     let envelope = proto::Envelope {
         version: 1,
         secret_id: Bytes::copy_from_slice(&SECRET_ID),
-        epoch: Bytes::from_static(&[0; 8]),
+        epoch: Bytes::copy_from_slice(&epoch),
         salt: Bytes::from_static(&SALT),
         sequence,
         ciphertext: [sealed.expect("sealed"), tag.to_vec()].concat().into(),
@@ -69,9 +84,10 @@ fn seal(text: &[u8], sequence: u64) -> Bytes {
 }
 
 /// Bytes from the broker: as they are if the first byte is even, else sealed under the right key, so that only what is
-/// inside can be wrong. The second and third are the sequence then.
+/// inside can be wrong, in the epoch if its second bit is set. The second and third are the sequence then.
 pub fn envelope(data: &[u8]) {
     let mut opener = Opener::new(Arc::clone(&SECRETS), FARM, MAX_CLOCK_OFFSET);
+    opener.set_epochs(Arc::clone(&EPOCHS));
     let Some((&mode, rest)) = data.split_first() else { return };
     if mode % 2 == 0 {
         // No fuzzer finds a tag.
@@ -82,16 +98,19 @@ pub fn envelope(data: &[u8]) {
         return;
     }
     let Some((sequence, text)) = rest.split_first_chunk() else { return };
-    let sealed = seal(text, u64::from(u16::from_be_bytes(*sequence)) << (mode / 4));
+    let in_epoch = mode & 2 != 0;
+    let sealed = seal(text, in_epoch, u64::from(u16::from_be_bytes(*sequence)) << (mode / 4));
     match opener.open(&NAMES.keys, sealed.clone(), NOW) {
         Ok(opened) => {
             assert!(is_node_name(&opened.payload.node) && opened.payload.boot_id.len() == 16);
             assert!(opened.clock_offset_ms.unsigned_abs() <= 300_000);
+            assert!(in_epoch || opened.payload.kind.as_ref().is_none_or(travels_open), "{:?}", opened.payload.kind);
             let again = opener.open(&NAMES.keys, sealed, NOW);
             assert!(matches!(again, Err(Refusal::Replay { .. })), "opened twice: {again:?}");
         }
         Err(refusal) => {
-            assert!(matches!(refusal, Refusal::Malformed(_) | Refusal::Clock { .. }), "{refusal}");
+            let of_alone = !in_epoch && matches!(refusal, Refusal::NotInEpoch { .. });
+            assert!(of_alone || matches!(refusal, Refusal::Malformed(_) | Refusal::Clock { .. }), "{refusal}");
             assert_eq!(opener.tracked(), 0, "a refused envelope left a trace");
         }
     }
@@ -111,6 +130,12 @@ pub fn payload(data: &[u8]) {
         removals: if start & 2 == 0 { Removals::Replicate } else { Removals::Keep },
         tombstone_for: 2 * MAX_CLOCK_OFFSET,
     });
+    let (mut joiner, mut donor) = (Joiner::new(Box::new(|| WARMUP_ID)), Donor::default());
+    joiner.feed_up(NAMES.feed("fuzz", "1"), now);
+    donor.feed_up(NAMES.feed("fuzz", "1"));
+    // It has called: what comes may be an answer.
+    now = now.after(Duration::from_secs(1));
+    drop(joiner.wake(false, now));
     drop(farm.handle(now, Event::Connected { inbox: NAMES.inbox("fuzz", "1") }));
     if start & 4 != 0 {
         drop(farm.handle(now, Event::LeaseGranted));
@@ -132,13 +157,40 @@ pub fn payload(data: &[u8]) {
             payload.node = "other".into();
         }
         payload.sent_at = now.wall.saturating_sub(300_000).saturating_add(payload.sent_at % 600_001);
-        if how & 2 != 0
-            && let Some(Kind::Sessions(batch)) = payload.kind
-        {
-            let entries = batch.entries.len();
-            let applied = store.remote(batch, now);
-            let dropped: u64 = applied.dropped.values().sum();
-            assert_eq!(applied.sessions + applied.removals + dropped, entries as u64);
+        if how & 2 != 0 {
+            // As it comes through the session feed.
+            let peer = Peer { node: payload.node, boot_id: payload.boot_id.try_into().expect("resized") };
+            let sending = match payload.kind {
+                Some(Kind::Sessions(batch)) => {
+                    let entries = batch.entries.len();
+                    let applied = store.remote(batch, now);
+                    let dropped: u64 = applied.dropped.values().sum();
+                    assert_eq!(applied.sessions + applied.removals + dropped, entries as u64);
+                    Vec::new()
+                }
+                Some(Kind::WarmupCall(call)) => donor.called(&peer, &call, &joiner, &store, now),
+                Some(Kind::WarmupOffer(offer)) => joiner.offered(peer, offer, now),
+                Some(Kind::WarmupRequest(request)) => donor.asked(peer, request, &store, now),
+                Some(Kind::Warmup(chunk)) => {
+                    let (next, mut sending) = joiner.chunk(&peer, &chunk, now);
+                    if next {
+                        let (sessions, tombstones) = (chunk.entries.len() as u64, chunk.tombstones.len() as u64);
+                        let last = chunk.last;
+                        drop(store.warm(chunk, now));
+                        drop(store.bury(now));
+                        sending.extend(joiner.taken(sessions, tombstones, last, now));
+                    }
+                    sending
+                }
+                _ => Vec::new(),
+            };
+            // The joiner's calls are told what to expect: an offer that follows may answer them.
+            drop((sending, joiner.wake(false, now)));
+            if let (Due::Now, _) = donor.due(false, now)
+                && let Some(Action::Send { kind: Kind::Warmup(chunk), .. }) = donor.next_chunk(&store, 4096, now)
+            {
+                assert!(chunk.encoded_len() <= 4096 + 16 * 1024 + 1024, "a chunk of {} bytes", chunk.encoded_len());
+            }
             assert!(store.bytes() <= 1 << 20);
             continue;
         }
