@@ -207,7 +207,8 @@ fn a_proxy_and_a_command_that_never_read_hold_up_nobody_and_lose_their_connectio
     let took = start.elapsed();
     daemon.wait_for_metric("resumed_proxies_connected", |proxies| proxies == 1.0);
     let made = load.stop();
-    daemon.wait_for_metric("resumed_sessions_received_total", |received| received == made as f64);
+    // Nodes that started together may have warmed each other up meanwhile: what came twice is held once.
+    daemon.wait_for_metric("resumed_cache_entries", |entries| entries == made as f64);
     println!(
         "let go {took:?} after the load began; {made} sessions came; slowest status {slowest:?}; at most {} MiB resident",
         largest >> 20
