@@ -4,8 +4,6 @@
 #[path = "support/attacker.rs"]
 mod attacker;
 mod support;
-#[path = "support/tls.rs"]
-mod tls;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -22,9 +20,9 @@ use prost::Message;
 use resumed::proto::local::{FromProxy, Hello, Session, Sessions, ToProxy, from_proxy, to_proxy};
 use resumed::proto::payload::Kind;
 use resumed::proto::{SessionEntry, SessionFormat, Warmup, WarmupCall, WarmupOffer, WarmupRequest};
-use support::ats;
 use support::broker::Broker;
 use support::farm::{Daemon, Farm, FarmSetup, Proxies, wait_for};
+use support::tls;
 
 /// One real session under as many IDs as are wanted.
 struct Sample {

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 #[path = "ports.rs"]
+#[allow(clippy::duplicate_mod, reason = "test files include what they need of this folder one by one")]
 mod ports;
 
 use std::fs;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "compiled into several test crates, none of which uses all of it")]
 
 #[path = "ports.rs"]
+#[allow(clippy::duplicate_mod, reason = "test files include what they need of this folder one by one")]
 mod ports;
 
 use std::fs;
