@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::bus::{BusError, LeaseAnswer};
     use crate::daemon::sealing::Identity;
-    use crate::envelope::{FarmSecret, Secrets};
+    use crate::envelope::{Epochs, FarmSecret, Secrets};
     use crate::proto;
 
     /// A link whose broker takes a message for each permit.
@@ -120,6 +120,10 @@ mod tests {
             "slow"
         }
 
+        fn feed(&self) -> Option<&str> {
+            None
+        }
+
         async fn writable(&self) {}
 
         fn is_blocked(&self) -> bool {
@@ -133,6 +137,10 @@ mod tests {
         }
 
         async fn publish_sessions(&self, _: Bytes) -> Result<(), BusError> {
+            Ok(())
+        }
+
+        async fn publish_to_feed(&self, _: &str, _: Bytes) -> Result<(), BusError> {
             Ok(())
         }
 
@@ -154,7 +162,8 @@ mod tests {
         let (_sender, secrets) = watch::channel(secrets);
         let identity = Identity { farm: "f".into(), node: "n".into(), boot_id: [1; 16] };
         let clock = SystemClock::start();
-        let sealing = Sealing::new(identity, secrets, clock.now());
+        let (_sender, epochs) = watch::channel(Arc::new(Epochs::new(std::time::Duration::ZERO)));
+        let sealing = Sealing::new(identity, secrets, epochs, clock.now());
         let (events, _events) = mpsc::channel(1);
         let plane = KeyPlane::start(Arc::clone(&link), Names::new("f", "p"), sealing, clock, events);
         let farewell = || Kind::Farewell(proto::Farewell {});

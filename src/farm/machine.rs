@@ -1,6 +1,6 @@
 //! The state machine of one node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -324,7 +324,8 @@ pub struct Farm {
     blocked: bool,
     /// When the machine last took in an event.
     turned_at: u64,
-    asks: HashMap<u64, Pending>,
+    /// In order: which goes first is no chance.
+    asks: BTreeMap<u64, Pending>,
     /// The last revocation requested here: by which request, and what it was answered with.
     revoked: Option<(u64, Revocation)>,
     out: Vec<Action>,
@@ -430,7 +431,7 @@ impl Farm {
             last_members: 0,
             blocked: false,
             turned_at: now.mono,
-            asks: HashMap::new(),
+            asks: BTreeMap::new(),
             revoked: None,
             out: Vec::new(),
         }
@@ -1086,7 +1087,7 @@ impl Farm {
                     answer.generation = generation;
                     proto::Outcome::Pending
                 } else if known < self.held.ring().highest_generation() {
-                    answer.ring = Some(self.held.ring().to_proto(now.wall));
+                    answer.ring = Some(self.held.to_proto(now));
                     proto::Outcome::Stale
                 } else {
                     let seal_from = now.wall + millis(self.settings.keys.settle);
@@ -1098,7 +1099,7 @@ impl Farm {
             Ask::Revoke { flush_sessions } => {
                 let earlier = self.revoked.filter(|(request, _)| *request == id).map(|(_, done)| done);
                 if earlier.is_none() && known < self.held.ring().highest_generation() {
-                    answer.ring = Some(self.held.ring().to_proto(now.wall));
+                    answer.ring = Some(self.held.to_proto(now));
                     proto::Outcome::Stale
                 } else {
                     // The same request again is one whose answer was lost, and done already.
@@ -1340,7 +1341,7 @@ impl Farm {
     fn compose_announcement(&self, now: Now) -> proto::Announcement {
         let (members, members_in_step) = self.count_members(now);
         proto::Announcement {
-            ring: Some(self.held.ring().to_proto(now.wall)),
+            ring: Some(self.held.to_proto(now)),
             as_of: now.wall,
             fingerprint: self.held.ring().fingerprint(now.wall).to_vec(),
             members,
@@ -1374,7 +1375,7 @@ impl Farm {
             as_of,
             fingerprint: fingerprint.to_vec(),
             highest_generation: ring.highest_generation(),
-            ring: (differs && !self.is_leader()).then(|| ring.to_proto(now.wall)),
+            ring: (differs && !self.is_leader()).then(|| self.held.to_proto(now)),
             secret_ids: self.local.secret_ids.clone(),
             sessions: self.local.sessions,
             proxies: self.local.proxies.clone(),

@@ -8,6 +8,7 @@ use super::ring::{Merge, Ring, RingFault};
 use super::settings::KeySettings;
 use super::timetable::{Entry, Times, Timetable, sealing};
 use crate::clock::{Now, millis};
+use crate::proto;
 
 /// A ring as one node holds it.
 ///
@@ -89,9 +90,23 @@ impl HeldRing {
         self.ring.open_at(now.wall).next().is_none()
     }
 
-    /// Joins `other`, read from a message with [`Ring::read`].
+    /// Joins `other`, read from a message with [`Ring::read`]. What would be erased by this node's clock does not come
+    /// back with it.
     pub fn merge(&mut self, other: &Ring, now: Now) -> Merge {
-        self.change(now, |ring| ring.merge(other))
+        let (before, offset) = (self.ring.clone(), self.settings.max_clock_offset);
+        let merge = self.change(now, |ring| {
+            let merge = ring.merge(other);
+            ring.erase_expired(now.wall, offset);
+            merge
+        });
+        Merge { changed: self.ring != before, ..merge }
+    }
+
+    /// The ring as a message to other nodes: every key that is not due to be erased. One that opens no longer still says
+    /// when those below it close, and without it another node would keep those open.
+    #[must_use]
+    pub fn to_proto(&self, now: Now) -> proto::Ring {
+        self.ring.to_proto(now.wall.saturating_sub(self.settings.max_clock_offset_ms()))
     }
 
     /// Drops what is impossible by this node's own clock: call it at every beat. It heals a ring that was made while
@@ -282,7 +297,6 @@ mod tests {
 
     use super::super::ring::testing::{any_message, key, ring};
     use super::*;
-    use crate::proto;
 
     const HOUR: u64 = 3_600_000;
     /// `settle` of the rings in this module's properties.
@@ -367,6 +381,26 @@ mod tests {
         let mut names: Vec<_> = keys.map(|key| key.name).collect();
         names.sort_unstable();
         names
+    }
+
+    #[test]
+    fn a_key_that_opens_no_longer_is_told_until_it_is_erased_and_does_not_come_back() {
+        let settings = KeySettings { max_clock_offset: Duration::from_millis(50), ..KeySettings::default() };
+        let ring = ring(0, &[key(2, 20, 100, 900, 0), key(1, 10, 0, 80, 100)]);
+        let since = HashMap::new();
+        let held = HeldRing::restore(ring.clone(), &since, settings, at(0));
+        let told = |wall| held.to_proto(at(wall)).keys.len();
+        // 1 closes at 180, 2 at 900: what is below closes no later than what is above.
+        assert_eq!((told(180), told(230), told(231)), (2, 2, 1));
+        let mut other = HeldRing::restore(ring.clone(), &since, settings, at(0));
+        other.expire(at(231));
+        assert_eq!(other.ring().keys().len(), 1);
+        assert_eq!(
+            other.merge(&ring, at(231)),
+            Merge { changed: false, conflicts: 0 },
+            "a slower clock still tells it"
+        );
+        assert_eq!(other.ring().keys().len(), 1);
     }
 
     proptest! {
