@@ -219,13 +219,22 @@ impl Ring {
     }
 
     /// Eight bytes that two rings share if their floors and the keys that may open at `wall`, UTC milliseconds, are the
-    /// same: the first of SHA-256 over the floor (64-bit big endian), the names of those keys, highest first, and the
-    /// session floor (64-bit big endian) if there is one.
+    /// same: the first of SHA-256 over the floor and those keys, highest first, each as name, generation, `seal_from`,
+    /// `seal_until`, `open_for`, HMAC secret and AES key, and the session floor if there is one. Numbers are 64-bit big
+    /// endian. The whole key, for of two that share a name everybody must come to hold the same one; 64 random bytes are
+    /// not found by what they hash to.
     #[must_use]
     pub fn fingerprint(&self, wall: u64) -> [u8; 8] {
         let mut hash = Sha256::new();
         hash.update(&self.floor.to_be_bytes());
-        self.open_at(wall).for_each(|key| hash.update(&key.name));
+        for key in self.open_at(wall) {
+            hash.update(&key.name);
+            for number in [key.generation, key.seal_from, key.seal_until, key.open_for] {
+                hash.update(&number.to_be_bytes());
+            }
+            hash.update(key.hmac());
+            hash.update(key.aes());
+        }
         if self.sessions_from > 0 {
             hash.update(&self.sessions_from.to_be_bytes());
         }
@@ -494,11 +503,16 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_is_over_the_floor_and_the_names_that_may_open() {
+    fn the_fingerprint_is_over_the_floor_and_all_of_the_keys_that_may_open() {
         let ring = ring(9, &[key(1, 10, 0, 100, 50), key(2, 20, 60, 500, 50)]);
-        let both = [&9_u64.to_be_bytes()[..], &[2; 16], &[1; 16]].concat();
+        let bytes = |name: u8, numbers: [u64; 4]| {
+            let numbers = numbers.map(u64::to_be_bytes).concat();
+            [&[name; 16][..], &numbers, &[name; 32], &[name; 32]].concat()
+        };
+        let floor = 9_u64.to_be_bytes();
+        let both = [&floor[..], &bytes(2, [20, 60, 500, 50]), &bytes(1, [10, 0, 100, 50])].concat();
         assert_eq!(ring.fingerprint(110), openssl::sha::sha256(&both)[..8]);
-        assert_eq!(ring.fingerprint(111), openssl::sha::sha256(&both[..24])[..8]);
+        assert_eq!(ring.fingerprint(111), openssl::sha::sha256(&both[..8 + 112])[..8]);
         assert_ne!(ring.fingerprint(111), Ring { floor: 8, ..ring.clone() }.fingerprint(111));
         let flushed = Ring { sessions_from: 9, ..ring.clone() };
         let with_sessions = [&both[..], &9_u64.to_be_bytes()].concat();
