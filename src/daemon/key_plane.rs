@@ -1,10 +1,14 @@
-//! Writes a link's key-plane messages out, one after the other: waits until the broker takes them, then stamps, seals
-//! and publishes. What goes to all goes before what goes to one: a new key must be everywhere within `settle`, and a new
-//! leader has an answer waiting for every node.
+//! Writes a link's key-plane messages out: waits until the broker takes them, then stamps, seals and publishes.
+//!
+//! What goes to all goes before what goes to one: a new key must be everywhere within `settle`, and a new leader has
+//! answers waiting for every node. Each queue or exchange gets its messages one after the other, each when the broker has
+//! confirmed the one before, in order; several are written to at a time, for a confirm takes a journey there and back.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, warn};
 
 use super::sealing::Sealing;
@@ -13,9 +17,6 @@ use crate::clock::SystemClock;
 use crate::metrics::{self, Plane};
 use crate::proto::payload::Kind;
 
-/// Messages that wait for a broker that is blocked. Reports and announcements repeat every beat, so few matter.
-const QUEUE: usize = 256;
-
 /// What the plane tells the driver.
 #[derive(Debug)]
 pub enum KeyPlaneEvent {
@@ -23,12 +24,93 @@ pub enum KeyPlaneEvent {
     Unroutable,
 }
 
+/// Messages that wait, and where some are under way. The order in which they go is decided here.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    to_all: VecDeque<Kind>,
+    to_one: VecDeque<(Route, Kind)>,
+    under_way: Vec<Route>,
+    closing: bool,
+}
+
+impl Waiting {
+    /// How many wait for a broker that is blocked or slow, to all and to one each. Reports and announcements repeat every
+    /// beat; a new leader answers each of some hundred nodes with a grant and an announcement.
+    pub const MOST: usize = 1_024;
+    /// Routes written to at a time: as many as a link has channels for it.
+    const ROUTES: usize = 8;
+
+    /// Adds a message; false if there is no room, and it is dropped. An announcement takes the place of one that waits
+    /// for the same route: it says the same and more, and behind others it would come late.
+    pub fn push(&mut self, route: Route, kind: Kind) -> bool {
+        if matches!(kind, Kind::Announcement(_)) {
+            let to_all = self.to_all.iter_mut().filter(|_| route == Route::Keys);
+            let to_one = self.to_one.iter_mut().filter(|(other, _)| *other == route).map(|(_, kind)| kind);
+            if let Some(waiting) = to_all.chain(to_one).find(|waiting| matches!(waiting, Kind::Announcement(_))) {
+                *waiting = kind;
+                return true;
+            }
+        }
+        match route {
+            Route::Keys if self.to_all.len() < Self::MOST => self.to_all.push_back(kind),
+            Route::Leader | Route::Inbox(_) if self.to_one.len() < Self::MOST => self.to_one.push_back((route, kind)),
+            _ => return false,
+        }
+        true
+    }
+
+    /// The message that goes next, if one can: nothing is under way to its route until [`Waiting::arrived`].
+    pub fn next(&mut self) -> Option<(Route, Kind)> {
+        if self.under_way.len() >= Self::ROUTES {
+            return None;
+        }
+        let next = match self.to_all.front() {
+            Some(_) if !self.under_way.contains(&Route::Keys) => {
+                self.to_all.pop_front().map(|kind| (Route::Keys, kind))
+            }
+            _ => {
+                let free = |(route, _): &(Route, Kind)| !self.under_way.contains(route);
+                self.to_one.iter().position(free).and_then(|place| self.to_one.remove(place))
+            }
+        }?;
+        self.under_way.push(next.0.clone());
+        Some(next)
+    }
+
+    /// The message under way to `route` was confirmed, came back, or failed.
+    pub fn arrived(&mut self, route: &Route) {
+        self.under_way.retain(|busy| busy != route);
+    }
+
+    /// Whether nothing waits and nothing is under way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.to_all.is_empty() && self.to_one.is_empty() && self.under_way.is_empty()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    stirred: Notify,
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.waiting().closing = true;
+        self.stirred.notify_one();
+    }
+}
+
 /// The sending half; dropping it ends the plane once everything queued was written.
 #[derive(Debug)]
 pub struct KeyPlane {
-    announcements: mpsc::Sender<(Route, Kind)>,
-    queue: mpsc::Sender<(Route, Kind)>,
-    task: tokio::task::JoinHandle<()>,
+    shared: Arc<Shared>,
+    task: Option<JoinHandle<()>>,
 }
 
 impl KeyPlane {
@@ -36,59 +118,97 @@ impl KeyPlane {
     pub fn start<L: Link>(
         link: Arc<L>,
         names: Names,
-        mut sealing: Sealing,
+        sealing: Sealing,
         clock: SystemClock,
         events: mpsc::Sender<KeyPlaneEvent>,
     ) -> Self {
-        let (announcements, mut to_all) = mpsc::channel::<(Route, Kind)>(QUEUE);
-        let (queue, mut to_one) = mpsc::channel::<(Route, Kind)>(QUEUE);
-        let task = tokio::spawn(async move {
-            loop {
-                link.writable().await;
-                let (route, kind) = tokio::select! {
-                    biased;
-                    Some(next) = to_all.recv() => next,
-                    Some(next) = to_one.recv() => next,
-                    else => return,
-                };
-                link.writable().await;
-                let sealed = match sealing.seal(names.of(&route), kind, clock.now()) {
-                    Ok(sealed) => sealed,
-                    Err(error) => {
-                        warn!(%error, "could not seal a message");
-                        continue;
-                    }
-                };
-                metrics::sent(Plane::Keys);
-                match link.publish(&route, sealed).await {
-                    Ok(Published::Routed) => {}
-                    Ok(Published::Unroutable) if route == Route::Leader => {
-                        if events.send(KeyPlaneEvent::Unroutable).await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(Published::Unroutable) => debug!(?route, "nobody took the message"),
-                    // The link says `Closed` if it is gone; whatever is lost is repeated by the next beat.
-                    Err(error) => debug!(%error, ?route, "could not publish"),
-                }
-            }
-        });
-        Self { announcements, queue, task }
+        let shared = Arc::new(Shared::default());
+        let task = tokio::spawn(write_out(Arc::clone(&shared), link, names, sealing, clock, events));
+        Self { shared, task: Some(task) }
     }
 
     /// Queues a message. A full queue drops it: the broker is blocked, and the next beat repeats what matters.
     pub fn send(&self, route: Route, kind: Kind) {
-        let queue = if route == Route::Keys { &self.announcements } else { &self.queue };
-        if queue.try_send((route, kind)).is_err() {
+        if self.shared.waiting().push(route, kind) {
+            self.shared.stirred.notify_one();
+        } else {
             debug!("the broker is blocked and the queue full: a message on the key plane is dropped");
         }
     }
 
     /// Writes out what is queued and ends.
-    pub async fn finish(self) {
-        drop((self.announcements, self.queue));
-        // A panic in the task is reported by the runtime; there is nothing left to write then.
-        let _ended = self.task.await;
+    pub async fn finish(mut self) {
+        self.shared.close();
+        if let Some(task) = self.task.take() {
+            // A panic in the task is reported by the runtime; there is nothing left to write then.
+            let _ended = task.await;
+        }
+    }
+}
+
+impl Drop for KeyPlane {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+async fn write_out<L: Link>(
+    shared: Arc<Shared>,
+    link: Arc<L>,
+    names: Names,
+    mut sealing: Sealing,
+    clock: SystemClock,
+    events: mpsc::Sender<KeyPlaneEvent>,
+) {
+    let mut under_way: JoinSet<(Route, bool)> = JoinSet::new();
+    loop {
+        link.writable().await;
+        let next = shared.waiting().next();
+        if let Some((route, kind)) = next {
+            match sealing.seal(names.of(&route), kind, clock.now()) {
+                Ok(sealed) => {
+                    metrics::sent(Plane::Keys);
+                    let link = Arc::clone(&link);
+                    under_way.spawn(async move {
+                        let unroutable = match link.publish(&route, sealed).await {
+                            Ok(Published::Routed) => false,
+                            Ok(Published::Unroutable) => {
+                                debug!(?route, "nobody took the message");
+                                route == Route::Leader
+                            }
+                            // The link says `Closed` if it is gone; whatever is lost is repeated by the next beat.
+                            Err(error) => {
+                                debug!(%error, ?route, "could not publish");
+                                false
+                            }
+                        };
+                        (route, unroutable)
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "could not seal a message");
+                    shared.waiting().arrived(&route);
+                }
+            }
+            continue;
+        }
+        {
+            let waiting = shared.waiting();
+            if waiting.closing && waiting.is_empty() {
+                return;
+            }
+        }
+        tokio::select! {
+            Some(ended) = under_way.join_next() => {
+                // A panic there is a panic here: nobody would know what is under way.
+                let Ok((route, unroutable)) = ended else { return };
+                shared.waiting().arrived(&route);
+                if unroutable && events.send(KeyPlaneEvent::Unroutable).await.is_err() {
+                    return;
+                }
+            }
+            () = shared.stirred.notified() => {}
+        }
     }
 }
 
@@ -155,6 +275,10 @@ mod tests {
         async fn close(&self) {}
     }
 
+    fn farewell() -> Kind {
+        Kind::Farewell(proto::Farewell {})
+    }
+
     #[tokio::test]
     async fn what_goes_to_all_does_not_wait_for_what_goes_to_one() {
         let link = Arc::new(Slow { takes: Semaphore::new(0), taken: Mutex::default() });
@@ -166,15 +290,80 @@ mod tests {
         let sealing = Sealing::new(identity, secrets, epochs, clock.now());
         let (events, _events) = mpsc::channel(1);
         let plane = KeyPlane::start(Arc::clone(&link), Names::new("f", "p"), sealing, clock, events);
-        let farewell = || Kind::Farewell(proto::Farewell {});
-        let answers = ["a", "b", "c"].map(|inbox| Route::Inbox(inbox.into()));
+        let answers: Vec<_> = (0..20).map(|node| Route::Inbox(format!("{node}"))).collect();
         answers.iter().for_each(|to| plane.send(to.clone(), farewell()));
-        // The first answer is with the broker by now.
+        // The first answers are with the broker by now.
         tokio::task::yield_now().await;
         plane.send(Route::Keys, farewell());
-        link.takes.add_permits(9);
+        link.takes.add_permits(answers.len() + 1);
         plane.finish().await;
-        let [a, b, c] = answers;
-        assert_eq!(*link.taken.lock().expect("no test panics here"), [a, Route::Keys, b, c]);
+        let taken = link.taken.lock().expect("no test panics here");
+        assert_eq!(taken.len(), answers.len() + 1, "everything was written out: {taken:?}");
+        let place = taken.iter().position(|route| *route == Route::Keys);
+        assert_eq!(place, Some(Waiting::ROUTES), "{taken:?}");
+    }
+
+    #[test]
+    fn a_route_gets_one_message_at_a_time_in_order_and_waits_for_no_other() {
+        let mut waiting = Waiting::default();
+        let inbox = |name: &str| Route::Inbox(name.into());
+        let numbered = |id| Kind::Answer(proto::Answer { id, ..Default::default() });
+        for (route, id) in [(inbox("a"), 1), (inbox("a"), 2), (Route::Leader, 3), (Route::Keys, 4), (Route::Keys, 5)] {
+            assert!(waiting.push(route, numbered(id)));
+        }
+        let next = |waiting: &mut Waiting| {
+            let (route, kind) = waiting.next()?;
+            let Kind::Answer(answer) = kind else { panic!("{kind:?}") };
+            Some((route, answer.id))
+        };
+        assert_eq!(next(&mut waiting), Some((Route::Keys, 4)));
+        assert_eq!(next(&mut waiting), Some((inbox("a"), 1)));
+        assert_eq!(next(&mut waiting), Some((Route::Leader, 3)));
+        assert_eq!(next(&mut waiting), None, "what is left has the same routes");
+        waiting.arrived(&inbox("a"));
+        assert_eq!(next(&mut waiting), Some((inbox("a"), 2)));
+        waiting.arrived(&Route::Keys);
+        assert_eq!(next(&mut waiting), Some((Route::Keys, 5)));
+        assert!(!waiting.is_empty());
+        for route in [Route::Keys, Route::Leader, inbox("a")] {
+            waiting.arrived(&route);
+        }
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn an_announcement_takes_the_place_of_one_that_waits() {
+        let announcement = |as_of| Kind::Announcement(proto::Announcement { as_of, ..Default::default() });
+        for route in [Route::Keys, Route::Inbox("a".into())] {
+            let mut waiting = Waiting::default();
+            let other = Route::Inbox("b".into());
+            for (to, kind) in [
+                (&route, farewell()),
+                (&other, announcement(1)),
+                (&route, announcement(2)),
+                (&route, announcement(3)),
+                (&route, farewell()),
+            ] {
+                assert!(waiting.push(to.clone(), kind));
+            }
+            let mut written = Vec::new();
+            while let Some((to, kind)) = waiting.next() {
+                waiting.arrived(&to);
+                if to == route {
+                    written.push(kind);
+                }
+            }
+            assert_eq!(written, [farewell(), announcement(3), farewell()]);
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let mut waiting = Waiting::default();
+        let taken = |waiting: &mut Waiting, route: &Route| {
+            (0..2 * Waiting::MOST).filter(|_| waiting.push(route.clone(), farewell())).count()
+        };
+        assert_eq!(taken(&mut waiting, &Route::Leader), Waiting::MOST);
+        assert_eq!(taken(&mut waiting, &Route::Keys), Waiting::MOST);
     }
 }

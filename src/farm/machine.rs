@@ -320,6 +320,8 @@ pub struct Farm {
     renewing: bool,
     /// How many nodes the farm had when it was last counted, here or in an announcement.
     last_members: u32,
+    /// What the announcement that said so was made for, UTC milliseconds.
+    counted_as_of: u64,
     /// The broker takes no messages now, from anybody: silence says nothing.
     blocked: bool,
     /// When the machine last took in an event.
@@ -385,9 +387,11 @@ struct Announced {
 /// How far a node has come in asking for the leader's epoch key.
 #[derive(Debug, Default)]
 struct Joining {
-    /// Drawn when the node asks, and erased when it has the leader's key: whoever reads its memory later finds nothing
-    /// that opens a recorded grant.
+    /// Drawn when the node asks, and erased a beat after it has the leader's key: whoever reads its memory later finds
+    /// nothing that opens a recorded grant.
     key: Option<JoinKey>,
+    /// The one that the leader's key was granted to, and until when: where two nodes announce, both grant theirs.
+    granted: Option<(JoinKey, u64)>,
     /// When to ask although no report is due.
     ask_at: Option<u64>,
     /// No sooner than that.
@@ -429,6 +433,7 @@ impl Farm {
             renewals: 0,
             renewing: false,
             last_members: 0,
+            counted_as_of: 0,
             blocked: false,
             turned_at: now.mono,
             asks: BTreeMap::new(),
@@ -488,6 +493,7 @@ impl Farm {
             due.push(self.renew_epoch_at);
         }
         due.extend(self.joining.ask_at);
+        due.extend(self.joining.granted.as_ref().map(|(_, until)| *until));
         due.extend(self.lease.try_at);
         due.extend(self.lease.act_at);
         due.push(self.leader_heard_at + millis(self.settings.start_alone_after));
@@ -590,7 +596,8 @@ impl Farm {
         self.announced = None;
         self.lease = LeaseWish { not_before: self.lease.not_before, ..LeaseWish::default() };
         self.report_at = now.mono;
-        self.joining = Joining { key: self.joining.key.take(), ..Joining::default() };
+        self.joining =
+            Joining { key: self.joining.key.take(), granted: self.joining.granted.take(), ..Joining::default() };
         if self.renewing {
             // The old inbox was silent: maybe nobody leads, maybe a queue is stuck. Trying the lease tells.
             self.wish_for_lease(now);
@@ -790,10 +797,10 @@ impl Farm {
             }
             Role::Follower => {}
         }
-        self.follow_epoch(&announcement.epoch, announcement.members, now);
-        self.pace = announcement.report_every_ms.clamp(millis(self.settings.report_every), SLOWEST_PACE_MS);
         let who = (from.node, from.boot_id);
         let another = self.follows.as_ref() != Some(&who);
+        self.follow_epoch(&announcement.epoch, announcement.members, now);
+        self.pace = announcement.report_every_ms.clamp(millis(self.settings.report_every), SLOWEST_PACE_MS);
         if another {
             self.note(Note::Follows(who.0.clone()));
             self.follows = Some(who);
@@ -805,7 +812,10 @@ impl Farm {
             }
             _ => from.offset_ms,
         };
-        self.last_members = announcement.members;
+        // One that is late, or sent again to a node that never saw it, knows less of the farm.
+        if announcement.as_of >= self.counted_as_of {
+            (self.last_members, self.counted_as_of) = (announcement.members, announcement.as_of);
+        }
         self.announced = Some(Announced {
             as_of: announcement.as_of,
             fingerprint,
@@ -915,7 +925,7 @@ impl Farm {
             self.ask_for_epoch(members, now);
             return;
         }
-        self.joined();
+        self.joined(now);
         if last != Some(id) {
             self.out.push(Action::EpochsChanged);
         }
@@ -990,11 +1000,15 @@ impl Farm {
             return; // asked twice, granted twice
         }
         let farm = &self.settings.names.farm;
-        let opened = self.joining.key.as_ref().map(|key| key.open_grant(farm, &self.settings.boot_id, grant));
-        let key = match opened {
+        let asked = self.joining.key.iter().chain(self.joining.granted.iter().map(|(key, _)| key));
+        let mut opened = asked.map(|key| key.open_grant(farm, &self.settings.boot_id, grant)).collect::<Vec<_>>();
+        let key = match opened.iter().position(Result::is_ok).map(|place| opened.swap_remove(place)) {
             Some(Ok(key)) => key,
-            Some(Err(fault)) => return self.note(Note::Refused { node: from.node, reason: fault.reason() }),
-            None => return self.note(Note::Refused { node: from.node, reason: "bad_grant" }),
+            _ => {
+                let fault = opened.into_iter().find_map(Result::err);
+                let reason = fault.map_or("bad_grant", |fault| fault.reason());
+                return self.note(Note::Refused { node: from.node, reason });
+            }
         };
         self.note(Note::Epoch { id: key.id(), from: from.node });
         if matches!(self.role, Role::Follower) {
@@ -1002,15 +1016,17 @@ impl Farm {
         } else {
             // Another one leads too. Its ring is worth opening, but this node's term has a key of its own.
             self.epochs.open_too(key, now);
-            self.joined();
+            self.joined(now);
         }
         self.out.push(Action::EpochsChanged);
     }
 
     /// What was asked for is there. When to ask again at the earliest stays: the answer brings an announcement, and to ask
     /// after each would let anybody who can write to the broker keep both sides busy.
-    fn joined(&mut self) {
-        self.joining = Joining { not_before: self.joining.not_before, ..Joining::default() };
+    fn joined(&mut self, now: Now) {
+        let Joining { key, granted, not_before, .. } = std::mem::take(&mut self.joining);
+        let granted = key.map(|key| (key, now.mono + self.pace)).or(granted);
+        self.joining = Joining { granted, not_before, ..Joining::default() };
     }
 
     fn advance_epochs(&mut self, now: Now) {
@@ -1023,6 +1039,7 @@ impl Farm {
         if !matches!(self.role, Role::Follower) && now.mono >= self.renew_epoch_at {
             self.draw_epoch(now);
         }
+        self.joining.granted.take_if(|(_, until)| now.mono >= *until);
         if self.joining.ask_at.is_some_and(|at| now.mono >= at) {
             self.send_join(now);
         }
