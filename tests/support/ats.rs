@@ -353,7 +353,7 @@ impl Drop for Ats {
 
 /// A port on 127.0.0.1 that was free a moment ago.
 pub fn free_port() -> u16 {
-    let [port] = ports::free_ports();
+    let [port] = ports::free_ports(22_000..32_000);
     port
 }
 

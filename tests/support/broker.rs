@@ -144,7 +144,7 @@ impl Broker {
             None => Folder::temporary("resumed-broker-"),
         };
         let [port, tls_port, dist_port, epmd_port, ctl_port] = match options.place {
-            None => ports::free_ports(),
+            None => ports::free_ports(12_000..22_000),
             // A host of its own has all ports free, and the brokers of a cluster must agree on that of epmd.
             Some(_) => [5672, 5671, 25_672, 4369, 35_672],
         };
