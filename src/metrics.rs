@@ -103,6 +103,8 @@ pub enum Plane {
     Keys,
     /// Session batches.
     Sessions,
+    /// Calls, offers, requests and chunks by which one node warms up another.
+    Warmups,
 }
 
 impl Plane {
@@ -112,6 +114,7 @@ impl Plane {
         match self {
             Self::Keys => "keys",
             Self::Sessions => "sessions",
+            Self::Warmups => "warmups",
         }
     }
 }
@@ -334,7 +337,7 @@ fn show() {
     for state in KEY_STATES {
         gauge!(RING_KEYS, "state" => state).set(0.0);
     }
-    for plane in [Plane::Keys, Plane::Sessions] {
+    for plane in [Plane::Keys, Plane::Sessions, Plane::Warmups] {
         counter!(MESSAGES_SENT, "plane" => plane.as_str()).absolute(0);
         counter!(MESSAGES_RECEIVED, "plane" => plane.as_str()).absolute(0);
     }

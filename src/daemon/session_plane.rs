@@ -208,7 +208,13 @@ impl<L: Link> SessionPlane<L> {
         if opened.payload.boot_id == self.boot_id {
             return;
         }
-        metrics::received(Plane::Sessions);
+        let plane = match opened.payload.kind {
+            Some(Kind::WarmupCall(_) | Kind::WarmupOffer(_) | Kind::WarmupRequest(_) | Kind::Warmup(_)) => {
+                Plane::Warmups
+            }
+            _ => Plane::Sessions,
+        };
+        metrics::received(plane);
         metrics::missed(opened.missed);
         let node = opened.payload.node;
         // The opener has checked that it has 16 bytes.

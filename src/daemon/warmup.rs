@@ -275,7 +275,7 @@ impl<L: Link> SessionPlane<L> {
         };
         match sent {
             Ok(()) => {
-                names::sent(Plane::Sessions);
+                names::sent(Plane::Warmups);
                 counter!(WARMUP_SESSIONS_SENT).increment(sessions);
                 counter!(WARMUP_TOMBSTONES_SENT).increment(tombstones);
             }
