@@ -40,6 +40,11 @@ test: build ## Every test, those against a real broker and real proxies too (TES
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --test '*' -- $(TEST)
 
+.PHONY: soak
+soak: dependencies ## Simulated farms by seed: SEEDS=100000 of them, from FIRST=2000 on; or SEED=1234 alone, with its story
+	RESUMED_SEEDS=$(or $(SEEDS),20000) RESUMED_FIRST_SEED=$(or $(FIRST),0) RESUMED_SEED=$(SEED) \
+	  $(CARGO) test --release $(CARGO_FLAGS) --test farm_simulated -- --exact --nocapture every_seed_keeps_the_invariants
+
 .PHONY: build
 build: dependencies ## The release binary and the plugin: target/release/resumed and libresumed_ats.so
 	$(CARGO) build $(RELEASE)

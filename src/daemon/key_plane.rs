@@ -60,7 +60,7 @@ impl Waiting {
     }
 
     /// The message that goes next, if one can: nothing is under way to its route until [`Waiting::arrived`].
-    pub fn next(&mut self) -> Option<(Route, Kind)> {
+    pub fn take(&mut self) -> Option<(Route, Kind)> {
         if self.under_way.len() >= Self::ROUTES {
             return None;
         }
@@ -163,7 +163,7 @@ async fn write_out<L: Link>(
     let mut under_way: JoinSet<(Route, bool)> = JoinSet::new();
     loop {
         link.writable().await;
-        let next = shared.waiting().next();
+        let next = shared.waiting().take();
         if let Some((route, kind)) = next {
             match sealing.seal(names.of(&route), kind, clock.now()) {
                 Ok(sealed) => {
@@ -312,7 +312,7 @@ mod tests {
             assert!(waiting.push(route, numbered(id)));
         }
         let next = |waiting: &mut Waiting| {
-            let (route, kind) = waiting.next()?;
+            let (route, kind) = waiting.take()?;
             let Kind::Answer(answer) = kind else { panic!("{kind:?}") };
             Some((route, answer.id))
         };
@@ -347,7 +347,7 @@ mod tests {
                 assert!(waiting.push(to.clone(), kind));
             }
             let mut written = Vec::new();
-            while let Some((to, kind)) = waiting.next() {
+            while let Some((to, kind)) = waiting.take() {
                 waiting.arrived(&to);
                 if to == route {
                     written.push(kind);

@@ -596,8 +596,9 @@ impl Farm {
         self.announced = None;
         self.lease = LeaseWish { not_before: self.lease.not_before, ..LeaseWish::default() };
         self.report_at = now.mono;
-        self.joining =
-            Joining { key: self.joining.key.take(), granted: self.joining.granted.take(), ..Joining::default() };
+        // A new link makes no leader answer: when to ask all nodes stays.
+        let Joining { key, granted, ask_all_at, .. } = std::mem::take(&mut self.joining);
+        self.joining = Joining { key, granted, ask_all_at, ..Joining::default() };
         if self.renewing {
             // The old inbox was silent: maybe nobody leads, maybe a queue is stuck. Trying the lease tells.
             self.wish_for_lease(now);

@@ -1,0 +1,764 @@
+//! Hosts around a broker: what the daemon's driver and key plane do, with time and network decided by a seed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use resumed::bus::{LeaseAnswer, Names, Route};
+use resumed::clock::{Now, millis};
+use resumed::daemon::key_plane::Waiting;
+use resumed::daemon::sealing::{Identity, Sealing};
+use resumed::envelope::{EpochId, FarmSecret, Opener, Refusal, Secrets};
+use resumed::farm::{Action, Event, Farm, FarmSettings, Note, Via};
+use resumed::keys::{HeldRing, KeySettings, Ring};
+use resumed::proto::{self, payload::Kind};
+use tokio::sync::watch;
+
+use super::attacker::Attacker;
+use super::broker::{Cluster, Downstream, Envelope, LANES, Link, LinkId, Origin, Upstream};
+use super::host::{Host, Saved, Settings};
+use super::invariants::Ledger;
+use super::random::Seeded;
+
+pub use super::host::START;
+
+pub const FARM: &str = "sim";
+/// Deliveries that are on their way to a node that stands still; more wait at the broker.
+const PREFETCH: usize = 64;
+/// What waits at the broker: how many, and for how long.
+const QUEUE_LENGTH: usize = 4_096;
+const QUEUE_TTL_MS: u64 = 30_000;
+/// Lines of a trace that are kept.
+const TRACE: usize = 600;
+
+/// How a farm is set up.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub hosts: Vec<Settings>,
+    /// 1, or 2 that may be split.
+    pub brokers: usize,
+    /// The bug of that name, see [`Cluster`].
+    pub deletes_by_name: bool,
+    /// The least and the most milliseconds between a node and its broker.
+    pub latency: (u64, u64),
+    /// Of 100 envelopes, so many are abused by whoever has the broker and no secret.
+    pub attacks: u64,
+    /// Clocks less than this apart count as right, for the invariants that need it.
+    pub clock_bound: u64,
+}
+
+impl Setup {
+    /// One broker, like nodes, short delays, a beat of two seconds, a key a minute.
+    pub fn plain(nodes: usize) -> Self {
+        let settings = Settings {
+            keys: KeySettings {
+                interval: Duration::from_secs(60),
+                keep: 3,
+                settle: Duration::from_secs(2),
+                max_seal_age: Duration::from_secs(180),
+                max_clock_offset: Duration::from_secs(300),
+            },
+            report_every: Duration::from_secs(2),
+            start_alone_after: Duration::from_secs(10),
+            can_lead: true,
+        };
+        Self {
+            hosts: vec![settings; nodes],
+            brokers: 1,
+            deletes_by_name: false,
+            latency: (1, 10),
+            attacks: 0,
+            clock_bound: 2_000,
+        }
+    }
+}
+
+pub enum Happening {
+    Wake(usize),
+    /// The invariants are due a look at this host: something changes by time alone.
+    Look(usize),
+    Connect(usize),
+    Arrive(LinkId, Upstream),
+    Deliver(LinkId, Downstream),
+    /// Two heartbeats are missing on a link: the node's side, or the broker's, gives it up if it is still the same cut.
+    Heartbeats {
+        link: LinkId,
+        cut: Option<u32>,
+        at_node: bool,
+    },
+    /// Somebody without the farm secret publishes.
+    Inject {
+        broker: usize,
+        envelope: Envelope,
+    },
+}
+
+/// An invariant that did not hold.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub what: String,
+    pub trace: Vec<String>,
+}
+
+pub struct World {
+    /// True time, milliseconds since the start.
+    pub t: u64,
+    pub random: Seeded,
+    pub setup: Setup,
+    pub names: Names,
+    pub hosts: Vec<Host>,
+    pub links: Vec<Link>,
+    pub cluster: Cluster,
+    pub ledger: Ledger,
+    pub(super) attacker: Attacker,
+    pub(super) violation: Option<String>,
+    /// By time, then looks after everything else, then in order.
+    agenda: BTreeMap<(u64, bool, u64), Happening>,
+    sequence: u64,
+    envelopes: u64,
+    /// Envelopes sealed under the farm secret alone: when, and by which host.
+    pub open: Vec<(u64, usize)>,
+    /// How often a node met an envelope of an epoch whose key it lacked.
+    pub unknown_epochs: u64,
+    secrets: watch::Receiver<Arc<Secrets>>,
+    trace: Option<VecDeque<String>>,
+}
+
+impl World {
+    /// A farm that has just been switched on.
+    pub fn new(seed: u64, setup: Setup, trace: bool) -> Self {
+        let secret = FarmSecret::from_bytes(&[7; 32]).expect("a secret");
+        let secrets = watch::channel(Arc::new(Secrets::new(vec![secret]).expect("one secret"))).1;
+        let mut world = Self {
+            t: 0,
+            random: Seeded::new(seed),
+            names: Names::new(FARM, "pod"),
+            hosts: Vec::new(),
+            links: Vec::new(),
+            cluster: Cluster {
+                up: vec![true; setup.brokers],
+                deletes_by_name: setup.deletes_by_name,
+                ..Cluster::default()
+            },
+            ledger: Ledger::new(&setup),
+            attacker: Attacker::new(setup.attacks),
+            violation: None,
+            agenda: BTreeMap::new(),
+            sequence: 0,
+            envelopes: 0,
+            open: Vec::new(),
+            unknown_epochs: 0,
+            secrets,
+            trace: trace.then(VecDeque::new),
+            setup,
+        };
+        for index in 0..world.setup.hosts.len() {
+            let home = index % world.setup.brokers;
+            world.hosts.push(Host::new(index, world.setup.hosts[index], home));
+        }
+        for index in 0..world.hosts.len() {
+            world.boot(index, None);
+        }
+        world
+    }
+
+    pub fn now(&self, host: usize) -> Now {
+        self.hosts[host].clock.at(self.t)
+    }
+
+    /// Writes a line of the trace, if one is kept.
+    pub fn say(&mut self, line: impl FnOnce(&Self) -> String) {
+        if self.trace.is_none() {
+            return;
+        }
+        let line = format!("{:>9.3} s  {}", self.t as f64 / 1000.0, line(self));
+        let trace = self.trace.as_mut().expect("it is kept");
+        if trace.len() == TRACE {
+            trace.pop_front();
+        }
+        trace.push_back(line);
+    }
+
+    /// Notes that an invariant does not hold. The first one counts, and ends the run.
+    pub fn violated(&mut self, what: impl FnOnce() -> String) {
+        if self.violation.is_none() {
+            let what = what();
+            self.say(|_| format!("VIOLATED: {what}"));
+            self.violation = Some(what);
+        }
+    }
+
+    pub fn verdict(&self) -> Result<(), Violation> {
+        let Some(what) = self.violation.clone() else { return Ok(()) };
+        Err(Violation { what, trace: self.story() })
+    }
+
+    /// What happened lately, if a trace is kept.
+    pub fn story(&self) -> Vec<String> {
+        self.trace.iter().flatten().cloned().collect()
+    }
+
+    // Time.
+
+    /// Lets `span` milliseconds pass.
+    pub fn advance(&mut self, span: u64) -> Result<(), Violation> {
+        let until = self.t + span;
+        while self.violation.is_none() && self.step(until) {}
+        self.t = until;
+        self.verdict()
+    }
+
+    /// As [`World::advance`], for tests that want no violation.
+    pub fn run_for(&mut self, span: u64) {
+        if let Err(violation) = self.advance(span) {
+            panic!("{}", violation.what);
+        }
+    }
+
+    /// Does what is next, if that is due by `until`. Whether it was.
+    pub fn step(&mut self, until: u64) -> bool {
+        let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 <= until) else { return false };
+        let ((at, ..), happening) = entry.remove_entry();
+        self.t = self.t.max(at);
+        match happening {
+            Happening::Wake(host) => {
+                if self.hosts[host].wake == at && self.hosts[host].stopped.is_none() {
+                    self.give(host, Event::Wake);
+                }
+            }
+            Happening::Look(host) => self.look(host),
+            Happening::Connect(host) => self.connect(host),
+            Happening::Arrive(link, what) => self.arrive(link, what),
+            Happening::Deliver(link, what) => self.deliver(link, what),
+            Happening::Heartbeats { link, cut, at_node } => self.heartbeats_missing(link, cut, at_node),
+            Happening::Inject { broker, envelope } => {
+                if self.cluster.up[broker] && !self.cluster.blocked {
+                    self.route(broker, &envelope);
+                }
+            }
+        }
+        self.reassess();
+        true
+    }
+
+    pub fn plan(&mut self, at: u64, happening: Happening) {
+        self.sequence += 1;
+        let look = matches!(happening, Happening::Look(_));
+        self.agenda.insert((at, look, self.sequence), happening);
+    }
+
+    /// An id for an operator's question.
+    pub fn sequence_of_asks(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    fn hop(&mut self) -> u64 {
+        let (least, most) = self.setup.latency;
+        self.random.between(least, most)
+    }
+
+    // The daemon.
+
+    /// Starts a node's daemon, with the ring that it saved or with none.
+    pub fn boot(&mut self, index: usize, saved: Option<Saved>) {
+        let held = match saved {
+            Some(saved) => saved.restore(self.hosts[index].settings.keys, self.now(index)),
+            None => HeldRing::new(self.hosts[index].settings.keys),
+        };
+        self.boot_with(index, held);
+    }
+
+    pub fn boot_with(&mut self, index: usize, held: HeldRing) {
+        let now = self.now(index);
+        self.say(|world| format!("{} starts with {} keys", world.hosts[index].name, held.ring().keys().len()));
+        let mut random = Seeded::new(self.random.next());
+        let names = self.names.clone();
+        let secrets = Arc::clone(&self.secrets.borrow());
+        let host = &mut self.hosts[index];
+        host.boots += 1;
+        let settings = FarmSettings {
+            node: host.name.clone(),
+            boot_id: boot_id(index, host.boots),
+            pod: "pod".into(),
+            version: "0".into(),
+            names,
+            keys: host.settings.keys,
+            report_every: host.settings.report_every,
+            start_alone_after: host.settings.start_alone_after,
+            can_lead: host.settings.can_lead,
+        };
+        host.opener = Some(Opener::new(secrets, FARM, host.settings.keys.max_clock_offset));
+        host.opened.clear();
+        let farm = Farm::new(settings, held, Box::new(move |bytes| random.fill(bytes)), now);
+        host.epochs = watch::Sender::new(Arc::new(farm.epochs().clone()));
+        host.farm = Some(farm);
+        host.stopped = None;
+        self.booted(index);
+        self.publish_timetable(index);
+        self.connect_soon(index);
+        self.give(index, Event::Wake);
+    }
+
+    /// The driver's turn: the machine takes in an event, and its actions are carried out.
+    pub fn give(&mut self, index: usize, event: Event) {
+        let now = self.now(index);
+        let blocked = self.cluster.blocked && self.hosts[index].link.is_some();
+        let host = &mut self.hosts[index];
+        let Some(farm) = &mut host.farm else { return };
+        farm.set_blocked(blocked);
+        let led = farm.is_leader();
+        let came = ring_in(&event, now, &host.settings.keys);
+        let own = boot_id(index, host.boots);
+        let announced = matches!(&event, Event::Message { payload, .. }
+            if matches!(payload.kind, Some(Kind::Announcement(_))) && payload.boot_id != own);
+        let actions = farm.handle(now, event);
+        let wake = self.t + farm.next_wake(now).saturating_sub(now.mono).max(1);
+        host.wake = wake;
+        if led != farm.is_leader() {
+            self.ledger.unsettled = true;
+        }
+        self.plan(wake, Happening::Wake(index));
+        self.check_ring(index, &came, announced, &actions);
+        let mut ring_changed = false;
+        for action in actions {
+            ring_changed |= matches!(action, Action::RingChanged);
+            self.carry_out(index, action);
+        }
+        if ring_changed {
+            self.publish_timetable(index);
+            let saved = self.hosts[index].held().map(|held| Saved::save(held, now));
+            self.hosts[index].saved = saved;
+        }
+        self.check_host(index);
+        if ring_changed {
+            self.look(index);
+        }
+    }
+
+    fn publish_timetable(&mut self, index: usize) {
+        let now = self.now(index);
+        if let Some(held) = self.hosts[index].held() {
+            self.hosts[index].proxy = held.timetable(now);
+            self.hosts[index].standing.published_at = self.t;
+        }
+    }
+
+    fn carry_out(&mut self, index: usize, action: Action) {
+        let link = self.hosts[index].link;
+        match (action, link) {
+            (Action::Send { to, kind }, Some(link)) => self.send(link, to, kind),
+            (Action::TryLease, Some(link)) => {
+                self.say(|world| format!("{} tries the lease", world.hosts[index].name));
+                self.upstream(link, Upstream::TryLease);
+            }
+            (Action::ReleaseLease, Some(link)) => self.upstream(link, Upstream::ReleaseLease),
+            (Action::RenewLink, Some(link)) => {
+                self.say(|world| format!("{} renews its link", world.hosts[index].name));
+                self.close_at_node(link);
+                self.upstream(link, Upstream::Close);
+                self.connect_soon(index);
+            }
+            // Without a link there is nobody to tell, and no lease.
+            (Action::Send { .. } | Action::TryLease | Action::ReleaseLease | Action::RenewLink, None) => {}
+            // The caller's business: once for all actions.
+            (Action::RingChanged, _) => {}
+            (Action::EpochsChanged, _) => self.spread_epochs(index),
+            (Action::Reply { id, reply }, _) => {
+                self.say(|world| format!("{} answers its operator: {}", world.hosts[index].name, words(&reply)));
+                self.hosts[index].replies.push((id, reply));
+            }
+            (Action::Note(note), _) => {
+                self.say(|world| format!("{}: {note}", world.hosts[index].name));
+                self.noted(index, &note);
+                self.hosts[index].notes.push(note);
+            }
+        }
+    }
+
+    /// The node's epoch keys have changed: for all who seal and open.
+    fn spread_epochs(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        let (Some(farm), Some(opener)) = (&host.farm, &mut host.opener) else { return };
+        let epochs = Arc::new(farm.epochs().clone());
+        opener.set_epochs(Arc::clone(&epochs));
+        host.epochs.send_replace(epochs);
+    }
+
+    /// The epoch key that a running node takes for the leader's.
+    pub fn epoch(&self, index: usize) -> Option<EpochId> {
+        Some(self.hosts[index].farm.as_ref()?.epochs().current()?.id())
+    }
+
+    // The key plane: each message is stamped and sealed when the broker takes it.
+
+    pub fn send(&mut self, link: LinkId, to: Route, kind: Kind) {
+        // Without room it is dropped: the next beat repeats what matters.
+        let _room = self.links[link].waiting.push(to, kind);
+        self.pump(link);
+    }
+
+    pub fn pump(&mut self, id: LinkId) {
+        let host = self.links[id].host;
+        if !self.links[id].node_open || self.hosts[host].stopped.is_some() || self.cluster.blocked {
+            return;
+        }
+        while let Some((to, kind)) = self.links[id].waiting.take() {
+            self.publish(id, to, kind);
+        }
+    }
+
+    fn publish(&mut self, id: LinkId, to: Route, kind: Kind) {
+        let host = self.links[id].host;
+        let now = self.now(host);
+        let route = self.names.of(&to).to_owned();
+        // A machine sends nothing before it holds the key that it takes.
+        let body = self.links[id].sealing.seal(&route, kind, now).expect("it is sealed");
+        if in_no_epoch(&body) {
+            self.open.push((self.t, host));
+        }
+        self.envelopes += 1;
+        let envelope = Envelope { route, body, id: self.envelopes, origin: Origin::Sender };
+        self.attack(self.links[id].broker, &envelope);
+        self.upstream(id, Upstream::Publish { to, envelope });
+    }
+
+    /// An orderly end: farewell, everything queued is written out, the link closes.
+    pub fn shut_down(&mut self, index: usize) {
+        self.say(|world| format!("{} is stopped by its operator", world.hosts[index].name));
+        self.give(index, Event::Stop);
+        if let Some(link) = self.hosts[index].link {
+            // Everything that waits is written out; the process waits for that.
+            // It waits for the confirms of what is under way; a farewell goes to all, or to the leader.
+            [Route::Keys, Route::Leader].iter().for_each(|to| self.links[link].waiting.arrived(to));
+            while let Some((to, kind)) = self.links[link].waiting.take() {
+                self.links[link].waiting.arrived(&to);
+                self.publish(link, to, kind);
+            }
+            self.close_at_node(link);
+            self.upstream(link, Upstream::Close);
+        }
+        self.end_process(index);
+    }
+
+    /// The process is gone.
+    pub fn end_process(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        host.farm = None;
+        host.opener = None;
+        host.stopped = None;
+        host.stash.clear();
+        self.ledger.unsettled = true;
+    }
+
+    // Links.
+
+    pub fn connect_soon(&mut self, index: usize) {
+        let random = u32::try_from(self.random.below(1 << 32)).expect("32 bits");
+        let host = &mut self.hosts[index];
+        if !host.connecting && host.farm.is_some() {
+            host.connecting = true;
+            let at = self.t + millis(host.backoff.failed(random)) / 2 + 1;
+            self.plan(at, Happening::Connect(index));
+        }
+    }
+
+    fn connect(&mut self, index: usize) {
+        let host = &mut self.hosts[index];
+        host.connecting = false;
+        // A node that stands still goes on when it runs again.
+        if host.farm.is_none() || host.link.is_some() || host.stopped.is_some() {
+            return;
+        }
+        let home = host.home;
+        let broker = [home, (home + 1) % self.setup.brokers].into_iter().find(|broker| self.cluster.up[*broker]);
+        let Some(broker) = broker.filter(|_| self.hosts[index].cut.is_none()) else {
+            self.connect_soon(index);
+            return;
+        };
+        let now = self.now(index);
+        let host = &mut self.hosts[index];
+        host.backoff.worked();
+        host.links += 1;
+        let inbox = self.names.inbox(&host.name, &format!("{}-{}", host.boots, host.links));
+        let identity = Identity { farm: FARM.into(), node: host.name.clone(), boot_id: boot_id(index, host.boots) };
+        let id = self.links.len();
+        host.link = Some(id);
+        self.links.push(Link {
+            host: index,
+            broker,
+            inbox: inbox.clone(),
+            node_open: true,
+            broker_open: true,
+            silent: false,
+            waiting: Waiting::default(),
+            sealing: Sealing::new(identity, self.secrets.clone(), self.hosts[index].epochs.subscribe(), now),
+            up_at: 0,
+            down_at: [0; LANES],
+            stalled_up: VecDeque::new(),
+            stalled_down: VecDeque::new(),
+            unread: VecDeque::new(),
+        });
+        self.ledger.unsettled = true;
+        self.say(|world| format!("{} is connected to broker {broker}", world.hosts[index].name));
+        self.give(index, Event::Connected { inbox });
+        self.repeat_announcements(id);
+    }
+
+    /// The node lets go of the link.
+    pub fn close_at_node(&mut self, id: LinkId) {
+        let link = &mut self.links[id];
+        link.node_open = false;
+        link.waiting = Waiting::default();
+        if self.hosts[link.host].link == Some(id) {
+            self.hosts[link.host].link = None;
+        }
+        let host = self.links[id].host;
+        self.disturb(host);
+    }
+
+    /// The broker lets go of it: its queues are gone, and the node learns of it if the network lets it.
+    pub fn close_at_broker(&mut self, id: LinkId) {
+        if !std::mem::take(&mut self.links[id].broker_open) {
+            return;
+        }
+        self.cluster.closed(id, self.links[id].broker);
+        self.disturb(self.links[id].host);
+        if self.links[id].node_open {
+            self.downstream(id, Downstream::Closed);
+        }
+    }
+
+    fn heartbeats_missing(&mut self, id: LinkId, cut: Option<u32>, at_node: bool) {
+        let host = self.links[id].host;
+        let still = match cut {
+            Some(_) => self.hosts[host].cut == cut,
+            None => self.links[id].node_open && self.hosts[host].stopped_for(self.t) >= super::faults::HEARTBEATS_MS,
+        };
+        if !still {
+            return;
+        }
+        if at_node {
+            if self.hosts[host].link == Some(id) {
+                self.say(|world| format!("{} gives up its silent link", world.hosts[host].name));
+                if self.hosts[host].stopped.is_some() {
+                    self.hosts[host].stash.push_back((self.t, id, Downstream::Closed));
+                } else {
+                    self.take(id, Downstream::Closed);
+                }
+            }
+        } else if self.links[id].broker_open {
+            self.say(|world| format!("the broker gives up the silent link of {}", world.hosts[host].name));
+            self.close_at_broker(id);
+        }
+    }
+
+    // The network and the broker.
+
+    pub fn upstream(&mut self, id: LinkId, what: Upstream) {
+        let at = (self.t + self.hop()).max(self.links[id].up_at);
+        self.links[id].up_at = at;
+        self.plan(at, Happening::Arrive(id, what));
+    }
+
+    pub fn downstream(&mut self, id: LinkId, what: Downstream) {
+        let hop = self.t + self.hop();
+        let link = &mut self.links[id];
+        let at = match what.lane() {
+            LANES => link.down_at.iter().copied().fold(hop, u64::max),
+            lane => {
+                link.down_at[lane] = link.down_at[lane].max(hop);
+                link.down_at[lane]
+            }
+        };
+        self.plan(at, Happening::Deliver(id, what));
+    }
+
+    pub fn arrive(&mut self, id: LinkId, what: Upstream) {
+        let link = &mut self.links[id];
+        if !link.broker_open {
+            return;
+        }
+        let unread = self.cluster.blocked && matches!(what, Upstream::Publish { .. });
+        match what {
+            what if self.hosts[link.host].cut.is_some() => link.stalled_up.push_back(what),
+            what if unread => link.unread.push_back(what),
+            Upstream::Publish { to, envelope } => {
+                let broker = link.broker;
+                let unroutable = !self.route(broker, &envelope) && to == Route::Leader;
+                self.downstream(id, Downstream::Published { to, unroutable });
+            }
+            Upstream::TryLease => {
+                let broker = link.broker;
+                // A channel may die for reasons of its own.
+                let answer = (!self.random.chance(2)).then(|| self.cluster.try_lease(id, broker));
+                self.ledger.unsettled = true;
+                self.downstream(id, Downstream::Lease(answer));
+            }
+            Upstream::ReleaseLease => {
+                self.cluster.release(id);
+                self.ledger.unsettled = true;
+            }
+            Upstream::Close => self.close_at_broker(id),
+        }
+    }
+
+    /// Puts a message into the queues that `envelope.route` names, as seen from `broker`. Whether there was one.
+    pub fn route(&mut self, broker: usize, envelope: &Envelope) -> bool {
+        if envelope.route == self.names.keys {
+            self.attacker.announced(envelope);
+        }
+        let message = |via| Downstream::Message { via, envelope: envelope.clone() };
+        if envelope.route == self.names.leader {
+            let Some(queue) = self.cluster.lease(broker) else { return false };
+            if let Some(owner) = queue.owner.filter(|_| !queue.silent) {
+                self.downstream(owner, message(Via::Lease));
+            }
+            return true;
+        }
+        let to_all = envelope.route == self.names.keys;
+        let takes = |link: &Link| {
+            link.broker_open && self.cluster.sees(broker, link.broker) && (to_all || link.inbox == envelope.route)
+        };
+        let takers: Vec<LinkId> = (0..self.links.len()).filter(|id| takes(&self.links[*id])).collect();
+        for id in &takers {
+            if !self.links[*id].silent {
+                self.downstream(*id, message(Via::Inbox));
+            }
+        }
+        !takers.is_empty()
+    }
+
+    fn deliver(&mut self, id: LinkId, what: Downstream) {
+        let link = &mut self.links[id];
+        let host = &mut self.hosts[link.host];
+        if host.link != Some(id) {
+            return;
+        }
+        if host.cut.is_some() {
+            link.stalled_down.push_back(what);
+        } else if host.stopped.is_some() {
+            if host.stash.len() < QUEUE_LENGTH || !matches!(what, Downstream::Message { .. }) {
+                host.stash.push_back((self.t, id, what));
+            }
+        } else {
+            self.take(id, what);
+        }
+    }
+
+    /// A node that stood still takes in what waited for it.
+    pub fn take_stashed(&mut self, index: usize) {
+        let stash = std::mem::take(&mut self.hosts[index].stash);
+        for (place, (came, link, what)) in stash.into_iter().enumerate() {
+            let waited_at_broker = place >= PREFETCH && matches!(what, Downstream::Message { .. });
+            let kept = !waited_at_broker || (self.t - came < QUEUE_TTL_MS && self.links[link].broker_open);
+            if kept {
+                self.deliver(link, what);
+            }
+        }
+    }
+
+    pub fn take(&mut self, id: LinkId, what: Downstream) {
+        let index = self.links[id].host;
+        match what {
+            Downstream::Message { via, envelope } => {
+                if let Some(event) = self.open(index, via, &envelope) {
+                    self.give(index, event);
+                }
+            }
+            Downstream::Published { to, unroutable } => {
+                self.links[id].waiting.arrived(&to);
+                if unroutable {
+                    self.give(index, Event::Unroutable);
+                }
+                self.pump(id);
+            }
+            Downstream::Lease(answer) => self.give(
+                index,
+                match answer {
+                    Some(LeaseAnswer::Granted) => Event::LeaseGranted,
+                    Some(LeaseAnswer::Held) => Event::LeaseHeld,
+                    None => Event::LeaseFailed,
+                },
+            ),
+            Downstream::LeaseLost => self.give(index, Event::LeaseLost),
+            Downstream::Closed => {
+                self.say(|world| format!("{} is disconnected", world.hosts[index].name));
+                self.close_at_node(id);
+                // If only this side has given it up, the other learns of it as soon as the network lets it.
+                self.upstream(id, Upstream::Close);
+                self.connect_soon(index);
+                self.give(index, Event::Disconnected);
+            }
+        }
+    }
+
+    fn open(&mut self, index: usize, via: Via, envelope: &Envelope) -> Option<Event> {
+        let now = self.now(index);
+        let opener = self.hosts[index].opener.as_mut()?;
+        let opened = opener.open(&envelope.route, Bytes::clone(&envelope.body), now);
+        self.check_opened(index, envelope, &opened);
+        match opened {
+            Ok(opened) => Some(Event::Message { payload: Box::new(opened.payload), via }),
+            Err(refusal) => {
+                self.say(|world| {
+                    let (host, id) = (&world.hosts[index].name, envelope.id);
+                    format!("{host} refuses envelope {id} ({:?}): {}", envelope.origin, refusal.reason())
+                });
+                match refusal {
+                    Refusal::UnknownEpoch => {
+                        self.unknown_epochs += 1;
+                        Some(Event::UnknownEpoch { via })
+                    }
+                    Refusal::Clock { node, boot_id, offset_ms } => {
+                        Some(Event::Skewed { node, boot_id, offset_ms, via })
+                    }
+                    _ => None,
+                }
+            }
+        }
+    }
+}
+
+fn boot_id(index: usize, boots: u8) -> [u8; 16] {
+    let mut id = [0; 16];
+    id[0] = u8::try_from(index).expect("few nodes");
+    id[1] = boots;
+    id
+}
+
+/// Whether an envelope is sealed under the farm secret alone.
+fn in_no_epoch(body: &Bytes) -> bool {
+    let envelope = proto::Envelope::decode(body.clone()).expect("a sealed envelope");
+    envelope.epoch.iter().all(|byte| *byte == 0)
+}
+
+/// The ring that a message brings.
+fn ring_in(event: &Event, now: Now, settings: &KeySettings) -> Ring {
+    let Event::Message { payload, .. } = event else { return Ring::default() };
+    let ring = match &payload.kind {
+        Some(Kind::Announcement(announcement)) => announcement.ring.as_ref(),
+        Some(Kind::Report(report)) => report.ring.as_ref(),
+        Some(Kind::Answer(answer)) => answer.ring.as_ref(),
+        _ => None,
+    };
+    ring.map(|ring| Ring::read(ring, now, settings).0).unwrap_or_default()
+}
+
+fn words(reply: &resumed::farm::Reply) -> String {
+    match reply {
+        resumed::farm::Reply::Members { leader, members } => format!("{} members by {leader}", members.len()),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Whether a note is about a key that was minted, and which.
+pub fn minted(action: &Action) -> Option<(u64, &'static str)> {
+    match action {
+        Action::Note(Note::Minted { generation, reason }) => Some((*generation, reason)),
+        Action::Note(Note::Revoked { generation, .. }) => Some((*generation, "revoked")),
+        _ => None,
+    }
+}
