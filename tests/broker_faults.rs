@@ -280,7 +280,7 @@ fn resident(pid: u32) -> u64 {
 
 #[test]
 fn a_frozen_node_under_full_load_fills_its_queue_to_the_limit_and_catches_up_when_it_thaws() {
-    let least = std::env::var(FREEZE).map_or(25, |seconds| seconds.parse().expect("seconds"));
+    let least = std::env::var(FREEZE).map_or(60, |seconds| seconds.parse().expect("seconds"));
     let broker = Broker::start();
     // With the default of 5 s the broker would let the frozen node's queues go after ten.
     let setup = FarmSetup {
