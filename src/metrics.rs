@@ -123,7 +123,7 @@ impl Plane {
 pub const KEY_STATES: [&str; 4] = ["next", "active", "previous", "expired"];
 
 /// Why an envelope, or what was in it, is refused.
-pub const REFUSALS: [&str; 20] = [
+pub const REFUSALS: [&str; 24] = [
     "unknown_secret",
     "unknown_epoch",
     "bad_tag",
@@ -138,6 +138,10 @@ pub const REFUSALS: [&str; 20] = [
     "table_full",
     "unknown_kind",
     "bad_fingerprint",
+    "bad_announcement",
+    "bad_report",
+    "bad_request",
+    "bad_join",
     "as_of_far_off",
     "warmup_unasked",
     "warmup_over_credit",

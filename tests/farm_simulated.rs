@@ -376,6 +376,23 @@ fn a_revocation_asked_for_anywhere_leaves_no_older_key_anywhere_and_happens_once
 }
 
 #[test]
+fn a_revocation_is_at_every_node_of_a_large_farm_within_a_second() {
+    for seed in 0..10 {
+        let mut setup = Setup::plain(40);
+        setup.latency = (10, 30);
+        let mut world = World::new(seed, setup, false);
+        world.run_for(5 * BEAT);
+        let asker = usize::try_from(seed).expect("small");
+        world.give(asker, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true } });
+        world.run_for(1_000);
+        let floors = world.revoked(asker, 1);
+        for node in 0..40 {
+            assert_eq!(world.floors(node), floors, "seed {seed}: node{node}");
+        }
+    }
+}
+
+#[test]
 fn a_revocation_request_that_is_replayed_does_nothing() {
     let mut world = farm(5, 3);
     world.run_for(3 * BEAT);

@@ -26,8 +26,8 @@ use resumed::proto::local::{
 };
 use resumed::proto::payload::Kind;
 use resumed::proto::{
-    Announcement, EpochGrant, Farewell, Join, Payload, Report, Ring, SessionBatch, SessionEntry, SessionFormat,
-    TicketKey, local,
+    Announcement, EpochGrant, Farewell, Join, Payload, Proxy, Report, Request, Ring, Rotate, SessionBatch,
+    SessionEntry, SessionFormat, TicketKey, local, request,
 };
 use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
@@ -300,17 +300,23 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     attacker.to_feeds(&feed_message);
     siege.counted(&[(refused("replay"), 1)]);
 
-    // By clocks that are wrong: not acted on, but the sender is shown.
-    for (node, offset) in [("slow", -HOUR_MS), ("fast", HOUR_MS)] {
-        let kind = deadly(&attacker);
-        let sealed = attacker.seal_at(&keys, node, kind, offset);
-        attacker.to_all(&sealed);
-    }
-    siege.counted(&[(refused("clock"), 2)]);
+    // By clocks that are wrong: not acted on, but the sender is shown, once its stamps advance as time does. What somebody
+    // recorded long ago and sends again and again is no node.
+    let kind = deadly(&attacker);
+    let recorded_once = attacker.seal_at(&keys, "ghost", kind, -HOUR_MS);
+    let mut skewed = 0;
     let (status, _) = wait_for("the skewed nodes in the member table", || {
+        attacker.to_all(&recorded_once);
+        for (node, offset) in [("slow", -HOUR_MS), ("fast", HOUR_MS)] {
+            let kind = deadly(&attacker);
+            let sealed = attacker.seal_at(&keys, node, kind, offset);
+            attacker.to_all(&sealed);
+        }
+        skewed += 3;
         let status = farm.hosts[0].daemon.try_status()?;
         if status.nodes.len() == 4 { Ok(status) } else { Err(format!("{status:?}")) }
     });
+    siege.counted(&[(refused("clock"), skewed)]);
     for (node, offset) in [("slow", -HOUR_MS), ("fast", HOUR_MS)] {
         let shown = status.nodes.iter().find(|shown| shown.name == node).expect("the sender's name");
         assert!((shown.clock_offset_ms - offset).abs() < 60_000 && !shown.in_step, "{shown:?}");
@@ -378,6 +384,30 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
         attacker.to_all(&sealed);
     }
     siege.counted(&[(refused("bad_fingerprint"), 1), (refused("as_of_far_off"), 1), (refused("bad_epoch"), 1)]);
+    // Answers go to inboxes of the farm and nowhere else, and what the leader keeps is bounded.
+    let elsewhere = || "resumed.another.node.mallory.0".to_owned();
+    let here = attacker.names.inbox("mallory", "0");
+    let lost = Announcement { inbox: elsewhere(), ..announcement(Ring::default(), now) };
+    let sealed = attacker.seal(&keys, "mallory", Kind::Announcement(lost));
+    attacker.to_all(&sealed);
+    siege.counted(&[(refused("bad_announcement"), 1)]);
+    let public_key = vec![9; 32];
+    let rotate = Some(request::Kind::Rotate(Rotate {}));
+    let report = Report { inbox: here.clone(), fingerprint: vec![0; 8], ..Report::default() };
+    for kind in [
+        Kind::Join(Join { inbox: elsewhere(), public_key: public_key.clone(), epochs: Vec::new() }),
+        Kind::Join(Join { inbox: here.clone(), public_key, epochs: vec![vec![0; 8]; 17] }),
+        Kind::Request(Request { inbox: elsewhere(), kind: rotate, ..Request::default() }),
+        Kind::Request(Request { inbox: here, kind: None, ..Request::default() }),
+        Kind::Report(Report { inbox: elsewhere(), ..report.clone() }),
+        Kind::Report(Report { pod: "p".repeat(1 << 19), ..report.clone() }),
+        Kind::Report(Report { proxies: vec![Proxy::default(); 10_000], ..report }),
+    ] {
+        let sealed = attacker.seal(&leaders, "mallory", kind);
+        attacker.to_leader(&sealed);
+    }
+    let expected = [(refused("bad_join"), 2), (refused("bad_request"), 2), (refused("bad_report"), 3)];
+    siege.counted_at(farm.leader(), &expected);
 
     // A flood: what is due is done all the same, and questions are answered.
     let forged: Vec<Vec<u8>> = (0..3_000).map(|n| flipped(&recorded, recorded.len() / 2 + n % 64)).collect();
@@ -401,12 +431,13 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
         &format!("refused a message (replay): a message of {leader} "),
         "refused a session batch (replay): a message of mallory ",
         "refused a message (too_large): ",
-        "refused a message (clock): the clock of slow is -36",
+        "refused a message (clock): the clock of ghost is -36",
         "refused a message (unknown_epoch): ",
         "ignored a message of unknown kind from mallory held_back",
         "ignored a message of unknown kind from mallory among the sessions",
         "refused a message of mallory: bad_fingerprint",
         "refused a message of mallory: as_of_far_off",
+        "refused a message of mallory: bad_announcement",
         "refused a message of mallory: bad_epoch",
         "refused a message of mallory: bad_grant",
         "refused a message (not_in_epoch): mallory ",
@@ -497,7 +528,8 @@ fn only_the_bad_keys_of_a_ring_are_skipped_and_each_is_counted() {
     let mut extreme = old_key(0, now);
     (extreme.seal_from, extreme.seal_until, extreme.open_for) = (0, u64::MAX, u64::MAX);
     let ring = Ring { keys: [ring.keys, vec![extreme.clone()]].concat(), ..ring };
-    let report = Report { ring: Some(ring), fingerprint: vec![1; 9], as_of: u64::MAX, ..Report::default() };
+    let inbox = attacker.names.inbox("mallory", "0");
+    let report = Report { ring: Some(ring), inbox, fingerprint: vec![1; 8], as_of: u64::MAX, ..Report::default() };
     let sealed = attacker.seal(&leaders, "mallory", Kind::Report(report));
     attacker.to_leader(&sealed);
     let leader = farm.leader();

@@ -1,6 +1,7 @@
 //! One node of the farm, without Unix sockets: the driver, the session plane, and what proxies need of them.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ pub struct Node {
     pub operator: Operator,
     /// Whether it is fit to serve, for `/healthz`.
     pub health: watch::Receiver<Health>,
+    /// Which of its tasks has ended in a panic, once one has. The node is good for nothing then.
+    pub broken: watch::Receiver<Option<&'static str>>,
     stop_sessions: CancellationToken,
     publisher: TaskTracker,
     stop: CancellationToken,
@@ -161,18 +164,21 @@ impl Node {
             clock,
             stop: stop_sessions.clone(),
         });
-        tasks.spawn(driver.run());
-        publisher.spawn(Arc::clone(&sessions).publish());
+        let (broken_sender, broken) = watch::channel(None);
+        let watched = |what, task| watched(what, broken_sender.clone(), task);
+        publisher.spawn(watched("the publisher of sessions", Box::pin(Arc::clone(&sessions).publish())));
         publisher.close();
-        tasks.spawn(Arc::clone(&sessions).warm_up());
-        tasks.spawn(sessions.consume(opener()));
-        tasks.spawn(flush(Arc::clone(&proxies), sessions_from, stop.clone()));
-        tasks.spawn(sweep(Arc::clone(&proxies), clock, stop.clone()));
-        tasks.spawn(watch_local(Arc::clone(&proxies), secrets, local_sender, stop.clone()));
+        tasks.spawn(watched("the driver", Box::pin(driver.run())));
+        tasks.spawn(watched("the warm-up", Box::pin(Arc::clone(&sessions).warm_up())));
+        tasks.spawn(watched("the consumer of sessions", Box::pin(sessions.consume(opener()))));
+        tasks.spawn(watched("the flush", Box::pin(flush(Arc::clone(&proxies), sessions_from, stop.clone()))));
+        tasks.spawn(watched("the sweep", Box::pin(sweep(Arc::clone(&proxies), clock, stop.clone()))));
+        let look = watch_local(Arc::clone(&proxies), secrets, local_sender, stop.clone());
+        tasks.spawn(watched("the look at the proxies", Box::pin(look)));
         tasks.close();
         let operator =
             Operator::new((settings.farm, settings.pod), settings.keys.max_clock_offset, question_sender, view.clone());
-        Self { proxies, view, operator, health, stop_sessions, publisher, stop, tasks }
+        Self { proxies, view, operator, health, broken, stop_sessions, publisher, stop, tasks }
     }
 
     /// Sends what the outbox holds, says farewell, so that the lease moves at once, and ends every task.
@@ -182,6 +188,31 @@ impl Node {
         self.stop.cancel();
         self.tasks.wait().await;
     }
+}
+
+/// Runs `task`, and says in `broken` that it is `what` if it panics.
+async fn watched(
+    what: &'static str,
+    broken: watch::Sender<Option<&'static str>>,
+    task: Pin<Box<dyn Future<Output = ()> + Send>>,
+) {
+    struct Watch {
+        what: &'static str,
+        broken: watch::Sender<Option<&'static str>>,
+        ended: bool,
+    }
+
+    impl Drop for Watch {
+        fn drop(&mut self) {
+            if !self.ended {
+                self.broken.send_if_modified(|first| first.is_none() && first.replace(self.what).is_none());
+            }
+        }
+    }
+
+    let mut watch = Watch { what, broken, ended: false };
+    task.await;
+    watch.ended = true;
 }
 
 /// The ring of the node's last run. Without one, or if it cannot be used, the node starts with none and says why.
@@ -264,5 +295,23 @@ async fn watch_local(
             *last = state;
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_named_and_one_that_ends_is_not() {
+        let (sender, mut broken) = watch::channel(None);
+        tokio::spawn(watched("one", sender.clone(), Box::pin(async {}))).await.expect("it ends");
+        assert_eq!(*broken.borrow(), None);
+        let two = watched("two", sender.clone(), Box::pin(async { panic!("on purpose") }));
+        tokio::spawn(two).await.expect_err("it panics");
+        assert_eq!(*broken.wait_for(Option::is_some).await.expect("the sender lives"), Some("two"));
+        let three = watched("three", sender, Box::pin(async { panic!("on purpose") }));
+        tokio::spawn(three).await.expect_err("it panics");
+        assert_eq!(*broken.borrow(), Some("two"), "the first one says why");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch::error::RecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,9 @@ pub enum RunError {
     /// The metrics cannot be recorded.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// A task of the daemon panicked: it can do no good any more, and a service manager starts it again.
+    #[error("{0} ended in a panic, which is a defect: please report it with the lines of the log before this one")]
+    Panicked(&'static str),
     /// The system does not deliver signals.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -116,6 +120,7 @@ async fn run_on<B: Bus>(
         servers.spawn(async move { Ok(http.serve(metrics, health, clock, stop).await?) });
     }
 
+    let mut broken = node.broken.clone();
     let outcome = loop {
         tokio::select! {
             _ = signals.terminate.recv() => break Ok(()),
@@ -124,8 +129,12 @@ async fn run_on<B: Bus>(
             Some(ended) = servers.join_next() => match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => break Err(error),
-                Err(error) => error!(%error, "a server ended in a panic"),
+                Err(error) => {
+                    error!(%error, "a server ended in a panic");
+                    break Err(RunError::Panicked("a server"));
+                }
             },
+            Ok(Some(what)) = panicked(&mut broken) => break Err(RunError::Panicked(what)),
         }
     };
     info!("stopping");
@@ -142,6 +151,11 @@ async fn run_on<B: Bus>(
         warn!("did not stop in time; ending all the same");
     }
     outcome
+}
+
+/// Which of the node's tasks panicked, as soon as one has.
+async fn panicked(broken: &mut watch::Receiver<Option<&'static str>>) -> Result<Option<&'static str>, RecvError> {
+    Ok(*broken.wait_for(Option::is_some).await?)
 }
 
 async fn serve_control(

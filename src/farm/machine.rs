@@ -54,6 +54,13 @@ const PACE_PER_MEMBER_MS: u64 = 10;
 /// No announcement makes a node report more seldom than this.
 const SLOWEST_PACE_MS: u64 = 60_000;
 
+/// Epoch keys in a join and farm secrets in a report, and proxies in a report: messages with more are refused, for the
+/// leader keeps the last report of every node.
+const MOST_IDS: usize = 16;
+const MOST_PROXIES: usize = 16;
+/// Bytes in a pod's name, a release, and a kind of proxy.
+const LONGEST_WORD: usize = 256;
+
 /// A leader draws a new epoch key after this long, without any other reason.
 const EPOCH_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -724,7 +731,7 @@ impl Farm {
             Some(Kind::Join(_)) => {}
             Some(Kind::EpochGrant(grant)) => self.take_epoch(from, &grant, now),
             Some(Kind::Farewell(_)) => self.left(&from, own, now),
-            Some(Kind::Request(request)) => self.request(&request, now),
+            Some(Kind::Request(request)) => self.request(from, &request, now),
             Some(Kind::Answer(answer)) => self.answer(&from, answer, now),
             // Whatever else there is has no business on the key plane.
             Some(_) | None => self.note(Note::UnknownKind { node: from.node }),
@@ -745,7 +752,7 @@ impl Farm {
         if boot_id == self.settings.boot_id {
             return;
         }
-        self.members.skewed(&node, boot_id, offset_ms, SILENT_BEATS * self.pace, now);
+        self.members.skewed(&node, boot_id, offset_ms, self.pace, now);
         self.note(Note::Skewed { node, offset_ms });
     }
 
@@ -754,6 +761,10 @@ impl Farm {
             self.note(Note::Refused { node: from.node, reason: "bad_fingerprint" });
             return;
         };
+        if !(announcement.inbox.is_empty() || self.settings.names.is_inbox(&announcement.inbox)) {
+            self.note(Note::Refused { node: from.node, reason: "bad_announcement" });
+            return;
+        }
         if !matches!(announcement.epoch.len(), 0 | 8) {
             self.note(Note::Refused { node: from.node, reason: "bad_epoch" });
             return;
@@ -801,7 +812,7 @@ impl Farm {
         let who = (from.node, from.boot_id);
         let another = self.follows.as_ref() != Some(&who);
         self.follow_epoch(&announcement.epoch, announcement.members, now);
-        self.pace = announcement.report_every_ms.clamp(millis(self.settings.report_every), SLOWEST_PACE_MS);
+        self.pace = announcement.report_every_ms.clamp(millis(self.settings.report_every), self.slowest_pace());
         if another {
             self.note(Note::Follows(who.0.clone()));
             self.follows = Some(who);
@@ -843,19 +854,20 @@ impl Farm {
         if matches!(self.role, Role::Follower) {
             return;
         }
+        if !is_sound(&report, &self.settings.names) {
+            self.note(Note::Refused { node: from.node, reason: "bad_report" });
+            return;
+        }
         let ring = report.ring.take();
         let changed = ring.is_some_and(|ring| self.take_over(&from.node, &ring, now));
-        let reply_to = Some(Route::Inbox(report.inbox.clone())).filter(|_| self.settings.names.is_inbox(&report.inbox));
+        let reply_to = Route::Inbox(report.inbox.clone());
         let first = report.first;
         let new = self.members.reported(&from.node, from.boot_id, from.offset_ms, report, now);
         if changed {
             self.announce_now(now);
-        } else if (first || new)
-            && !own
-            && let Some(to) = reply_to
-        {
+        } else if (first || new) && !own {
             let announcement = self.compose_announcement(now);
-            self.send(to, Kind::Announcement(announcement));
+            self.send(reply_to, Kind::Announcement(announcement));
         }
     }
 
@@ -968,8 +980,14 @@ impl Farm {
 
     /// Grants the asker this leader's epoch key, and the one that it seals with for now, and shows it the ring.
     fn join(&mut self, from: Sender, join: &proto::Join, now: Now) {
-        if matches!(self.role, Role::Follower) || !self.settings.names.is_inbox(&join.inbox) {
+        if matches!(self.role, Role::Follower) {
             return; // the asker tries again
+        }
+        let is_id = |id: &Vec<u8>| id.len() == size_of::<EpochId>();
+        if !self.settings.names.is_inbox(&join.inbox) || join.epochs.len() > MOST_IDS || !join.epochs.iter().all(is_id)
+        {
+            self.note(Note::Refused { node: from.node, reason: "bad_join" });
+            return;
         }
         let inbox = || Route::Inbox(join.inbox.clone());
         let keys = [self.epochs.settled(now), self.epochs.current()];
@@ -1068,8 +1086,12 @@ impl Farm {
         }
     }
 
-    fn request(&mut self, request: &proto::Request, now: Now) {
-        if !self.is_leader() || !self.settings.names.is_inbox(&request.inbox) {
+    fn request(&mut self, from: Sender, request: &proto::Request, now: Now) {
+        if !self.settings.names.is_inbox(&request.inbox) {
+            self.note(Note::Refused { node: from.node, reason: "bad_request" });
+            return;
+        }
+        if !self.is_leader() {
             return; // the asker tries again, and then says that nobody answered
         }
         if matches!(request.kind, Some(proto::request::Kind::Status(_))) && self.gathers(now) {
@@ -1077,7 +1099,11 @@ impl Farm {
         }
         let answer = match &request.kind {
             Some(kind) => self.decide(Ask::of(kind), request.highest_generation, request.id, now),
-            None => proto::Answer { id: request.id, outcome: proto::Outcome::Refused.into(), ..Default::default() },
+            // Of a later release, which learns that this leader cannot do it.
+            None => {
+                self.note(Note::Refused { node: from.node, reason: "bad_request" });
+                proto::Answer { id: request.id, outcome: proto::Outcome::Refused.into(), ..Default::default() }
+            }
         };
         let answer = proto::Answer { leader: self.settings.node.clone(), ..answer };
         self.send(Route::Inbox(request.inbox.clone()), Kind::Answer(answer));
@@ -1280,6 +1306,11 @@ impl Farm {
         generation
     }
 
+    /// Milliseconds: no farm is so large that a node reports less often, unless it is told to.
+    fn slowest_pace(&self) -> u64 {
+        SLOWEST_PACE_MS.max(millis(self.settings.report_every))
+    }
+
     fn advance_lead(&mut self, now: Now) {
         self.members.forget_silent(now);
         let Role::Leading { echo_at, .. } = self.role else { return };
@@ -1287,9 +1318,8 @@ impl Farm {
             self.last_members = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
         }
         let members = u64::try_from(self.members.len()).unwrap_or(u64::MAX);
-        self.pace = millis(self.settings.report_every)
-            .max(members.saturating_mul(PACE_PER_MEMBER_MS))
-            .min(SLOWEST_PACE_MS.max(millis(self.settings.report_every)));
+        self.pace =
+            millis(self.settings.report_every).max(members.saturating_mul(PACE_PER_MEMBER_MS)).min(self.slowest_pace());
         if now.mono.saturating_sub(echo_at) > SILENT_BEATS * self.pace {
             self.follow("its own reports do not come back");
             self.lease.not_before = now.mono + SILENT_BEATS * self.pace;
@@ -1394,9 +1424,9 @@ impl Farm {
             fingerprint: fingerprint.to_vec(),
             highest_generation: ring.highest_generation(),
             ring: (differs && !self.is_leader()).then(|| self.held.to_proto(now)),
-            secret_ids: self.local.secret_ids.clone(),
+            secret_ids: self.local.secret_ids.iter().take(MOST_IDS).cloned().collect(),
             sessions: self.local.sessions,
-            proxies: self.local.proxies.clone(),
+            proxies: self.local.proxies.iter().take(MOST_PROXIES).cloned().collect(),
             first: link.first,
             can_lead: self.settings.can_lead,
             floor: ring.floor(),
@@ -1497,6 +1527,22 @@ struct Sender {
     offset_ms: i64,
 }
 
+/// Whether a report is one that a node sends: whole, and of bounded size, for the last one of each node is kept.
+fn is_sound(report: &proto::Report, names: &Names) -> bool {
+    let is_word = |word: &String| word.len() <= LONGEST_WORD;
+    let is_proxy = |proxy: &proto::Proxy| {
+        is_word(&proxy.kind) && is_word(&proxy.version) && matches!(proxy.certificate_digest.len(), 0 | 8)
+    };
+    names.is_inbox(&report.inbox)
+        && report.fingerprint.len() == 8
+        && is_word(&report.pod)
+        && is_word(&report.version)
+        && report.secret_ids.len() <= MOST_IDS
+        && report.secret_ids.iter().all(|id| id.len() == 8)
+        && report.proxies.len() <= MOST_PROXIES
+        && report.proxies.iter().all(is_proxy)
+}
+
 /// `theirs` minus `ours`, saturating.
 fn offset(theirs: u64, ours: u64) -> i64 {
     let difference = i128::from(theirs) - i128::from(ours);
@@ -1533,6 +1579,56 @@ mod tests {
 
     fn at(seconds: u64) -> Now {
         Now { wall: 1_700_000_000_000 + 1_000 * seconds, mono: 1_000_000 + 1_000 * seconds }
+    }
+
+    fn own_report() -> proto::Report {
+        proto::Report { inbox: "resumed.f.node.a.1".to_owned(), fingerprint: vec![0; 8], ..Default::default() }
+    }
+
+    #[test]
+    fn a_report_that_no_node_sends_is_refused_and_not_kept() {
+        let mut leader = follower(at(0));
+        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        let proxy = |version: usize, digest: usize| proto::Proxy {
+            kind: "ats".to_owned(),
+            version: "9".repeat(version),
+            certificate_digest: vec![1; digest],
+        };
+        let good = proto::Report { secret_ids: vec![vec![1; 8]; 16], proxies: vec![proxy(256, 8); 16], ..own_report() };
+        let bad = [
+            proto::Report { inbox: "resumed.other.node.a.1".to_owned(), ..good.clone() },
+            proto::Report { fingerprint: vec![0; 9], ..good.clone() },
+            proto::Report { pod: "p".repeat(257), ..good.clone() },
+            proto::Report { version: "1".repeat(257), ..good.clone() },
+            proto::Report { secret_ids: vec![vec![1; 8]; 17], ..good.clone() },
+            proto::Report { secret_ids: vec![vec![1; 9]], ..good.clone() },
+            proto::Report { proxies: vec![proxy(1, 8); 17], ..good.clone() },
+            proto::Report { proxies: vec![proxy(257, 8)], ..good.clone() },
+            proto::Report { proxies: vec![proxy(1, 7)], ..good.clone() },
+        ];
+        let mut hear = |report: proto::Report| {
+            let kind = Some(Kind::Report(report));
+            let payload = proto::Payload { node: "b".to_owned(), boot_id: vec![2; 16], sent_at: at(1).wall, kind };
+            let actions = leader.handle(at(1), Event::Message { payload: Box::new(payload), via: Via::Lease });
+            let refused = |action: &Action| matches!(action, Action::Note(Note::Refused { reason: "bad_report", .. }));
+            (actions.iter().any(refused), leader.members.iter().any(|member| member.name == "b"))
+        };
+        for report in bad {
+            assert_eq!(hear(report.clone()), (true, false), "{report:?}");
+        }
+        assert_eq!(hear(good), (false, true));
+    }
+
+    #[test]
+    fn a_beat_above_the_slowest_pace_is_kept() {
+        let now = at(0);
+        let mut farm = follower(now);
+        farm.settings.report_every = Duration::from_secs(300);
+        let _heard = farm.handle(at(1), announcement(true, at(1)));
+        assert_eq!(farm.pace, 300_000);
+        let _leads = farm.handle(at(2), Event::LeaseGranted);
+        let _beat = farm.handle(at(3), Event::Wake);
+        assert_eq!(farm.pace, 300_000);
     }
 
     fn renews(actions: &[Action]) -> bool {
@@ -1613,7 +1709,7 @@ mod tests {
                     node: "a".to_owned(),
                     boot_id: vec![1; 16],
                     sent_at: now.wall,
-                    kind: Some(Kind::Report(proto::Report::default())),
+                    kind: Some(Kind::Report(own_report())),
                 };
                 let mut actions = leader.handle(now, Event::Wake);
                 actions.extend(leader.handle(now, Event::Message { payload: Box::new(echo), via: Via::Lease }));

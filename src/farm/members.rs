@@ -12,7 +12,13 @@ const FORGET_AFTER_MS: u64 = 5 * 60 * 1000;
 const OFFSET_WINDOW: usize = 8;
 
 /// More nodes than this are not kept: names come from authentic messages, but memory stays bounded whatever happens.
-const MOST_MEMBERS: usize = 20_000;
+const MOST_MEMBERS: usize = 10_000;
+
+/// A node that was silent for this many beats reports no longer.
+const SILENT_BEATS: u64 = 3;
+
+/// For this many beats the stamps of a sender must advance as time does before its clock is believed to be wrong.
+const STEADY_BEATS: u64 = 2;
 
 /// How many former boot ids are remembered for each node.
 const MOST_FORMER: usize = 8;
@@ -49,10 +55,48 @@ impl Member {
     }
 }
 
+/// A sender whose stamps are far from our clock. It may be a node whose clock is wrong, or somebody who has the broker
+/// and no farm secret, and sends again what was recorded: such messages pass no replay check.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    /// Monotonic milliseconds and offset of the message that the later ones are compared with.
+    since: u64,
+    offset_ms: i64,
+    /// The last stamp, UTC milliseconds, and when it came, monotonic milliseconds.
+    sent_at: u64,
+    heard_at: u64,
+}
+
+impl Doubt {
+    fn new(offset_ms: i64, now: Now) -> Self {
+        let sent_at = now.wall.saturating_add_signed(offset_ms);
+        Self { since: now.mono, offset_ms, sent_at, heard_at: now.mono }
+    }
+
+    /// Takes in another message; whether stamps have advanced as time has, for long enough.
+    fn is_steady(&mut self, offset_ms: i64, beat: u64, now: Now) -> bool {
+        let new = Self::new(offset_ms, now);
+        if now.mono.saturating_sub(self.heard_at) > SILENT_BEATS * beat {
+            *self = new;
+        }
+        if new.sent_at <= self.sent_at {
+            return false;
+        }
+        let elapsed = now.mono.saturating_sub(self.since);
+        if 2 * offset_ms.abs_diff(self.offset_ms) > elapsed.max(beat) {
+            *self = new;
+            return false;
+        }
+        (self.sent_at, self.heard_at) = (new.sent_at, now.mono);
+        elapsed >= STEADY_BEATS * beat
+    }
+}
+
 /// All nodes that were heard lately.
 #[derive(Debug, Default)]
 pub struct Members {
     table: BTreeMap<(String, [u8; 16]), Member>,
+    doubts: BTreeMap<(String, [u8; 16]), Doubt>,
 }
 
 impl Members {
@@ -65,14 +109,24 @@ impl Members {
         new
     }
 
-    /// Notes a sign of life whose content was not acted on, because the sender's clock is too far off.
+    /// Takes in that a message was not acted on, because its stamp is too far from our clock. It counts as a sign of life of
+    /// a node whose clock is wrong once its stamps have risen as time passed, for two beats.
     ///
-    /// Not if a node of that name reported in time within `fresh_for` milliseconds: then it is an old message, held up or
-    /// replayed, and whoever has the broker but no farm secret could otherwise make a leader doubt its clock.
-    pub fn skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, fresh_for: u64, now: Now) {
+    /// Not if a node of that name reported in time within three beats. Else these are old messages, held up or replayed,
+    /// and whoever has the broker but no farm secret could make a leader doubt its clock.
+    pub fn skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, beat: u64, now: Now) {
+        let key = (name.to_owned(), boot_id);
+        if self.doubts.len() >= MOST_MEMBERS && !self.doubts.contains_key(&key) {
+            return;
+        }
+        let doubt = self.doubts.entry(key).or_insert_with(|| Doubt::new(offset_ms, now));
+        if !doubt.is_steady(offset_ms, beat, now) {
+            return;
+        }
         let mut namesakes = self.table.range((name.to_owned(), [0; 16])..=(name.to_owned(), [0xff; 16]));
-        let is_fresh =
-            |member: &Member| member.report.is_some() && now.mono.saturating_sub(member.heard_at) <= fresh_for;
+        let is_fresh = |member: &Member| {
+            member.report.is_some() && now.mono.saturating_sub(member.heard_at) <= SILENT_BEATS * beat
+        };
         if namesakes.any(|(_, member)| is_fresh(member)) {
             return;
         }
@@ -141,17 +195,21 @@ impl Members {
 
     /// The node said farewell.
     pub fn left(&mut self, name: &str, boot_id: [u8; 16]) {
-        self.table.remove(&(name.to_owned(), boot_id));
+        let key = (name.to_owned(), boot_id);
+        self.table.remove(&key);
+        self.doubts.remove(&key);
     }
 
     /// Forgets nodes that were silent for long.
     pub fn forget_silent(&mut self, now: Now) {
         self.table.retain(|_, member| now.mono.saturating_sub(member.heard_at) < FORGET_AFTER_MS);
+        self.doubts.retain(|_, doubt| now.mono.saturating_sub(doubt.heard_at) < FORGET_AFTER_MS);
     }
 
     /// Forgets everybody, at the end of a lead.
     pub fn clear(&mut self) {
         self.table.clear();
+        self.doubts.clear();
     }
 
     /// All members by name.
@@ -192,8 +250,17 @@ impl Members {
 mod tests {
     use super::*;
 
+    const BEAT: u64 = 100;
+
     fn at(mono: u64) -> Now {
-        Now { wall: 1_000_000 + mono, mono: 100_000 + mono }
+        Now { wall: 100_000_000 + mono, mono: 100_000 + mono }
+    }
+
+    /// Messages of a node whose clock is `offset_ms` off, from `mono` on, one a beat until it is believed.
+    fn skewed_from(members: &mut Members, name: &str, boot: u8, offset_ms: i64, mono: u64) {
+        for beat in 0..=STEADY_BEATS {
+            members.skewed(name, [boot; 16], offset_ms, BEAT, at(mono + beat * BEAT));
+        }
     }
 
     fn names(members: &Members) -> Vec<(String, u8, bool)> {
@@ -243,25 +310,58 @@ mod tests {
         let mut members = Members::default();
         members.reported("a", [1; 16], 0, proto::Report::default(), at(0));
         // Its own, and one of its former self.
-        members.skewed("a", [1; 16], -9_000, 100, at(100));
-        members.skewed("a", [2; 16], -9_000, 100, at(100));
+        skewed_from(&mut members, "a", 1, -9_000, BEAT);
+        skewed_from(&mut members, "a", 2, -9_000, BEAT);
         assert_eq!(names(&members), [("a".into(), 1, false)]);
         let member = members.iter().next().expect("one member");
         assert!(member.report.is_some() && member.clock_offset_ms() == 0, "{member:?}");
         // It reports no longer: now its clock may have been set.
-        members.skewed("a", [1; 16], -9_000, 100, at(101));
+        skewed_from(&mut members, "a", 1, -9_000, 301);
         assert!(members.iter().next().expect("one member").report.is_none());
     }
 
     #[test]
-    fn a_clock_that_is_set_shows_with_the_next_message() {
+    fn a_clock_that_is_set_shows_after_two_beats_and_with_the_next_message_when_it_is_set_right() {
         let mut members = Members::default();
         let offset = |members: &Members| members.iter().next().expect("one member").clock_offset_ms();
         members.reported("a", [1; 16], 3, proto::Report::default(), at(0));
-        members.skewed("a", [1; 16], 3_600_000, 100, at(200));
+        skewed_from(&mut members, "a", 1, 3_600_000, 400);
         assert_eq!(offset(&members), 3_600_000);
-        members.reported("a", [1; 16], -400, proto::Report::default(), at(300));
+        members.reported("a", [1; 16], -400, proto::Report::default(), at(800));
         assert_eq!(offset(&members), -400);
+    }
+
+    #[test]
+    fn recorded_messages_make_nobody_a_node_with_a_wrong_clock() {
+        let mut members = Members::default();
+        // What three gone nodes sent a day ago, each of them again and again; and two messages of one of them in turn.
+        let day_ago = at(0).wall - 86_400_000;
+        for turn in 0..200 {
+            let now = at(turn * BEAT / 4);
+            for boot in 1..=3 {
+                for sent_at in [day_ago, day_ago + u64::from(boot) * 40] {
+                    let offset = -i64::try_from(now.wall - sent_at).expect("a day");
+                    members.skewed("gone", [boot; 16], offset, BEAT, now);
+                }
+            }
+        }
+        assert_eq!(members.len(), 0);
+    }
+
+    #[test]
+    fn old_messages_among_them_do_not_hide_a_node_with_a_wrong_clock() {
+        let mut members = Members::default();
+        for turn in 0..4 {
+            members.skewed("a", [1; 16], 9_000, BEAT, at(turn * BEAT));
+            members.skewed(
+                "a",
+                [1; 16],
+                9_000 - 50 - i64::try_from(turn * BEAT).expect("small"),
+                BEAT,
+                at(turn * BEAT),
+            );
+        }
+        assert_eq!(members.iter().next().map(Member::clock_offset_ms), Some(9_000));
     }
 
     #[test]
@@ -270,8 +370,8 @@ mod tests {
             let mut members = Members::default();
             members.reported("own", [0; 16], 0, proto::Report::default(), at(0));
             for (index, offset) in offsets.iter().enumerate() {
-                let boot = [u8::try_from(index).expect("few") + 1; 16];
-                members.skewed(&format!("n{index}"), boot, *offset, 100, at(0));
+                let boot = u8::try_from(index).expect("few") + 1;
+                skewed_from(&mut members, &format!("n{index}"), boot, *offset, 0);
             }
             members.majority_disagrees([0; 16], 1000)
         };

@@ -49,8 +49,10 @@ pub const READS_WITHIN: Duration = Duration::from_secs(10);
 const CHUNK_BYTES: usize = 64 * 1024;
 /// After an `accept` that failed for want of file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// Longest texts that are taken from a proxy's introduction, in characters, and how many warnings.
-const LONGEST_TEXT: usize = 512;
+/// What is taken from a proxy's introduction: characters of a name or release, which go into reports to the leader, and
+/// of a warning, and how many warnings.
+const LONGEST_NAME: usize = 64;
+const LONGEST_WARNING: usize = 512;
 const MOST_WARNINGS: usize = 64;
 
 /// The `ats` section of the settings.
@@ -430,7 +432,8 @@ impl Door {
 
 /// Cuts down what a proxy says of itself.
 fn introduced(hello: local::Hello) -> ProxyInfo {
-    let short = |text: String| text.chars().filter(|c| !c.is_control()).take(LONGEST_TEXT).collect::<String>();
+    let cut = |text: String, to| text.chars().filter(|c| !c.is_control()).take(to).collect::<String>();
+    let short = |text| cut(text, LONGEST_NAME);
     let digest_ok = hello.certificate_digest.len() == 8;
     ProxyInfo {
         kind: short(hello.kind),
@@ -438,7 +441,7 @@ fn introduced(hello: local::Hello) -> ProxyInfo {
         plugin_version: short(hello.plugin_version),
         process_id: hello.process_id,
         certificate_digest: if digest_ok { hello.certificate_digest } else { Vec::new() },
-        warnings: hello.warnings.into_iter().take(MOST_WARNINGS).map(short).collect(),
+        warnings: hello.warnings.into_iter().take(MOST_WARNINGS).map(|text| cut(text, LONGEST_WARNING)).collect(),
         sessions: hello.sessions,
     }
 }

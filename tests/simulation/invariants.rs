@@ -419,7 +419,13 @@ impl World {
         }
         let held = || host.standing.ring.values().map(|(key, _)| key);
         for entry in host.proxy.entries().iter().filter(|entry| now.wall <= entry.open_until) {
-            let Some((key, _)) = host.standing.ring.get(&entry.name) else { continue };
+            let Some((key, _)) = host.standing.ring.get(&entry.name) else {
+                // A daemon that stands still, or is gone, takes no key away.
+                if host.farm.is_some() && host.stopped.is_none() {
+                    wrong = Some(format!("invariant 2: the proxy of {name} opens with a key that its node has not"));
+                }
+                continue;
+            };
             let successors = held().filter(|other| other.order() > key.order()).map(|other| other.seal_from);
             let closes = successors.chain([key.seal_until]).min().expect("its own");
             if now.wall > closes.saturating_add(key.open_for) {
