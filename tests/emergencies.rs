@@ -5,26 +5,21 @@
 mod attacker;
 mod support;
 
-use std::fs;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Instant;
 
 use attacker::Attacker;
-use nix::sys::signal::Signal;
 use resumed::probe::{Client, Mode, Options, Session, Target};
-use resumed::status::{FarmStatus, SecretStep};
+use resumed::status::SecretStep;
 use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, built, wait_for};
+use support::farm::{Farm, FarmSetup, Proxies, new_secret, wait_for};
 use support::hopping::Hopping;
+use support::sessions::{new_ones_resume, refused_at, resumes};
 
 const TICKETS: [Mode; 2] = [Mode::Ticket12, Mode::Ticket13];
 
 fn client() -> Client {
     Client::new(Options::default()).expect("a client")
-}
-
-fn resumes(client: &Client, target: &Target, session: &Session) -> bool {
-    client.resume(target, session).unwrap_or_else(|error| panic!("resuming at {target}: {error}")).resumed
 }
 
 fn make(client: &Client, target: &Target, mode: Mode) -> Session {
@@ -45,38 +40,6 @@ fn succeeded(output: &Output) -> String {
 fn failed(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     text(&output.stderr)
-}
-
-/// Waits until `sessions` are refused at `target`: the proxy takes its node's word within a moment, not a minute.
-fn refused_at(client: &Client, target: &Target, sessions: &[Session]) {
-    let (_, took) = wait_for("old sessions refused", || {
-        let resumed = sessions.iter().filter(|session| resumes(client, target, session)).count();
-        if resumed == 0 { Ok(()) } else { Err(format!("{resumed} of {} resumed at {target}", sessions.len())) }
-    });
-    println!("{} older sessions refused at {target} after {took:?}", sessions.len());
-    assert!(took.as_secs() < 30, "as late as the plugin's own minute: {took:?}");
-}
-
-/// Waits until a session made at each target resumes at every other.
-fn new_ones_resume(client: &Client, targets: &[Target], mode: Mode) {
-    wait_for("new sessions resumed everywhere", || {
-        for at in targets {
-            let made = client.handshake(at, mode).map_err(|error| error.to_string())?.session;
-            wait_a_moment_for_replicas(client, targets, &made, mode)?;
-        }
-        Ok(())
-    });
-}
-
-/// Session IDs travel; tickets need not.
-fn wait_a_moment_for_replicas(client: &Client, targets: &[Target], made: &Session, mode: Mode) -> Result<(), String> {
-    for target in targets {
-        let tries = if mode == Mode::Id { 20 } else { 1 };
-        if !(0..tries).any(|_| resumes(client, target, made)) {
-            return Err(format!("a new {mode} session was refused at {target}"));
-        }
-    }
-    Ok(())
 }
 
 #[test]
@@ -179,42 +142,18 @@ fn without_a_broker_a_host_revokes_alone_and_the_farm_follows() {
     new_ones_resume(&client, &targets, Mode::Ticket13);
 }
 
-/// Puts `files` into the configuration of `host`, and sends it a SIGHUP.
-fn set_secrets(farm: &Farm, host: usize, files: &[&str]) {
-    let daemon = &farm.hosts[host].daemon;
-    let text = fs::read_to_string(daemon.config()).expect("the configuration");
-    let paths: Vec<String> = files.iter().map(|file| format!("\"{}\"", farm.dir().join(file).display())).collect();
-    let line = format!("files = [{}]", paths.join(", "));
-    let (before, after) = text.split_once("[secret]\n").expect("a section");
-    let rest = after.split_once('\n').map_or("", |(_, rest)| rest);
-    fs::write(daemon.config(), format!("{before}[secret]\n{line}\n{rest}")).expect("the configuration");
-    daemon.signal(Signal::SIGHUP);
-}
-
-/// Waits until `status` says of the secrets what is wanted.
-fn wait_for_secrets(farm: &Farm, step: SecretStep, safe: bool, waiting_for: &[&str]) -> FarmStatus {
-    wait_for("the secrets' state", || {
-        let status = farm.hosts[0].daemon.try_status()?;
-        let secrets = &status.secrets;
-        let as_wanted = secrets.next_step == step && secrets.safe == safe && secrets.waiting_for == waiting_for;
-        if as_wanted { Ok(status) } else { Err(format!("{secrets:?}")) }
-    })
-    .0
-}
-
 #[test]
 fn a_new_farm_secret_goes_in_by_three_steps_without_one_refused_message() {
     let broker = Broker::shared();
     // Rotations as well, so that key messages matter; every ticket stays good for longer than the test takes.
     let keys = "interval = \"10s\"\nsettle = \"500ms\"\nkeep = 32".to_owned();
     let farm = Farm::start_in_step(&FarmSetup { keys, ..FarmSetup::new(3, &broker.uri()) });
-    let made = Command::new(built("resumed")).args(["secret", "new"]).arg(farm.dir().join("new.secret")).output();
-    succeeded(&made.expect("resumed runs"));
+    new_secret(&farm.dir().join("new.secret"));
     let old = farm.hosts[0].daemon.try_status().expect("a status").secrets.sealing;
     let (old, targets) = (&old[0], farm.targets());
     let unsafe_text = |farm: &Farm| text(&farm.hosts[0].daemon.command(&["status"]).stdout);
 
-    wait_for_secrets(&farm, SecretStep::Add, true, &[]);
+    farm.wait_for_secrets(SecretStep::Add, true, &[]);
     let ((recorded, attacker), hopped) = Hopping::during(&targets, &[Mode::Ticket13, Mode::Id], |_| {
         let steps: [(&[&str], _, _); 3] = [
             (&["farm.secret", "new.secret"], SecretStep::SealFirst, "first in secret.files; "),
@@ -224,20 +163,20 @@ fn a_new_farm_secret_goes_in_by_three_steps_without_one_refused_message() {
         let mut attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
         let recorded = attacker.record(&attacker.names.keys.clone());
         for (files, next, words) in steps {
-            set_secrets(&farm, 0, files);
-            set_secrets(&farm, 2, files);
-            wait_for_secrets(&farm, next, false, &["host1"]);
+            farm.set_secrets(0, files);
+            farm.set_secrets(2, files);
+            farm.wait_for_secrets(next, false, &["host1"]);
             let shown = unsafe_text(&farm);
             assert!(shown.contains(words) && shown.contains("NOT SAFE yet, waiting for host1"), "{shown}");
-            set_secrets(&farm, 1, files);
-            wait_for_secrets(&farm, next, true, &[]);
+            farm.set_secrets(1, files);
+            farm.wait_for_secrets(next, true, &[]);
         }
         (recorded, attacker)
     });
     println!("{} tickets and {} session IDs offered during the three steps", hopped.tickets, hopped.ids);
     assert!(hopped.refused.is_empty(), "{:#?}", hopped.refused);
     assert!(hopped.tickets > 20 && hopped.ids > 20, "too few to tell: {} and {}", hopped.tickets, hopped.ids);
-    let status = wait_for_secrets(&farm, SecretStep::Add, true, &[]);
+    let status = farm.wait_for_secrets(SecretStep::Add, true, &[]);
     assert_eq!(status.secrets.sealing.len(), 1);
     assert_ne!(&status.secrets.sealing[0], old);
     assert!(status.warnings.is_empty(), "{:?}", status.warnings);
@@ -251,7 +190,7 @@ fn a_new_farm_secret_goes_in_by_three_steps_without_one_refused_message() {
     for host in &farm.hosts {
         host.daemon.wait_for_metric("resumed_messages_refused_total", |refused| refused == 1.0);
     }
-    set_secrets(&farm, 0, &["new.secret", "farm.secret"]);
+    farm.set_secrets(0, &["new.secret", "farm.secret"]);
     wait_for("the old secret at host0", || {
         let status = farm.hosts[0].daemon.try_status()?;
         let ids = status.nodes.iter().find(|node| node.name == "host0").map_or(0, |node| node.secret_ids.len());

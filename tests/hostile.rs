@@ -16,7 +16,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use attacker::{Attacker, random};
+use attacker::{Attacker, announcement, flipped, random};
 use bytes::Bytes;
 use openssl::ssl::SslSession;
 use prost::Message;
@@ -209,27 +209,6 @@ fn farewell() -> Kind {
 
 fn batch(entries: Vec<SessionEntry>) -> Kind {
     Kind::Sessions(SessionBatch { entries, format: SessionFormat::OpensslDer.into() })
-}
-
-/// A ring as a leader announces it, in no way out of the ordinary but for what `ring` holds.
-fn announcement(ring: Ring, as_of: u64) -> Announcement {
-    Announcement {
-        ring: Some(ring),
-        as_of,
-        fingerprint: vec![0; 8],
-        members: 1,
-        members_in_step: 1,
-        report_every_ms: 500,
-        leased: false,
-        inbox: String::new(),
-        epoch: Vec::new(),
-    }
-}
-
-fn flipped(body: &[u8], at: usize) -> Vec<u8> {
-    let mut body = body.to_vec();
-    body[at] ^= 0x10;
-    body
 }
 
 #[test]

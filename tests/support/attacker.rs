@@ -284,6 +284,28 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// A ring as a leader announces it, in no way out of the ordinary but for what `ring` holds.
+pub fn announcement(ring: proto::Ring, as_of: u64) -> proto::Announcement {
+    proto::Announcement {
+        ring: Some(ring),
+        as_of,
+        fingerprint: vec![0; 8],
+        members: 1,
+        members_in_step: 1,
+        report_every_ms: 500,
+        leased: false,
+        inbox: String::new(),
+        epoch: Vec::new(),
+    }
+}
+
+/// `body` with one bit changed, in the byte `at`.
+pub fn flipped(body: &[u8], at: usize) -> Vec<u8> {
+    let mut body = body.to_vec();
+    body[at] ^= 0x10;
+    body
+}
+
 fn read(secret: &Path) -> Arc<Secrets> {
     Arc::new(Secrets::read(&[secret]).expect("the farm's secret"))
 }

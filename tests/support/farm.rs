@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use resumed::probe::{self, Client, Mode, Target};
-use resumed::status::FarmStatus;
+use resumed::status::{FarmStatus, SecretStep};
 
 use super::ats::{Ats, AtsSetup, Certificate, free_port};
 use super::namespaces::{at, command_at};
@@ -190,8 +190,7 @@ impl Farm {
             None => Folder::temporary("rf-"),
         };
         let secret = dir.path().join("farm.secret");
-        let made = Command::new(built("resumed")).args(["secret", "new"]).arg(&secret).output().expect("resumed runs");
-        assert!(made.status.success(), "secret new: {made:?}");
+        new_secret(&secret);
         let certificate = Certificate::self_signed("farm.test");
         let hosts = (0..setup.pods.len()).map(|index| host(setup, index, dir.path(), &secret, &certificate)).collect();
         Self { hosts, secret, setup: setup.clone(), dir }
@@ -261,10 +260,39 @@ impl Farm {
         assert!(matrix.passed(), "not every host resumes every other's sessions: {:#?}", matrix.failures());
     }
 
+    /// Puts `files`, which lie where the farm lies, into the configuration of `host` as its secrets, and sends it a SIGHUP.
+    pub fn set_secrets(&self, host: usize, files: &[&str]) {
+        let daemon = &self.hosts[host].daemon;
+        let text = fs::read_to_string(daemon.config()).expect("the configuration");
+        let paths: Vec<String> = files.iter().map(|file| format!("\"{}\"", self.dir().join(file).display())).collect();
+        let line = format!("files = [{}]", paths.join(", "));
+        let (before, after) = text.split_once("[secret]\n").expect("a section");
+        let rest = after.split_once('\n').map_or("", |(_, rest)| rest);
+        fs::write(daemon.config(), format!("{before}[secret]\n{line}\n{rest}")).expect("the configuration");
+        daemon.signal(Signal::SIGHUP);
+    }
+
+    /// Waits until the first host's `status` says of the secrets what is wanted.
+    pub fn wait_for_secrets(&self, step: SecretStep, safe: bool, waiting_for: &[&str]) -> FarmStatus {
+        let (status, _) = wait_for("the secrets' state", || {
+            let status = self.hosts[0].daemon.try_status()?;
+            let secrets = &status.secrets;
+            let as_wanted = secrets.next_step == step && secrets.safe == safe && secrets.waiting_for == waiting_for;
+            if as_wanted { Ok(status) } else { Err(format!("{secrets:?}")) }
+        });
+        status
+    }
+
     /// Where the farm lies.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
+}
+
+/// `resumed secret new`.
+pub fn new_secret(file: &Path) {
+    let made = Command::new(built("resumed")).args(["secret", "new"]).arg(file).output().expect("resumed runs");
+    assert!(made.status.success(), "secret new: {made:?}");
 }
 
 fn host(setup: &FarmSetup, index: usize, dir: &Path, secret: &Path, certificate: &Certificate) -> Host {

@@ -8,5 +8,6 @@ pub mod load;
 pub mod namespaces;
 pub mod network;
 pub mod scanner;
+pub mod sessions;
 pub mod tls;
 pub mod watcher;
