@@ -1,5 +1,6 @@
 //! Everything that a farm publishes is recorded by the broker's own tracing, through elections, rotations, sessions, a
-//! crash and a restart. Then the farm secret is stolen: it opens joins, and nothing else.
+//! revocation, a crash, a restart and the warm-up after it. Then the farm secret is stolen: it opens joins, grants and
+//! farewells, and nothing else.
 
 mod support;
 
@@ -16,10 +17,11 @@ use openssl::pkey::PKey;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, decrypt_aead};
 use prost::Message;
-use resumed::probe::{Client, Mode, Options};
+use resumed::probe::{Client, Mode, Options, Session};
 use resumed::proto::{Envelope, Payload, payload::Kind};
 use support::broker::Broker;
 use support::farm::{Farm, FarmSetup, Proxies, wait_for};
+use support::sessions::{new_ones_resume, refused_at};
 use tokio::runtime::Runtime;
 
 /// What went over the broker: where to (the exchange, or the queue if through the default one), and the bytes.
@@ -118,18 +120,19 @@ fn epoch_of(body: &[u8]) -> Vec<u8> {
     Envelope::decode(body).expect("nothing but envelopes on the broker").epoch.to_vec()
 }
 
-/// A session of each host is resumed by ID on every other, as soon as it is there.
-fn all_resume(farm: &Farm) {
-    let client = Client::new(Options::default()).expect("a client");
-    for from in farm.targets() {
-        let made = client.handshake(&from, Mode::Id).expect("a full handshake").session;
+/// A session of each host is resumed by ID on every other, as soon as it is there. Returns those sessions.
+fn all_resume(client: &Client, farm: &Farm) -> Vec<Session> {
+    let resumed_everywhere = |from| {
+        let made = client.handshake(from, Mode::Id).expect("a full handshake").session;
         for to in farm.targets() {
             wait_for("a session resumed on another host", || {
                 let resumed = client.resume(&to, &made).map_err(|error| error.to_string())?.resumed;
                 if resumed { Ok(()) } else { Err(format!("{to} refused a session of {from}")) }
             });
         }
-    }
+        made
+    };
+    farm.targets().iter().map(resumed_everywhere).collect()
 }
 
 #[test]
@@ -144,21 +147,47 @@ fn recorded_traffic_and_a_farm_secret_stolen_later_open_nothing_but_joins() {
     };
     let mut farm = Farm::start_in_step(&setup);
 
-    // A full run: sessions, a rotation, a leader that crashes, and its return.
-    all_resume(&farm);
+    // A full run: sessions, a rotation, a revocation that a follower asks the leader for, a leader that crashes, and its
+    // return.
+    let client = Client::new(Options::default()).expect("a client");
+    let flushed = all_resume(&client, &farm);
     let rotated = farm.hosts[0].daemon.command(&["rotate", "--wait", "20s"]);
     assert!(rotated.status.success(), "{rotated:?}");
     let leader = farm.leader();
+    let follower = farm.others(leader)[0];
+    let revoked = farm.hosts[follower].daemon.command(&["revoke", "--flush-sessions", "--wait", "20s"]);
+    assert!(revoked.status.success(), "{revoked:?}");
+    for target in farm.targets() {
+        refused_at(&client, &target, &flushed);
+    }
+    let ring = farm.wait_in_step().ring;
+    assert!(ring.sessions_from > 0 && ring.floor >= ring.sessions_from, "nothing was revoked: {ring:?}");
+    // What is made within the second of the flush is refused as well.
+    new_ones_resume(&client, &farm.targets(), Mode::Id);
+    all_resume(&client, &farm);
     farm.hosts[leader].daemon.kill();
     let others = farm.others(leader);
     farm.another_leads(&others);
     farm.wait_in_step_at(others[0]);
+    let at_return = recorder.so_far().len();
     farm.hosts[leader].daemon.launch();
     farm.wait_in_step();
     for host in &farm.hosts {
         host.daemon.wait_for_metric("resumed_proxies_connected", |value| value == 1.0);
     }
-    all_resume(&farm);
+    // It was given the sessions that it lacked: what goes to its feed alone is of warm-ups, and only the part with sessions
+    // is long, for each has a master key of 48 bytes and an ID of 32.
+    let warm = farm.hosts[leader].daemon.wait_for_metric("resumed_warmup_sessions_received_total", |count| count > 0.0);
+    let feed = format!("resumed.{}.sessions.pod.host{leader}.", farm.name());
+    let (warm_up, _) = wait_for("a recorded warm-up", || {
+        let recorded = recorder.so_far();
+        let to_it = recorded[at_return..].iter().filter(|(route, _)| route.starts_with(&feed));
+        let lengths: Vec<usize> = to_it.map(|(_, body)| body.len()).collect();
+        let long = lengths.iter().filter(|length| **length >= 500).sum::<usize>();
+        if long as f64 >= 80.0 * warm { Ok(long) } else { Err(format!("{lengths:?} bytes for {warm} sessions")) }
+    });
+    println!("a warm-up with {warm} sessions in {warm_up} bytes");
+    all_resume(&client, &farm);
     // The farm beats on until there is enough of each.
     let least = [("keys", 10), ("leader", 20), ("sessions", 6), ("node", 4)];
     wait_for("enough recorded messages", || {
