@@ -1,22 +1,29 @@
 //! Nothing that the processes write holds a secret, and no memory that holds one leaves the machine's RAM.
 
+#[path = "support/attacker.rs"]
+mod attacker;
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use attacker::{Attacker, announcement, flipped, random};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::geteuid;
 use openssl::base64::encode_block;
 use openssl::ssl::SslSession;
 use prost::Message;
-use resumed::probe::{Client, Mode, Options};
-use resumed::proto;
+use resumed::probe::{Client, Mode, Options, Session};
+use resumed::proto::payload::Kind;
+use resumed::proto::{self, Payload, Ring, SessionBatch, SessionEntry, SessionFormat, TicketKey};
+use resumed::status::SecretStep;
 use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, built, wait_for};
+use support::farm::{Daemon, Farm, FarmSetup, Proxies, built, new_secret, wait_for};
 use support::scanner::{Scanner, WINDOW};
+use support::sessions::{new_ones_resume, refused_at};
 use support::watcher::{Folder, Process};
 
 /// The saved ring, as `src/daemon/ring_file.rs` lays it out behind 48 bytes of header.
@@ -72,40 +79,114 @@ fn nothing_that_a_farm_writes_holds_a_secret() {
     for proxies in [Proxies::Tickets, Proxies::SessionIds] {
         let setup = FarmSetup::new(3, &broker.uri());
         let rings = rings.path().join(&setup.name);
-        let farm =
-            Farm::start_in_step(&FarmSetup { proxies, rings: Some(rings.clone()), log: "trace".to_owned(), ..setup });
+        let mut farm = Farm::start_in_step(&FarmSetup {
+            proxies,
+            broker: "report_every = \"500ms\"".to_owned(),
+            rings: Some(rings.clone()),
+            log: "trace".to_owned(),
+            ..setup
+        });
         let saved = |host: &str| rings.join(host).join("ring");
         let secret = fs::read_to_string(&farm.secret).expect("the farm secret");
         scanner.add("the farm secret", &unhex(secret.trim()));
         learn_keys(&mut scanner, &saved("host0"));
         use_farm(&mut scanner, &farm, proxies);
 
-        // Rotated, revived, and a word with every way to ask.
-        let host = &farm.hosts[1].daemon;
-        let rotated = host.command(&["rotate"]);
-        assert!(rotated.status.success(), "{rotated:?}");
-        learn_keys(&mut scanner, &saved("host0"));
+        // Rotated, and revived.
+        let say = |daemon: &Daemon, words: &[&str], written: &mut Vec<(String, Vec<u8>)>| {
+            let output = daemon.command(words);
+            assert!(output.status.success(), "{output:?}");
+            let said = [output.stdout, output.stderr].concat();
+            written.push((format!("{} of {}", words.join(" "), daemon.name()), said));
+        };
+        say(&farm.hosts[1].daemon, &["rotate"], &mut written);
+        let revoked = learn_keys(&mut scanner, &saved("host0"));
+        let sessions = use_farm(&mut scanner, &farm, proxies);
+
+        // Revoked: from here on the scanner knows keys that no host has any more.
+        say(&farm.hosts[1].daemon, &["revoke", "--flush-sessions"], &mut written);
+        let client = Client::new(Options::default()).expect("a client");
+        for target in farm.targets() {
+            refused_at(&client, &target, &sessions);
+        }
+        for mode in modes(proxies) {
+            new_ones_resume(&client, &farm.targets(), *mode);
+        }
+        let left: BTreeSet<_> = revoked.intersection(&learn_keys(&mut scanner, &saved("host0"))).cloned().collect();
+        assert!(left.is_empty(), "{} of {} keys outlived the revocation", left.len(), revoked.len());
         use_farm(&mut scanner, &farm, proxies);
+
+        // Another farm secret.
+        let secret = farm.dir().join("new.secret");
+        new_secret(&secret);
+        let text = fs::read_to_string(&secret).expect("the new farm secret");
+        scanner.add("the new farm secret", &unhex(text.trim()));
+        let steps: [(&[&str], _); 3] = [
+            (&["farm.secret", "new.secret"], SecretStep::SealFirst),
+            (&["new.secret", "farm.secret"], SecretStep::Remove),
+            (&["new.secret"], SecretStep::Add),
+        ];
+        for (files, next) in steps {
+            for host in 0..farm.hosts.len() {
+                farm.set_secrets(host, files);
+            }
+            farm.wait_for_secrets(next, true, &[]);
+            say(&farm.hosts[0].daemon, &["status"], &mut written);
+        }
+
+        // Restarted, and warmed up.
+        let ended = farm.hosts[2].daemon.stop();
+        assert!(ended.0.success(), "{ended:?}");
+        farm.hosts[2].daemon.launch();
+        let daemon = &farm.hosts[2].daemon;
+        let warm = daemon.wait_for_metric("resumed_warmup_sessions_received_total", |sessions| sessions > 0.0);
+        daemon.wait_for_metric("resumed_proxies_connected", |value| value == 1.0);
+        farm.wait_in_step();
+        use_farm(&mut scanner, &farm, proxies);
+
+        // Attacked, and a word with every way to ask.
+        let refused = attack(&mut scanner, &farm, &broker.uri(), &secret);
+        println!("a warm-up with {warm} sessions; {refused} messages refused");
+        farm.wait_in_step();
         for host in &farm.hosts {
             for words in [&["status"][..], &["status", "--json"], &["check"]] {
-                let output = host.daemon.command(words);
-                let said = [output.stdout, output.stderr].concat();
-                written.push((format!("{} of {}", words.join(" "), host.name), said));
+                say(&host.daemon, words, &mut written);
             }
             written.push((format!("metrics of {}", host.name), host.daemon.metrics().expect("metrics").into_bytes()));
         }
         learn_keys(&mut scanner, &saved("host2"));
 
         // In the places where they belong they are found: the scanner works on what this farm has.
-        assert!(!scanner.find(&fs::read(&farm.secret).expect("the farm secret")).is_empty());
-        assert!(!scanner.find(&fs::read(saved("host1")).expect("the saved ring")).is_empty());
+        for place in [&farm.secret, &secret, &saved("host1")] {
+            let text = fs::read(place).unwrap_or_else(|error| panic!("{}: {error}", place.display()));
+            assert!(!scanner.find(&text).is_empty(), "nothing found in {}", place.display());
+        }
         let before = written.len();
-        read_all(farm.dir(), &farm.secret, &mut written);
+        read_all(farm.dir(), &[&farm.secret, &secret], &mut written);
         let files = written.len() - before;
         assert!(files >= 3 * 10, "a farm writes more than {files} files");
-        assert!(farm.hosts[0].daemon.log().contains("connected to the broker"), "what is searched is no log");
+        let log = farm.hosts[0].daemon.log();
+        let words = [
+            "connected to the broker",
+            "flushed the sessions",
+            "refused a message (unknown_secret)",
+            "refused a message (bad_tag)",
+            "refused a message (replay)",
+            "refused a message (malformed)",
+            "refused a message (clock)",
+            "refused a message (not_in_epoch)",
+            "refused a session batch (not_in_epoch)",
+            "refused a message of mallory: bad_fingerprint",
+            "ignored a message of unknown kind from mallory",
+            "skipped a ticket key of mallory: wrong_length",
+            "skipped a ticket key of mallory: generation_far_ahead",
+            "sessions of mallory: broken_der",
+        ];
+        for words in words {
+            assert!(log.contains(words), "what is searched is no log of this run: no {words:?}");
+        }
     }
-    read_all(broker.log_file().parent().expect("the broker's folder"), &PathBuf::new(), &mut written);
+    read_all(broker.log_file().parent().expect("the broker's folder"), &[], &mut written);
 
     let bytes: usize = written.iter().map(|(_, text)| text.len()).sum();
     println!("{} texts of {bytes} bytes in all", written.len());
@@ -115,14 +196,20 @@ fn nothing_that_a_farm_writes_holds_a_secret() {
     }
 }
 
-/// Makes sessions at every host and has all of them resumed everywhere, so that they pass through every process.
-fn use_farm(scanner: &mut Scanner, farm: &Farm, proxies: Proxies) {
-    let modes = match proxies {
-        Proxies::SessionIds => &[Mode::Id][..],
-        _ => &[Mode::Ticket12, Mode::Ticket13],
-    };
+/// How clients resume at such proxies. Session IDs everywhere, because only these are handed on by warm-ups.
+fn modes(proxies: Proxies) -> &'static [Mode] {
+    match proxies {
+        Proxies::SessionIds => &[Mode::Id],
+        _ => &[Mode::Ticket12, Mode::Ticket13, Mode::Id],
+    }
+}
+
+/// Makes sessions at every host and has all of them resumed everywhere, so that they pass through every process. Returns
+/// them.
+fn use_farm(scanner: &mut Scanner, farm: &Farm, proxies: Proxies) -> Vec<Session> {
     let client = Client::new(Options::default()).expect("a client");
-    for mode in modes {
+    let mut sessions = Vec::new();
+    for mode in modes(proxies) {
         for target in farm.targets() {
             let made = client.handshake(&target, *mode).expect("a full handshake").session;
             let mut secret = [0; 64];
@@ -136,11 +223,14 @@ fn use_farm(scanner: &mut Scanner, farm: &Farm, proxies: Proxies) {
                     Err(error) => Err(error.to_string()),
                 });
             }
+            sessions.push(made);
         }
     }
+    sessions
 }
 
-fn learn_keys(scanner: &mut Scanner, saved: &Path) {
+/// Has `scanner` look for the keys of a saved ring. Returns their names.
+fn learn_keys(scanner: &mut Scanner, saved: &Path) -> BTreeSet<Vec<u8>> {
     let contents = fs::read(saved).unwrap_or_else(|error| panic!("{}: {error}", saved.display()));
     let ring = Saved::decode(&contents[48..]).expect("a saved ring").ring.expect("a ring");
     assert!(!ring.keys.is_empty());
@@ -148,16 +238,94 @@ fn learn_keys(scanner: &mut Scanner, saved: &Path) {
         scanner.add(&format!("the HMAC secret of key {}", key.generation), &key.hmac);
         scanner.add(&format!("the AES key of key {}", key.generation), &key.aes);
     }
+    ring.keys.iter().map(|key| key.name.clone()).collect()
 }
 
-/// Every regular file below `folder` but `secret`.
-fn read_all(folder: &Path, secret: &Path, written: &mut Vec<(String, Vec<u8>)>) {
+/// Publishes what every host refuses, or takes only in part: altered, foreign, late, misplaced or senseless. Where
+/// somebody else's mistake would have them hold a secret, they hold one that is searched for. Returns how many messages
+/// each host refused.
+fn attack(scanner: &mut Scanner, farm: &Farm, uri: &str, secret: &Path) -> usize {
+    let planted: [u8; 48] = random();
+    scanner.add("what was in a message to be refused", &planted);
+    let mut attacker = Attacker::join(uri, farm.name(), &["pod"], secret);
+    let (keys, sessions) = (attacker.names.keys.clone(), attacker.names.sessions.clone());
+    let counts = |name: &str| -> Vec<f64> {
+        farm.hosts.iter().map(|host| host.daemon.try_metric(name).expect("it is there from the start")).collect()
+    };
+    let families = [
+        ("resumed_messages_refused_total", 10),
+        ("resumed_keys_skipped_total", 2),
+        ("resumed_sessions_dropped_total", 2),
+    ];
+    let before = families.map(|(name, _)| counts(name));
+
+    let now = attacker.wall();
+    let key = |name, generation, hmac: &[u8]| TicketKey {
+        name,
+        hmac: hmac.to_vec(),
+        aes: planted[16..].to_vec(),
+        generation,
+        seal_from: now - 20_000,
+        seal_until: now + 3_600_000,
+        open_for: 3_600_000,
+    };
+    // One of a wrong length, one from too far ahead.
+    let bad_keys = vec![
+        key(random::<16>().to_vec(), now, &planted[..31]),
+        key(random::<16>().to_vec(), now + 360_000, &planted[..32]),
+    ];
+    let rings = || Kind::Announcement(announcement(Ring { keys: bad_keys.clone(), ..Ring::default() }, now));
+    let no_fingerprint = match rings() {
+        Kind::Announcement(good) => proto::Announcement { fingerprint: vec![0; 7], ..good },
+        other => panic!("{other:?}"),
+    };
+    let entry = |id: Vec<u8>, der: &[u8]| SessionEntry { id: id.into(), session: der.to_vec().into(), at: now };
+    // No DER; and in the place of an ID of at most 32 bytes, one of 48.
+    let entries = vec![entry(vec![1; 32], &planted), entry(planted.to_vec(), &planted)];
+    let batch = || Kind::Sessions(SessionBatch { entries: entries.clone(), format: SessionFormat::OpensslDer.into() });
+
+    let is_announcement = |payload: Payload| matches!(payload.kind, Some(Kind::Announcement(_))).then_some(());
+    let ((), recorded) = attacker.record_until(&keys, is_announcement);
+    let to_all = [
+        attacker.seal_without_the_secret(&keys, "mallory", rings()),
+        flipped(&recorded, recorded.len() - 1).into(),
+        recorded.clone(),
+        recorded.slice(..recorded.len() / 2),
+        attacker.seal_at(&keys, "mallory", rings(), -3_600_000),
+        attacker.seal_outside_the_epoch(&keys, "mallory", rings()),
+        attacker.seal(&keys, "mallory", batch()),
+        attacker.seal_raw(&keys, &planted, [0; 8]),
+        attacker.seal(&keys, "mallory", Kind::Announcement(no_fingerprint)),
+        // Taken, but for its keys.
+        attacker.seal(&keys, "mallory", rings()),
+    ];
+    for body in &to_all {
+        attacker.to_all(body);
+    }
+    let downgraded = attacker.seal_outside_the_epoch(&sessions, "mallory", batch());
+    attacker.to_feeds(&downgraded);
+    // Taken, but for its sessions.
+    let spoilt = attacker.seal(&sessions, "mallory", batch());
+    attacker.to_feeds(&spoilt);
+
+    for ((name, by), before) in families.iter().zip(before) {
+        wait_for(name, || {
+            let now = counts(name);
+            let risen = now.iter().zip(&before).all(|(now, before)| *now >= before + f64::from(*by));
+            if risen { Ok(()) } else { Err(format!("{before:?}, then {now:?}")) }
+        });
+    }
+    families[0].1 as usize
+}
+
+/// Every regular file below `folder` but `secrets`.
+fn read_all(folder: &Path, secrets: &[&PathBuf], written: &mut Vec<(String, Vec<u8>)>) {
     for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
         let entry = entry.expect("an entry");
         let kind = entry.file_type().expect("its kind");
         if kind.is_dir() {
-            read_all(&entry.path(), secret, written);
-        } else if kind.is_file() && entry.path() != secret {
+            read_all(&entry.path(), secrets, written);
+        } else if kind.is_file() && !secrets.contains(&&entry.path()) {
             match fs::read(entry.path()) {
                 Ok(text) => written.push((entry.path().display().to_string(), text)),
                 // A server replaced it in between.
