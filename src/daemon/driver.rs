@@ -466,7 +466,10 @@ async fn from_connection<L: Link>(connection: &mut Connection<L>) -> Happened<L>
                 let closed = || LinkEvent::Closed { reason: "the link ended".to_owned() };
                 Happened::Link(event.unwrap_or_else(closed))
             }
-            Some(KeyPlaneEvent::Unroutable) = up.plane_events.recv() => Happened::Unroutable,
+            event = up.plane_events.recv() => match event {
+                Some(KeyPlaneEvent::Unroutable) => Happened::Unroutable,
+                None => Happened::Link(LinkEvent::Closed { reason: "the writer of key messages ended".to_owned() }),
+            },
             Some(answer) = up.lease_answers.recv() => Happened::Lease(answer),
         },
     }

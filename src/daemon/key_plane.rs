@@ -200,7 +200,7 @@ async fn write_out<L: Link>(
         }
         tokio::select! {
             Some(ended) = under_way.join_next() => {
-                // A panic there is a panic here: nobody would know what is under way.
+                // After a panic nobody knows what is under way. The driver sees this end, and opens another link.
                 let Ok((route, unroutable)) = ended else { return };
                 shared.waiting().arrived(&route);
                 if unroutable && events.send(KeyPlaneEvent::Unroutable).await.is_err() {

@@ -175,6 +175,12 @@ impl Epochs {
         self.held.last().map(|held| &*held.key)
     }
 
+    /// Since when the node has had the current key, monotonic milliseconds.
+    #[must_use]
+    pub fn current_since(&self) -> Option<u64> {
+        self.held.last().map(|held| held.since)
+    }
+
     /// The newest key that the node has held for `settle`, so that its peers have it too; if none was held that long, the
     /// one that came first.
     #[must_use]

@@ -1358,10 +1358,9 @@ impl Farm {
                 self.role = Role::Acting { announce_at: now.mono };
                 self.note(Note::ActsAlone);
                 // The key of the leader that is gone does as well: most nodes hold it, and it is renewed in time.
-                if self.epochs.is_empty() {
-                    self.draw_epoch(now);
-                } else {
-                    self.renew_epoch_at = now.mono + EPOCH_FOR_MS;
+                match self.epochs.current_since() {
+                    Some(since) => self.renew_epoch_at = since + EPOCH_FOR_MS,
+                    None => self.draw_epoch(now),
                 }
             }
         }

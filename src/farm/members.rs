@@ -17,8 +17,13 @@ const MOST_MEMBERS: usize = 10_000;
 /// A node that was silent for this many beats reports no longer.
 const SILENT_BEATS: u64 = 3;
 
-/// For this many beats the stamps of a sender must advance as time does before its clock is believed to be wrong.
+/// For this many beats, and in this many messages, the stamps of a sender must advance as time does before its clock is
+/// believed to be wrong.
 const STEADY_BEATS: u64 = 2;
+const STEADY_MESSAGES: u32 = 3;
+
+/// A sender of such stamps that is silent for longer has to begin anew; a beat may be as long as this, or longer.
+const DOUBT_FOR_MS: u64 = 60_000;
 
 /// How many former boot ids are remembered for each node.
 const MOST_FORMER: usize = 8;
@@ -62,6 +67,8 @@ struct Doubt {
     /// Monotonic milliseconds and offset of the message that the later ones are compared with.
     since: u64,
     offset_ms: i64,
+    /// How many there were since then.
+    messages: u32,
     /// The last stamp, UTC milliseconds, and when it came, monotonic milliseconds.
     sent_at: u64,
     heard_at: u64,
@@ -70,25 +77,26 @@ struct Doubt {
 impl Doubt {
     fn new(offset_ms: i64, now: Now) -> Self {
         let sent_at = now.wall.saturating_add_signed(offset_ms);
-        Self { since: now.mono, offset_ms, sent_at, heard_at: now.mono }
+        Self { since: now.mono, offset_ms, messages: 1, sent_at, heard_at: now.mono }
     }
 
     /// Takes in another message; whether stamps have advanced as time has, for long enough.
     fn is_steady(&mut self, offset_ms: i64, beat: u64, now: Now) -> bool {
         let new = Self::new(offset_ms, now);
-        if now.mono.saturating_sub(self.heard_at) > SILENT_BEATS * beat {
+        if now.mono.saturating_sub(self.heard_at) > (SILENT_BEATS * beat).max(DOUBT_FOR_MS) {
             *self = new;
         }
         if new.sent_at <= self.sent_at {
             return false;
         }
         let elapsed = now.mono.saturating_sub(self.since);
-        if 2 * offset_ms.abs_diff(self.offset_ms) > elapsed.max(beat) {
+        if offset_ms.abs_diff(self.offset_ms) > (elapsed / 8).max(beat / 2) {
             *self = new;
             return false;
         }
         (self.sent_at, self.heard_at) = (new.sent_at, now.mono);
-        elapsed >= STEADY_BEATS * beat
+        self.messages = self.messages.saturating_add(1);
+        elapsed >= STEADY_BEATS * beat && self.messages >= STEADY_MESSAGES
     }
 }
 
@@ -203,7 +211,8 @@ impl Members {
     /// Forgets nodes that were silent for long.
     pub fn forget_silent(&mut self, now: Now) {
         self.table.retain(|_, member| now.mono.saturating_sub(member.heard_at) < FORGET_AFTER_MS);
-        self.doubts.retain(|_, doubt| now.mono.saturating_sub(doubt.heard_at) < FORGET_AFTER_MS);
+        // The slowest beat is as long as that.
+        self.doubts.retain(|_, doubt| now.mono.saturating_sub(doubt.heard_at) < 2 * FORGET_AFTER_MS);
     }
 
     /// Forgets everybody, at the end of a lead.
@@ -233,15 +242,19 @@ impl Members {
     /// in the same direction. Farms of fewer than three nodes have no majority worth following.
     #[must_use]
     pub fn majority_disagrees(&self, own: [u8; 16], limit_ms: u64) -> bool {
-        let others = self.table.values().filter(|member| member.boot_id != own);
-        let (mut total, mut ahead, mut behind) = (1, 0, 0);
-        for member in others {
-            total += 1;
+        // One vote a name, however many boots of it were heard: that of the one whose clock is nearest to ours.
+        let mut others = BTreeMap::new();
+        for member in self.table.values().filter(|member| member.boot_id != own) {
             let offset = member.clock_offset_ms();
-            if offset.unsigned_abs() > limit_ms {
-                if offset > 0 { ahead += 1 } else { behind += 1 }
+            let nearest = others.entry(&member.name).or_insert(offset);
+            if offset.unsigned_abs() < nearest.unsigned_abs() {
+                *nearest = offset;
             }
         }
+        let total = 1 + others.len();
+        let limit = i64::try_from(limit_ms).unwrap_or(i64::MAX);
+        let ahead = others.values().filter(|offset| **offset > limit).count();
+        let behind = others.values().filter(|offset| **offset < -limit).count();
         total >= 3 && (2 * ahead > total || 2 * behind > total)
     }
 }
@@ -346,6 +359,41 @@ mod tests {
             }
         }
         assert_eq!(members.len(), 0);
+        // The least and the greatest stamp there is.
+        for offset in [i64::MIN, i64::MAX] {
+            members.skewed("gone", [9; 16], offset, BEAT, at(6_000));
+        }
+        assert_eq!(members.len(), 0);
+    }
+
+    #[test]
+    fn two_recorded_messages_are_not_enough_and_many_boots_of_one_name_have_one_vote() {
+        let mut members = Members::default();
+        for boot in 1..=8 {
+            members.skewed("gone", [boot; 16], -86_400_000, BEAT, at(0));
+            members.skewed("gone", [boot; 16], -86_400_000, BEAT, at(STEADY_BEATS * BEAT));
+        }
+        assert_eq!(members.len(), 0);
+        // Played back at its own pace it is a node that sends; but one.
+        members.reported("a", [21; 16], 0, proto::Report::default(), at(1_000));
+        members.reported("b", [22; 16], 0, proto::Report::default(), at(1_000));
+        for turn in 0..8 {
+            for boot in 1..=8 {
+                members.skewed("gone", [boot; 16], -86_400_000, BEAT, at(1_000 + turn * BEAT));
+            }
+        }
+        assert!(members.len() > 2, "{:?}", names(&members));
+        assert!(!members.majority_disagrees([20; 16], 1_000), "{:?}", names(&members));
+    }
+
+    #[test]
+    fn a_node_that_sends_more_slowly_than_its_leader_is_shown_too() {
+        let mut members = Members::default();
+        for turn in 0..3 {
+            members.skewed("slow", [1; 16], 9_000, BEAT, at(turn * 50 * BEAT));
+            members.forget_silent(at(turn * 50 * BEAT));
+        }
+        assert_eq!(members.len(), 1);
     }
 
     #[test]
