@@ -585,7 +585,7 @@ impl World {
         leader.is_some_and(|(leader, _)| self.apart(index, leader) < self.ledger.clock_bound)
     }
 
-    /// Whether it has been connected undisturbed beside a leader for three beats.
+    /// Whether it has been connected undisturbed beside a leader for three beats, and for a beat and `settle`.
     fn has_joined(&self, index: usize) -> bool {
         let Some(link) = self.hosts[index].link else { return false };
         let Some((leader, led_since)) = self.ledger.led[self.links[link].broker] else { return false };
@@ -593,7 +593,9 @@ impl World {
         let (Some(own_since), Some(lead_since)) = (own.clear_since, lead.clear_since) else { return false };
         let since = [led_since, own_since, lead_since, own.clock_set_at, lead.clock_set_at, own.alone_at];
         let since = since.into_iter().fold(0, u64::max);
-        self.t >= since + 3 * self.ledger.beat && self.apart(index, leader) < self.ledger.clock_bound
+        // What it got when it came has settled by then: until that, it seals with what it had, however old.
+        let span = (3 * self.ledger.beat).max(self.ledger.beat + self.ledger.settle);
+        self.t >= since + span && self.apart(index, leader) < self.ledger.clock_bound
     }
 
     /// While some take a node's messages and others refuse them for its clock, the former may know keys that the latter

@@ -494,6 +494,9 @@ impl Run {
             let leaders = format!("{leaders:?}");
             self.world.violated(|| format!("long after the last fault these lead: {leaders}"));
         }
+        let settle = self.world.hosts.iter().map(|host| millis(host.settings.keys.settle)).max().unwrap_or_default();
+        let until = self.world.t + 3 * beat + settle;
+        self.wait(until, |run| run.world.hosts.iter().all(|host| host.standing.joined))?;
         if let Some(index) = (0..self.world.hosts.len()).find(|host| !self.world.hosts[*host].standing.joined) {
             self.world.violated(|| format!("node{index} does not count as connected when all is well"));
         }
