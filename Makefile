@@ -30,27 +30,27 @@ help: ## Show this list
 	  printf '  make %-8s %s\n' "$$target" "$$text"; done
 
 .PHONY: demo
-demo: build ## A broker and three proxies on loopback: probe, rotate, lose the leader, probe again (KEEP=1: leave it up)
+demo: build dependencies-farm ## A broker and three proxies on loopback: probe, rotate, lose the leader, probe again (KEEP=1: leave it up)
 	$(CARGO) run --release $(CARGO_FLAGS) --example farm -- $(if $(filter-out 0 no,$(KEEP)),--keep)
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
-test: build ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+test: build dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --test '*' -- $(TEST)
 
 .PHONY: soak
-soak: dependencies ## Simulated farms by seed: SEEDS=100000 of them, from FIRST=2000 on; or SEED=1234 alone, with its story
+soak: dependencies-build ## Simulated farms by seed: SEEDS=100000 of them, from FIRST=2000 on; or SEED=1234 alone, with its story
 	RESUMED_SEEDS=$(or $(SEEDS),20000) RESUMED_FIRST_SEED=$(or $(FIRST),0) RESUMED_SEED=$(SEED) \
 	  $(CARGO) test --release $(CARGO_FLAGS) --test farm_simulated -- --exact --nocapture every_seed_keeps_the_invariants
 
 .PHONY: build
-build: dependencies ## The release binary and the plugin: target/release/resumed and libresumed_ats.so
+build: dependencies-build ## The release binary and the plugin: target/release/resumed and libresumed_ats.so
 	$(CARGO) build $(RELEASE)
 
 .PHONY: lint
-lint: dependencies ## Formatting, clippy and shellcheck without a warning, and the plugin without an async runtime
+lint: dependencies-build dependencies-lint ## Formatting, clippy and shellcheck without a warning, and the plugin without an async runtime
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh)
@@ -67,7 +67,7 @@ $(CARGO_DENY):
 # Stable Rust has no sanitizers: libFuzzer's coverage alone, with overflow checks and debug assertions on. CARGO_FUZZ is
 # called as cargo would.
 .PHONY: fuzz
-fuzz: $(CARGO_FUZZ) dependencies ## Fuzz every decoder for SECONDS each, 60 by default (FUZZ_TARGETS=name: only that one)
+fuzz: $(CARGO_FUZZ) dependencies-build ## Fuzz every decoder for SECONDS each, 60 by default (FUZZ_TARGETS=name: only that one)
 	for target in $(FUZZ_TARGETS); do \
 	  mkdir -p fuzz/target/found/$$target; \
 	  $(CARGO_FUZZ) run -s none --target-dir fuzz/target $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
@@ -82,7 +82,8 @@ clean: ## Remove everything that was built
 	$(CARGO) clean
 	rm -rf fuzz/target
 
-.PHONY: dependencies
-dependencies:
+# `make dependencies-test` and the like: see the groups in the script.
+.PHONY: dependencies-build dependencies-farm dependencies-test dependencies-lint dependencies-deb dependencies-hosts
+dependencies-build dependencies-farm dependencies-test dependencies-lint dependencies-deb dependencies-hosts:
 	@command -v $(firstword $(CARGO)) >/dev/null || { echo 'There is no cargo on PATH: install Rust $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or later.' >&2; exit 1; }
-	@scripts/install-dependencies.sh
+	@scripts/install-dependencies.sh $(@:dependencies-%=%)

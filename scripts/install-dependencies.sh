@@ -1,26 +1,55 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that `make demo`, `make test` and `make lint` need, and only those that are missing.
-# usage: scripts/install-dependencies.sh
+# Installs the Debian packages that the targets of the Makefile need, and only those that are missing.
+# usage: scripts/install-dependencies.sh GROUP...     groups: build, farm, test, lint, deb, hosts
 #
 # As root, or through sudo. Says nothing when nothing is missing. Services that come with a newly installed package are
 # neither started now nor enabled for the next boot; a service that was on the machine before is left as it is.
 set -euo pipefail
 
-packages=(
-  gcc libc6-dev               # the linker, and the C parts of some crates
-  libssl-dev pkg-config       # the openssl crate
-  openssl                     # certificates and clients in the tests
-  rabbitmq-server             # the broker of the demo and the tests
-  trafficserver               # the proxy of the demo and the tests
-  valgrind                    # the plugin's memory test
-  iproute2                    # networks of a test's own
-  shellcheck                  # make lint
-)
+packages=()
+for group; do
+  case $group in
+    build) packages+=(
+      gcc libc6-dev               # the linker, and the C parts of some crates
+      libssl-dev pkg-config       # the openssl crate
+    ) ;;
+    farm) packages+=(
+      openssl                     # certificates
+      rabbitmq-server             # the broker
+      trafficserver               # the proxy
+    ) ;;
+    test) packages+=(
+      valgrind                    # the plugin's memory
+      iproute2                    # networks of a test's own
+      chromium chromium-driver    # the page for people, in a browser
+      prometheus                  # promtool, for the rules and their tests
+    ) ;;
+    lint) packages+=(
+      shellcheck
+      ansible-lint                # the roles, with the ansible-core that Debian ships
+    ) ;;
+    deb) packages+=(
+      dpkg-dev                    # which libraries a binary needs
+      lintian
+    ) ;;
+    hosts) packages+=(
+      debootstrap                 # Debian hosts of a test's own,
+      systemd-container           # booted with systemd,
+      iproute2 openssh-client     # reached by SSH,
+      haproxy                     # through a load balancer,
+      prometheus                  # and watched
+    ) ;;
+    *) echo "install-dependencies: no group '$group': there are build, farm, test, lint, deb and hosts" >&2; exit 2 ;;
+  esac
+done
+[ "${#packages[@]}" -gt 0 ] || { echo "install-dependencies: name a group: build, farm, test, lint, deb or hosts" >&2; exit 2; }
 # The services that those packages bring: "package service...".
 services=(
   "rabbitmq-server rabbitmq-server.service"
   "erlang-base epmd.service epmd.socket"
   "trafficserver trafficserver.service"
+  "prometheus prometheus.service"
+  "haproxy haproxy.service"
 )
 policy=/usr/sbin/policy-rc.d
 policy_before=/usr/sbin/policy-rc.d.before-resumed
