@@ -42,7 +42,7 @@ const FEED_EVENTS: usize = 16;
 const LONGEST_SLEEP_MS: u64 = 1_000;
 
 /// Longer than that without a turn, and the node is taken for dead.
-const ALIVE_FOR_MS: u64 = 10_000;
+pub(super) const ALIVE_FOR_MS: u64 = 10_000;
 
 /// A ring that could not be saved is tried again after this long: it may not change for hours, and a restart would
 /// forget it.

@@ -16,6 +16,7 @@ pub mod ring_file;
 pub mod run;
 pub mod sealing;
 pub mod secret_steps;
+pub mod service;
 pub mod session_plane;
 pub mod unix_socket;
 pub mod view;

@@ -16,6 +16,7 @@ use super::http::{HttpError, HttpServer};
 use super::memory;
 use super::node::{Node, NodeSettings};
 use super::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
+use super::service::Notifier;
 use super::unix_socket::SocketError;
 use crate::bus::in_process::{Hub, InProcess};
 use crate::bus::rabbitmq::{RabbitMq, RabbitMqSettings};
@@ -26,7 +27,7 @@ use crate::envelope::{FarmSecret, SecretError, Secrets};
 use crate::keys::KeySettings;
 use crate::metrics::{self, MetricsError};
 use crate::proto::local::{ControlReply, control_reply, control_request};
-use crate::proxies::ats::{AtsError, AtsSettings};
+use crate::proxies::ats::{AtsError, AtsSettings, Socket};
 use crate::sessions::Removals;
 
 /// From the signal to the end of the process.
@@ -59,6 +60,9 @@ pub enum RunError {
     /// The system does not deliver signals.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] std::io::Error),
+    /// The service manager cannot be told anything.
+    #[error("NOTIFY_SOCKET in the environment: {0}")]
+    Notify(#[source] std::io::Error),
 }
 
 /// Runs a node until SIGTERM or SIGINT. SIGHUP reads the farm secrets again, from the files that `secret_files` then names;
@@ -88,12 +92,14 @@ async fn run_on<B: Bus>(
     let clock = SystemClock::start();
     let metrics = metrics::install()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
+    let mut notifier = Notifier::from_environment().map_err(RunError::Notify)?;
     let control = ControlSocket::open(&settings.control)?;
     let ats = AtsSettings { socket: settings.ats.socket.clone(), users: settings.ats.users.clone() };
     let http = match settings.metrics.listen {
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
+    let ats = Socket::bind(ats).await?;
 
     let (secret_sender, secret_receiver) = watch::channel(Arc::new(secrets));
     let node = Node::start(node_settings(&settings), secret_receiver, bus, clock);
@@ -106,7 +112,10 @@ async fn run_on<B: Bus>(
     servers.spawn(answer_calls(answers, node.operator.clone(), stop.clone()));
     let proxies = Arc::clone(&node.proxies);
     let ats_stop = stop.clone();
-    servers.spawn(async move { Ok(crate::proxies::ats::serve(ats, proxies, ats_stop).await?) });
+    servers.spawn(async move {
+        ats.serve(proxies, ats_stop).await;
+        Ok(())
+    });
     servers.spawn({
         let (metrics, stop) = (metrics.clone(), stop.clone());
         async move {
@@ -121,11 +130,15 @@ async fn run_on<B: Bus>(
     }
 
     let mut broken = node.broken.clone();
+    let mut health = node.health.clone();
     let outcome = loop {
         tokio::select! {
             _ = signals.terminate.recv() => break Ok(()),
             _ = signals.interrupt.recv() => break Ok(()),
-            _ = signals.hangup.recv() => reload_secrets(secret_files(), &secret_sender),
+            _ = signals.hangup.recv() => {
+                notifier.around_reload(|| reload_secrets(secret_files(), &secret_sender)).await;
+            }
+            () = notifier.follow(&mut health, &node.view, clock) => {}
             Some(ended) = servers.join_next() => match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => break Err(error),
@@ -139,6 +152,7 @@ async fn run_on<B: Bus>(
     };
     info!("stopping");
     stop.cancel();
+    notifier.stopping().await;
     let end = async {
         node.stop().await;
         while let Some(ended) = servers.join_next().await {

@@ -89,15 +89,6 @@ pub enum AtsError {
     },
 }
 
-/// Serves proxies at the socket until `stop`. A stale socket is replaced, one that somebody serves is not.
-///
-/// # Errors
-/// When the socket cannot be made; later failures concern one connection and are logged and counted.
-pub async fn serve(settings: AtsSettings, plane: Arc<ProxyPlane>, stop: CancellationToken) -> Result<(), AtsError> {
-    Socket::bind(settings).await?.serve(plane, stop).await;
-    Ok(())
-}
-
 /// The socket, bound: proxies can connect, and are answered once it is served.
 #[derive(Debug)]
 pub struct Socket {
@@ -108,7 +99,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Makes the socket.
+    /// Makes the socket. A stale one is replaced, one that somebody serves is not.
     ///
     /// # Errors
     /// When somebody listens there, something else lies there, or the system refuses.

@@ -1,0 +1,369 @@
+//! Tells the service manager how the node is, in systemd's notification protocol (sd_notify(3)).
+//!
+//! [`Service`] decides what is to be said, [`Notifier`] says it. Without `NOTIFY_SOCKET` in the environment nobody is told.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram as StdDatagram};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::net::UnixDatagram;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
+
+use super::http::Health;
+use super::view::NodeView;
+use crate::clock::{Now, SystemClock, millis};
+
+/// While a node waits for its ring it asks for this much more time to start,
+const MORE_TIME: Duration = Duration::from_secs(30);
+
+/// this often. `start_alone_after` may be an hour, which no fixed `TimeoutStartSec` should have to cover.
+const ASK_EVERY_MS: u64 = 10_000;
+
+/// The status text changes at most this often, however fast the node turns.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// A service manager that takes no message for this long is not waited for when something else has to go on.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// One thing to say to the service manager.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The node serves.
+    Ready,
+    /// It reads its secrets again; [`Message::Ready`] follows.
+    Reloading,
+    /// It ends.
+    Stopping,
+    /// How it is, for people.
+    Status(String),
+    /// It is alive.
+    Watchdog,
+    /// It needs so much more time to start, from now on.
+    MoreTime(Duration),
+}
+
+impl Message {
+    /// One datagram.
+    fn text(&self) -> io::Result<String> {
+        Ok(match self {
+            Self::Ready => NotifyState::Ready.to_string(),
+            Self::Reloading => format!("{}\n{}", NotifyState::Reloading, NotifyState::monotonic_usec_now()?),
+            Self::Stopping => NotifyState::Stopping.to_string(),
+            // Names come from other nodes: none of them may add a line, and so a message, of its own.
+            Self::Status(text) => NotifyState::Status(&text.replace(char::is_control, "?")).to_string(),
+            Self::Watchdog => NotifyState::Watchdog.to_string(),
+            Self::MoreTime(time) => {
+                NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX)).to_string()
+            }
+        })
+    }
+}
+
+/// What the service manager has been told, and so what it is to be told next.
+#[derive(Debug)]
+pub struct Service {
+    /// How often it wants to hear that the node is alive, at most, in milliseconds.
+    feed_every: Option<u64>,
+    fed_at: Option<u64>,
+    asked_at: Option<u64>,
+    ready: bool,
+    status: String,
+}
+
+impl Service {
+    /// A service that has said nothing yet. With `watchdog` it says at half of that time that it is alive.
+    #[must_use]
+    pub fn new(watchdog: Option<Duration>) -> Self {
+        let feed_every = watchdog.map(|within| (millis(within) / 2).max(1));
+        Self { feed_every, fed_at: None, asked_at: None, ready: false, status: String::new() }
+    }
+
+    /// What to say of a node that shows `view` and `health` at `now`. The sockets listen already. A node that does not
+    /// turn is neither ready nor alive nor given more time.
+    pub fn look(&mut self, view: &NodeView, health: Health, now: Now) -> Vec<Message> {
+        let mut messages = Vec::new();
+        let alive = health.alive_until >= now.mono;
+        if alive && health.ring && !self.ready {
+            self.ready = true;
+            messages.push(Message::Ready);
+        }
+        let status = status(view);
+        if status != self.status {
+            messages.push(Message::Status(status.clone()));
+            self.status = status;
+        }
+        let due = |last: Option<u64>, every: u64| last.is_none_or(|at| now.mono.saturating_sub(at) >= every);
+        if alive && !self.ready && due(self.asked_at, ASK_EVERY_MS) {
+            self.asked_at = Some(now.mono);
+            messages.push(Message::MoreTime(MORE_TIME));
+        }
+        if alive && self.feed_every.is_some_and(|every| due(self.fed_at, every)) {
+            self.fed_at = Some(now.mono);
+            messages.push(Message::Watchdog);
+        }
+        messages
+    }
+
+    /// When to look again if the node shows nothing new, given that the last look was at `now`. Monotonic milliseconds.
+    #[must_use]
+    pub fn due(&self, now: Now) -> u64 {
+        let ask_at = (!self.ready).then(|| self.asked_at.unwrap_or(now.mono) + ASK_EVERY_MS);
+        let feed_at = self.feed_every.map(|every| self.fed_at.unwrap_or(now.mono) + every);
+        // Not earlier than a moment from now: a node that is not alive is not fed, however long that is due.
+        ask_at.into_iter().chain(feed_at).min().map_or(u64::MAX, |at| at.max(now.mono + millis(LOOK_EVERY)))
+    }
+
+    /// What to say before the secrets are read again, and afterwards. Nothing before the node is ready: it would be
+    /// taken to be ready then.
+    #[must_use]
+    pub fn reload(&self) -> Option<(Message, Message)> {
+        self.ready.then_some((Message::Reloading, Message::Ready))
+    }
+}
+
+/// How the node is, in a line.
+#[must_use]
+pub fn status(view: &NodeView) -> String {
+    let keys = match view.active_generation() {
+        Some(generation) => format!("generation {generation}"),
+        None => "no ticket key yet".to_owned(),
+    };
+    if !view.broker.connected {
+        return format!("no broker: {keys}");
+    }
+    let role = match &view.leader {
+        _ if view.leads => "leader".to_owned(),
+        Some(leader) => format!("follows {leader}"),
+        None => return format!("no leader: {keys}"),
+    };
+    let members = if view.members == 1 { "member" } else { "members" };
+    format!("{role}, {keys}, {} {members}, {} in step", view.members, view.members_in_step)
+}
+
+/// Says to the service manager what [`Service`] decides.
+#[derive(Debug)]
+pub struct Notifier {
+    service: Service,
+    /// None: there is no service manager.
+    socket: Option<SocketAddr>,
+    /// Not sent yet: a send that is cancelled loses nothing.
+    waiting: VecDeque<Message>,
+    complained: bool,
+}
+
+impl Notifier {
+    /// Whoever the environment names, in `NOTIFY_SOCKET` and `WATCHDOG_USEC`.
+    ///
+    /// # Errors
+    /// If `NOTIFY_SOCKET` is no name of a socket: a service manager that expects messages would wait in vain.
+    pub fn from_environment() -> io::Result<Self> {
+        let socket = match std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) {
+            Some(name) => Some(address(&name)?),
+            None => None,
+        };
+        let service = Service::new(sd_notify::watchdog_enabled());
+        Ok(Self { service, socket, waiting: VecDeque::new(), complained: false })
+    }
+
+    /// Tells how the node is, once the node shows something new or it is time to. Nothing is lost when it is cancelled.
+    pub async fn follow(&mut self, health: &mut watch::Receiver<Health>, view: &watch::Receiver<NodeView>, clock: SystemClock) {
+        if self.socket.is_none() {
+            return std::future::pending().await;
+        }
+        self.send_waiting().await;
+        let messages = self.service.look(&view.borrow(), *health.borrow_and_update(), clock.now());
+        self.waiting.extend(messages);
+        self.send_waiting().await;
+        let next = Instant::now() + LOOK_EVERY;
+        let due = self.service.due(clock.now());
+        tokio::select! {
+            // Its sender goes when the node ends.
+            Ok(()) = health.changed() => sleep_until(next).await,
+            () = sleep_until(Instant::from_std(clock.instant(due.min(clock.now().mono + millis(MORE_TIME))))) => {}
+        }
+    }
+
+    /// Does `reload`, and says before that it is being done, and afterwards that it is over.
+    pub async fn around_reload(&mut self, reload: impl FnOnce()) {
+        let Some((before, after)) = self.service.reload() else { return reload() };
+        self.say(before).await;
+        reload();
+        self.say(after).await;
+    }
+
+    /// Says that the daemon ends.
+    pub async fn stopping(&mut self) {
+        self.say(Message::Stopping).await;
+    }
+
+    async fn say(&mut self, message: Message) {
+        if self.socket.is_none() {
+            return;
+        }
+        self.waiting.push_back(message);
+        if timeout(TAKEN_WITHIN, self.send_waiting()).await.is_err() {
+            self.complain("it takes no message");
+        }
+    }
+
+    async fn send_waiting(&mut self) {
+        let Some(socket) = self.socket.clone() else { return };
+        while let Some(message) = self.waiting.front() {
+            let sent = match message.text() {
+                Ok(text) => send(&socket, &text).await,
+                Err(error) => Err(error),
+            };
+            self.waiting.pop_front();
+            match sent {
+                Ok(()) => self.complained = false,
+                Err(error) => self.complain(&error.to_string()),
+            }
+        }
+    }
+
+    fn complain(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.complained, true) {
+            warn!("the service manager is not told how this node is: {why}");
+        }
+    }
+}
+
+/// A name that begins with `@` is one in the abstract namespace.
+fn address(name: &OsString) -> io::Result<SocketAddr> {
+    match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(name),
+    }
+}
+
+/// A socket for each message, as sd_notify(3) does it: the service manager may have made its own anew. Not
+/// `sd_notify::notify`, which holds up the daemon's one thread while the service manager is busy.
+async fn send(socket: &SocketAddr, text: &str) -> io::Result<()> {
+    let datagrams = StdDatagram::unbound()?;
+    datagrams.set_nonblocking(true)?;
+    datagrams.connect_addr(socket)?;
+    UnixDatagram::from_std(datagrams)?.send(text.as_bytes()).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{BrokerStatus, KeyStatus};
+
+    fn at(mono: u64) -> Now {
+        Now { wall: 1_700_000_000_000 + mono, mono }
+    }
+
+    fn health(ring: bool, alive_until: u64) -> Health {
+        Health { ring, alive_until }
+    }
+
+    fn view(leads: bool, leader: Option<&str>, generation: Option<u64>) -> NodeView {
+        let mut view = NodeView {
+            leads,
+            leader: leader.map(str::to_owned),
+            members: 3,
+            members_in_step: 2,
+            broker: BrokerStatus { connected: true, uri: "amqp://mq".to_owned() },
+            ..NodeView::default()
+        };
+        view.ring.keys = generation
+            .map(|generation| KeyStatus { generation, state: "active".to_owned(), ..KeyStatus::default() })
+            .into_iter()
+            .collect();
+        view
+    }
+
+    #[test]
+    fn it_is_ready_once_it_has_a_ring_and_asks_for_time_until_then() {
+        let mut service = Service::new(None);
+        let (waits, has) = (view(false, None, None), view(false, Some("b"), Some(7)));
+        assert_eq!(
+            service.look(&waits, health(false, 5_000), at(0)),
+            [Message::Status("no leader: no ticket key yet".into()), Message::MoreTime(MORE_TIME)]
+        );
+        assert_eq!(service.due(at(0)), 10_000);
+        assert_eq!(service.look(&waits, health(false, 15_000), at(9_999)), []);
+        assert_eq!(service.look(&waits, health(false, 15_000), at(10_000)), [Message::MoreTime(MORE_TIME)]);
+        assert_eq!(
+            service.look(&has, health(true, 15_000), at(10_001)),
+            [Message::Ready, Message::Status("follows b, generation 7, 3 members, 2 in step".into())]
+        );
+        assert_eq!(service.look(&has, health(true, 90_000), at(80_000)), [], "ready is said once");
+        assert_eq!(service.due(at(80_000)), u64::MAX, "nothing is due without a watchdog");
+    }
+
+    #[test]
+    fn a_node_that_does_not_turn_is_neither_ready_nor_alive_nor_given_time() {
+        let mut service = Service::new(Some(Duration::from_secs(30)));
+        let has = view(true, Some("a"), Some(7));
+        let said = service.look(&has, health(true, 999), at(1_000));
+        assert_eq!(said, [Message::Status("leader, generation 7, 3 members, 2 in step".into())]);
+        assert_eq!(service.look(&has, health(false, 999), at(60_000)), []);
+        assert_eq!(service.look(&has, health(true, 60_001), at(60_001)), [Message::Ready, Message::Watchdog]);
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_at_half_its_time_while_the_node_turns() {
+        let mut service = Service::new(Some(Duration::from_secs(4)));
+        let has = view(true, Some("a"), Some(7));
+        let mut fed = Vec::new();
+        for mono in (0..=20_000).step_by(100) {
+            // The last turn was at 10 s, and is believed for 5 s.
+            if service.look(&has, health(true, mono.min(10_000) + 5_000), at(mono)).contains(&Message::Watchdog) {
+                fed.push(mono);
+            }
+        }
+        assert_eq!(fed, [0, 2_000, 4_000, 6_000, 8_000, 10_000, 12_000, 14_000]);
+        assert_eq!(service.due(at(14_000)), 16_000);
+        assert_eq!(service.due(at(20_000)), 20_200, "overdue, and looked at again all the same");
+    }
+
+    #[test]
+    fn a_reload_is_announced_by_a_node_that_is_ready_alone() {
+        let mut service = Service::new(None);
+        assert_eq!(service.reload(), None);
+        service.look(&view(true, None, Some(1)), health(true, 1), at(0));
+        assert_eq!(service.reload(), Some((Message::Reloading, Message::Ready)));
+        let text = Message::Reloading.text().unwrap();
+        let time: u64 = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
+        assert!(time > 0);
+    }
+
+    #[test]
+    fn the_status_says_what_an_operator_asks_first() {
+        assert_eq!(status(&NodeView::default()), "no broker: no ticket key yet");
+        let mut alone = view(false, None, Some(9));
+        assert_eq!(status(&alone), "no leader: generation 9");
+        alone.broker.connected = false;
+        assert_eq!(status(&alone), "no broker: generation 9");
+        let one = NodeView { members: 1, members_in_step: 1, ..view(true, Some("a"), Some(9)) };
+        assert_eq!(status(&one), "leader, generation 9, 1 member, 1 in step");
+    }
+
+    #[test]
+    fn a_name_from_the_farm_adds_no_message_of_its_own() {
+        let text = Message::Status("follows b\nMAINPID=1\0".into()).text().unwrap();
+        assert_eq!(text, "STATUS=follows b?MAINPID=1?");
+    }
+
+    #[test]
+    fn the_other_messages_are_as_sd_notify_has_them() {
+        for (message, text) in [
+            (Message::Ready, "READY=1"),
+            (Message::Stopping, "STOPPING=1"),
+            (Message::Watchdog, "WATCHDOG=1"),
+            (Message::MoreTime(Duration::from_secs(30)), "EXTEND_TIMEOUT_USEC=30000000"),
+        ] {
+            assert_eq!(message.text().unwrap(), text);
+        }
+    }
+}
