@@ -20,6 +20,10 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY ?= $(TARGET)/tools/bin/cargo-deny
 CARGO_FUZZ_VERSION := 0.13.2
 CARGO_FUZZ ?= $(TARGET)/tools/bin/cargo-fuzz
+CARGO_DEB_VERSION := 3.8.0
+CARGO_DEB ?= $(TARGET)/tools/bin/cargo-deb
+# The packages' revision of this release.
+REVISION ?= 1
 # Each of these is a program in fuzz/fuzz_targets/. SECONDS is how long each runs; what it finds new stays in target/.
 FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 SECONDS ?= 60
@@ -48,6 +52,14 @@ soak: dependencies-build ## Simulated farms by seed: SEEDS=100000 of them, from 
 .PHONY: build
 build: dependencies-build ## The release binary and the plugin: target/release/resumed and libresumed_ats.so
 	$(CARGO) build $(RELEASE)
+
+.PHONY: deb
+deb: build dependencies-deb $(CARGO_DEB) ## The Debian packages, in target/debian: resumed and resumed-trafficserver (REVISION=2 for the next one of a release)
+	$(CARGO) build --release $(CARGO_FLAGS) --example manual
+	CARGO_DEB='$(CARGO_DEB)' scripts/make-packages.sh '$(TARGET)' '$(REVISION)'
+
+$(CARGO_DEB):
+	$(CARGO) install --locked --version $(CARGO_DEB_VERSION) --root $(TARGET)/tools cargo-deb
 
 .PHONY: lint
 lint: dependencies-build dependencies-lint ## Formatting, clippy and shellcheck without a warning, and the plugin without an async runtime

@@ -103,7 +103,8 @@ impl Node {
         let farm = Farm::new(farm_settings(&settings, boot_id, &names), held, Box::new(fill), clock.now());
 
         let (timetable_sender, timetable) = watch::channel(Arc::new(farm.held().timetable(clock.now())));
-        let (health_sender, health) = watch::channel(Health { ring: false, alive_until: clock.now().mono + ALIVE_FOR_MS });
+        let (health_sender, health) =
+            watch::channel(Health { ring: false, alive_until: clock.now().mono + ALIVE_FOR_MS });
         let (view_sender, view) = watch::channel(NodeView::default());
         let (local_sender, local) = watch::channel(LocalState::default());
         let (link_sender, link) = watch::channel(None);

@@ -173,7 +173,12 @@ impl Notifier {
     }
 
     /// Tells how the node is, once the node shows something new or it is time to. Nothing is lost when it is cancelled.
-    pub async fn follow(&mut self, health: &mut watch::Receiver<Health>, view: &watch::Receiver<NodeView>, clock: SystemClock) {
+    pub async fn follow(
+        &mut self,
+        health: &mut watch::Receiver<Health>,
+        view: &watch::Receiver<NodeView>,
+        clock: SystemClock,
+    ) {
         if self.socket.is_none() {
             return std::future::pending().await;
         }
