@@ -43,6 +43,8 @@ fn write_pages(command: &Command, above: &[&str], folder: &Path) -> Result<(), B
     let mut text = Vec::new();
     man.render(&mut text)?;
     see_also(page).to_writer(&mut text)?;
+    // The help's examples and explanations.
+    let text = String::from_utf8(text)?.replace(".SH EXTRA\n", ".SH NOTES\n");
     fs::write(folder.join(format!("{page}.1")), text)?;
     for below in command.get_subcommands() {
         write_pages(below, &words, folder)?;

@@ -1,5 +1,6 @@
 //! The HTTP server for `/metrics` (Prometheus text format 0.0.4) and `/healthz`.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,9 +10,11 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::clock::{Now, SystemClock};
 
@@ -48,11 +51,11 @@ pub enum HttpError {
         /// The address as configured.
         address: SocketAddr,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The server stopped by itself.
     #[error("serving metrics: {0}")]
-    Serve(#[source] std::io::Error),
+    Serve(#[source] io::Error),
 }
 
 /// A server that listens and does not answer yet.
@@ -62,17 +65,28 @@ pub struct HttpServer {
     address: SocketAddr,
 }
 
+/// Connections that may wait to be taken.
+const BACKLOG: u32 = 128;
+
 /// How long requests under way may take once the server is told to stop: less than the daemon's own 2 s.
 const DRAIN: Duration = Duration::from_millis(500);
 
 impl HttpServer {
-    /// Listens on `address`, the setting `metrics.listen`.
+    /// Listens on `address`, the setting `metrics.listen`. Also on one that this host does not have: it may come later
+    /// than the daemon, and then it serves.
     ///
     /// # Errors
     /// [`HttpError::Bind`].
     pub async fn bind(address: SocketAddr) -> Result<Self, HttpError> {
         let bind = |source| HttpError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let listener = match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                warn!(%address, "metrics.listen is no address of this host, yet: listening there for when it is");
+                listen_ahead(address)
+            }
+            bound => bound,
+        };
+        let listener = listener.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         Ok(Self { listener, address })
     }
@@ -109,6 +123,15 @@ impl HttpServer {
             () = too_late => Ok(()),
         }
     }
+}
+
+/// A listener on an address that is not there yet.
+fn listen_ahead(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 #[derive(Clone)]
@@ -229,6 +252,14 @@ mod tests {
         timeout(Duration::from_secs(10), running.task).await.expect("an end").unwrap().unwrap();
         assert!(told.elapsed() < Duration::from_millis(1_900), "took {:?}", told.elapsed());
         assert!(TcpStream::connect(running.address).await.is_err(), "it still listens");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_this_host_does_not_have_yet_is_listened_on() {
+        for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let server = HttpServer::bind(address.parse().unwrap()).await.unwrap();
+            assert_ne!(server.address().port(), 0);
+        }
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ const ASK_EVERY_MS: u64 = 10_000;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A service manager that takes no message for this long is not waited for when something else has to go on.
-const TAKEN_WITHIN: Duration = Duration::from_secs(1);
+const TAKEN_WITHIN: Duration = Duration::from_millis(200);
 
 /// One thing to say to the service manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
