@@ -1,0 +1,1 @@
+../../../../etc/rabbitmq/permissions.sh

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Makes the root file system that test hosts are overlays of: a Debian 12 on which nothing of a farm is installed yet.
+# usage (as root): tests/hosts/base.sh DIR [PACKAGE...]
+#
+# DIR/base gets systemd, python3 with python3-apt, an SSH server and sudo: what Ansible expects to find. Its only source
+# of packages is the folder /srv/apt within it, with what a farm's hosts and the host that controls them install
+# (rabbitmq-server, trafficserver, ansible-core, and all that these depend on) and each PACKAGE named besides. So hosts
+# without any network beyond their own install with apt as they would elsewhere.
+#
+# Takes some minutes the first time, and nothing when DIR/base is there already and was made for the same packages by
+# this very script. Never changes a base in place: overlays of the old one must not be up when it is made anew.
+# Needs debootstrap and dpkg-dev. MIRROR (http://deb.debian.org/debian) and SECURITY_MIRROR can be set.
+set -euo pipefail
+
+[ $# -ge 1 ] || { echo "usage: $0 DIR [PACKAGE...]" >&2; exit 2; }
+dir=$(realpath -m "$1")
+shift
+mirror=${MIRROR:-http://deb.debian.org/debian}
+security=${SECURITY_MIRROR:-http://deb.debian.org/debian-security}
+system=systemd,systemd-sysv,dbus,python3-minimal,python3-apt,iproute2,ca-certificates,openssl,openssh-server,sudo
+offered=(rabbitmq-server trafficserver ansible-core openssh-client adduser libssl3 curl "$@")
+
+base=$dir/base
+new=$dir/base.new
+log=$dir/base.log
+made_for=$(printf '%s\n' "$mirror" "$security" "$system" "${offered[@]}" | cat - "${BASH_SOURCE[0]}" | sha256sum)
+mkdir -p "$dir"
+exec 9>"$dir/base.lock"
+flock 9
+if [ "$(cat "$dir/base.made-for" 2>/dev/null)" = "$made_for" ] && [ -d "$base" ]; then exit 0; fi
+
+if grep -q " $base\| lowerdir=$base\|,lowerdir=$base" /proc/mounts; then
+  echo "$0: $base is in use by hosts that are up; take them down first" >&2
+  exit 1
+fi
+# A run that was stopped may have left half a system, with nothing mounted in it.
+rm -rf "$new" "$base" "$dir/base.made-for"
+
+if ! {
+  debootstrap --variant=minbase --include="$system" bookworm "$new" "$mirror" &&
+  printf 'deb %s bookworm main\ndeb %s bookworm-updates main\ndeb %s bookworm-security main\n' \
+    "$mirror" "$mirror" "$security" >"$new/etc/apt/sources.list" &&
+  # Whatever the sandbox of apt's own user may not reach, root may.
+  chroot "$new" apt-get update &&
+  chroot "$new" env DEBIAN_FRONTEND=noninteractive apt-get -y -o APT::Sandbox::User=root upgrade &&
+  mkdir -p "$new/srv/apt/partial" &&
+  chroot "$new" apt-get -y -o APT::Sandbox::User=root -o Dir::Cache::archives=/srv/apt/ --no-install-recommends \
+    install --download-only "${offered[@]}" &&
+  rm -rf "$new/srv/apt/partial" "$new/srv/apt/lock" &&
+  (cd "$new/srv/apt" && dpkg-scanpackages --multiversion . >Packages) &&
+  rm -rf "$new"/var/lib/apt/lists/* "$new"/var/cache/apt/archives/*.deb &&
+  echo 'deb [trusted=yes] file:/srv/apt ./' >"$new/etc/apt/sources.list" &&
+  chroot "$new" apt-get update
+} >"$log" 2>&1 </dev/null; then
+  tail -n 30 "$log" >&2
+  echo "$0: the base could not be made; its log is $log" >&2
+  exit 1
+fi
+# Each host makes its own.
+rm -f "$new"/etc/ssh/ssh_host_*
+: >"$new/etc/machine-id"
+mv "$new" "$base"
+printf '%s\n' "$made_for" >"$dir/base.made-for"
