@@ -30,6 +30,11 @@ $package ($version-$revision) unstable; urgency=medium
 CHANGELOG
 done
 
+# cargo-deb removes the packages of other revisions from its own folder, so it gets one to itself, with the build in it.
+mkdir -p "$made/target" "$target/debian"
+ln --symbolic --force --no-dereference "$target/release" "$made/target/release"
 for package in resumed resumed-ats; do
-  CARGO_TARGET_DIR=$target "$cargo_deb" --no-build --quiet --strip --package "$package" --deb-revision "$revision" --locked
+  CARGO_TARGET_DIR=$made/target "$cargo_deb" --no-build --quiet --strip --package "$package" --deb-revision "$revision" --locked >"$made/made"
+  mv "$(cat "$made/made")" "$target/debian/"
+  echo "$target/debian/$(basename "$(cat "$made/made")")"
 done

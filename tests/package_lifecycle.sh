@@ -1,0 +1,242 @@
+#!/usr/bin/env bash
+# Installs, upgrades, breaks, removes and purges the packages on a booted Debian host, and checks what each step leaves.
+# usage: package_lifecycle.sh FOLDER     as root on a host of its own that may be spoilt: nothing is put back
+#
+# FOLDER has revisions 1 and 2 of resumed and resumed-trafficserver. The host has systemd, Traffic Server, python3, man and
+# whatever else the packages depend on. Prints each check; exits 1 at the first that fails.
+set -euo pipefail
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+folder=$(realpath "$1")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+config=/etc/resumed/resumed.toml
+
+step() { printf '\n# %s\n' "$1"; }
+
+# check WHAT COMMAND...: the command must succeed.
+check() {
+  local what=$1
+  shift
+  if "$@" >"$scratch/said" 2>&1; then
+    printf 'ok    %s\n' "$what"
+  else
+    printf 'FAILS %s\n      %s\n' "$what" "$*"
+    cat "$scratch/said"
+    systemctl status --no-pager --lines=30 resumed.service || true
+    exit 1
+  fi
+}
+
+# is WHAT WANTED COMMAND...: the command must print exactly that.
+is() {
+  local what=$1 wanted=$2 found
+  shift 2
+  found=$("$@" 2>&1) || true
+  check "$what: $wanted" test "$found" = "$wanted"
+}
+
+# soon WHAT COMMAND...: the command must succeed within a minute.
+soon() {
+  local what=$1 turns=0
+  shift
+  until "$@" >/dev/null 2>&1; do
+    turns=$((turns + 1))
+    [ "$turns" -lt 300 ] || break
+    sleep 0.2
+  done
+  check "$what" "$@"
+}
+
+not() { ! "$@"; }
+the() { systemctl show --value --property "$1" resumed.service; }
+# The text may be a pattern.
+# shellcheck disable=SC2053
+says() { [[ $(the StatusText) == $1 ]]; }
+active() { [ "$(systemctl is-active resumed.service)" = active ]; }
+ready_with() { active && says "$1"; }
+status() { resumed status --json | python3 -c "import json, sys; status = json.load(sys.stdin); print($1)"; }
+active_generation() { status 'next(key["generation"] for key in status["ring"]["keys"] if key["state"] == "active")'; }
+proxy_connected() { [ "$(status 'len(status["nodes"][0]["proxies"])')" = 1 ]; }
+logged() { journalctl --no-pager --quiet --unit resumed.service --since "$since" | grep -F -- "$1"; }
+restarted() { local now; now=$(the MainPID); [ "$now" != 0 ] && [ "$now" != "$pid" ]; }
+file() { stat --format '%a %U:%G' "$1"; }
+package_state() { dpkg-query --show --showformat '${db:Status-Status} ${Version}' "$1"; }
+metrics_at() { exec 3<>"/dev/tcp/$1/9464" && printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3 && grep -q ' 200 ' <&3; }
+# Everything that a package could leave behind.
+inventory() {
+  { find /etc /usr /opt /srv /run/resumed /var/lib/systemd -not -path '*/__pycache__*' 2>/dev/null || true; } | sort
+}
+set_config() { printf '%s\n' "$@" >"$config.new" && cat "$config.new" >"$config" && rm "$config.new"; }
+
+since=$(date '+%Y-%m-%d %H:%M:%S')
+inventory >"$scratch/before"
+plugin_config=$(sha256sum /etc/trafficserver/plugin.config)
+
+step "install"
+dpkg --install "$folder"/resumed_*-1_*.deb "$folder"/resumed-trafficserver_*-1_*.deb >"$scratch/install" 2>&1 ||
+  { cat "$scratch/install"; exit 1; }
+check "the plugin's line is shown" grep -F 'resumed.so --socket=/run/resumed/ats.sock' "$scratch/install"
+is "Traffic Server's configuration is untouched" "$plugin_config" sha256sum /etc/trafficserver/plugin.config
+check "the user is a system user" test "$(id --user resumed)" -lt 1000
+is "with a group of its own" resumed id --group --name resumed
+check "without a password" grep -E '^resumed:[!*]' /etc/shadow
+check "without a shell" grep -E '^resumed:.*:/usr/sbin/nologin$' /etc/passwd
+check "and without a home" not test -e "$(getent passwd resumed | cut -d: -f6)"
+is "/etc/resumed" "750 root:resumed" file /etc/resumed
+is "$config" "640 root:resumed" file "$config"
+is "it starts at boot" enabled systemctl is-enabled resumed.service
+soon "it runs, alone, with a key of its own" ready_with "leader, generation *, 1 member, 1 in step"
+is "as its own user" resumed stat --format %U "/proc/$(the MainPID)"
+is "the ring is on a tmpfs" tmpfs stat --file-system --format %T /run/resumed
+soon "and is saved there" test -s /run/resumed/ring
+is "to be read by the daemon alone" "600 resumed:resumed" file /run/resumed/ring
+check "the daemon's user understands the configuration" runuser -u resumed -- resumed check
+check "root asks for the status" resumed status
+check "so does who is in the group" setpriv --reuid nobody --regid nogroup --groups "$(getent group resumed | cut -d: -f3)" resumed status
+check "and nobody else" not setpriv --reuid nobody --regid nogroup --clear-groups resumed status --socket /run/resumed/control.sock
+check "metrics are served" metrics_at 127.0.0.1
+check "the unit has no fault" systemd-analyze verify resumed.service
+is "nor anything to remark" "" systemd-analyze verify resumed.service
+check "its exposure is 1.5 or less" systemd-analyze security --no-pager --threshold=15 resumed.service
+for page in resumed resumed-status resumed-secret-new resumed.toml; do
+  check "man $page" man "$page"
+done
+
+step "Traffic Server takes the plugin"
+echo 'resumed.so --socket=/run/resumed/ats.sock --wait-ms=1000' >>/etc/trafficserver/plugin.config
+systemctl restart trafficserver.service
+soon "a proxy is connected" proxy_connected
+
+step "a farm secret, and a broker that is not there yet"
+resumed secret new /etc/resumed/farm.secret
+chown root:resumed /etc/resumed/farm.secret
+chmod 640 /etc/resumed/farm.secret
+generation=$(active_generation)
+set_config '[broker]' 'uris = ["amqp://resumed@broker.invalid:5672/%2f"]' '[secret]' 'files = ["/etc/resumed/farm.secret"]'
+pid=$(the MainPID)
+systemctl restart resumed.service
+check "it is another process" restarted
+soon "it is up without broker and without its name" ready_with "no broker: generation $generation"
+check "the ring outlived the restart" logged "took up the ring of the last run"
+systemctl reload resumed.service
+soon "reload reads root's secret with the service's rights" logged "read the farm secrets again"
+soon "and it is active again" active
+
+step "an address that comes later than the daemon"
+set_config '[metrics]' 'listen = "198.51.100.7:9464"'
+systemctl restart resumed.service
+soon "it runs all the same" ready_with "leader, *"
+ip address add 198.51.100.7/32 dev lo
+soon "and serves metrics once the address is there" metrics_at 198.51.100.7
+ip address del 198.51.100.7/32 dev lo
+
+step "what keeps it from starting, and passes"
+set_config '[metrics]' 'listen = "127.0.0.1:9464"'
+systemctl stop resumed.service
+python3 -c 'import socket, time
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1", 9464)); s.listen(); time.sleep(600)' &
+squatter=$!
+port_taken() { (exec 3<>/dev/tcp/127.0.0.1/9464); }
+soon "its port is taken" port_taken
+systemctl start --no-block resumed.service
+tried_often() { [ "$(the NRestarts)" -ge 7 ]; }
+soon "it tries more often than systemd's usual limit" tried_often
+kill "$squatter"
+wait "$squatter" 2>/dev/null || true
+soon "and runs when the port is free" ready_with "leader, *"
+is "with the same key" "$generation" active_generation
+
+step "what keeps it from starting, and does not pass"
+set_config 'nonsense = true'
+check "restarting fails" not systemctl restart resumed.service
+is "with the exit code for it" 2 the ExecMainStatus
+is "and it is not tried again" failed systemctl is-failed resumed.service
+set_config '[broker]' 'uris = ["amqp://resumed@broker.invalid:5672/%2f"]' '[secret]' 'files = ["/etc/resumed/farm.secret"]'
+systemctl restart resumed.service
+soon "mended, it runs with the same key" ready_with "no broker: generation $generation"
+
+step "a daemon that is frozen"
+mkdir -p /run/systemd/system/resumed.service.d
+printf '[Service]\nWatchdogSec=2\n' >/run/systemd/system/resumed.service.d/watchdog.conf
+systemctl daemon-reload
+systemctl restart resumed.service
+soon "it runs" ready_with "no broker: generation $generation"
+pid=$(the MainPID)
+kill -STOP "$pid"
+soon "the watchdog replaces it" restarted
+soon "and the next one has the ring" ready_with "no broker: generation $generation"
+rm -r /run/systemd/system/resumed.service.d
+systemctl daemon-reload
+
+step "upgrade"
+sum=$(sha256sum "$config")
+pid=$(the MainPID)
+dpkg --install "$folder"/resumed_*-2_*.deb "$folder"/resumed-trafficserver_*-2_*.deb >"$scratch/upgrade" 2>&1 ||
+  { cat "$scratch/upgrade"; exit 1; }
+check "the new package is there" test "$(package_state resumed)" = "installed $(dpkg-deb --field "$folder"/resumed_*-2_*.deb Version)"
+check "the daemon was restarted" restarted
+soon "it runs with the same key" ready_with "no broker: generation $generation"
+soon "the proxy is connected again" proxy_connected
+down=$((($(the InactiveExitTimestampMonotonic) - $(the InactiveEnterTimestampMonotonic)) / 1000))
+check "it was down for $down ms: restarted, not stopped until the end of the upgrade" test "$down" -lt 5000
+is "the changed configuration is kept" "$sum" sha256sum "$config"
+is "with its mode" "640 root:resumed" file "$config"
+check "and no newer one beside it" not test -e "$config.dpkg-dist"
+
+step "an upgrade whose package has another configuration"
+dpkg-deb --raw-extract "$folder"/resumed_*-2_*.deb "$scratch/package"
+echo '# A release further on.' >>"$scratch/package$config"
+sed -i 's/^\(Version: .*\)-2$/\1-3/' "$scratch/package/DEBIAN/control"
+dpkg-deb --root-owner-group --build "$scratch/package" "$scratch/resumed-3.deb" >/dev/null
+pid=$(the MainPID)
+systemctl disable --quiet resumed.service
+dpkg --force-confdef --force-confold --install "$scratch/resumed-3.deb" >"$scratch/upgrade" 2>&1 || { cat "$scratch/upgrade"; exit 1; }
+is "the changed configuration is kept" "$sum" sha256sum "$config"
+is "with its mode" "640 root:resumed" file "$config"
+check "the new one is beside it" grep -F 'A release further on.' "$config.dpkg-dist"
+is "what the administrator disabled stays disabled" disabled systemctl is-enabled resumed.service
+systemctl enable --quiet resumed.service
+systemctl restart resumed.service
+soon "it runs with the same key" ready_with "no broker: generation $generation"
+
+step "remove"
+dpkg --remove resumed-trafficserver >"$scratch/remove" 2>&1 || { cat "$scratch/remove"; exit 1; }
+check "a plugin.config that still names the plugin is named" grep -F 'plugin.config still names resumed.so' "$scratch/remove"
+sed -i '/^resumed\.so /d' /etc/trafficserver/plugin.config
+is "Traffic Server's configuration is as it was" "$plugin_config" sha256sum /etc/trafficserver/plugin.config
+dpkg --remove resumed >"$scratch/remove" 2>&1 || { cat "$scratch/remove"; exit 1; }
+check "the service has ended" not active
+check "the program is gone" not test -e /usr/bin/resumed
+check "the keys are gone" not test -e /run/resumed
+is "the configuration stays" "$sum" sha256sum "$config"
+is "so does the farm secret" "640 root:resumed" file /etc/resumed/farm.secret
+check "and the user" id resumed
+
+step "install again"
+dpkg --force-confdef --force-confold --install "$folder"/resumed_*-2_*.deb >"$scratch/install" 2>&1 || { cat "$scratch/install"; exit 1; }
+soon "it runs with its configuration, and a new key" ready_with "no broker: generation *"
+check "which is another one" test "$(active_generation)" != "$generation"
+is "it starts at boot" enabled systemctl is-enabled resumed.service
+
+step "purge"
+dpkg --purge resumed resumed-trafficserver >"$scratch/purge" 2>&1 || { cat "$scratch/purge"; exit 1; }
+check "the service has ended" not active
+check "the configuration is gone" not test -e "$config"
+check "the keys are gone" not test -e /run/resumed
+is "the administrator's secret stays" "640 root:resumed" file /etc/resumed/farm.secret
+check "and is named" grep -F '/etc/resumed keeps what this package did not make: farm.secret' "$scratch/purge"
+check "the user stays, locked" grep -E '^resumed:[!*]' /etc/shadow
+rm -r /etc/resumed
+inventory >"$scratch/after"
+# What adduser made and its backups of the files before.
+grep -vxE '/etc/(passwd|shadow|group|gshadow|subuid|subgid)-?' "$scratch/before" >"$scratch/before.files"
+grep -vxE '/etc/(passwd|shadow|group|gshadow|subuid|subgid)-?' "$scratch/after" >"$scratch/after.files"
+check "nothing else is left" diff "$scratch/before.files" "$scratch/after.files"
+
+step "a purge of what nobody touched"
+dpkg --install "$folder"/resumed_*-1_*.deb >"$scratch/install" 2>&1 || { cat "$scratch/install"; exit 1; }
+soon "it runs" ready_with "leader, *"
+dpkg --purge resumed >"$scratch/purge" 2>&1 || { cat "$scratch/purge"; exit 1; }
+check "leaves no folder" not test -e /etc/resumed
+check "and no word" not grep -i 'not empty\|keeps' "$scratch/purge"
+printf '\nall checks passed\n'
