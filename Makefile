@@ -39,7 +39,7 @@ demo: build dependencies-farm ## A broker and three proxies on loopback: probe, 
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
-test: build dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+test: build deb dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --test '*' -- $(TEST)
@@ -55,7 +55,7 @@ build: dependencies-build ## The release binary and the plugin: target/release/r
 
 .PHONY: deb
 deb: build dependencies-deb $(CARGO_DEB) ## The Debian packages, in target/debian: resumed and resumed-trafficserver (REVISION=2 for the next one of a release)
-	$(CARGO) build --release $(CARGO_FLAGS) --example manual
+	$(CARGO) build $(RELEASE) --example manual
 	CARGO_DEB='$(CARGO_DEB)' scripts/make-packages.sh '$(TARGET)' '$(REVISION)'
 
 $(CARGO_DEB):

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&folder)?;
     let command = Cli::command().disable_help_subcommand(true);
     write_pages(&command, &[], &folder)?;
-    fs::write(folder.join("resumed.toml.5"), configuration_page()?)?;
+    fs::write(folder.join("resumed.toml.5"), in_ascii(&configuration_page()?))?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         generate_to(shell, &mut command.clone(), "resumed", &folder)?;
     }
@@ -45,11 +45,16 @@ fn write_pages(command: &Command, above: &[&str], folder: &Path) -> Result<(), B
     see_also(page).to_writer(&mut text)?;
     // The help's examples and explanations.
     let text = String::from_utf8(text)?.replace(".SH EXTRA\n", ".SH NOTES\n");
-    fs::write(folder.join(format!("{page}.1")), text)?;
+    fs::write(folder.join(format!("{page}.1")), in_ascii(&text))?;
     for below in command.get_subcommands() {
         write_pages(below, &words, folder)?;
     }
     Ok(())
+}
+
+/// Every other character by its code point, as groff wants it without a preprocessor.
+fn in_ascii(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("\\[u{:04X}]", u32::from(c)) }).collect()
 }
 
 fn see_also(page: &str) -> Roff {

@@ -29,8 +29,11 @@ for group; do
       ansible-lint                # the roles, with the ansible-core that Debian ships
     ) ;;
     deb) packages+=(
-      dpkg-dev                    # which libraries a binary needs
+      dpkg-dev binutils           # which libraries a binary needs
       lintian
+      man-db groff-base           # the pages,
+      bash-completion zsh fish    # the completions
+      systemd                     # and the unit, checked
     ) ;;
     hosts) packages+=(
       debootstrap                 # Debian hosts of a test's own,
