@@ -65,7 +65,7 @@ $(CARGO_DEB):
 lint: dependencies-build dependencies-lint ## Formatting, clippy and shellcheck without a warning, and the plugin without an async runtime
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
-	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh)
+	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh debian/*/*)
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
 	$(CARGO) clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
 

@@ -155,6 +155,23 @@ set_config '[broker]' 'uris = ["amqp://resumed@broker.invalid:5672/%2f"]' '[secr
 systemctl restart resumed.service
 soon "mended, it runs with the same key" ready_with "no broker: generation $generation"
 
+step "a ring that takes longer than the time to start"
+mkdir -p /run/systemd/system/resumed.service.d
+printf '[Service]\nTimeoutStartSec=2\n' >/run/systemd/system/resumed.service.d/start.conf
+systemctl daemon-reload
+systemctl stop resumed.service
+rm /run/resumed/ring
+set_config '[node]' 'start_alone_after = "8s"' '[broker]' 'uris = ["amqp://resumed@broker.invalid:5672/%2f"]' '[secret]' 'files = ["/etc/resumed/farm.secret"]'
+systemctl start --no-block resumed.service
+waits() { [ "$(the ActiveState)" = activating ] && says "no broker: no ticket key yet"; }
+soon "it waits for its farm, and says so" waits
+pid=$(the MainPID)
+soon "and then serves alone, with a key of its own" ready_with "no broker: generation *"
+is "in one go" "$pid" the MainPID
+generation=$(active_generation)
+rm -r /run/systemd/system/resumed.service.d
+systemctl daemon-reload
+
 step "a daemon that is frozen"
 mkdir -p /run/systemd/system/resumed.service.d
 printf '[Service]\nWatchdogSec=2\n' >/run/systemd/system/resumed.service.d/watchdog.conf
