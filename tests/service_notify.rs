@@ -190,10 +190,10 @@ fn a_service_manager_that_takes_no_message_holds_nothing_up() {
 }
 
 #[test]
-fn a_service_manager_that_is_gone_is_named_in_the_log_once() {
+fn a_service_manager_that_is_gone_is_named_in_the_log_once_and_told_everything_when_it_is_back() {
     let folder = Folder::temporary("rn-");
     let socket = UnixDatagram::bind(folder.path().join("elsewhere")).expect("a socket");
-    let managed = Managed::start_beside(folder, socket, Duration::from_secs(1), "");
+    let mut managed = Managed::start_beside(folder, socket, Duration::from_secs(1), "");
     wait_for("a healthy node", || managed.health());
     managed.signal(Signal::SIGHUP);
     wait_for("the secrets read again", || match managed.log() {
@@ -201,6 +201,9 @@ fn a_service_manager_that_is_gone_is_named_in_the_log_once() {
         log => Err(log),
     });
     assert_eq!(managed.log().matches("the service manager is not told").count(), 1, "{}", managed.log());
+    managed.socket = UnixDatagram::bind(managed.at("notify")).expect("a socket");
+    managed.until("READY=1", is_ready);
+    managed.until("that it leads", |message| message.starts_with("STATUS=leader, "));
     managed.signal(Signal::SIGTERM);
     managed.ends_well();
 }

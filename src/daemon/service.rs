@@ -120,6 +120,11 @@ impl Service {
         ask_at.into_iter().chain(feed_at).min().map_or(u64::MAX, |at| at.max(now.mono + millis(LOOK_EVERY)))
     }
 
+    /// What was said did not arrive: the next look says all of it again.
+    pub fn not_heard(&mut self) {
+        *self = Self { feed_every: self.feed_every, fed_at: None, asked_at: None, ready: false, status: String::new() };
+    }
+
     /// What to say before the secrets are read again, and afterwards. Nothing before the node is ready: it would be
     /// taken to be ready then.
     #[must_use]
@@ -225,10 +230,16 @@ impl Notifier {
                 Ok(text) => send(&socket, &text).await,
                 Err(error) => Err(error),
             };
-            self.waiting.pop_front();
             match sent {
-                Ok(()) => self.complained = false,
-                Err(error) => self.complain(&error.to_string()),
+                Ok(()) => {
+                    self.waiting.pop_front();
+                    self.complained = false;
+                }
+                Err(error) => {
+                    self.waiting.clear();
+                    self.service.not_heard();
+                    self.complain(&error.to_string());
+                }
             }
         }
     }
@@ -330,6 +341,17 @@ mod tests {
         assert_eq!(fed, [0, 2_000, 4_000, 6_000, 8_000, 10_000, 12_000, 14_000]);
         assert_eq!(service.due(at(14_000)), 16_000);
         assert_eq!(service.due(at(20_000)), 20_200, "overdue, and looked at again all the same");
+    }
+
+    #[test]
+    fn what_was_not_heard_is_said_again() {
+        let mut service = Service::new(Some(Duration::from_secs(30)));
+        let has = view(true, Some("a"), Some(7));
+        let said = service.look(&has, health(true, 9), at(1));
+        assert_eq!(said.len(), 3, "{said:?}");
+        assert_eq!(service.look(&has, health(true, 9), at(2)), []);
+        service.not_heard();
+        assert_eq!(service.look(&has, health(true, 9), at(3)), said);
     }
 
     #[test]
