@@ -23,12 +23,22 @@ pub const MEMBERS: &str = "resumed_members";
 pub const MEMBERS_IN_STEP: &str = "resumed_members_in_step";
 /// Gauge by `state`, see [`KEY_STATES`].
 pub const RING_KEYS: &str = "resumed_ring_keys";
+/// Gauge, 1 or 0.
+pub const IN_STEP: &str = "resumed_in_step";
 /// Gauge in seconds.
 pub const ACTIVE_KEY_AGE: &str = "resumed_active_key_age_seconds";
+/// Gauge in seconds.
+pub const ACTIVE_KEY_SEALS_FOR: &str = "resumed_active_key_seals_for_seconds";
+/// Gauge in seconds, the setting `keys.interval`.
+pub const KEY_INTERVAL: &str = "resumed_key_interval_seconds";
+/// Gauge in seconds, the setting `keys.settle`.
+pub const KEY_SETTLE: &str = "resumed_key_settle_seconds";
 /// Counter.
 pub const ROTATIONS: &str = "resumed_rotations_total";
 /// Gauge in seconds.
 pub const CLOCK_OFFSET: &str = "resumed_clock_offset_seconds";
+/// Gauge.
+pub const SKEWED_NODES: &str = "resumed_skewed_nodes";
 /// Counter by `plane`.
 pub const MESSAGES_SENT: &str = "resumed_messages_sent_total";
 /// Counter by `plane`.
@@ -91,6 +101,8 @@ pub const WARMUP_TOMBSTONES_SENT: &str = "resumed_warmup_tombstones_sent_total";
 pub const WARMUP_SECONDS: &str = "resumed_warmup_seconds";
 /// Gauge, 1 or 0.
 pub const WARMUP_LACKING: &str = "resumed_warmup_lacking";
+/// Gauge, 1 or 0.
+pub const RING_SAVED: &str = "resumed_ring_saved";
 /// Counter.
 pub const RING_SAVE_ERRORS: &str = "resumed_ring_save_errors_total";
 /// Counter.
@@ -243,9 +255,22 @@ fn describe() {
     describe_gauge!(MEMBERS, count, "Nodes that the leader hears.");
     describe_gauge!(MEMBERS_IN_STEP, count, "Nodes that report the leader's ring, in time.");
     describe_gauge!(RING_KEYS, count, "Ticket keys in this node's ring, by state.");
+    describe_gauge!(IN_STEP, "Whether this node leads, or hears the leader and holds its ring.");
     describe_gauge!(ACTIVE_KEY_AGE, Unit::Seconds, "How long ago the key that seals tickets now began to.");
+    describe_gauge!(
+        ACTIVE_KEY_SEALS_FOR,
+        Unit::Seconds,
+        "For how long the key that seals tickets now may go on if no other comes; 0 without such a key."
+    );
+    describe_gauge!(KEY_INTERVAL, Unit::Seconds, "How long a key seals before the next takes over: keys.interval.");
+    describe_gauge!(KEY_SETTLE, Unit::Seconds, "How long a key is held before it seals: keys.settle.");
     describe_counter!(ROTATIONS, count, "Times that another key became the one that seals.");
     describe_gauge!(CLOCK_OFFSET, Unit::Seconds, "The leader's clock minus this node's.");
+    describe_gauge!(
+        SKEWED_NODES,
+        count,
+        "Nodes whose clock is too far from this node's for their messages to be acted on."
+    );
     describe_counter!(MESSAGES_SENT, count, "Messages published to the broker, by plane.");
     describe_counter!(MESSAGES_RECEIVED, count, "Messages taken from the broker, by plane, refused ones too.");
     describe_counter!(MESSAGES_REFUSED, count, "Messages from the broker that were not acted on, by reason.");
@@ -289,6 +314,7 @@ fn describe() {
     describe_counter!(WARMUP_TOMBSTONES_SENT, count, "Tombstones that this node sent to nodes that lacked them.");
     describe_gauge!(WARMUP_SECONDS, Unit::Seconds, "How long this node's last warm-up took, over all its donors.");
     describe_gauge!(WARMUP_LACKING, "Whether this node lacks sessions of its pod and looks for a donor.");
+    describe_gauge!(RING_SAVED, "Whether the ring is kept where a restart of this node finds it.");
     describe_counter!(RING_SAVE_ERRORS, count, "Times that the ring could not be saved for a restart of this node.");
     describe_counter!(APPLY_ERRORS, count, "Ticket keys and sessions that a proxy refused to take.");
 }
@@ -327,8 +353,14 @@ fn show() {
         LEADER,
         MEMBERS,
         MEMBERS_IN_STEP,
+        IN_STEP,
         ACTIVE_KEY_AGE,
+        ACTIVE_KEY_SEALS_FOR,
+        KEY_INTERVAL,
+        KEY_SETTLE,
         CLOCK_OFFSET,
+        SKEWED_NODES,
+        RING_SAVED,
         CACHE_ENTRIES,
         CACHE_BYTES,
         TOMBSTONES,

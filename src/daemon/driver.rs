@@ -399,6 +399,7 @@ impl<B: Bus> Driver<B> {
         let now = self.clock.now();
         match file.save(self.farm.held(), now) {
             Ok(()) => {
+                gauges::ring_saved(true);
                 if self.save_again_at.take().is_some() {
                     info!("the ring is saved again");
                 }

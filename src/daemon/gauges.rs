@@ -1,15 +1,24 @@
 //! Shows a node as metrics.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use metrics::{counter, gauge};
 
 use super::view::NodeView;
 use crate::clock::Now;
+use crate::keys::KeySettings;
 use crate::metrics::{
-    ACTIVE_KEY_AGE, BROKER_CONNECTED, BROKER_RECONNECTS, CLOCK_OFFSET, KEY_STATES, LEADER, MEMBERS, MEMBERS_IN_STEP,
-    RING_SAVE_ERRORS, ROTATIONS, ring_keys,
+    ACTIVE_KEY_AGE, ACTIVE_KEY_SEALS_FOR, BROKER_CONNECTED, BROKER_RECONNECTS, CLOCK_OFFSET, IN_STEP, KEY_INTERVAL,
+    KEY_SETTLE, KEY_STATES, LEADER, MEMBERS, MEMBERS_IN_STEP, RING_SAVE_ERRORS, RING_SAVED, ROTATIONS, SKEWED_NODES,
+    ring_keys,
 };
+
+/// Shows the settings that the ages of keys and the offsets of clocks are measured against.
+pub fn settings(keys: &KeySettings) {
+    gauge!(KEY_INTERVAL).set(keys.interval.as_secs_f64());
+    gauge!(KEY_SETTLE).set(keys.settle.as_secs_f64());
+}
 
 /// Shows whether the broker is connected; every connection after the process's first counts as a reconnect.
 pub fn connected(connected: bool) {
@@ -20,9 +29,15 @@ pub fn connected(connected: bool) {
     }
 }
 
+/// Shows whether a restart of the node would find its ring.
+pub fn ring_saved(saved: bool) {
+    gauge!(RING_SAVED).set(if saved { 1.0 } else { 0.0 });
+}
+
 /// Counts a ring that could not be saved.
 pub fn ring_not_saved() {
     counter!(RING_SAVE_ERRORS).increment(1);
+    ring_saved(false);
 }
 
 /// Shows everything else. `sealed_before` is the generation that sealed when this was last called.
@@ -30,14 +45,117 @@ pub fn show(view: &NodeView, sealed_before: Option<u64>, now: Now) {
     gauge!(LEADER).set(if view.leads { 1.0 } else { 0.0 });
     gauge!(MEMBERS).set(view.members);
     gauge!(MEMBERS_IN_STEP).set(view.members_in_step);
+    gauge!(IN_STEP).set(if view.in_step { 1.0 } else { 0.0 });
+    gauge!(SKEWED_NODES).set(u32::try_from(view.skewed.len()).unwrap_or(u32::MAX));
     let offset = i32::try_from(view.clock_offset_ms).map_or(f64::from(i32::MAX), f64::from);
     gauge!(CLOCK_OFFSET).set(offset / 1e3);
     ring_keys(KEY_STATES.map(|state| view.ring.keys.iter().filter(|key| key.state == state).count()));
-    if let Some(active) = view.ring.keys.iter().find(|key| key.state == "active") {
-        let age = std::time::Duration::from_millis(now.wall.saturating_sub(active.seal_from));
-        gauge!(ACTIVE_KEY_AGE).set(age.as_secs_f64());
-        if sealed_before.is_some_and(|generation| generation != active.generation) {
-            counter!(ROTATIONS).increment(1);
-        }
+    let active = view.ring.keys.iter().find(|key| key.state == "active");
+    let (age, left) = active.map_or_else(Default::default, |active| {
+        (now.wall.saturating_sub(active.seal_from), active.seal_until.saturating_sub(now.wall))
+    });
+    gauge!(ACTIVE_KEY_AGE).set(Duration::from_millis(age).as_secs_f64());
+    gauge!(ACTIVE_KEY_SEALS_FOR).set(Duration::from_millis(left).as_secs_f64());
+    if active.zip(sealed_before).is_some_and(|(active, before)| active.generation != before) {
+        counter!(ROTATIONS).increment(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+    use crate::status::{KeyStatus, RingStatus};
+
+    /// What a scrape shows after `act`, of this thread alone.
+    fn shown(act: impl FnOnce()) -> String {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, act);
+        recorder.handle().render()
+    }
+
+    fn has(text: &str, line: &str) {
+        assert!(text.lines().any(|shown| shown == line), "no {line} in\n{text}");
+    }
+
+    /// A node whose only key began to seal at 100 s and may go on until 700 s.
+    fn view() -> NodeView {
+        let key = KeyStatus {
+            name_prefix: "00000000".to_owned(),
+            generation: 7,
+            state: "active".to_owned(),
+            seal_from: 100_000,
+            seal_until: 700_000,
+            open_until: 900_000,
+        };
+        NodeView { ring: RingStatus { keys: vec![key], ..RingStatus::default() }, ..NodeView::default() }
+    }
+
+    const NOW: Now = Now { wall: 130_500, mono: 0 };
+
+    #[test]
+    fn the_active_key_is_shown_with_its_age_and_how_long_it_may_go_on() {
+        let text = shown(|| show(&view(), None, NOW));
+        has(&text, "resumed_active_key_age_seconds 30.5");
+        has(&text, "resumed_active_key_seals_for_seconds 569.5");
+        has(&text, "resumed_ring_keys{state=\"active\"} 1");
+        // Past its end, and on a clock by which it has not begun.
+        let late = shown(|| show(&view(), None, Now { wall: 800_000, mono: 0 }));
+        has(&late, "resumed_active_key_seals_for_seconds 0");
+        let early = shown(|| show(&view(), None, Now { wall: 99_000, mono: 0 }));
+        has(&early, "resumed_active_key_age_seconds 0");
+    }
+
+    #[test]
+    fn without_a_key_that_seals_nothing_of_an_earlier_one_is_shown() {
+        let text = shown(|| {
+            show(&view(), None, NOW);
+            show(&NodeView::default(), Some(7), NOW);
+        });
+        has(&text, "resumed_active_key_age_seconds 0");
+        has(&text, "resumed_active_key_seals_for_seconds 0");
+        has(&text, "resumed_ring_keys{state=\"active\"} 0");
+        assert!(!text.contains("resumed_rotations_total"), "{text}");
+    }
+
+    #[test]
+    fn another_key_than_before_is_a_rotation_and_the_first_one_is_none() {
+        let text = shown(|| {
+            show(&view(), None, NOW);
+            show(&view(), Some(7), NOW);
+        });
+        assert!(!text.contains("resumed_rotations_total"), "{text}");
+        has(&shown(|| show(&view(), Some(6), NOW)), "resumed_rotations_total 1");
+    }
+
+    #[test]
+    fn a_node_shows_whether_it_is_in_step_and_how_many_clocks_are_too_far_off() {
+        let alone = shown(|| show(&view(), None, NOW));
+        has(&alone, "resumed_in_step 0");
+        has(&alone, "resumed_skewed_nodes 0");
+        let skewed = vec![("a".to_owned(), 400_000), ("b".to_owned(), 399_000)];
+        let text = shown(|| show(&NodeView { in_step: true, skewed, ..view() }, None, NOW));
+        has(&text, "resumed_in_step 1");
+        has(&text, "resumed_skewed_nodes 2");
+    }
+
+    #[test]
+    fn a_ring_that_could_not_be_saved_shows_until_it_is() {
+        has(&shown(|| ring_saved(true)), "resumed_ring_saved 1");
+        let failed = shown(|| {
+            ring_saved(true);
+            ring_not_saved();
+        });
+        has(&failed, "resumed_ring_saved 0");
+        has(&failed, "resumed_ring_save_errors_total 1");
+    }
+
+    #[test]
+    fn the_settings_of_keys_are_shown_in_seconds() {
+        let keys = KeySettings { settle: Duration::from_millis(250), ..KeySettings::default() };
+        let text = shown(|| settings(&keys));
+        has(&text, "resumed_key_interval_seconds 28800");
+        has(&text, "resumed_key_settle_seconds 0.25");
     }
 }

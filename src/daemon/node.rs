@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::driver::{ALIVE_FOR_MS, Driver};
+use super::gauges;
 use super::http::Health;
 use super::operator::Operator;
 use super::random::{fill, random};
@@ -100,6 +101,8 @@ impl Node {
         let boot_id = random();
         let names = Names::new(&settings.farm, &settings.pod);
         let (ring_file, held) = saved_ring(&settings, clock);
+        gauges::settings(&settings.keys);
+        gauges::ring_saved(ring_file.is_some());
         let farm = Farm::new(farm_settings(&settings, boot_id, &names), held, Box::new(fill), clock.now());
 
         let (timetable_sender, timetable) = watch::channel(Arc::new(farm.held().timetable(clock.now())));
@@ -161,7 +164,7 @@ impl Node {
             names,
             boot_id,
             batch_bytes: settings.batch_bytes,
-            warmups: Warmups::default(),
+            warmups: Warmups::new(settings.replicate),
             clock,
             stop: stop_sessions.clone(),
         });

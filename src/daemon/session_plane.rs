@@ -369,7 +369,7 @@ mod tests {
                 names: names.clone(),
                 boot_id: random(),
                 batch_bytes: 1 << 15,
-                warmups: Warmups::default(),
+                warmups: Warmups::new(true),
                 clock,
                 stop: CancellationToken::new(),
             });

@@ -17,6 +17,8 @@ pub struct NodeView {
     pub members: u32,
     /// Of these, in step.
     pub members_in_step: u32,
+    /// Whether this node leads, or hears whoever leads and holds its ring.
+    pub in_step: bool,
     /// The leader's clock minus this node's.
     pub clock_offset_ms: i64,
     /// The ring, without secrets.
@@ -41,6 +43,7 @@ impl NodeView {
             leads: farm.is_leader(),
             members,
             members_in_step,
+            in_step: farm.is_in_step(now),
             clock_offset_ms: farm.clock_offset_ms(),
             ring: ring_status(farm, now),
             broker,

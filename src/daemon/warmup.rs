@@ -39,22 +39,23 @@ struct Machines {
     donor: Donor,
     pending: VecDeque<Action>,
     quiet: Quiet,
+    /// A node that shares no sessions has no feed: nobody ever gives it any, and it lacks none.
+    replicates: bool,
 }
 
-impl Default for Warmups {
-    /// Those of a node that has just started: it lacks everything.
-    fn default() -> Self {
+impl Warmups {
+    /// Those of a node that has just started: it lacks everything, if it `replicates` sessions at all.
+    pub fn new(replicates: bool) -> Self {
         let machines = Machines {
             joiner: Joiner::new(Box::new(|| u64::from_le_bytes(random()))),
             donor: Donor::default(),
             pending: VecDeque::new(),
             quiet: Quiet::default(),
+            replicates,
         };
         Self { machines: Mutex::new(machines), stirred: Notify::new() }
     }
-}
 
-impl Warmups {
     fn lock(&self) -> MutexGuard<'_, Machines> {
         // Nothing that panics leaves a machine half way.
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
@@ -75,7 +76,7 @@ impl Machines {
                 }
             }
         }
-        gauge!(WARMUP_LACKING).set(if self.joiner.lacks() { 1.0 } else { 0.0 });
+        gauge!(WARMUP_LACKING).set(if self.replicates && self.joiner.lacks() { 1.0 } else { 0.0 });
     }
 
     fn record(&mut self, note: &Note, now: Now) {

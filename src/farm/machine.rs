@@ -548,6 +548,18 @@ impl Farm {
         }
     }
 
+    /// Whether this node leads, or hears whoever announces and holds the ring that was announced last.
+    #[must_use]
+    pub fn is_in_step(&self, now: Now) -> bool {
+        match (&self.role, &self.announced) {
+            (Role::Leading { .. }, _) => true,
+            (Role::Follower, Some(announced)) => {
+                self.leader(now).is_some() && self.held.ring().fingerprint(announced.as_of) == announced.fingerprint
+            }
+            (Role::Follower, None) | (Role::Acting { .. }, _) => false,
+        }
+    }
+
     /// The leader's clock minus ours, in milliseconds; 0 at the leader and before the first announcement.
     #[must_use]
     pub fn clock_offset_ms(&self) -> i64 {
@@ -1455,13 +1467,13 @@ impl Farm {
         let (mut members, mut in_step) = (0, 0);
         for member in self.members.iter() {
             members += 1;
-            in_step += u32::from(self.is_in_step(member, &mut known, now));
+            in_step += u32::from(self.has_in_step(member, &mut known, now));
         }
         (members, in_step)
     }
 
     /// Whether a member reports in time and holds our ring. `known` saves hashing the ring for every member.
-    fn is_in_step(&self, member: &Member, known: &mut HashMap<u64, [u8; 8]>, now: Now) -> bool {
+    fn has_in_step(&self, member: &Member, known: &mut HashMap<u64, [u8; 8]>, now: Now) -> bool {
         if member.boot_id == self.settings.boot_id {
             return true;
         }
@@ -1482,7 +1494,7 @@ impl Farm {
                 pod: report.pod,
                 version: report.version,
                 last_report_ms: now.mono.saturating_sub(member.heard_at),
-                in_step: self.is_in_step(member, &mut known, now),
+                in_step: self.has_in_step(member, &mut known, now),
                 clock_offset_ms: member.clock_offset_ms(),
                 sessions: report.sessions,
                 proxies: report.proxies,
