@@ -457,7 +457,7 @@ mod tests {
     use super::*;
 
     /// The metrics that the project promises by name.
-    const PROMISED: [(&str, &str); 24] = [
+    const PROMISED: [(&str, &str); 30] = [
         ("resumed_build_info", "gauge"),
         ("resumed_broker_connected", "gauge"),
         ("resumed_broker_reconnects_total", "counter"),
@@ -465,6 +465,12 @@ mod tests {
         ("resumed_members", "gauge"),
         ("resumed_members_in_step", "gauge"),
         ("resumed_ring_keys", "gauge"),
+        ("resumed_in_step", "gauge"),
+        ("resumed_active_key_seals_for_seconds", "gauge"),
+        ("resumed_key_interval_seconds", "gauge"),
+        ("resumed_key_settle_seconds", "gauge"),
+        ("resumed_skewed_nodes", "gauge"),
+        ("resumed_ring_saved", "gauge"),
         ("resumed_active_key_age_seconds", "gauge"),
         ("resumed_rotations_total", "counter"),
         ("resumed_clock_offset_seconds", "gauge"),

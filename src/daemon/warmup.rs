@@ -285,3 +285,22 @@ impl<L: Link> SessionPlane<L> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_shares_no_sessions_lacks_none() {
+        for (replicates, lacking) in [(true, "1"), (false, "0")] {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            let now = Now { wall: 1_700_000_000_000, mono: 1_000 };
+            metrics::with_local_recorder(&recorder, || Warmups::new(replicates).lock().take(Vec::new(), now));
+            let text = recorder.handle().render();
+            let line = format!("resumed_warmup_lacking {lacking}");
+            assert!(text.lines().any(|shown| shown == line), "replicates = {replicates}: {text}");
+        }
+    }
+}
