@@ -447,6 +447,11 @@ impl Daemon {
         status.ring.keys.iter().map(|key| key.generation).collect()
     }
 
+    /// Where its metrics are, without a path.
+    pub fn metrics_address(&self) -> String {
+        format!("127.0.0.1:{}", self.metrics_port)
+    }
+
     /// Where `/metrics` is.
     pub fn metrics_url(&self) -> String {
         format!("http://127.0.0.1:{}/metrics", self.metrics_port)

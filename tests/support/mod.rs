@@ -7,6 +7,7 @@ pub mod hopping;
 pub mod load;
 pub mod namespaces;
 pub mod network;
+pub mod prometheus;
 pub mod scanner;
 pub mod sessions;
 pub mod tls;

@@ -1,0 +1,246 @@
+//! That the rules, the dashboard and the runbook fit each other, and what a node shows.
+
+#[path = "support/dashboard.rs"]
+mod dashboard;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use dashboard::Dashboard;
+use resumed::metrics;
+
+/// Sections of the runbook that no alert leads to.
+const WITHOUT_AN_ALERT: [&str; 3] =
+    ["A host was compromised", "Everything was restarted at once", "Certificate differs between hosts"];
+
+fn in_tree(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(in_tree(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn rules() -> String {
+    text("etc/prometheus/resumed.rules.yml")
+}
+
+fn runbook() -> String {
+    text("docs/runbook.md")
+}
+
+fn promtool(words: &[&str]) {
+    let mut promtool = Command::new("promtool");
+    promtool.args(words).current_dir(in_tree("etc/prometheus"));
+    let output =
+        promtool.output().expect("promtool runs: it is in Debian's package prometheus (make test installs it)");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.contains("SUCCESS"), "promtool {words:?}: {said}");
+}
+
+/// The text of each alert's rule, by its name.
+fn alerts() -> BTreeMap<String, String> {
+    let rules = rules();
+    let mut alerts = BTreeMap::new();
+    for rule in rules.split("\n      - alert: ").skip(1) {
+        let (name, body) = rule.split_once('\n').expect("a rule has more than a name");
+        let body = body.split("\n      - ").next().unwrap_or_default();
+        assert!(alerts.insert(name.to_owned(), body.to_owned()).is_none(), "{name} twice");
+    }
+    assert!(alerts.len() > 20, "only {} alerts found", alerts.len());
+    alerts
+}
+
+/// What a node shows, without a histogram's endings.
+fn metrics_of_a_node() -> BTreeSet<String> {
+    let shown = metrics::install().expect("a recorder").render();
+    let kinds = shown.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    kinds.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+/// Every name with `resumed_` in it, recorded ones with their colons.
+fn names(text: &str) -> BTreeSet<String> {
+    let in_name = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | ':');
+    let words = text.split(|letter: char| !in_name(letter)).map(|word| word.trim_matches(':'));
+    words.filter(|word| word.starts_with("resumed_") || word.contains(":resumed_")).map(str::to_owned).collect()
+}
+
+fn recorded() -> BTreeSet<String> {
+    let rules = rules();
+    rules.lines().filter_map(|line| line.strip_prefix("      - record: ")).map(str::to_owned).collect()
+}
+
+/// Panics if `text` names what neither a node shows nor a rule records. Returns the metrics of nodes that it names.
+fn assert_all_exist(text: &str, place: &str) -> BTreeSet<String> {
+    let (metrics, recorded) = (metrics_of_a_node(), recorded());
+    let mut used = BTreeSet::new();
+    for name in names(text) {
+        if name.contains(':') {
+            assert!(recorded.contains(&name), "{place}: no rule records {name}");
+            continue;
+        }
+        let base = name.strip_suffix("_bucket").unwrap_or(&name);
+        assert!(metrics.contains(base), "{place}: no node shows {name}");
+        used.insert(base.to_owned());
+    }
+    used
+}
+
+/// The link to a heading, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    heading.to_lowercase().replace(' ', "-")
+}
+
+fn headings(document: &str) -> Vec<&str> {
+    document.lines().filter_map(|line| line.strip_prefix("## ")).collect()
+}
+
+#[test]
+fn prometheus_takes_the_rules_and_the_example_configuration() {
+    promtool(&["check", "rules", "resumed.rules.yml"]);
+    promtool(&["check", "config", "prometheus.yml"]);
+}
+
+#[test]
+fn the_rules_pass_their_unit_tests() {
+    promtool(&["test", "rules", "resumed.rules.test.yml"]);
+}
+
+#[test]
+fn every_rule_has_a_unit_test() {
+    let tests = text("etc/prometheus/resumed.rules.test.yml");
+    for alert in alerts().keys() {
+        assert!(tests.contains(&format!("alertname=\"{alert}\"")), "{alert} never fires in a test");
+    }
+    for name in recorded() {
+        assert!(tests.contains(&format!("labels: '{name}{{")), "no test knows a value of {name}");
+    }
+}
+
+#[test]
+fn rules_and_dashboard_name_only_what_there_is() {
+    let used = assert_all_exist(&rules(), "the rules");
+    assert!(used.len() > 25, "only {used:?}");
+    assert_all_exist(&runbook(), "the runbook");
+    assert_all_exist(&text("etc/grafana/resumed.json"), "the dashboard");
+}
+
+#[test]
+fn every_metric_is_on_the_dashboard_or_behind_a_figure_on_it() {
+    let dashboard = text("etc/grafana/resumed.json");
+    let mut shown = assert_all_exist(&dashboard, "the dashboard");
+    let rules = rules();
+    for rule in rules.split("\n      - record: ").skip(1) {
+        let name = rule.lines().next().unwrap_or_default();
+        if dashboard.contains(name) {
+            let rule = rule.split("\n      - ").next().unwrap_or_default();
+            shown.extend(assert_all_exist(rule.split_once('\n').map_or("", |(_, rest)| rest), name));
+        }
+    }
+    // A rule may take another's result.
+    let missing: Vec<_> = metrics_of_a_node().into_iter().filter(|name| !shown.contains(name)).collect();
+    assert!(missing.is_empty(), "on no panel: {missing:?}");
+}
+
+#[test]
+fn every_alert_says_what_is_wrong_where_what_it_costs_and_what_to_read() {
+    for (name, rule) in alerts() {
+        let severity = rule.lines().find_map(|line| line.strip_prefix("          severity: ")).unwrap_or_default();
+        assert!(["critical", "warning", "info"].contains(&severity), "{name}: severity {severity:?}");
+        let annotation = |key: &str| {
+            let (_, rest) =
+                rule.split_once(&format!("          {key}: ")).unwrap_or_else(|| panic!("{name} has no {key}"));
+            rest.split("\n          description:").next().unwrap_or(rest).to_owned()
+        };
+        let summary = annotation("summary");
+        // The one about no target at all has none to name.
+        let named = summary.contains("{{ $labels.farm }}") || name == "ResumedNotScraped";
+        assert!(named, "{name}: its summary names no farm: {summary}");
+        assert!(annotation("description").len() > 60, "{name}: a description says what it costs");
+        assert_eq!(annotation("runbook").trim(), format!("docs/runbook.md#{}", anchor(&name)), "{name}");
+    }
+}
+
+#[test]
+fn the_runbook_has_a_section_for_each_alert_and_no_others_but_those_listed() {
+    let runbook = runbook();
+    let alerts = alerts();
+    let sections = headings(&runbook);
+    let distinct: BTreeSet<_> = sections.iter().map(|section| (*section).to_owned()).collect();
+    assert_eq!(distinct.len(), sections.len(), "a heading twice: {sections:?}");
+    let expected = alerts.keys().cloned().chain(WITHOUT_AN_ALERT.map(str::to_owned)).collect();
+    assert_eq!(distinct, expected);
+    for section in runbook.split("\n## ").skip(1) {
+        let (name, body) = section.split_once('\n').unwrap_or_default();
+        if alerts.contains_key(name) {
+            for part in ["**Means.**", "**Clients", "**Do"] {
+                assert!(
+                    body.to_lowercase().contains(&part.to_lowercase()) || body.contains("and **do**"),
+                    "{name}: no {part}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn links_within_the_runbook_lead_somewhere() {
+    let runbook = runbook();
+    let anchors: BTreeSet<_> = headings(&runbook).into_iter().map(anchor).collect();
+    let links: Vec<_> = runbook.split("](#").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    assert!(links.len() > 15, "{links:?}");
+    for link in links {
+        assert!(anchors.contains(link), "no heading for #{link}");
+    }
+}
+
+#[test]
+fn every_reason_for_a_refusal_or_a_drop_is_explained_and_tested_or_called_ordinary() {
+    let (runbook, tests) = (runbook(), text("etc/prometheus/resumed.rules.test.yml"));
+    for (metric, reasons) in [
+        (metrics::MESSAGES_REFUSED, metrics::REFUSALS.as_slice()),
+        (metrics::SESSIONS_DROPPED, metrics::DROPS.as_slice()),
+    ] {
+        for reason in reasons {
+            assert!(runbook.contains(&format!("`{reason}`")), "the runbook says nothing of {metric} {reason}");
+            let series = |line: &str| line.contains(metric) && line.contains(&format!("reason=\"{reason}\""));
+            assert!(tests.lines().any(series), "no rule test has {metric} {reason}");
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_is_complete() {
+    let dashboard = Dashboard::shipped();
+    let panels = dashboard.json["panels"].as_array().expect("panels");
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().expect("an id")).collect();
+    assert_eq!(ids.len(), panels.len(), "an id twice");
+    let variables = dashboard.json["templating"]["list"].as_array().expect("variables");
+    let variables: Vec<_> = variables.iter().filter_map(|variable| variable["name"].as_str()).collect();
+    assert_eq!(variables, ["datasource", "farm", "instance"]);
+    let mut cells = BTreeMap::new();
+    for panel in panels {
+        let of = |side: &str| panel["gridPos"][side].as_u64().expect("a place");
+        assert!(of("x") + of("w") <= 24, "{} is outside of the grid", panel["title"]);
+        for (x, y) in (of("x")..of("x") + of("w")).flat_map(|x| (of("y")..of("y") + of("h")).map(move |y| (x, y))) {
+            let other = cells.insert((x, y), panel["title"].to_string());
+            assert_eq!(other, None, "two panels in one place, {} the second", panel["title"]);
+        }
+    }
+    for panel in &dashboard.panels {
+        let of = |key: &str| panel.json[key].as_str().unwrap_or_default();
+        assert!(!panel.title.is_empty(), "{}", panel.json);
+        assert!(of("description").ends_with('.'), "{}: no description", panel.title);
+        assert_eq!(panel.json["datasource"]["uid"], "${datasource}", "{}", panel.title);
+        assert!(!panel.queries.is_empty(), "{}: no query", panel.title);
+        for query in &panel.queries {
+            assert!(query.contains("farm=\"$farm\""), "{}: of every farm at once: {query}", panel.title);
+            Dashboard::filled_in(query, "f");
+        }
+        let targets = panel.json["targets"].as_array().expect("targets");
+        let legends = targets.iter().all(|target| target["legendFormat"].as_str().is_some_and(|text| !text.is_empty()));
+        assert!(legends, "{}: a query without a legend", panel.title);
+    }
+}
