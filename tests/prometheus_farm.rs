@@ -5,10 +5,11 @@ mod dashboard;
 mod support;
 
 use dashboard::Dashboard;
-use resumed::probe::Mode;
+use resumed::probe::{Client, Mode, Options};
 use support::broker::Broker;
 use support::farm::{Farm, FarmSetup, Proxies, wait_for};
 use support::prometheus::{Prometheus, ScrapeTarget, Watch};
+use support::sessions::new_ones_resume;
 
 /// Every node of `farm`, as Prometheus is told of it.
 fn targets(farm: &Farm) -> Vec<ScrapeTarget> {
@@ -27,7 +28,7 @@ fn the_dashboard_shows_a_farm_and_a_leader_that_is_killed_is_called_out_until_it
     let prometheus = Prometheus::start(&Watch::impatiently(targets(&farm)));
     prometheus.wait_for_scrapes(2);
     // What is counted shows by how it rises between two scrapes.
-    farm.assert_all_resume(Mode::Id);
+    new_ones_resume(&Client::new(Options::default()).expect("a client"), &farm.targets(), Mode::Id);
 
     let dashboard = Dashboard::shipped();
     assert!(dashboard.panels.len() > 30, "{} panels", dashboard.panels.len());
