@@ -62,10 +62,12 @@ $(CARGO_DEB):
 	$(CARGO) install --locked --version $(CARGO_DEB_VERSION) --root $(TARGET)/tools cargo-deb
 
 .PHONY: lint
-lint: dependencies-build dependencies-lint ## Formatting, clippy and shellcheck without a warning, and the plugin without an async runtime
+lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and ansible-lint without a warning, and the plugin without an async runtime
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh debian/*/*)
+	scripts/check-ansible-variables.py
+	cd ansible && ansible-lint && ansible-playbook --inventory inventory/example --syntax-check *.yml
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
 	$(CARGO) clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
 

@@ -36,7 +36,7 @@ for group; do
       systemd                     # and the unit, checked
     ) ;;
     hosts) packages+=(
-      debootstrap                 # Debian hosts of a test's own,
+      debootstrap dpkg-dev        # Debian hosts of a test's own, and the packages that they install,
       systemd-container           # booted with systemd,
       iproute2 openssh-client     # reached by SSH,
       haproxy                     # through a load balancer,
