@@ -28,10 +28,13 @@ REVISION ?= 1
 FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 SECONDS ?= 60
 
+# All of tests/ but what boots hosts: `make test-rollout` runs that.
+FARM_TESTS := $(filter-out rollout,$(basename $(notdir $(wildcard tests/*.rs))))
+
 .PHONY: help
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
-	  printf '  make %-8s %s\n' "$$target" "$$text"; done
+	  printf '  make %-12s %s\n' "$$target" "$$text"; done
 
 .PHONY: demo
 demo: build dependencies-farm ## A broker and three proxies on loopback: probe, rotate, lose the leader, probe again (KEEP=1: leave it up)
@@ -42,7 +45,14 @@ demo: build dependencies-farm ## A broker and three proxies on loopback: probe, 
 test: build deb dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
-	$(CARGO) test $(RELEASE) --no-fail-fast --test '*' -- $(TEST)
+	$(CARGO) test $(RELEASE) --no-fail-fast $(FARM_TESTS:%=--test %) -- $(TEST)
+
+# Revision 2 of the packages is what the hosts are upgraded to.
+.PHONY: test-rollout
+test-rollout: dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
+	$(MAKE) deb REVISION=2
+	$(MAKE) deb REVISION=1
+	$(CARGO) test --release $(CARGO_FLAGS) --test rollout -- --nocapture $(TEST)
 
 .PHONY: soak
 soak: dependencies-build ## Simulated farms by seed: SEEDS=100000 of them, from FIRST=2000 on; or SEED=1234 alone, with its story

@@ -194,6 +194,16 @@ impl Prometheus {
         alert
     }
 
+    /// Waits until the alert of this name about `about`, an instance or a farm, fires no more.
+    pub fn wait_until_resolves(&self, name: &str, about: &str) {
+        let wanted = (name.to_owned(), about.to_owned());
+        let (_, took) = wait_for(&format!("the end of {name} for {about}"), || {
+            let firing = self.firing()?;
+            if firing.contains(&wanted) { Err(format!("{firing:?}")) } else { Ok(()) }
+        });
+        println!("{name} resolved for {about} after {took:?}");
+    }
+
     /// Waits until nothing fires any more but alerts of these names.
     pub fn wait_until_nothing_fires_but(&self, names: &[&str]) {
         let (_, took) = wait_for("the end of the alerts", || {

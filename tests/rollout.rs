@@ -1,0 +1,284 @@
+//! The whole product on real hosts: three with a broker and a proxy each, set up over SSH by the playbooks, behind a
+//! layer-4 load balancer, with clients that come back all the while.
+//!
+//! `make test-rollout` builds the packages that it installs, and runs it. Needs root, and the packages of the group
+//! `hosts` in `scripts/install-dependencies.sh`.
+
+#[path = "support/dashboard.rs"]
+mod dashboard;
+mod hosts;
+mod support;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use dashboard::Dashboard;
+use hosts::balancer::{Balancer, NOTICES_WITHIN};
+use hosts::host::Host;
+use hosts::returning::{Counts, Outcome, Returning, Visit};
+use hosts::site::{self, OUTSIDE, SERVER_NAME, Site};
+use resumed::probe::{Mode, Target};
+use support::farm::wait_for;
+use support::namespaces::{Network, apart};
+use support::prometheus::{Prometheus, ScrapeTarget, Watch};
+
+/// How long a farm may take to be whole again after a fault has ended, a host's boot included.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A returning client's session may have been made this long before a fault, and been on its way when it came.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
+
+/// What happens to the farm while clients run, and what they saw of it.
+struct Story<'a> {
+    clients: &'a Returning,
+    table: String,
+    faults: Vec<String>,
+}
+
+/// A time in which something is broken.
+#[derive(Clone, Copy, Debug)]
+struct Broken {
+    from: Instant,
+    until: Instant,
+}
+
+impl Broken {
+    fn holds(&self, at: Instant) -> bool {
+        (self.from..=self.until).contains(&at)
+    }
+}
+
+impl Story<'_> {
+    /// Lets `happens` happen, and everything settle; it returns when hosts or brokers were gone, if they were.
+    ///
+    /// What nobody could do anything about: handshakes that fail because their host is gone before the load balancer
+    /// knows, and session IDs that were made, or come back, while the session plane is cut. Everything else is a fault.
+    fn chapter(&mut self, title: &str, happens: impl FnOnce() -> Option<Broken>) {
+        let start = Instant::now();
+        let broken = happens();
+        let took = start.elapsed();
+        // Clients that have begun are part of it.
+        let settled = Instant::now();
+        let mut visits = self.clients.take();
+        while !Mode::ALL.iter().all(|mode| visits.iter().any(|visit| visit.mode == *mode && visit.at > settled)) {
+            assert!(settled.elapsed() < PATIENCE, "{title}: clients stopped coming: {}", Counts::of(&visits));
+            std::thread::sleep(Duration::from_millis(50));
+            visits.extend(self.clients.take());
+        }
+        let is_inevitable = |visit: &Visit| match (broken, visit.outcome, visit.mode) {
+            (None, ..) => false,
+            (Some(broken), Outcome::Failed, _) => {
+                let noticed = Broken { from: broken.from, until: broken.from + NOTICES_WITHIN };
+                noticed.holds(visit.at)
+                    || noticed.holds(visit.until)
+                    || (visit.at < broken.from && visit.until > broken.from)
+            }
+            (Some(broken), Outcome::Refused, Mode::Id) => {
+                let cut = Broken { from: broken.from - ON_ITS_WAY, until: broken.until };
+                cut.holds(visit.at) || visit.made.is_some_and(|made| cut.holds(made))
+            }
+            _ => false,
+        };
+        let wrong = |visit: &&Visit| matches!(visit.outcome, Outcome::Refused | Outcome::Failed);
+        let inevitable: Vec<_> = visits.iter().filter(wrong).filter(|visit| is_inevitable(visit)).collect();
+        let others: Vec<_> = visits.iter().filter(wrong).filter(|visit| !is_inevitable(visit)).collect();
+        let counts = Counts::of(&visits);
+        let line = format!("{title} ({took:.1?}): {counts}; {} of the last two inevitable", inevitable.len());
+        println!("{line}");
+        writeln!(self.table, "{line}").expect("a String");
+        for visit in inevitable {
+            let (at, mode) = (visit.at.duration_since(start), visit.mode);
+            println!("    inevitable: {:?} of {mode} {at:.1?} after the start {}", visit.outcome, visit.why);
+        }
+        for visit in others {
+            let (at, mode, made) = (visit.at.duration_since(start), visit.mode, visit.made);
+            let age = made.map(|made| visit.at.duration_since(made));
+            let fault = format!(
+                "{title}: {:?} of {mode} {at:.1?} after the start, its session {age:.1?} old, with {broken:?} {}",
+                visit.outcome, visit.why
+            );
+            println!("    WRONG: {fault}");
+            self.faults.push(fault);
+        }
+    }
+}
+
+fn probe(site: &Site) {
+    let targets = site.hosts.iter().map(|host| format!("{}:443", host.address()));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_resumed"));
+    command.arg("probe").args(targets).args(["--sni", SERVER_NAME]);
+    let output = command.output().expect("resumed probe");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    println!("{text}");
+}
+
+#[test]
+fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
+    apart(|| {
+        let network = Network::new(1);
+        let mut site = Site::boot(&network);
+
+        // From nothing to a farm, as an operator does it.
+        let check = site.must_play("site.yml --check");
+        println!("site.yml --check on fresh hosts took {:.0?}", check.took);
+        let first = site.must_play("site.yml");
+        println!("site.yml took {:.0?}, {} changes", first.took, first.changed);
+        probe(&site);
+        for host in &site.hosts {
+            println!("{}", host.must("systemctl status --no-pager --lines=0 resumed"));
+        }
+
+        let hosts: Vec<_> = site.hosts.iter().map(|host| (host.name(), host.address())).collect();
+        let balancer = Balancer::start(site.dir(), OUTSIDE, &hosts);
+        balancer.wait_for_hosts(3, PATIENCE);
+        let farm = Target::from(balancer.address());
+        let target = |host: &Host| ScrapeTarget {
+            address: format!("{}:9464", host.address()),
+            farm: "test".to_owned(),
+            pod: "default".to_owned(),
+        };
+        let prometheus = Prometheus::start(&Watch::impatiently(site.hosts.iter().map(target).collect()));
+        let clients = Returning::start(&farm, SERVER_NAME, 6);
+        let mut story = Story { clients: &clients, table: String::new(), faults: Vec::new() };
+
+        story.chapter("every panel of the dashboard", || {
+            prometheus.wait_for_scrapes(2);
+            for panel in Dashboard::shipped().panels {
+                for query in panel.queries.iter().map(|query| Dashboard::filled_in(query, "test")) {
+                    wait_for(&format!("data for \"{}\": {query}", panel.title), || {
+                        let samples = prometheus.query(&query)?;
+                        let has_data = samples.iter().any(|sample| sample.value.is_finite());
+                        if has_data { Ok(()) } else { Err(format!("{samples:?}")) }
+                    });
+                }
+            }
+            None
+        });
+        story.chapter("site.yml again", || {
+            let again = site.must_play("site.yml");
+            assert_eq!(again.changed, 0, "a second run changes nothing:\n{}", again.text);
+            None
+        });
+        story.chapter("a release that does not start, and the way back", || {
+            site.offer_broken_package("2~broken");
+            let stopped = site.play("rollout.yml -e packages_revision=2~broken -e farm_check_wait=5s");
+            assert!(!stopped.succeeded, "it went on:\n{}", stopped.text);
+            assert_eq!(revisions(&site), ["2~broken", "1", "1"], "{}", stopped.text);
+            site.must_play("site.yml -e resumed_allow_downgrade=true -e trafficserver_allow_downgrade=true");
+            assert_eq!(revisions(&site), ["1", "1", "1"]);
+            balancer.say("set server farm/a state ready");
+            None
+        });
+        story.chapter("a rolling upgrade", || {
+            let rolled = site.must_play("rollout.yml -e packages_revision=2");
+            assert_eq!(revisions(&site), ["2", "2", "2"], "{}", rolled.text);
+            None
+        });
+        story.chapter("a new farm secret in three steps", || {
+            site.must_play("rotate-secret.yml");
+            None
+        });
+        story.chapter("a host is rebooted", || {
+            let from = Instant::now();
+            let host = &mut site.hosts[2];
+            host.power_off();
+            host.boot();
+            Some(whole_again(&site, &balancer, from))
+        });
+        story.chapter("the leader's host loses power", || {
+            let leader = site.leader();
+            let instance = format!("{}:9464", site.hosts[leader].address());
+            let from = Instant::now();
+            site.hosts[leader].crash();
+            balancer.wait_for_hosts(2, PATIENCE);
+            let alert = prometheus.wait_until_fires("ResumedNodeDown", &instance);
+            println!("{}", alert.annotations["summary"]);
+            site.hosts[leader].boot();
+            let broken = whole_again(&site, &balancer, from);
+            prometheus.wait_until_resolves("ResumedNodeDown", &instance);
+            Some(broken)
+        });
+        story.chapter("a host is cut off and comes back", || {
+            let from = Instant::now();
+            site.hosts[1].cut();
+            balancer.wait_for_hosts(2, PATIENCE);
+            // Long enough that the brokers know as well: the two halves of the cluster part, and the smaller one pauses.
+            let others = "rabbitmqctl --quiet cluster_status --formatter json | python3 -c \
+                          'import json, sys; sys.exit(len(json.load(sys.stdin)[\"running_nodes\"]) != 2)'";
+            site.hosts[0].wait_for(others, PATIENCE);
+            site.hosts[1].heal();
+            Some(whole_again(&site, &balancer, from))
+        });
+        story.chapter("a host boots before its network is there", || {
+            // It has no way to the farm's keys, so clients are kept away until it is in step.
+            balancer.say("set server farm/c state maint");
+            let host = &mut site.hosts[2];
+            host.power_off();
+            host.cut();
+            let took = host.boot();
+            println!("    it boots in {took:.1?}");
+            host.wait_for("systemctl is-active --quiet resumed", PATIENCE);
+            let probe = format!("resumed probe 127.0.0.1:443 --sni {SERVER_NAME}");
+            host.wait_for(&probe, PATIENCE);
+            println!("    alone: {}", host.must("systemctl show --value --property StatusText resumed"));
+            host.heal();
+            site.wait_in_step(3);
+            balancer.say("set server farm/c state ready");
+            balancer.wait_for_hosts(3, PATIENCE);
+            None
+        });
+        story.chapter("one broker of three dies", || {
+            let from = Instant::now();
+            let host = &site.hosts[site.leader()];
+            host.must("systemctl kill --signal=KILL rabbitmq-server; systemctl stop rabbitmq-server");
+            site.wait_in_step(3);
+            let lost = Broken { from, until: Instant::now() };
+            host.must("systemctl start rabbitmq-server");
+            site.wait_in_step(3);
+            Some(lost)
+        });
+        assert!(story.faults.is_empty(), "{}\n{}", story.table, story.faults.join("\n"));
+        drop(clients);
+        probe(&site);
+    });
+}
+
+/// The revision of the daemon's package on each host.
+fn revisions(site: &Site) -> Vec<String> {
+    let revision = |version: String| version.rsplit('-').next().unwrap_or_default().to_owned();
+    site.hosts.iter().map(|host| revision(host.must("dpkg-query -W -f '${Version}' resumed"))).collect()
+}
+
+/// Waits until all three hosts serve clients and are in step.
+fn whole_again(site: &Site, balancer: &Balancer, from: Instant) -> Broken {
+    balancer.wait_for_hosts(3, PATIENCE);
+    site.wait_in_step(3);
+    Broken { from, until: Instant::now() }
+}
+
+#[test]
+fn packages_leave_on_a_host_what_they_should() {
+    apart(|| {
+        let network = Network::new(1);
+        let (dir, base) = (site::folder(), site::base());
+        let mut host = Host::new(&network, dir.path(), &base, "packages", "");
+        host.boot();
+        host.must(
+            "apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install adduser trafficserver man-db",
+        );
+        for name in ["resumed", "resumed-trafficserver"] {
+            for revision in [1, 2] {
+                let package = site::package(name, revision);
+                fs::copy(&package, host.root().join("srv").join(package.file_name().expect("a name")))
+                    .expect("a package");
+            }
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/package_lifecycle.sh");
+        fs::copy(script, host.root().join("srv/package_lifecycle.sh")).expect("the script");
+        println!("{}", host.must("bash /srv/package_lifecycle.sh /srv 2>&1"));
+    });
+}
