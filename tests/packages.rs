@@ -130,6 +130,8 @@ fn the_daemons_package_has_program_unit_configuration_pages_and_completions() {
         "/usr/share/zsh/vendor-completions/_resumed",
         "/usr/share/fish/vendor_completions.d/resumed.fish",
         "/usr/share/resumed/rabbitmq/permissions.sh",
+        "/usr/share/resumed/prometheus/resumed.rules.yml",
+        "/usr/share/resumed/grafana/resumed.json",
         "/usr/share/doc/resumed/README.md",
         "/usr/share/doc/resumed/changelog.gz",
         "/usr/share/doc/resumed/changelog.Debian.gz",

@@ -118,9 +118,11 @@ fn probe(site: &Site) {
 
 #[test]
 fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
+    // While there still is a network with Debian's packages.
+    let base = site::base();
     apart(|| {
         let network = Network::new(1);
-        let mut site = Site::boot(&network);
+        let mut site = Site::boot(&network, &base);
 
         // From nothing to a farm, as an operator does it.
         let check = site.must_play("site.yml --check");
@@ -262,9 +264,10 @@ fn whole_again(site: &Site, balancer: &Balancer, from: Instant) -> Broken {
 
 #[test]
 fn packages_leave_on_a_host_what_they_should() {
+    let base = site::base();
     apart(|| {
         let network = Network::new(1);
-        let (dir, base) = (site::folder(), site::base());
+        let dir = site::folder();
         let mut host = Host::new(&network, dir.path(), &base, "packages", "");
         host.boot();
         host.must(

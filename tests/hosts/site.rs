@@ -74,10 +74,10 @@ pub fn base() -> PathBuf {
 }
 
 impl Site {
-    /// Boots the hosts over a base system that is made first if it is not there yet.
-    pub fn boot(network: &Network) -> Self {
+    /// Boots the hosts over the system in `base`.
+    pub fn boot(network: &Network, base: &Path) -> Self {
         let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let (dir, base) = (folder(), base());
+        let dir = folder();
         let key = dir.path().join("id_ed25519");
         let made = Command::new("ssh-keygen")
             .args(["-q", "-t", "ed25519", "-N", "", "-C", "control", "-f"])
@@ -86,7 +86,7 @@ impl Site {
             .expect("ssh-keygen (package openssh-client)");
         assert!(made.success(), "no SSH key");
         let public_key = fs::read_to_string(key.with_extension("pub")).expect("the public key");
-        let host = |name| Host::new(network, dir.path(), &base, name, &public_key);
+        let host = |name| Host::new(network, dir.path(), base, name, &public_key);
         let mut site = Self { hosts: ["a", "b", "c"].map(host).into(), control: host("control"), dir };
         // As the names would be in DNS.
         let names: String = site.all().map(|host| format!("{} {}\n", host.address(), host.name())).collect();
