@@ -152,11 +152,13 @@ pub struct ControlSettings {
     pub group: Option<String>,
 }
 
-/// `[metrics]`: the HTTP server for `/metrics` and `/healthz`.
+/// `[metrics]`: the HTTP server for `/metrics`, `/healthz` and the page for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MetricsSettings {
     /// Where it listens; none: nowhere. Default `127.0.0.1:9464`.
     pub listen: Option<SocketAddr>,
+    /// Whether it also serves the farm at a glance: `/` and `/farm.json`. Default true.
+    pub page: bool,
 }
 
 /// Why there are no settings.
@@ -348,6 +350,7 @@ fn understand(
                 listen,
                 |listen| listen.map_or("off".into(), |address| address.to_string()),
             ),
+            page: reader.flag("metrics.page", true),
         },
     };
     compare(&settings, &mut reader);
@@ -629,6 +632,7 @@ mod tests {
         assert_eq!(settings.ats.users, ["trafficserver"]);
         assert_eq!(settings.control.group.as_deref(), Some("resumed"));
         assert_eq!(settings.metrics.listen, Some("127.0.0.1:9464".parse().unwrap()));
+        assert!(settings.metrics.page);
     }
 
     #[test]
@@ -644,6 +648,7 @@ mod tests {
             ("RESUMED__SECRET__FILES", "/etc/a,/etc/b"),
             ("RESUMED__ATS__USERS", ""),
             ("RESUMED__METRICS__LISTEN", "off"),
+            ("RESUMED__METRICS__PAGE", "false"),
             ("RESUMED__CONTROL__GROUP", ""),
             ("RESUMED_LOG", "debug"),
             ("PATH", "/bin"),
@@ -659,7 +664,7 @@ mod tests {
         assert_eq!(uris, ["amqp://a", "amqps://b:99/vh"]);
         assert_eq!(settings.secret.files, [Path::new("/etc/a"), Path::new("/etc/b")]);
         assert!(settings.ats.users.is_empty());
-        assert_eq!(settings.metrics.listen, None);
+        assert_eq!((settings.metrics.listen, settings.metrics.page), (None, false));
         assert_eq!(settings.control.group, None);
 
         let origin = |key| understood.iter().find(|row| row.key == key).unwrap().origin.clone();

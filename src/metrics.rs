@@ -2,12 +2,17 @@
 //!
 //! A process has one recorder. Several nodes in one process (as in `demo`) add to the same counters.
 
+mod totals;
+
 use std::sync::Mutex;
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
+
+use totals::Readable;
+pub use totals::{Totals, totals};
 
 /// Gauge, always 1, `version` = the release.
 pub const BUILD_INFO: &str = "resumed_build_info";
@@ -214,8 +219,14 @@ const DELAY_BUCKETS: [f64; 14] =
 
 /// Why there is no recorder.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot record metrics: {0}")]
-pub struct MetricsError(#[from] BuildError);
+pub enum MetricsError {
+    /// The exporter cannot be built.
+    #[error("cannot record metrics: {0}")]
+    Build(#[from] BuildError),
+    /// Somebody else's recorder is installed.
+    #[error("cannot record metrics: this process has another recorder already")]
+    Taken,
+}
 
 /// Installs the recorder, describes every metric and shows those whose labels are known at once. Later calls in the
 /// same process return the same recorder's handle.
@@ -230,9 +241,11 @@ pub fn install() -> Result<PrometheusHandle, MetricsError> {
     if let Some(handle) = &*installed {
         return Ok(handle.clone());
     }
-    let handle = PrometheusBuilder::new()
+    let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(REPLICATION_DELAY.into()), &DELAY_BUCKETS)?
-        .install_recorder()?;
+        .build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(Readable::of_process(recorder)).map_err(|_| MetricsError::Taken)?;
     describe();
     show();
     Ok(installed.insert(handle).clone())

@@ -1,6 +1,95 @@
-//! The farm's state as `status --json` prints it. Never key material.
+//! The farm's state as `status --json` prints it, and as the page for people shows it. Never key material.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+/// What the page for people shows, and `/farm.json` says: the farm's state and the last minutes of the node that was asked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Overview {
+    /// The farm's state. Nodes that are out of step come first; of a very large farm not all are in it, see `counts`.
+    #[serde(flatten)]
+    pub status: FarmStatus,
+    /// When this was put together, UTC milliseconds by the asked node's clock.
+    pub now: u64,
+    /// The farm's state in one sentence.
+    pub verdict: Verdict,
+    /// How many nodes there are.
+    pub counts: NodeCounts,
+    /// Where a change of the farm secret stands, if one is under way.
+    pub secret_step: Option<String>,
+    /// What the asked node counted lately.
+    pub history: HistoryStatus,
+    /// After so many milliseconds there will be something new to ask for.
+    pub refresh_ms: u64,
+}
+
+/// A farm's state in one sentence.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// How bad it is.
+    pub level: Level,
+    /// The sentence.
+    pub text: String,
+}
+
+/// How much a state asks of an operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// All is well.
+    #[default]
+    Good,
+    /// The farm works; something in it should be looked at.
+    Look,
+    /// Hosts are, or soon will be, unable to resume each other's sessions.
+    Bad,
+}
+
+/// How many nodes a farm has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCounts {
+    /// All that the leader knows.
+    pub total: usize,
+    /// Of these, in step.
+    pub in_step: usize,
+    /// Of these, listed.
+    pub listed: usize,
+}
+
+/// What one node counted over the last minutes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStatus {
+    /// How many milliseconds the steps reach back at most.
+    pub window_ms: u64,
+    /// Oldest first, without a gap.
+    pub steps: Vec<HistoryStep>,
+}
+
+/// What one node counted in some seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStep {
+    /// How many milliseconds before now it ended.
+    pub ended_ms_ago: u64,
+    /// How many milliseconds it lasted.
+    pub ms: u64,
+    /// Sessions of this node's proxies sent to the pod.
+    pub published: u64,
+    /// Sessions that came from the pod.
+    pub received: u64,
+    /// Of these, taken into the cache.
+    pub inserted: u64,
+    /// Sessions of the pod that clients brought back to a proxy here.
+    pub brought_back: u64,
+    /// Messages that never came, by the gaps in senders' sequences.
+    pub missed: u64,
+    /// Sessions that were neither sent nor kept, by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dropped: BTreeMap<String, u64>,
+    /// Messages that were not acted on, by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, u64>,
+}
 
 /// The whole farm, as its leader sees it, and the ring and broker of the node that was asked.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -75,6 +164,32 @@ pub struct SecretsStatus {
     pub safe: bool,
     /// The nodes that have not confirmed the step before it.
     pub waiting_for: Vec<String>,
+}
+
+impl SecretsStatus {
+    /// Where the rotation of the farm secret stands and when its next step is safe, if one is under way. Names of nodes
+    /// stand in it as they came.
+    #[must_use]
+    pub fn in_words(&self) -> Option<String> {
+        let Self { sealing, next_step, other, safe, waiting_for } = self;
+        let other = other.as_deref()?;
+        let next = match next_step {
+            SecretStep::Unknown => return None,
+            SecretStep::Add => format!("the end of {other}"),
+            SecretStep::SealFirst => format!("put {other} first in secret.files"),
+            SecretStep::Remove => format!("remove {other} from secret.files"),
+            SecretStep::SealFirstOrRemove => {
+                format!("put {other} first in secret.files if it is the new one, or remove it if it is the old one")
+            }
+        };
+        let when = match (safe, waiting_for.len()) {
+            (true, _) => "safe now, on every node, each with a SIGHUP".to_owned(),
+            (false, 0) => "not safe yet".to_owned(),
+            (false, _) => format!("NOT SAFE yet, waiting for {}", waiting_for.join(", ")),
+        };
+        let sealing = sealing.join(" and ");
+        Some(format!("Rotating the farm secret: nodes seal with {sealing}. Next: {next}; {when}."))
+    }
 }
 
 /// A step in the rotation of the farm secret.

@@ -13,7 +13,7 @@ use super::control::{Control, ControlError};
 use super::table::{counted, plain, relative, span, table};
 use super::{Failure, SocketArg};
 use crate::clock::SystemClock;
-use crate::status::{BrokerStatus, FarmStatus, KeyStatus, NodeStatus, RingStatus, SecretStep, SecretsStatus};
+use crate::status::{BrokerStatus, FarmStatus, KeyStatus, NodeStatus, RingStatus};
 
 /// The arguments of `resumed status`.
 #[derive(Args, Clone, Debug)]
@@ -117,8 +117,8 @@ pub fn render(status: &FarmStatus, now: u64) -> String {
     if let Some(secrets) = common_secrets(nodes) {
         line(format!("Every node opens what is sealed with {secrets}."));
     }
-    if let Some(step) = secret_step(secrets) {
-        line(step);
+    if let Some(step) = secrets.in_words() {
+        line(plain(&step));
     }
     line(format!("\n{} in the ring of {}, {}", counted(ring.keys.len(), "key"), plain(asked), ring_line(ring)));
     if !ring.keys.is_empty() {
@@ -170,31 +170,6 @@ fn common_secrets(nodes: &[NodeStatus]) -> Option<String> {
     let are_same = nodes.iter().all(|node| node.secret_ids == first.secret_ids);
     let plural = if first.secret_ids.len() == 1 { "" } else { "s" };
     are_same.then(|| format!("the farm secret{plural} {}", secrets(first)))
-}
-
-/// Where the rotation of the farm secret stands and when its next step is safe, if one is under way.
-fn secret_step(secrets: &SecretsStatus) -> Option<String> {
-    let SecretsStatus { sealing, next_step, other, safe, waiting_for } = secrets;
-    let other = other.as_deref().map(plain)?;
-    let next = match next_step {
-        SecretStep::Unknown => return None,
-        SecretStep::Add => format!("the end of {other}"),
-        SecretStep::SealFirst => format!("put {other} first in secret.files"),
-        SecretStep::Remove => format!("remove {other} from secret.files"),
-        SecretStep::SealFirstOrRemove => {
-            format!("put {other} first in secret.files if it is the new one, or remove it if it is the old one")
-        }
-    };
-    let sealing = sealing.iter().map(|id| plain(id)).collect::<Vec<_>>().join(" and ");
-    let when = match (safe, waiting_for.len()) {
-        (true, _) => "safe now, on every node, each with a SIGHUP".to_owned(),
-        (false, 0) => "not safe yet".to_owned(),
-        (false, _) => {
-            let names = waiting_for.iter().map(|name| plain(name)).collect::<Vec<_>>();
-            format!("NOT SAFE yet, waiting for {}", names.join(", "))
-        }
-    };
-    Some(format!("Rotating the farm secret: nodes seal with {sealing}. Next: {next}; {when}."))
 }
 
 fn secrets(node: &NodeStatus) -> String {
@@ -252,7 +227,7 @@ mod tests {
     use super::super::control::daemon::Daemon;
     use super::*;
     use crate::proto::local::control_reply;
-    use crate::status::ProxyStatus;
+    use crate::status::{ProxyStatus, SecretStep, SecretsStatus};
 
     const NOW: u64 = 1_700_000_000_000;
     const HOUR: u64 = 3_600_000;

@@ -1,4 +1,4 @@
-//! The HTTP server for `/metrics` (Prometheus text format 0.0.4) and `/healthz`.
+//! The HTTP server for `/metrics` (Prometheus text format 0.0.4), `/healthz`, and the page for people unless it is turned off.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::page::Page;
 use crate::clock::{Now, SystemClock};
 
 /// How a node is, as its main loop last said.
@@ -101,18 +102,17 @@ impl HttpServer {
     ///
     /// # Errors
     /// [`HttpError::Serve`].
-    pub async fn serve(
-        self,
-        metrics: PrometheusHandle,
-        health: watch::Receiver<Health>,
-        clock: SystemClock,
-        stop: CancellationToken,
-    ) -> Result<(), HttpError> {
+    pub async fn serve(self, observed: Observed, stop: CancellationToken) -> Result<(), HttpError> {
+        let (page, hint) = match observed.page.clone() {
+            Some(page) => (page.routes(), "not found: try /, /farm.json, /metrics or /healthz\n"),
+            None => (Router::new(), "not found: try /metrics or /healthz\n"),
+        };
         let router = Router::new()
             .route("/metrics", get(render))
             .route("/healthz", get(healthz))
-            .fallback(hint)
-            .with_state(Observed { metrics, health, clock });
+            .with_state(observed)
+            .merge(page)
+            .fallback(move || async move { (StatusCode::NOT_FOUND, hint) });
         let served = axum::serve(self.listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
         let too_late = async {
             stop.cancelled().await;
@@ -134,11 +134,17 @@ fn listen_ahead(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// What the server shows.
 #[derive(Clone)]
-struct Observed {
-    metrics: PrometheusHandle,
-    health: watch::Receiver<Health>,
-    clock: SystemClock,
+pub struct Observed {
+    /// Every metric.
+    pub metrics: PrometheusHandle,
+    /// How the node is.
+    pub health: watch::Receiver<Health>,
+    /// The page for people, if there is to be one.
+    pub page: Option<Page>,
+    /// This host's clock.
+    pub clock: SystemClock,
 }
 
 async fn render(State(observed): State<Observed>) -> impl IntoResponse {
@@ -153,10 +159,6 @@ async fn healthz(State(observed): State<Observed>) -> impl IntoResponse {
     }
 }
 
-async fn hint() -> impl IntoResponse {
-    (StatusCode::NOT_FOUND, "not found: try /metrics or /healthz\n")
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -165,6 +167,7 @@ mod tests {
     use tokio::time::{Instant, timeout};
 
     use super::*;
+    use crate::status::{FarmStatus, Overview};
 
     struct Running {
         address: SocketAddr,
@@ -175,13 +178,18 @@ mod tests {
     }
 
     async fn start() -> Running {
+        start_with(None).await
+    }
+
+    async fn start_with(page: Option<Page>) -> Running {
         let server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = server.address();
         let clock = SystemClock::start();
         let (health, receiver) = watch::channel(Health { ring: false, alive_until: clock.now().mono + 60_000 });
         let stop = CancellationToken::new();
         let metrics = crate::metrics::install().unwrap();
-        let task = tokio::spawn(server.serve(metrics, receiver, clock, stop.clone()));
+        let observed = Observed { metrics, health: receiver, page, clock };
+        let task = tokio::spawn(server.serve(observed, stop.clone()));
         Running { address, clock, health, stop, task }
     }
 
@@ -234,10 +242,49 @@ mod tests {
     #[tokio::test]
     async fn other_paths_get_a_hint_and_other_methods_a_405() {
         let running = start().await;
-        let answer = request(running.address, "GET /").await;
-        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("try /metrics or /healthz\n"), "{answer}");
+        for path in ["/", "/farm.json", "/favicon.ico"] {
+            let answer = request(running.address, &format!("GET {path}")).await;
+            assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+            assert!(answer.ends_with("\r\n\r\nnot found: try /metrics or /healthz\n"), "{answer}");
+        }
         let answer = request(running.address, "DELETE /metrics").await;
         assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn the_page_and_its_data_are_served_with_what_keeps_a_browser_from_harm() {
+        let stop = CancellationToken::new();
+        let ask = || async { FarmStatus { farm: "edge <b>".into(), ..FarmStatus::default() } };
+        let (page, task) = Page::new(ask, SystemClock::start(), stop.clone());
+        let task = tokio::spawn(task);
+        let running = start_with(Some(page)).await;
+        let page = request(running.address, "GET /").await;
+        assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page}");
+        assert!(page.contains("\r\ncontent-type: text/html; charset=utf-8\r\n"), "{page}");
+        assert!(page.contains("\r\ncontent-security-policy: default-src 'none'; script-src 'sha256-"), "{page}");
+        let data = request(running.address, "GET /farm.json").await;
+        assert!(data.starts_with("HTTP/1.1 200 OK\r\n"), "{data}");
+        assert!(data.contains("\r\ncontent-type: application/json\r\n"), "{data}");
+        assert!(data.contains("\r\ncontent-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"), "{data}");
+        let (_, json) = data.split_once("\r\n\r\n").unwrap();
+        assert_eq!(serde_json::from_str::<Overview>(json).unwrap().status.farm, "edge <b>");
+        for header in [
+            "x-content-type-options: nosniff",
+            "referrer-policy: no-referrer",
+            "cache-control: no-store",
+            "cross-origin-resource-policy: same-origin",
+        ] {
+            assert!(page.contains(&format!("\r\n{header}\r\n")), "no {header} in {page}");
+            assert!(data.contains(&format!("\r\n{header}\r\n")), "no {header} in {data}");
+        }
+        let answer = request(running.address, "GET /favicon.ico").await;
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("try /, /farm.json, /metrics"), "{answer}");
+        for line in ["POST /", "PUT /farm.json", "DELETE /farm.json"] {
+            let answer = request(running.address, line).await;
+            assert!(answer.starts_with("HTTP/1.1 405 "), "{line}: {answer}");
+        }
+        stop.cancel();
+        task.await.unwrap();
     }
 
     #[tokio::test]

@@ -5,12 +5,15 @@
 pub mod control;
 pub mod driver;
 mod gauges;
+pub mod history;
 pub mod http;
 pub mod key_plane;
 mod lease;
 pub mod memory;
 pub mod node;
 pub mod operator;
+pub mod overview;
+pub mod page;
 mod random;
 pub mod ring_file;
 pub mod run;

@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::control::{ControlCall, ControlSocket};
-use super::http::{HttpError, HttpServer};
+use super::http::{HttpError, HttpServer, Observed};
 use super::memory;
 use super::node::{Node, NodeSettings};
 use super::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
+use super::page::Page;
 use super::service::Notifier;
 use super::unix_socket::SocketError;
 use crate::bus::in_process::{Hub, InProcess};
@@ -124,9 +125,23 @@ async fn run_on<B: Bus>(
         }
     });
     if let Some(http) = http {
-        info!(address = %http.address(), "metrics");
-        let (health, stop) = (node.health.clone(), stop.clone());
-        servers.spawn(async move { Ok(http.serve(metrics, health, clock, stop).await?) });
+        info!(address = %http.address(), page = settings.metrics.page, "metrics");
+        let page = settings.metrics.page.then(|| {
+            let operator = node.operator.clone();
+            let ask = move || {
+                let operator = operator.clone();
+                async move { operator.status().await }
+            };
+            let (page, task) = Page::new(ask, clock, stop.clone());
+            servers.spawn(async move {
+                task.await;
+                Ok(())
+            });
+            page
+        });
+        let observed = Observed { metrics, health: node.health.clone(), page, clock };
+        let stop = stop.clone();
+        servers.spawn(async move { Ok(http.serve(observed, stop).await?) });
     }
 
     let mut broken = node.broken.clone();
