@@ -152,7 +152,11 @@ fn nothing_that_a_farm_writes_holds_a_secret() {
             for words in [&["status"][..], &["status", "--json"], &["check"]] {
                 say(&host.daemon, words, &mut written);
             }
-            written.push((format!("metrics of {}", host.name), host.daemon.metrics().expect("metrics").into_bytes()));
+            for path in ["/metrics", "/", "/farm.json", "/healthz"] {
+                let answer = host.daemon.get(path).expect("an answer");
+                assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+                written.push((format!("{path} of {}", host.name), answer.into_bytes()));
+            }
         }
         learn_keys(&mut scanner, &saved("host2"));
 

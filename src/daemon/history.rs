@@ -35,7 +35,9 @@ impl History {
     pub fn seen_from(&self, now: Now) -> HistoryStatus {
         let window_ms = millis(WINDOW);
         let steps = self.noted.iter().zip(self.noted.iter().skip(1));
-        let steps = steps.map(|((from, before), (until, after))| step(before, after, until.saturating_sub(*from), now.mono.saturating_sub(*until)));
+        let steps = steps.map(|((from, before), (until, after))| {
+            step(before, after, until.saturating_sub(*from), now.mono.saturating_sub(*until))
+        });
         HistoryStatus { window_ms, steps: steps.filter(|step| step.ended_ms_ago < window_ms).collect() }
     }
 }
@@ -79,7 +81,11 @@ mod tests {
         let mut history = History::default();
         assert_eq!(history.seen_from(at(0)).steps, []);
         history.note(totals(100, 0), at(0));
-        assert_eq!(history.seen_from(at(1)).steps, [], "what was counted before the first note is not the last minutes'");
+        assert_eq!(
+            history.seen_from(at(1)).steps,
+            [],
+            "what was counted before the first note is not the last minutes'"
+        );
         history.note(totals(103, 0), at(5));
         history.note(totals(103, 2), at(11));
         let seen = history.seen_from(at(12));

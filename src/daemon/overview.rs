@@ -161,7 +161,10 @@ mod tests {
         let overview = overview(farm(&nodes), HistoryStatus::default(), NOW);
         assert_eq!(overview.counts, NodeCounts { total: 3_000, in_step: 2_999, listed: 1_000 });
         assert_eq!(overview.status.nodes.len(), 1_000);
-        assert_eq!((overview.status.nodes[0].name.as_str(), overview.status.nodes[1].name.as_str()), ("n2999", "n0000"));
+        assert_eq!(
+            (overview.status.nodes[0].name.as_str(), overview.status.nodes[1].name.as_str()),
+            ("n2999", "n0000")
+        );
         assert_eq!((overview.refresh_ms, overview.now), (60_000, NOW.wall));
         assert_eq!(refresh_after(3), Duration::from_secs(2));
     }

@@ -64,7 +64,8 @@ impl Kept {
         let mut totals = Totals::default();
         for (key, (_, total)) in &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
             let total = total.load(Ordering::Relaxed);
-            let by_reason = || key.labels().next().filter(|_| total > 0).map(|reason| (reason.value().to_owned(), total));
+            let by_reason =
+                || key.labels().next().filter(|_| total > 0).map(|reason| (reason.value().to_owned(), total));
             match key.name() {
                 SESSIONS_PUBLISHED => totals.published = total,
                 SESSIONS_RECEIVED => totals.received = total,

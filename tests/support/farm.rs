@@ -457,6 +457,11 @@ impl Daemon {
         format!("http://127.0.0.1:{}/metrics", self.metrics_port)
     }
 
+    /// Where the page for people is.
+    pub fn page_url(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.metrics_port)
+    }
+
     /// The text of `/metrics`.
     pub fn metrics(&self) -> Result<String, String> {
         self.get("/metrics")

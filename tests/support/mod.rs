@@ -2,6 +2,7 @@
 
 pub mod ats;
 pub mod broker;
+pub mod browser;
 pub mod farm;
 pub mod hopping;
 pub mod load;

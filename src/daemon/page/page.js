@@ -23,8 +23,9 @@
   };
   const icon = name => draw('svg', { class: 'icon', 'aria-hidden': 'true' }, draw('use', { href: '#i-' + name }));
 
-  // "0.7 s", "12 s", "3 min 20 s", "3 h 12 min", "2 d 3 h".
-  const span = ms => {
+  // "0.7 s", "12 s", "3 min 20 s", "3 h 12 min", "2 d 3 h", none of them broken over lines.
+  const span = ms => words(ms).replaceAll(' ', '\u00a0');
+  const words = ms => {
     const s = Math.round(ms / 1000);
     if (ms < 950) return (ms / 1000).toFixed(1) + ' s';
     if (s < 60) return s + ' s';
@@ -82,7 +83,7 @@
     setText(cells[1].querySelector('span span'), node.in_step ? 'in step' : 'not in step');
     setText(cells[2], node.last_report_ms === 0 ? 'now' : span(node.last_report_ms) + ' ago');
     const off = Math.abs(node.clock_offset_ms);
-    setText(cells[3], off === 0 ? 'exact' : (off < 1000 ? off + ' ms' : span(off)) + (node.clock_offset_ms > 0 ? ' ahead' : ' behind'));
+    setText(cells[3], (off < 1000 ? off + ' ms' : span(off)) + (off === 0 ? '' : node.clock_offset_ms > 0 ? ' ahead' : ' behind'));
     setText(cells[4], number.format(node.sessions));
     setText(cells[5], proxies(node.proxies));
     setText(cells[6], node.pod);
@@ -119,7 +120,7 @@
     else if (active) words.push('No next key is known; this one seals for ' + span(Math.max(0, active.seal_until - now)) + ' more at most.');
     if (older.length) {
       const last = Math.max(...older.map(key => key.open_until));
-      words.push(count(older.length, 'older key') + ' still ' + (older.length === 1 ? 'opens' : 'open') + ' tickets, the last until ' + span(Math.max(0, last - now)) + ' from now.');
+      words.push(count(older.length, 'older key') + ' still ' + (older.length === 1 ? 'opens' : 'open') + ' tickets' + (older.length === 1 ? '' : ', the last of them') + ' for another ' + span(Math.max(0, last - now)) + '.');
     }
     if (living.length > keys.length) words.push('The newest ' + keys.length + ' are drawn.');
     setText(byId('ring-words'), words.join(' '));
@@ -129,10 +130,11 @@
     fill(byId('key-rows'), living, key => key.name_prefix + key.generation, () => row(['', '', 'Seals', 'Opens']), (made, key) => {
       setText(made.children[0], key.name_prefix);
       setText(made.children[1], STATES[key.state] || key.state);
-      const until = (key.superseded ? 'until ' : 'until at most ') + when(key.sealsTo, now);
-      setText(made.children[2], key.sealsTo <= now ? 'until ' + when(key.sealsTo, now)
-        : key.seal_from > now ? 'from ' + when(key.seal_from, now) : 'since ' + span(now - key.seal_from) + ', ' + until);
-      setText(made.children[3], 'until ' + when(key.open_until, now));
+      const left = span(Math.abs(key.sealsTo - now)), most = key.superseded ? '' : ' at most';
+      setText(made.children[2], key.sealsTo <= now ? 'ended ' + left + ' ago'
+        : key.seal_from > now ? 'begins ' + when(key.seal_from, now)
+        : 'for ' + span(now - key.seal_from) + ', and another ' + left + most);
+      setText(made.children[3], key.open_until <= now ? 'no more' : 'for another ' + span(key.open_until - now));
     });
   };
 
@@ -152,7 +154,7 @@
     const width = x(now + step) - x(now);
     for (let k = Math.ceil((from - now) / step); now + k * step <= to; k += 1) {
       const at = x(now + k * step);
-      svg.append(draw('line', { x1: at + '%', x2: at + '%', y1: 0, y2: keys.length * ROW + 6, class: k === 0 ? 'nowline' : 'gridline' }));
+      svg.append(draw('line', { x1: at + '%', x2: at + '%', y1: 0, y2: keys.length * ROW + 6, class: 'gridline' }));
       const anchor = at < width / 3 ? 'start' : at > 100 - width / 3 ? 'end' : 'middle';
       const label = k === 0 ? 'now' : (k < 0 ? '−' : '+') + span(Math.abs(k * step));
       svg.append(draw('text', { x: at + '%', y: keys.length * ROW + 24, 'text-anchor': anchor, class: k === 0 ? 'name' : 'tick' }, label));
@@ -160,6 +162,7 @@
     const bar = (kinds, y, a, b) => {
       for (const kind of kinds) svg.append(draw('rect', { x: x(a) + '%', y, width: Math.max(0.4, x(b) - x(a)) + '%', height: 16, rx: 3, class: kind }));
     };
+    const labels = [];
     keys.forEach((key, at) => {
       const y = at * ROW;
       const begins = x(key.seal_from);
@@ -170,13 +173,11 @@
         bar(['seals'], y + 20, key.seal_from, key.sealsTo);
       }
       const late = begins > 50;
-      const label = draw('text', { x: (late ? 100 : begins) + '%', y: y + 14, 'text-anchor': late ? 'end' : 'start' },
-        draw('tspan', { class: 'name' }, key.name_prefix));
-      label.append(' ' + (STATES[key.state] || key.state));
-      svg.append(label);
+      labels.push(draw('text', { x: (late ? 100 : begins) + '%', y: y + 14, 'text-anchor': late ? 'end' : 'start' },
+        draw('tspan', { class: 'name' }, key.name_prefix), ' ' + (STATES[key.state] || key.state)));
     });
-    // Over the bars, so that it can be seen where it crosses them.
-    svg.append(draw('line', { x1: x(now) + '%', x2: x(now) + '%', y1: 0, y2: keys.length * ROW + 6, class: 'nowline' }));
+    // The instant crosses the bars, and the words stand over it.
+    svg.append(draw('line', { x1: x(now) + '%', x2: x(now) + '%', y1: 0, y2: keys.length * ROW + 6, class: 'nowline' }), ...labels);
     return svg;
   };
 
@@ -185,10 +186,12 @@
     ['received', 'Received from the pod', 'sessions of other hosts'],
     ['inserted', 'Taken into the cache', 'of those received'],
     ['brought_back', 'Brought back by clients', 'to a proxy here, made on another host'],
-    ['dropped', 'Sessions dropped', 'neither sent nor kept; some always are'],
+    ['dropped', 'Sessions dropped', 'neither sent nor kept'],
     ['refused', 'Messages refused', 'from the broker, not acted on'],
     ['missed', 'Messages missed', 'lost on the way to this node'],
   ];
+  // Drops of every healthy farm: data has them, the page does not count them.
+  const ORDINARY = ['echo', 'duplicate', 'tombstone'];
   const ALARMING = ['refused', 'missed'];
   const REASONS = {
     unknown_secret: 'sealed with a farm secret that this node does not have', unknown_epoch: 'sealed in an epoch that this node does not know yet',
@@ -196,14 +199,14 @@
     clock: 'stamped too far from this node’s clock', malformed: 'not a message', too_large: 'larger than may be', table_full: 'from more senders than are remembered',
     unknown_kind: 'of a kind that this release does not know', bad_request: 'a request that makes no sense', library: 'the cryptographic library failed',
     bad_id: 'no session ID', broken_der: 'not a session', unknown_version: 'of a TLS version without session IDs', unknown_format: 'of a format that this release does not know',
-    wrong_id: 'not the session of that ID', expired: 'over already', from_the_future: 'created in the future', tombstone: 'removed before', flushed: 'flushed by a revocation',
-    duplicate: 'known already; ordinary', echo: 'came back to where it was made; ordinary', over_limit: 'more than the cache holds', bad_tombstone: 'a removal that makes no sense',
+    wrong_id: 'not the session of that ID', expired: 'over already', from_the_future: 'created in the future', flushed: 'flushed by a revocation',
+    over_limit: 'more than the cache holds', bad_tombstone: 'a removal that makes no sense',
     removal_kept: 'a removal that sessions.removals keeps from spreading', outbox_full: 'more than waits for the broker', broker_blocked: 'the broker takes nothing at the moment',
     broker_away: 'no connection to the broker', no_epoch: 'no epoch key yet', not_sent: 'the broker did not take it', stopping: 'the node was stopping',
     plugin_queue_full: 'the proxy’s plugin had no room', too_large_for_proxy: 'larger than the proxy takes', proxy_slow: 'the proxy took too long',
   };
-  const sum = counts => Object.values(counts || {}).reduce((a, b) => a + b, 0);
-  const value = (step, name) => typeof step[name] === 'number' ? step[name] : sum(step[name]);
+  const byReason = (step, name) => Object.entries(step[name] || {}).filter(([reason]) => !ORDINARY.includes(reason));
+  const value = (step, name) => typeof step[name] === 'number' ? step[name] : byReason(step, name).reduce((all, [, n]) => all + n, 0);
 
   const updateHistory = farm => {
     const { window_ms: window, steps } = farm.history;
@@ -214,7 +217,7 @@
       const chart = draw('svg', { class: 'chart', role: 'img', viewBox: '0 0 600 44', preserveAspectRatio: 'none' },
         draw('path', { class: 'bars' }), draw('line', { class: 'base', x1: 0, x2: 600, y1: 43.5, y2: 43.5 }));
       return make('div', { class: 'tile', 'data-name': name }, make('h3', {}, title), make('p', { class: 'muted about' }, about),
-        make('p', { class: 'count' }, make('span')), chart, make('div', { class: 'ends', 'aria-hidden': 'true' }, make('span'), make('span', {}, 'now')));
+        make('p', { class: 'count' }, make('span'), make('span', { class: 'peak' })), chart, make('div', { class: 'ends', 'aria-hidden': 'true' }, make('span'), make('span', {}, 'now')));
     }, (tile, [name, title]) => {
       const values = steps.map(step => value(step, name));
       const total = values.reduce((a, b) => a + b, 0);
@@ -234,14 +237,14 @@
       const shown = tile.querySelector('.count');
       setText(shown.querySelector('span'), number.format(total));
       if (alarm !== !!shown.querySelector('svg')) alarm ? shown.prepend(icon('bad')) : shown.querySelector('svg').remove();
-      const peak = most ? 'at most ' + number.format(most) + ' in ' + span(steps[values.indexOf(most)].ms) : 'none';
-      tile.querySelector('.chart').setAttribute('aria-label', title + ' in the last ' + span(reach) + ': ' + number.format(total) + ', ' + peak);
-      setText(tile.querySelector('.ends span'), '−' + span(window) + (most ? ' · peak ' + number.format(most) : ''));
+      setText(shown.querySelector('.peak'), most ? 'peak ' + number.format(most) + ' in ' + span(steps[values.indexOf(most)].ms) : '');
+      tile.querySelector('.chart').setAttribute('aria-label', title + ' over the last ' + span(window));
+      setText(tile.querySelector('.ends span'), span(window) + ' ago');
     });
     const reasons = [];
     for (const [name, what] of [['refused', 'message refused'], ['dropped', 'session dropped']]) {
       const totals = new Map();
-      for (const step of steps) for (const [reason, n] of Object.entries(step[name] || {})) totals.set(reason, (totals.get(reason) || 0) + n);
+      for (const step of steps) for (const [reason, n] of byReason(step, name)) totals.set(reason, (totals.get(reason) || 0) + n);
       for (const [reason, n] of [...totals].sort((a, b) => b[1] - a[1])) reasons.push({ id: name + ':' + reason, reason, what, n });
     }
     show(byId('reasons'), reasons.length > 0);
@@ -331,14 +334,14 @@
     } catch {
       // No answer: tick() tells whoever looks.
     }
+    asking = false;
     failed = farm === null;
+    timer = setTimeout(poll, farm ? Math.max(1000, farm.refresh_ms) : RETRY_MS);
     if (farm) {
       [last, heardAt] = [farm, performance.now()];
       update(farm);
     }
-    asking = false;
     tick();
-    timer = setTimeout(poll, farm ? Math.max(1000, farm.refresh_ms) : RETRY_MS);
   };
   document.addEventListener('visibilitychange', poll);
   setInterval(tick, 1000);
