@@ -58,9 +58,10 @@ const FAINT_TEXTS: &str = "
 /// What reaches beyond the right edge of the page.
 const TOO_WIDE: &str = "
     const page = document.scrollingElement;
-    if (page.scrollWidth <= page.clientWidth && page.clientWidth === innerWidth) return [];
-    const wide = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 0.5);
-    return [page.scrollWidth + ' of ' + innerWidth, ...wide.map(e => e.tagName + '#' + e.id + '.' + e.className)];";
+    const width = page.clientWidth;
+    if (page.scrollWidth <= width && width === innerWidth) return [];
+    const wide = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > width + 0.5);
+    return [page.scrollWidth + ' of ' + width, ...wide.map(e => e.tagName + '#' + e.id + '.' + e.className)];";
 
 /// Names that stand for nobody, references to nothing, and images without a text: what a screen reader would trip over.
 const UNREADABLE: &str = "
@@ -120,7 +121,7 @@ fn look_from_everywhere(browser: &Browser, state: &str) {
 fn node_row(browser: &Browser, name: &str) -> (String, String, String) {
     let script = format!(
         "const row = [...document.querySelectorAll('#node-rows tr')].find(row => row.querySelector('th span').textContent === '{name}');
-         return row ? [row.children[1].innerText.trim(), row.querySelector('use').getAttribute('href'), row.innerText] : ['', '', '']"
+         return row ? [row.children[1].innerText.trim(), row.children[1].querySelector('use').getAttribute('href'), row.innerText] : ['', '', '']"
     );
     let found: Vec<String> = serde_json::from_value(browser.run(&script)).expect("three texts");
     let [state, icon, all] = <[String; 3]>::try_from(found).expect("three texts");
@@ -178,15 +179,18 @@ fn a_person_sees_who_is_in_step_who_is_not_and_when_the_node_itself_is_silent() 
     let status = farm.hosts[asked].daemon.try_status().expect("a status");
     let newest = &status.ring.keys[0];
     assert!(words.contains(" has sealed new tickets for ") && words.contains("takes over in"), "{words}");
+    assert_eq!(browser.text("#key-rows"), "", "the table of keys is folded away");
+    browser.run("document.querySelector('#key-details summary').click()");
     browser.wait_for_text("#key-rows", |text| text.contains(&newest.name_prefix) && text.contains("seals now"));
     let kinds = browser.run("return ['seals', 'opens', 'waits', 'nowline'].map(kind => document.querySelectorAll('#ring .' + kind).length > 0)");
     assert_eq!(kinds, serde_json::json!([true, true, true, true]), "{words}");
+    browser.run("document.querySelector('#key-details summary').click()");
     look_from_everywhere(&browser, "healthy");
     assert_eq!(browser.console(), Vec::<String>::new());
 
     // One node stops, and somebody sends nonsense.
     farm.hosts[other].daemon.signal(Signal::SIGSTOP);
-    let mut attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
+    let attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
     attacker.to_all(&Bytes::from_static(b"nonsense"));
     let late = format!("{} is not in step; the other 2 of 3 nodes are.", name(other));
     browser.wait_for_text("#verdict", |text| text == late);
@@ -204,6 +208,8 @@ fn a_person_sees_who_is_in_step_who_is_not_and_when_the_node_itself_is_silent() 
         text.contains("malformed") && text.contains("message refused: not a message")
     });
     look_from_everywhere(&browser, "out-of-step");
+    browser.run("document.querySelector('#key-details summary').click()");
+    look_from_everywhere(&browser, "with-a-table-of-keys");
 
     // It comes back, and is seen to.
     farm.hosts[other].daemon.signal(Signal::SIGCONT);

@@ -97,8 +97,10 @@ impl Browser {
 
     /// What a person can read in the first element that `selector` finds; nothing if it is not there or not shown.
     pub fn text(&self, selector: &str) -> String {
-        let script =
-            format!("const found = document.querySelector({}); return found ? found.innerText : ''", json!(selector));
+        let script = format!(
+            "const found = document.querySelector({}); return found?.checkVisibility() ? found.innerText : ''",
+            json!(selector)
+        );
         self.run(&script).as_str().expect("a text").trim().to_owned()
     }
 
