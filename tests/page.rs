@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use attacker::Attacker;
 use bytes::Bytes;
 use nix::sys::signal::Signal;
-use resumed::probe::Mode;
+use resumed::probe::{self, Client, Mode, Options};
 use resumed::status::Overview;
 use serde_json::Value;
 use support::broker::Broker;
@@ -164,18 +164,25 @@ fn a_person_sees_who_is_in_step_who_is_not_and_when_the_node_itself_is_silent() 
     }
     assert_eq!(browser.text("#warnings"), "");
 
-    // Sessions appear without a reload, and a key goes out of its seal.
-    farm.assert_all_resume(Mode::Id);
-    let tile = |name: &str| format!("[data-name={name}] .count");
+    // Clients come, and sessions appear without a reload.
+    let client = Client::new(Options::default()).expect("a client");
+    let visit_every_pair = || probe::matrix(&client, &farm.targets(), Mode::Id, 1);
+    let tile = |name: &str| format!("[data-name={name}] .count span");
     let shows_some = |text: &str| text.parse::<u64>().is_ok_and(|count| count > 0);
     for counted in ["published", "received", "inserted", "brought_back"] {
-        browser.wait_for_text(&tile(counted), shows_some);
+        let text = browser.wait_for_text(&tile(counted), |text| {
+            visit_every_pair();
+            shows_some(text)
+        });
         let bars =
             browser.run(&format!("return document.querySelector('[data-name={counted}] .bars').getAttribute('d')"));
-        assert!(bars.as_str().is_some_and(|path| path.starts_with('M')), "{counted}: {bars}");
+        assert!(bars.as_str().is_some_and(|path| path.starts_with('M')), "{counted}: {text}, {bars}");
     }
     assert_eq!(browser.text(&tile("refused")), "0");
-    let words = browser.wait_for_text("#ring-words", |text| text.contains("2 older keys still open tickets"));
+    let words = browser.wait_for_text("#ring-words", |text| {
+        visit_every_pair();
+        text.contains("2 older keys still open tickets")
+    });
     let status = farm.hosts[asked].daemon.try_status().expect("a status");
     let newest = &status.ring.keys[0];
     assert!(words.contains(" has sealed new tickets for ") && words.contains("takes over in"), "{words}");
@@ -254,7 +261,7 @@ fn a_person_sees_who_is_in_step_who_is_not_and_when_the_node_itself_is_silent() 
 
     assert_eq!(browser.run("return window.sinceTheBeginning"), true, "it was loaded anew");
     let origin = farm.hosts[asked].daemon.page_url();
-    let requests = browser.requests();
+    let requests = browser.requests_of(&origin);
     assert!(requests.contains(&format!("{origin}farm.json")), "{requests:?}");
     for request in &requests {
         assert!(request.starts_with(&origin) || request.starts_with("data:"), "{request}");

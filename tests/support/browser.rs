@@ -118,7 +118,11 @@ impl Browser {
         let View { width, height, mobile, scheme, .. } = view;
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile});
         self.devtools("Emulation.setDeviceMetricsOverride", &size);
-        let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        // Without motion, so that no colour is on its way to another.
+        let features = json!({"features": [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]});
         self.devtools("Emulation.setEmulatedMedia", &features);
     }
 
@@ -146,13 +150,14 @@ impl Browser {
         self.log("browser").iter().map(|entry| format!("{}: {}", entry["level"], entry["message"])).collect()
     }
 
-    /// Where it sent requests to since this was last asked.
-    pub fn requests(&self) -> BTreeSet<String> {
+    /// Where the page at `url` sent requests to since this was last asked. The browser's own pages do not count.
+    pub fn requests_of(&self, url: &str) -> BTreeSet<String> {
         let entries = self.log("performance");
         let messages =
             entries.iter().filter_map(|entry| serde_json::from_str::<Value>(entry["message"].as_str()?).ok());
         let sent = messages.filter(|entry| entry["message"]["method"] == "Network.requestWillBeSent");
-        sent.filter_map(|entry| Some(entry["message"]["params"]["request"]["url"].as_str()?.to_owned())).collect()
+        let sent = sent.map(|mut entry| entry["message"]["params"].take()).filter(|sent| sent["documentURL"] == url);
+        sent.filter_map(|sent| Some(sent["request"]["url"].as_str()?.to_owned())).collect()
     }
 
     fn log(&self, kind: &str) -> Vec<Value> {
