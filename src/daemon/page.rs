@@ -18,7 +18,7 @@ use bytes::Bytes;
 use openssl::base64::encode_block;
 use openssl::sha::sha256;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{History, STEP};
@@ -88,6 +88,8 @@ impl Page {
 /// Notes what is counted, for ever.
 async fn note(history: &Mutex<History>, clock: SystemClock) {
     let mut every = tokio::time::interval(STEP);
+    // After a freeze one long step, not many that are empty.
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
         lock(history).note(totals(), clock.now());

@@ -81,7 +81,7 @@
     const wanted = node.in_step ? '#i-good' : '#i-bad';
     if (use.getAttribute('href') !== wanted) use.setAttribute('href', wanted);
     setText(cells[1].querySelector('span span'), node.in_step ? 'in step' : 'not in step');
-    setText(cells[2], node.last_report_ms === 0 ? 'now' : span(node.last_report_ms) + ' ago');
+    setText(cells[2], node.last_report_ms < 100 ? 'now' : span(node.last_report_ms) + ' ago');
     const off = Math.abs(node.clock_offset_ms);
     setText(cells[3], (off < 1000 ? off + ' ms' : span(off)) + (off === 0 ? '' : node.clock_offset_ms > 0 ? ' ahead' : ' behind'));
     setText(cells[4], number.format(node.sessions));
