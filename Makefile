@@ -52,7 +52,7 @@ test: build deb dependencies-farm dependencies-test ## Every test, those against
 test-rollout: dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
 	$(MAKE) deb REVISION=2
 	$(MAKE) deb REVISION=1
-	$(CARGO) test --release $(CARGO_FLAGS) --test rollout -- --nocapture $(TEST)
+	$(CARGO) test --release $(CARGO_FLAGS) --test rollout -- --nocapture --test-threads 1 $(TEST)
 
 .PHONY: soak
 soak: dependencies-build ## Simulated farms by seed: SEEDS=100000 of them, from FIRST=2000 on; or SEED=1234 alone, with its story

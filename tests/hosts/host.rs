@@ -101,6 +101,9 @@ impl Host {
             assert!(start.elapsed() < BOOT_WITHIN, "host {} is {state:?}; {}", self.name, self.console());
             thread::sleep(Duration::from_millis(100));
             let running = self.running.as_mut().expect("just set");
+            if let Ok(Some(status)) = running.nspawn.try_wait() {
+                panic!("host {} ended as it booted, {status}; {}", self.name, self.console());
+            }
             // Its first child prepares the way and ends; the one after it is the host's process 1.
             let Some(init) = child_of(running.nspawn.pid()) else { continue };
             running.init = init;
