@@ -32,7 +32,7 @@ pub struct Host {
 
 #[derive(Debug)]
 struct Running {
-    nspawn: Process,
+    unshare: Process,
     init: Pid,
 }
 
@@ -49,6 +49,11 @@ impl Host {
         let options = format!("lowerdir={},upperdir={},workdir={}", base.display(), folders[0], folders[1]);
         mount(Some("overlay"), &host.root(), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .unwrap_or_else(|error| panic!("an overlay for host {name}: {error}"));
+        // A name of its network that holds in every PID namespace.
+        File::create(host.dir.join("net")).expect("a file to mount on");
+        let namespace = host.net.namespace();
+        mount(Some(&namespace), &host.dir.join("net"), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .unwrap_or_else(|error| panic!("{}: {error}", namespace.display()));
         host.write("etc/hostname", &format!("{name}\n"));
         fs::create_dir_all(host.root().join("root/.ssh")).expect("a folder for keys");
         host.write("root/.ssh/authorized_keys", public_key);
@@ -81,36 +86,54 @@ impl Host {
 
     /// Switches it on, and waits until systemd has started all that it should. Returns how long that took.
     pub fn boot(&mut self) -> Duration {
+        let start = Instant::now();
+        self.switch_on();
+        self.wait_until_it_is(start, &["running", "degraded"]);
+        start.elapsed()
+    }
+
+    /// Switches it on, and waits until it can be logged in to.
+    pub fn switch_on(&mut self) {
         assert!(self.running.is_none(), "host {} runs", self.name);
         let start = Instant::now();
         let console = File::create(self.dir.join("console.log")).expect("a file for the console");
-        let mut command = Command::new("systemd-nspawn");
+        // In a PID namespace, where systemd-nspawn is process 1: whoever kills it, or is killed and has a watcher, ends the
+        // host as well. By itself the host would live on.
+        let mut command = Command::new("unshare");
         command
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "systemd-nspawn"])
             .args(["--register=no", "--keep-unit", "--boot", "--console=pipe", "--quiet"])
             .arg(format!("--directory={}", self.root().display()))
             .args([format!("--machine={}", self.name), format!("--hostname={}", self.name)])
-            .arg(format!("--network-namespace-path=/proc/{}/ns/net", self.net.pid()))
+            .arg(format!("--network-namespace-path={}", self.dir.join("net").display()))
             .stdin(Stdio::null())
             .stdout(console.try_clone().expect("the same file"))
             .stderr(console);
-        let nspawn = Process::spawn(&mut command).expect("systemd-nspawn (package systemd-container)");
-        self.running = Some(Running { init: nspawn.pid(), nspawn });
+        let unshare = Process::spawn(&mut command).expect("unshare (package util-linux)");
+        self.running = Some(Running { init: unshare.pid(), unshare });
+        self.wait_until_it_is(start, &["starting", "running", "degraded"]);
+    }
+
+    fn wait_until_it_is(&mut self, start: Instant, wanted: &[&str]) {
         let mut state = String::new();
         // Not `--wait`: before the system bus is there that fails at once.
-        while !matches!(state.as_str(), "running" | "degraded") {
-            assert!(start.elapsed() < BOOT_WITHIN, "host {} is {state:?}; {}", self.name, self.console());
+        while !wanted.contains(&state.as_str()) {
+            if start.elapsed() > BOOT_WITHIN {
+                let jobs = self.shell("systemctl list-jobs --no-pager");
+                let jobs = String::from_utf8_lossy(&jobs.stdout);
+                panic!("host {} is {state:?}, and waits for\n{jobs}\n{}", self.name, self.console());
+            }
             thread::sleep(Duration::from_millis(100));
             let running = self.running.as_mut().expect("just set");
-            if let Ok(Some(status)) = running.nspawn.try_wait() {
+            if let Ok(Some(status)) = running.unshare.try_wait() {
                 panic!("host {} ended as it booted, {status}; {}", self.name, self.console());
             }
             // Its first child prepares the way and ends; the one after it is the host's process 1.
-            let Some(init) = child_of(running.nspawn.pid()) else { continue };
+            let Some(init) = child_of(running.unshare.pid()).and_then(child_of) else { continue };
             running.init = init;
             let output = self.command("systemctl").arg("is-system-running").output().expect("nsenter");
             state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         }
-        start.elapsed()
     }
 
     /// What it wrote to its console.
@@ -185,7 +208,7 @@ impl Host {
 
     fn wait_until_off(&mut self) {
         let running = self.running.take().expect("running");
-        let (start, pid) = (Instant::now(), running.nspawn.pid().as_raw().cast_unsigned());
+        let (start, pid) = (Instant::now(), running.unshare.pid().as_raw().cast_unsigned());
         while runs(pid) {
             assert!(start.elapsed() < BOOT_WITHIN, "host {} does not end; {}", self.name, self.console());
             thread::sleep(Duration::from_millis(20));
@@ -211,8 +234,10 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         drop(self.running.take());
-        // Whatever of it still ends holds the mount for a moment; it goes with the test's namespaces in any case.
-        let _busy = umount2(&self.root(), MntFlags::MNT_DETACH);
+        // Whatever of it still ends holds the mounts for a moment; they go with the test's namespaces in any case.
+        for mounted in [self.root(), self.dir.join("net")] {
+            let _busy = umount2(&mounted, MntFlags::MNT_DETACH);
+        }
     }
 }
 

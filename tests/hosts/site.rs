@@ -212,6 +212,21 @@ impl Site {
         }
     }
 
+    /// Waits until the broker of `host` hears of no more than `others` more.
+    pub fn wait_until_brokers_part(&self, host: &Host, others: usize, within: Duration) -> Duration {
+        host.wait_for(&format!("test $(rabbitmqctl --quiet eval 'length(nodes()).') = {others}"), within).1
+    }
+
+    /// Waits until the broker of `host` is in a cluster with `others` more.
+    pub fn wait_for_brokers(&self, host: &Host, others: usize, within: Duration) -> Duration {
+        let brokers = others + 1;
+        let line = format!(
+            "rabbitmqctl --quiet cluster_status --formatter json | python3 -c \
+             'import json, sys; sys.exit(len(json.load(sys.stdin)[\"running_nodes\"]) != {brokers})'"
+        );
+        host.wait_for(&line, within).1
+    }
+
     /// Waits until every host says that the whole farm, `nodes` of them, is in step.
     pub fn wait_in_step(&self, nodes: usize) -> Duration {
         let start = Instant::now();

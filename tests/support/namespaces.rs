@@ -124,7 +124,8 @@ impl NetHost {
         format!("h{}n{segment}", self.number)
     }
 
-    fn namespace(&self) -> PathBuf {
+    /// Its network namespace.
+    pub fn namespace(&self) -> PathBuf {
         namespace(self.pid())
     }
 }
