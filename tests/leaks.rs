@@ -369,7 +369,8 @@ fn end(mut process: Process, signal: Signal) -> std::process::ExitStatus {
 
 #[test]
 fn a_daemons_memory_is_locked_and_dumped_by_no_crash() {
-    let unlimited = ["prlimit", "--core=unlimited"];
+    // A shell that starts something in the background lets it ignore SIGQUIT.
+    let unlimited = ["env", "--default-signal=QUIT", "prlimit", "--core=unlimited"];
     let (farm, process, folder) = lone_daemon(&unlimited);
     let proc = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", process.pid())).expect("a file of /proc");
     let status = proc("status");
