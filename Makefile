@@ -54,6 +54,10 @@ test-rollout: dependencies-hosts ## The packages and playbooks on Debian hosts b
 	$(MAKE) deb REVISION=1
 	$(CARGO) test --release $(CARGO_FLAGS) --test rollout -- --nocapture --test-threads 1 $(TEST)
 
+.PHONY: bench
+bench: build dependencies-farm ## Measure it all beside what the broker does by itself: a table, target/bench/report.json, plots (ONLY=throughput: one part)
+	$(CARGO) bench $(CARGO_FLAGS) --bench farm -- $(ONLY)
+
 .PHONY: soak
 soak: dependencies-build ## Simulated farms by seed: SEEDS=100000 of them, from FIRST=2000 on; or SEED=1234 alone, with its story
 	RESUMED_SEEDS=$(or $(SEEDS),20000) RESUMED_FIRST_SEED=$(or $(FIRST),0) RESUMED_SEED=$(SEED) \

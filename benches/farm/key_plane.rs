@@ -1,0 +1,211 @@
+//! Key planes of many nodes on one broker: how long a key takes to reach them all, what they cost, and who leads next.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use resumed::clock::SystemClock;
+use resumed::daemon::{Node, NodeSettings, NodeView};
+use resumed::envelope::Secrets;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::latency::{bus, node_settings, secrets};
+use crate::report::Report;
+use crate::support::broker::Broker;
+
+/// How many nodes.
+pub const SIZES: [usize; 4] = [10, 30, 100, 300];
+const ROTATIONS: usize = 10;
+/// For how long a farm in which nothing happens is looked at: some beats.
+const QUIET_FOR: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Each size in turn.
+pub fn run(broker: &Broker, report: &mut Report) {
+    // What the nodes of this process count, all together.
+    let counted = PrometheusBuilder::new().install_recorder().expect("the only recorder");
+    for nodes in SIZES {
+        measure(broker, nodes, &counted, report);
+    }
+    for what in ["messages_per_second", "broker_bytes_per_second"] {
+        let points = SIZES.map(|nodes| (nodes as f64, report.get(&named(nodes, what)).expect("just measured")));
+        let (slope, start) = line(&points);
+        report.add(&format!("nodes_{what}_each"), slope);
+        report.add(&format!("nodes_{what}_at_none"), start);
+    }
+}
+
+fn named(nodes: usize, what: &str) -> String {
+    format!("nodes_{nodes}_{what}")
+}
+
+/// Least squares: the slope, and the value at 0.
+fn line(points: &[(f64, f64)]) -> (f64, f64) {
+    let n = points.len() as f64;
+    let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0 / n, y + point.1 / n));
+    let (above, below) = points.iter().fold((0.0, 0.0), |(above, below), point| {
+        (above + (point.0 - x) * (point.1 - y), below + (point.0 - x).powi(2))
+    });
+    (above / below, y - above / below * x)
+}
+
+fn settings(index: usize, farm: &str) -> NodeSettings {
+    NodeSettings { replicate: false, ..node_settings(&format!("node{index:03}"), farm) }
+}
+
+/// The node that leads first, on a thread of its own: its CPU can be told apart, and it can be gone from one moment to the next.
+struct First {
+    thread: JoinHandle<()>,
+    die: oneshot::Sender<()>,
+    view: watch::Receiver<NodeView>,
+    thread_id: i32,
+}
+
+impl First {
+    fn start(broker: &Broker, farm: &str, secrets: watch::Receiver<Arc<Secrets>>) -> Self {
+        let (die, dies) = oneshot::channel();
+        let (started, starts) = mpsc::channel();
+        let (bus, settings) = (bus(broker), settings(0, farm));
+        let thread = thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let node = Node::start(settings, secrets, bus, SystemClock::start());
+                started.send((node.view.clone(), nix::unistd::gettid().as_raw())).expect("the benchmark waits");
+                let _sender_gone = dies.await;
+            });
+            // Without a farewell: its tasks and its connections go with the runtime.
+            runtime.shutdown_background();
+        });
+        let (view, thread_id) = starts.recv().expect("the first node starts");
+        Self { thread, die, view, thread_id }
+    }
+
+    fn cpu_seconds(&self) -> f64 {
+        crate::memory::cpu_seconds_in(&format!("/proc/self/task/{}/stat", self.thread_id))
+    }
+}
+
+fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &mut Report) {
+    let runtime = Runtime::new().expect("a runtime");
+    let (secrets, farm) = (secrets(), format!("nodes{nodes}"));
+    let first = First::start(broker, &farm, secrets.clone());
+    let in_time = |what: &'static str, task: JoinSet<Duration>| {
+        runtime.block_on(async {
+            let all = tokio::time::timeout(PATIENCE, task.join_all()).await;
+            all.unwrap_or_else(|_| panic!("{nodes} nodes: {what} did not happen everywhere within {PATIENCE:?}"))
+        })
+    };
+    runtime.block_on(async {
+        let mut view = first.view.clone();
+        let leads = tokio::time::timeout(PATIENCE, view.wait_for(|view| view.leads));
+        leads.await.expect("the first node leads").expect("it runs");
+    });
+    let start = Instant::now();
+    let others: Vec<Node> = runtime.block_on(async {
+        (1..nodes)
+            .map(|index| Node::start(settings(index, &farm), secrets.clone(), bus(broker), SystemClock::start()))
+            .collect()
+    });
+    let views: Vec<_> = others.iter().map(|node| node.view.clone()).chain([first.view.clone()]).collect();
+    in_time("joining", when(&runtime, &views, start, |view| view.in_step));
+    runtime.block_on(async {
+        let mut view = first.view.clone();
+        let counts = move |view: &NodeView| view.members_in_step as usize == nodes;
+        tokio::time::timeout(PATIENCE, view.wait_for(counts)).await.expect("all are counted").expect("it runs");
+    });
+    report.add(&named(nodes, "join_seconds"), start.elapsed().as_secs_f64());
+
+    let before = (messages(counted), broker_bytes(broker), first.cpu_seconds(), Instant::now());
+    thread::sleep(QUIET_FOR);
+    let seconds = before.3.elapsed().as_secs_f64();
+    report.add(&named(nodes, "messages_per_second"), (messages(counted) - before.0) / seconds);
+    report.add(&named(nodes, "broker_bytes_per_second"), (broker_bytes(broker) - before.1) / seconds);
+    report.add(&named(nodes, "leader_cpu_percent_of_a_core"), (first.cpu_seconds() - before.2) / seconds * 100.0);
+
+    let mut slowest = Vec::new();
+    for _ in 0..ROTATIONS {
+        // A key that has not settled yet would be the answer to the next request.
+        let mut view = first.view.clone();
+        runtime.block_on(async {
+            let settled = tokio::time::timeout(PATIENCE, view.wait_for(nothing_settles));
+            settled.await.expect("the newest key seals").expect("the first node runs");
+        });
+        let generation = first.view.borrow().ring.keys.iter().map(|key| key.generation).max().unwrap_or(0);
+        let start = Instant::now();
+        let held =
+            when(&runtime, &views, start, move |view| view.ring.keys.iter().any(|key| key.generation > generation));
+        let rotate = others[0].operator.rotate(PATIENCE, |_| {});
+        let rotated = runtime.block_on(rotate).expect("a rotation");
+        assert!(rotated.missing.is_empty(), "{} nodes have not confirmed", rotated.missing.len());
+        slowest.extend(in_time("the new key", held).into_iter().max());
+    }
+    slowest.sort_unstable();
+    report.add(&named(nodes, "rotate_to_last_p50_seconds"), slowest[ROTATIONS / 2].as_secs_f64());
+    report.add(&named(nodes, "rotate_to_last_most_seconds"), slowest[ROTATIONS - 1].as_secs_f64());
+
+    let start = Instant::now();
+    let mut leads = JoinSet::new();
+    for node in &others {
+        let mut view = node.view.clone();
+        let leads_now = async move {
+            let _of_a_stopped_node = view.wait_for(|view| view.leads).await;
+            start.elapsed()
+        };
+        leads.spawn_on(leads_now, runtime.handle());
+    }
+    first.die.send(()).expect("the first node runs");
+    first.thread.join().expect("the first node");
+    let next = runtime.block_on(async { tokio::time::timeout(PATIENCE, leads.join_next()).await });
+    let next = next.expect("another node leads").expect("nodes").expect("a node");
+    report.add(&named(nodes, "failover_seconds"), next.as_secs_f64());
+    leads.abort_all();
+    runtime.block_on(async {
+        let mut stopping = JoinSet::new();
+        for node in others {
+            stopping.spawn(node.stop());
+        }
+        stopping.join_all().await;
+    });
+}
+
+/// Whether no key is about to seal but the one that is due in an interval.
+fn nothing_settles(view: &NodeView) -> bool {
+    let soon = SystemClock::start().now().wall + 60_000;
+    view.ring.keys.iter().all(|key| key.state != "next" || key.seal_from > soon)
+}
+
+/// One task for each view: how long after `start` it became as wanted.
+fn when(
+    runtime: &Runtime,
+    views: &[watch::Receiver<NodeView>],
+    start: Instant,
+    wanted: impl Fn(&NodeView) -> bool + Copy + Send + Sync + 'static,
+) -> JoinSet<Duration> {
+    let mut tasks = JoinSet::new();
+    for view in views {
+        let mut view = view.clone();
+        let reached = async move {
+            view.wait_for(wanted).await.expect("the node runs");
+            start.elapsed()
+        };
+        tasks.spawn_on(reached, runtime.handle());
+    }
+    tasks
+}
+
+/// Messages that all nodes of this process have sent so far.
+fn messages(counted: &PrometheusHandle) -> f64 {
+    let text = counted.render();
+    let of_all_planes = text.lines().filter(|line| line.starts_with("resumed_messages_sent_total"));
+    of_all_planes.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// Bytes that the broker has read and written so far, on the connections that are open.
+fn broker_bytes(broker: &Broker) -> f64 {
+    let lines = broker.ctl(&["list_connections", "recv_oct", "send_oct"]);
+    lines.split_whitespace().filter_map(|bytes| bytes.parse::<f64>().ok()).sum()
+}

@@ -1,0 +1,84 @@
+//! How many sessions a second one node can share with three.
+
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use resumed::clock::SystemClock;
+
+use crate::report::Report;
+use crate::samples::{SESSION_BYTES, Sample};
+use crate::support::broker::Broker;
+use crate::support::farm::{Farm, FarmSetup, PATIENCE, Proxies};
+use crate::{proxy, raw_amqp};
+
+const SESSIONS: u64 = 1_000_000;
+/// Sessions in one message of the proxy: what its plugin has collected while the socket was busy.
+const REPORTED_AT_ONCE: u64 = 130;
+/// How far the proxy may be ahead of the slowest node, in sessions: less than its node's outbox holds.
+const AHEAD: u64 = 60_000;
+const RAW_MESSAGES: usize = 200_000;
+const RAW_BYTES: usize = 256;
+const RECEIVERS: usize = 3;
+
+/// Sessions of [`SESSION_BYTES`] from one node until they are in the caches of three, beside raw AMQP.
+pub fn run(broker: &Broker, report: &mut Report) {
+    let raw = raw_amqp::rate(&broker.uri(), RAW_MESSAGES, RAW_BYTES, RECEIVERS);
+    report.add("raw_amqp_messages_per_second", raw);
+    let ours = sessions(broker, report);
+    report.add("session_throughput_per_second", ours);
+    report.add("session_throughput_ratio", ours / raw);
+}
+
+fn sessions(broker: &Broker, report: &mut Report) -> f64 {
+    let mut setup = FarmSetup::new(1 + RECEIVERS, &broker.uri());
+    setup.proxies = Proxies::None;
+    setup.log = "info".to_owned();
+    setup.sessions = "max_bytes = \"1GiB\"".to_owned();
+    let farm = Farm::start_in_step(&setup);
+    let wall = SystemClock::start().now().wall;
+    let sample = Sample::make();
+    let reports: Vec<Vec<u8>> = (0..SESSIONS)
+        .step_by(usize::try_from(REPORTED_AT_ONCE).expect("a small number"))
+        .map(|from| {
+            let numbers = from..(from + REPORTED_AT_ONCE).min(SESSIONS);
+            proxy::report(numbers.map(|number| sample.session(number, wall)).collect())
+        })
+        .collect();
+    let mut stream = proxy::connect(&farm.hosts[0].daemon.home().join("ats.sock"), false);
+    let slowest = || {
+        let held = farm.hosts[1..].iter().map(|host| host.daemon.metric("resumed_cache_entries") as u64);
+        held.min().unwrap_or(0)
+    };
+    let before = cpu_seconds(&farm, broker);
+    let start = Instant::now();
+    let (mut sent, mut held) = (0, 0);
+    for message in &reports {
+        while sent > held + AHEAD {
+            held = slowest();
+            thread::sleep(Duration::from_millis(20));
+        }
+        stream.write_all(message).expect("the daemon reads");
+        sent += REPORTED_AT_ONCE;
+    }
+    while held < SESSIONS {
+        held = slowest();
+        assert!(start.elapsed() < 2 * PATIENCE, "{held} of {SESSIONS} sessions are in every cache");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let took = start.elapsed().as_secs_f64();
+    let after = cpu_seconds(&farm, broker);
+    for (name, (before, after)) in ["sender", "receiver", "broker"].iter().zip(before.iter().zip(&after)) {
+        let each = (after - before) / SESSIONS as f64 * 1e6;
+        report.add(&format!("session_{name}_cpu_microseconds"), each);
+    }
+    report.add("session_bytes", SESSION_BYTES as f64);
+    SESSIONS as f64 / took
+}
+
+/// CPU that was used so far: by the sending node, by the receiving ones on average, by the broker.
+fn cpu_seconds(farm: &Farm, broker: &Broker) -> [f64; 3] {
+    let of = |index: usize| crate::memory::cpu_seconds(farm.hosts[index].daemon.pid().as_raw().cast_unsigned());
+    let receivers = (1..=RECEIVERS).map(of).sum::<f64>() / RECEIVERS as f64;
+    [of(0), receivers, crate::memory::tree_cpu_seconds(broker.pid().expect("it runs"))]
+}
