@@ -36,6 +36,8 @@ struct Story<'a> {
     clients: &'a Returning,
     table: String,
     faults: Vec<String>,
+    /// All that was broken so far: clients come back with sessions that were made then.
+    broken: Vec<Broken>,
 }
 
 /// A time in which a broker is away, and with it the session plane of the nodes that were connected to it.
@@ -55,6 +57,7 @@ impl Story<'_> {
     fn chapter(&mut self, title: &str, happens: impl FnOnce() -> Option<Broken>) {
         let start = Instant::now();
         let broken = happens();
+        self.broken.extend(broken);
         let took = start.elapsed();
         // Clients that have begun are part of it.
         let settled = Instant::now();
@@ -64,17 +67,17 @@ impl Story<'_> {
             std::thread::sleep(Duration::from_millis(50));
             visits.extend(self.clients.take());
         }
-        let is_inevitable = |visit: &Visit| match (broken, visit.outcome, visit.mode) {
-            (None, ..) => false,
-            (Some(broken), Outcome::Failed, _) => {
+        let inevitable_in = |broken: &Broken, visit: &Visit| match (visit.outcome, visit.mode) {
+            (Outcome::Failed, _) => {
                 broken.proxy_too && visit.until >= broken.from && visit.at <= broken.from + NOTICES_WITHIN
             }
-            (Some(broken), Outcome::Refused, Mode::Id) => {
+            (Outcome::Refused, Mode::Id) => {
                 let cut = broken.from - ON_ITS_WAY..=broken.until;
                 cut.contains(&visit.at) || visit.made.is_some_and(|made| cut.contains(&made))
             }
             _ => false,
         };
+        let is_inevitable = |visit: &Visit| self.broken.iter().any(|broken| inevitable_in(broken, visit));
         let wrong = |visit: &&Visit| matches!(visit.outcome, Outcome::Refused | Outcome::Failed);
         let inevitable: Vec<_> = visits.iter().filter(wrong).filter(|visit| is_inevitable(visit)).collect();
         let others: Vec<_> = visits.iter().filter(wrong).filter(|visit| !is_inevitable(visit)).collect();
@@ -139,7 +142,7 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
         };
         let prometheus = Prometheus::start(&Watch::impatiently(site.hosts.iter().map(target).collect()));
         let clients = Returning::start(&farm, SERVER_NAME, 6);
-        let mut story = Story { clients: &clients, table: String::new(), faults: Vec::new() };
+        let mut story = Story { clients: &clients, table: String::new(), faults: Vec::new(), broken: Vec::new() };
 
         story.chapter("every panel of the dashboard", || {
             prometheus.wait_for_scrapes(2);
@@ -157,6 +160,8 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
         story.chapter("site.yml again", || {
             let again = site.must_play("site.yml");
             assert_eq!(again.changed, 0, "a second run changes nothing:\n{}", again.text);
+            let check = site.must_play("site.yml --check");
+            assert_eq!(check.changed, 0, "there is nothing to change:\n{}", check.text);
             None
         });
         story.chapter("a release that does not start, and the way back", || {
@@ -169,9 +174,17 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
             balancer.say("set server farm/a state ready");
             None
         });
-        story.chapter("a rolling upgrade", || {
+        story.chapter("an upgrade that a probe stops, taken up again, host by host", || {
+            let nowhere = "10.79.0.254:9";
+            let targets = format!("{{\"farm_check_targets\": [\"10.79.0.1:443\", \"{nowhere}\"]}}");
+            let words = format!("rollout.yml -e packages_revision=2 -e rollout_check_before=false -e '{targets}'");
+            let stopped = site.play(&words);
+            assert!(!stopped.succeeded && stopped.text.contains(nowhere), "it went on:\n{}", stopped.text);
+            assert!(stopped.text.contains("The rollout stops at a"), "it does not say where:\n{}", stopped.text);
+            assert_eq!(revisions(&site), ["2", "1", "1"], "{}", stopped.text);
             let rolled = site.must_play("rollout.yml -e packages_revision=2");
             assert_eq!(revisions(&site), ["2", "2", "2"], "{}", rolled.text);
+            balancer.wait_for_hosts(3, PATIENCE);
             None
         });
         story.chapter("a new farm secret in three steps", || {
@@ -198,15 +211,28 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
             prometheus.wait_until_resolves("ResumedNodeDown", &instance);
             Some(broken)
         });
-        story.chapter("a host is cut off and comes back", || {
+        story.chapter("a host is cut off", || {
             let from = Instant::now();
             site.hosts[1].cut();
             balancer.wait_for_hosts(2, PATIENCE);
             // Long enough that the brokers know as well: the two halves of the cluster part, and the smaller one pauses.
             site.wait_until_brokers_part(&site.hosts[0], 1, PATIENCE);
             println!("    the others' brokers know after {:.1?}", from.elapsed());
+            for host in [&site.hosts[0], &site.hosts[2]] {
+                host.must("resumed status --wait-in-step 90s");
+            }
+            Some(Broken { from, until: Instant::now(), proxy_too: true })
+        });
+        story.chapter("the others go on without it", || {
+            prometheus.wait_until_fires("ResumedNodeDown", &format!("{}:9464", site.hosts[1].address()));
+            // For so long they are looked at.
+            std::thread::sleep(Duration::from_secs(10));
+            None
+        });
+        story.chapter("it comes back", || {
+            let from = Instant::now();
             site.hosts[1].heal();
-            Some(whole_again(&site, &balancer, from))
+            Some(Broken { proxy_too: false, ..whole_again(&site, &balancer, from) })
         });
         story.chapter("a host boots before its network is there", || {
             // It has no way to the farm's keys, so clients are kept away until it is in step.
@@ -244,6 +270,8 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
         });
         assert!(story.faults.is_empty(), "{}\n{}", story.table, story.faults.join("\n"));
         drop(clients);
+        let revoked = site.must_play("revoke.yml -e revoke_flush_sessions=true");
+        println!("{}", revoked.text);
         probe(&site);
     });
 }
