@@ -143,7 +143,7 @@ pub struct AtsSettings {
     pub users: Vec<String>,
 }
 
-/// `[control]`: the socket for `status` and `rotate`.
+/// `[control]`: the socket for `status`, `rotate` and `revoke`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ControlSettings {
     /// The Unix socket, at most 107 bytes. Default `/run/resumed/control.sock`.

@@ -850,6 +850,37 @@ fn crowd(siege: &mut Siege<'_>, ats: &Path, ctl: &Path) {
     siege.counted_at(0, &[(control_refused("truncated"), 40)]);
 }
 
+/// Files that a daemon has open.
+fn open_files(daemon: &Daemon) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("a daemon that runs").count()
+}
+
+#[test]
+fn connections_to_the_metrics_that_ask_nothing_cost_the_daemon_no_more_than_its_limit() {
+    let setup = farm(1, "", Proxies::None);
+    let farm = Farm::start_in_step(&setup);
+    let daemon = &farm.hosts[0].daemon;
+    let before = open_files(daemon);
+    let half = |_| {
+        let mut stream = std::net::TcpStream::connect(daemon.metrics_address())?;
+        stream.set_nonblocking(true)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHo").map(|()| stream)
+    };
+    // More than there is room for, and the backlog behind it: those that the kernel takes.
+    let held: Vec<_> = (0..150).map(half).collect::<Result<_, _>>().expect("connections");
+    let (most, _) = wait_for("as many connections as may be", || match open_files(daemon) - before {
+        taken if taken >= 64 => Ok(taken),
+        taken => Err(taken.to_string()),
+    });
+    daemon.try_status().expect("status while the metrics are besieged");
+    let refused_proxy = connect(&daemon.home().join("ats.sock"));
+    drop(refused_proxy);
+    // One more or less is the daemon's own, at any moment.
+    assert!(open_files(daemon) - before <= 70, "{most} at first, {} then", open_files(daemon) - before);
+    drop(held);
+    wait_for("metrics again", || daemon.metrics());
+}
+
 #[test]
 fn bad_company_on_the_unix_sockets_is_shown_the_door_while_others_are_served() {
     let broker = Broker::shared();

@@ -226,6 +226,26 @@ fn a_person_sees_who_is_in_step_who_is_not_and_when_the_node_itself_is_silent() 
     assert_eq!(browser.text("#warnings"), "");
     assert_eq!(browser.console(), Vec::<String>::new());
 
+    // A tab that nobody sees asks nothing for a minute, and calls nobody silent for that when it is seen again.
+    browser.run(
+        "const turn = hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true }); \
+         document.dispatchEvent(new Event('visibilitychange')); }; \
+         window.turn = turn; window.said = []; window.ticks = 0; \
+         new MutationObserver(() => window.said.push(document.querySelector('#verdict').textContent)) \
+             .observe(document.querySelector('#verdict'), { childList: true, characterData: true, subtree: true }); \
+         turn(true); const now = performance.now.bind(performance); performance.now = () => now() + 60000; \
+         setInterval(() => window.ticks++, 1000)",
+    );
+    wait_for("three ticks of a hidden page", || {
+        let ticks = browser.run("return window.ticks");
+        if ticks.as_u64() >= Some(3) { Ok(()) } else { Err(ticks.to_string()) }
+    });
+    browser.run("window.turn(false)");
+    browser.wait_for_text("#freshness", |text| text.contains("just now"));
+    let said = browser.run("return window.said").to_string();
+    assert!(!said.contains("does not answer"), "{said}");
+    browser.run("delete document.hidden");
+
     // The node that is asked freezes; then it is gone; then it is back.
     let silent = format!("{} does not answer.", name(asked));
     farm.hosts[asked].daemon.signal(Signal::SIGSTOP);

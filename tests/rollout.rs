@@ -28,7 +28,8 @@ use support::prometheus::{Prometheus, ScrapeTarget, Watch};
 /// How long a farm may take to be whole again after a fault has ended, a host's boot included.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A returning client's session may have been made this long before a fault, and been on its way when it came.
+/// A returning client's session may have been made this long before a fault, and been on its way when it came; and from a
+/// node that has caught up it may be on its way to its proxy for as long.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
 /// What happens to the farm while clients run, and what they saw of it.
@@ -72,7 +73,7 @@ impl Story<'_> {
                 broken.proxy_too && visit.until >= broken.from && visit.at <= broken.from + NOTICES_WITHIN
             }
             (Outcome::Refused, Mode::Id) => {
-                let cut = broken.from - ON_ITS_WAY..=broken.until;
+                let cut = broken.from - ON_ITS_WAY..=broken.until + ON_ITS_WAY;
                 cut.contains(&visit.at) || visit.made.is_some_and(|made| cut.contains(&made))
             }
             _ => false,
@@ -222,8 +223,9 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
             site.wait_until_brokers_part(&site.hosts[0], 1, PATIENCE);
             println!("    the others' brokers know after {:.1?}", from.elapsed());
             // Not `status`: that counts the lost host for another five minutes.
-            let well = "resumed_in_step == 1 and resumed_broker_connected == 1 and on (instance) up == 1";
-            wait_for("the two others at a broker, and in step", || match prometheus.query(well)? {
+            let well = "resumed_in_step == 1 and resumed_broker_connected == 1 and resumed_warmup_lacking == 0 \
+                        and on (instance) up == 1";
+            wait_for("the two others at a broker, in step and warm", || match prometheus.query(well)? {
                 nodes if nodes.len() == 2 => Ok(()),
                 nodes => Err(format!("{nodes:?}")),
             });
@@ -268,6 +270,7 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
             let host = &site.hosts[site.leader()];
             host.must("systemctl kill --signal=KILL rabbitmq-server; systemctl stop rabbitmq-server");
             site.wait_in_step(3);
+            site.wait_until_warm();
             let lost = Broken { from, until: Instant::now(), proxy_too: false };
             host.must("systemctl start rabbitmq-server");
             site.wait_in_step(3);
@@ -288,10 +291,11 @@ fn revisions(site: &Site) -> Vec<String> {
     site.hosts.iter().map(|host| revision(host.must("dpkg-query -W -f '${Version}' resumed"))).collect()
 }
 
-/// Waits until all three hosts serve clients and are in step, and their brokers are one cluster again.
+/// Waits until all three hosts serve clients, are in step and have all sessions, and their brokers are one cluster again.
 fn whole_again(site: &Site, balancer: &Balancer, from: Instant) -> Broken {
     balancer.wait_for_hosts(3, PATIENCE);
     site.wait_in_step(3);
+    site.wait_until_warm();
     let until = Instant::now();
     for host in &site.hosts {
         site.wait_for_brokers(host, 2, PATIENCE);

@@ -1,4 +1,4 @@
-//! The control socket, on which the commands `status` and `rotate` reach the daemon.
+//! The control socket, on which the commands `status`, `rotate` and `revoke` reach the daemon.
 //!
 //! Each message is a protobuf ([`ControlRequest`], [`ControlReply`]) behind its length in bytes as a 32-bit big-endian
 //! number. A connection carries any number of requests, one at a time: the next may be sent when the last reply to the

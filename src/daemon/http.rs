@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::bounded_listener::BoundedListener;
 use super::page::Page;
 use crate::clock::{Now, SystemClock};
 
@@ -69,6 +70,12 @@ pub struct HttpServer {
 /// Connections that may wait to be taken.
 const BACKLOG: u32 = 128;
 
+/// The most connections at a time; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+
+/// How long a connection may go on without an answer, between requests too.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// How long requests under way may take once the server is told to stop: less than the daemon's own 2 s.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -98,7 +105,7 @@ impl HttpServer {
         self.address
     }
 
-    /// Answers until `stop`, and returns at most half a second after it, whatever clients do.
+    /// Answers until `stop`, on at most 64 connections at a time, and returns at most half a second after it, whatever clients do.
     ///
     /// # Errors
     /// [`HttpError::Serve`].
@@ -113,7 +120,8 @@ impl HttpServer {
             .with_state(observed)
             .merge(page)
             .fallback(move || async move { (StatusCode::NOT_FOUND, hint) });
-        let served = axum::serve(self.listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let listener = BoundedListener::new(self.listener, MAX_CONNECTIONS, IDLE);
+        let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
         let too_late = async {
             stop.cancelled().await;
             tokio::time::sleep(DRAIN).await;

@@ -2,6 +2,7 @@
 //!
 //! [`Node`] is one node without its Unix sockets: what `run`, `demo` and an embedding server have in common.
 
+pub mod bounded_listener;
 pub mod control;
 pub mod driver;
 mod gauges;

@@ -11,6 +11,7 @@ use resumed::status::FarmStatus;
 
 use super::host::Host;
 use crate::support::ats::Certificate;
+use crate::support::farm::wait_for;
 use crate::support::namespaces::Network;
 use crate::support::watcher::Folder;
 
@@ -241,6 +242,23 @@ impl Site {
             }
         }
         start.elapsed()
+    }
+
+    /// Waits until every host that is on says of itself that it has a broker, hears the leader, and lacks no session.
+    ///
+    /// What [`Self::wait_in_step`] hears of a host that was cut off may be what the others knew before.
+    pub fn wait_until_warm(&self) {
+        const WELL: [&str; 3] = ["resumed_broker_connected 1", "resumed_in_step 1", "resumed_warmup_lacking 0"];
+        for host in self.hosts.iter().filter(|host| host.is_on()) {
+            let url = format!("http://{}:9464/metrics", host.address());
+            wait_for(&format!("{} connected, in step and warm", host.name()), || {
+                let mut answer = ureq::get(&url).call().map_err(|error| error.to_string())?;
+                let text = answer.body_mut().read_to_string().map_err(|error| error.to_string())?;
+                let missing: Vec<_> =
+                    WELL.into_iter().filter(|line| !text.lines().any(|shown| shown == *line)).collect();
+                if missing.is_empty() { Ok(()) } else { Err(format!("not {missing:?}")) }
+            });
+        }
     }
 }
 

@@ -297,6 +297,8 @@
   // Times are spans by the browser's monotonic clock, and instants by the node's: nothing depends on what the browser's clock says.
   let last = null;
   let heardAt = performance.now();
+  // A page that nobody sees does not ask. Its node is not silent for that.
+  let shownAt = performance.now();
   let failed = false;
   const RETRY_MS = 2000, GIVE_UP_MS = 12000, STALE_MS = 6000;
 
@@ -309,8 +311,10 @@
     if (document.title !== title) document.title = title;
   };
   const tick = () => {
+    if (document.hidden) return;
     const silent = performance.now() - heardAt;
-    const isStale = silent > STALE_MS && (failed || silent > GIVE_UP_MS + (last ? last.refresh_ms : 0));
+    const waited = performance.now() - Math.max(heardAt, shownAt);
+    const isStale = waited > STALE_MS && (failed || waited > GIVE_UP_MS + (last ? last.refresh_ms : 0));
     show(byId('stale'), isStale);
     if (isStale) {
       state('stale', last ? last.asked + ' does not answer.' : 'This node does not answer.', 'stale');
@@ -343,7 +347,11 @@
     }
     tick();
   };
-  document.addEventListener('visibilitychange', poll);
+  document.addEventListener('visibilitychange', () => {
+    if (document.hidden) return;
+    shownAt = performance.now();
+    poll();
+  });
   setInterval(tick, 1000);
   poll();
 })();
