@@ -22,6 +22,8 @@ CARGO_FUZZ_VERSION := 0.13.2
 CARGO_FUZZ ?= $(TARGET)/tools/bin/cargo-fuzz
 CARGO_DEB_VERSION := 3.8.0
 CARGO_DEB ?= $(TARGET)/tools/bin/cargo-deb
+CARGO_ABOUT_VERSION := 0.9.3
+CARGO_ABOUT ?= $(TARGET)/tools/bin/cargo-about
 # The packages' revision of this release.
 REVISION ?= 1
 # Each of these is a program in fuzz/fuzz_targets/. SECONDS is how long each runs; what it finds new stays in target/.
@@ -79,7 +81,7 @@ $(CARGO_DEB):
 lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and ansible-lint without a warning, and the plugin without an async runtime
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
-	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh debian/*/*)
+	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh debian/resumed*/*)
 	scripts/check-ansible-variables.py
 	cd ansible && ansible-lint && ansible-playbook --inventory inventory/example --syntax-check *.yml
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
@@ -91,6 +93,17 @@ audit: $(CARGO_DENY) ## Licences, sources and banned crates of the whole depende
 
 $(CARGO_DENY):
 	$(CARGO) install --locked --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools cargo-deny
+
+# For whoever changes a dependency: a test says when these are not up to date.
+.PHONY: notices
+notices: $(CARGO_ABOUT) ## Write the licence notices of the linked crates anew, which the packages carry (builds cargo-about once)
+	$(CARGO_ABOUT) generate --locked --fail --offline --config about.toml --manifest-path Cargo.toml \
+	  --output-file debian/notices/resumed debian/notices/template.hbs
+	$(CARGO_ABOUT) generate --locked --fail --offline --config about.toml --manifest-path ats-plugin/Cargo.toml \
+	  --output-file debian/notices/resumed-trafficserver debian/notices/template.hbs
+
+$(CARGO_ABOUT):
+	$(CARGO) install --locked --version $(CARGO_ABOUT_VERSION) --features cli --root $(TARGET)/tools cargo-about
 
 # Stable Rust has no sanitizers: libFuzzer's coverage alone, with overflow checks and debug assertions on. CARGO_FUZZ is
 # called as cargo would.

@@ -21,6 +21,7 @@ mkdir -p "$made"
 "$target/release/examples/manual" "$made/manual"
 gzip --best --no-name --stdout CHANGELOG.md >"$made/changelog.gz"
 for package in resumed resumed-trafficserver; do
+  gzip --best --no-name --stdout "debian/notices/$package" >"$made/$package.notices.gz"
   cat >"$made/$package.changelog" <<CHANGELOG
 $package ($version-$revision) unstable; urgency=medium
 

@@ -195,6 +195,34 @@ async fn what_a_proxy_makes_goes_to_the_farm_and_to_the_proxies_beside_it() {
 }
 
 #[tokio::test]
+async fn a_plugin_of_a_later_release_may_say_more_than_the_node_understands() {
+    // Field 99, length-delimited, 3 bytes.
+    const NEWER: [u8; 6] = [0x9a, 0x06, 3, b'n', b'e', b'w'];
+    let bench = Bench::start(&NodeSetup::default()).await;
+    let mut proxy = Proxy::connect(&bench.node.socket).await;
+    let made = tls::server_session();
+    let entry = [&session(&made).encode_to_vec()[..], &NEWER].concat();
+    // Tag and length before each: an entry, then the batch of it, both with what is new.
+    let within = |tag: u8, inner: &[u8]| {
+        let mut field = vec![tag];
+        prost::encode_length_delimiter(inner.len(), &mut field).expect("a length");
+        [&field[..], inner].concat()
+    };
+    let from_proxy::Kind::Hello(hello) = hello(1) else { panic!("no hello") };
+    let hello = within(0x0a, &[&hello.encode_to_vec()[..], &NEWER].concat());
+    let sessions = within(0x12, &[&within(0x0a, &entry)[..], &NEWER].concat());
+    // A kind that the node has no name for at all stands between them.
+    for message in [[&hello[..], &NEWER].concat(), NEWER.to_vec(), [&sessions[..], &NEWER].concat()] {
+        proxy.raw(&u32::try_from(message.len()).expect("a length").to_be_bytes()).await;
+        proxy.raw(&message).await;
+    }
+    assert!(matches!(proxy.hear().await, to_proxy::Kind::Welcome(_)));
+    let batch = timeout(PATIENCE, bench.node.plane.outbox.next_batch(1 << 20)).await.expect("a batch");
+    assert_eq!((&batch.entries[0].id[..], &batch.entries[0].session[..]), (&made.0[..], &made.1[..]));
+    assert_eq!(bench.node.plane.registry.warnings(), ["ats 9.2.9 (process 1): a setting"]);
+}
+
+#[tokio::test]
 async fn where_nothing_is_replicated_a_proxy_gets_keys_only() {
     let bench = Bench::start(&NodeSetup { replicate: false, ..NodeSetup::default() }).await;
     bench.farm_session();

@@ -160,6 +160,54 @@ fn the_daemons_package_has_program_unit_configuration_pages_and_completions() {
 }
 
 #[test]
+fn links_between_its_documents_lead_to_what_is_in_the_package() {
+    let package = Package::named("resumed");
+    let files = package.files();
+    let documents: Vec<_> = files.iter().filter(|file| file.ends_with(".md")).collect();
+    assert!(documents.len() > 5, "{files:?}");
+    let mut links = 0;
+    for document in documents {
+        let folder = Path::new(document).parent().expect("a folder");
+        let words = fs::read_to_string(package.at(&document[1..])).expect("a document");
+        for link in words.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().expect("a target");
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let mut path = PathBuf::new();
+            for part in folder.join(target).components() {
+                if part.as_os_str() == ".." { assert!(path.pop()) } else { path.push(part) }
+            }
+            assert!(files.contains(text(&path)), "{document} leads to {}, which is missing", path.display());
+            links += 1;
+        }
+    }
+    assert!(links > 5, "{links}");
+}
+
+#[test]
+fn the_licence_of_every_crate_that_is_linked_goes_with_it() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    for (crate_name, name) in [("resumed", "resumed"), ("resumed-ats", "resumed-trafficserver")] {
+        let notices = format!("usr/share/doc/{name}/third-party-notices.gz");
+        let notices = said(run("zcat", &[text(&Package::named(name).at(&notices))]));
+        let named: BTreeSet<&str> = notices.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+        let words =
+            ["tree", "--locked", "--edges", "normal", "--prefix", "none", "--no-dedupe", "--package", crate_name];
+        let tree = said(run(&cargo, &words));
+        // The workspace's own have their path behind the version.
+        let linked: BTreeSet<String> = tree
+            .lines()
+            .filter(|line| !line.contains(" (/"))
+            .map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ").replace(" v", " "))
+            .collect();
+        assert!(linked.len() > 5, "{tree}");
+        let missing: Vec<_> = linked.iter().filter(|one| !named.contains(one.as_str())).collect();
+        assert!(missing.is_empty(), "{name}: {missing:?} have no notice: run `make notices`");
+    }
+}
+
+#[test]
 fn the_plugins_package_has_the_plugin_where_traffic_server_looks() {
     let package = Package::named("resumed-trafficserver");
     assert!(!package.at("DEBIAN/conffiles").exists(), "it changes nothing in /etc");

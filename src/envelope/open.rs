@@ -716,6 +716,27 @@ mod tests {
         assert_eq!(opened.payload, proto::Payload { kind: None, ..farewell(NOW.wall) });
     }
 
+    #[test]
+    fn fields_from_a_later_release_are_passed_over_wherever_they_are() {
+        // Field 99, length-delimited, 3 bytes.
+        let newer = [0x9a, 0x06, 3, b'n', b'e', b'w'];
+        let known = batch(1);
+        let Some(proto::payload::Kind::Sessions(sessions)) = &known.kind else { panic!("{known:?}") };
+        // In the entry, in the batch around it, and in the payload: tag, length, then what was there and the new field.
+        let within = |tag: u8, inner: &[u8]| {
+            let mut field = vec![tag];
+            prost::encode_length_delimiter(inner.len() + newer.len(), &mut field).unwrap();
+            [&field[..], inner, &newer].concat()
+        };
+        let entry = within(0x0a, &sessions.entries[0].encode_to_vec());
+        let format = proto::SessionBatch { entries: Vec::new(), format: sessions.format }.encode_to_vec();
+        let outer = proto::Payload { kind: None, ..known.clone() }.encode_to_vec();
+        let kind = known.encode_to_vec()[outer.len()];
+        let text = [&outer[..], &within(kind, &[&entry[..], &format].concat()), &newer].concat();
+        let body = sealer().seal_encoded(None, ROUTE, text.len(), |buffer| buffer.put_slice(&text)).unwrap();
+        assert_eq!(opener().open(ROUTE, body, NOW).unwrap().payload, known);
+    }
+
     fn salted(salt: u8, sent_at: u64) -> Bytes {
         Sealer::new(secrets(&[1]), "prod", [salt; 16]).seal(ROUTE, &farewell(sent_at)).unwrap()
     }
