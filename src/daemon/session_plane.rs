@@ -235,8 +235,8 @@ impl<L: Link> SessionPlane<L> {
             }
         };
         metrics::taken_in(u64::try_from(batch.entries.len()).unwrap_or(u64::MAX));
-        for entry in &batch.entries {
-            metrics::replicated(entry.at, now.wall);
+        for together in batch.entries.chunk_by(|one, next| one.at == next.at) {
+            metrics::replicated(together[0].at, now.wall, together.len());
         }
         let applied = self.proxies.store.remote(batch, now);
         self.hand_on(applied, &node, quiet, now);

@@ -32,6 +32,7 @@ use crate::keys::Timetable;
 use crate::metrics::{
     APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
 };
+use crate::proto::SessionEntry;
 use crate::proto::local::{self, FromProxy, ToProxy, from_proxy, to_proxy};
 use crate::quiet::Quiet;
 use crate::sessions::SessionFault;
@@ -329,26 +330,25 @@ impl Door {
         if !plane.welcome.replicate {
             return;
         }
-        let now = plane.clock.now();
-        let mut news = Vec::new();
-        for entry in entries {
-            // Faults are counted by the store.
-            match plane.store.local(&entry, now) {
-                Ok(Some(publish)) => {
-                    if plane.outbox.push(publish).is_err() {
-                        counter!(SESSIONS_DROPPED, "reason" => "outbox_full").increment(1);
-                    }
-                    news.push(local::Session { at: 0, ..entry });
-                }
-                // Its removal or a flush overtook it: nobody's fault.
-                Ok(None) | Err(SessionFault::Tombstone | SessionFault::Flushed) => {}
-                Err(fault) => self.complain("session", fault.reason(), &format_args!("{who} reported {fault}")),
+        let reported = plane.store.local(entries, plane.clock.now());
+        for fault in reported.faults {
+            // A removal or a flush overtook it: nobody's fault.
+            if !matches!(fault, SessionFault::Tombstone | SessionFault::Flushed) {
+                self.complain("session", fault.reason(), &format_args!("{who} reported {fault}"));
             }
         }
+        if reported.news.is_empty() {
+            return;
+        }
+        let full = plane.outbox.push_all(&reported.news);
+        if full > 0 {
+            counter!(SESSIONS_DROPPED, "reason" => "outbox_full").increment(full as u64);
+        }
         // Another proxy beside this node hears of it without the farm. Its own copy does this one no harm.
-        if plane.registry.len() > 1 && !news.is_empty() {
+        if plane.registry.len() > 1 {
+            let beside = |entry: SessionEntry| local::Session { id: entry.id, session: entry.session, at: 0 };
             // No receiver is no fault: no other proxy takes sessions.
-            let _ = plane.from_farm.send(Arc::new(news));
+            let _ = plane.from_farm.send(Arc::new(reported.news.into_iter().map(beside).collect()));
         }
     }
 

@@ -155,28 +155,24 @@ impl Store {
         self.lay_tombstones(chunk.tombstones, now, &mut applied, &mut room);
         if chunk.format == i32::from(SessionFormat::OpensslDer) {
             applied.drop_entries(SessionFault::OverLimit, chunk.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
-            let entries = chunk.entries.into_iter().take(MAX_BATCH_ENTRIES);
-            // Checked without the lock, applied under it.
-            let check = |entry: SessionEntry| {
-                let session = validate(&entry.id, entry.session.clone(), now.wall, self.settings.max_session_bytes)?;
-                Ok((entry, Grave::of(&session.id), session))
-            };
-            let checked: Vec<_> = entries.map(check).collect();
-            let mut held = self.lock();
-            for entry in checked {
-                let outcome = entry.and_then(|(entry, grave, session)| {
-                    if held.cache.get(&session.id).is_some() {
-                        return Err(SessionFault::Duplicate);
+            self.in_turns(
+                chunk.entries.into_iter().take(MAX_BATCH_ENTRIES),
+                |entry| validate(&entry.id, &entry.session, now.wall, self.settings.max_session_bytes),
+                |held, entry, session| {
+                    let outcome = session.and_then(|session| {
+                        if held.cache.get(&session.id).is_some() {
+                            return Err(SessionFault::Duplicate);
+                        }
+                        let change = Change::New(session);
+                        held.apply(&change, &entry.session, now.mono, &mut room)?;
+                        Ok(change)
+                    });
+                    match outcome {
+                        Ok(change) => applied.take_entry(entry, &change),
+                        Err(fault) => applied.drop_entries(fault, 1),
                     }
-                    let change = Change::New(session);
-                    held.apply(&change, grave, now.mono, &mut room)?;
-                    Ok((entry, change))
-                });
-                match outcome {
-                    Ok((entry, change)) => applied.take_entry(entry, &change),
-                    Err(fault) => applied.drop_entries(fault, 1),
-                }
-            }
+                },
+            );
         } else {
             applied.drop_entries(SessionFault::UnknownFormat { format: chunk.format }, chunk.entries.len());
         }

@@ -12,7 +12,7 @@
 //! | `resumed_sessions_received_total` | the receiver: entries of batches handed to [`Store::remote`], and sessions handed to [`Store::warm`] |
 //! | `resumed_sessions_inserted_total` | [`Store::remote`]: sessions from the pod that were taken |
 //! | `resumed_sessions_removed_total` | [`Store::remote`]: removals from the pod that were taken |
-//! | `resumed_sessions_dropped_total{reason}` | [`Store::local`] and [`Store::remote`]: every [`SessionFault`], once; whoever calls [`Outbox::push`]: [`Full`] as `outbox_full` |
+//! | `resumed_sessions_dropped_total{reason}` | [`Store::local`] and [`Store::remote`]: every [`SessionFault`], once; whoever calls [`Outbox::push_all`]: what did not fit as `outbox_full` |
 //! | `resumed_cache_entries`, `resumed_cache_bytes`, `resumed_tombstones` | the store, after every change |
 //! | `resumed_cache_evicted_total`, `resumed_tombstones_dropped_total` | the store: what went before its time to make room |
 //! | `resumed_replication_delay_seconds` | the receiver, from `SessionEntry.at` |
@@ -34,7 +34,7 @@ pub mod warmup;
 pub use cache::ENTRY_OVERHEAD;
 pub use donation::{Donation, Position};
 pub use id::SessionId;
-pub use outbox::{Full, Outbox};
+pub use outbox::Outbox;
 pub use session::{MAX_AHEAD_SECONDS, Session, SessionFault, validate};
 pub use store::{Applied, Change, Refill, Removals, Store, StoreSettings};
 pub use tombstones::MAX_TOMBSTONES;

@@ -7,7 +7,6 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message;
-use thiserror::Error;
 use tokio::sync::Notify;
 
 use super::MAX_BATCH_ENTRIES;
@@ -15,11 +14,6 @@ use crate::proto::{SessionBatch, SessionEntry, SessionFormat};
 
 /// What one waiting entry is counted for besides its ID and session, in bytes: the entry itself and its allocation.
 const ENTRY_OVERHEAD: usize = 128;
-
-/// The outbox is full: the entry was not taken. The caller counts it, as reason `outbox_full`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the outbox is full")]
-pub struct Full;
 
 /// A queue of sessions and removals, bounded in bytes, from any number of producers to one consumer. Order is kept.
 ///
@@ -45,31 +39,46 @@ impl Outbox {
         Self { max_bytes, waiting: Mutex::default(), arrived: Notify::new() }
     }
 
-    /// Adds an entry at the end, as a copy: what it is a slice of is not kept in memory. Never waits for the consumer.
-    ///
-    /// # Errors
-    /// [`Full`] if it does not fit; what waits already stays.
-    pub fn push(&self, entry: SessionEntry) -> Result<(), Full> {
-        let cost = cost(&entry);
+    /// Adds entries at the end, as a copy: what they are slices of is not kept in memory. Never waits for the consumer.
+    /// Returns how many did not fit; what waits already stays. The caller counts them, as reason `outbox_full`.
+    pub fn push_all(&self, entries: &[SessionEntry]) -> usize {
         // Looked at first without the copy, which a full outbox under load would make for nothing.
-        if self.lock().bytes.saturating_add(cost) > self.max_bytes {
-            return Err(Full);
+        let room = self.max_bytes.saturating_sub(self.lock().bytes);
+        let mut cost_of_all = 0;
+        let fitting = entries.iter().take_while(|entry| {
+            cost_of_all += cost(entry);
+            cost_of_all <= room
+        });
+        let fitting = &entries[..fitting.count()];
+        // One allocation, which lives until the last of them has left.
+        let mut copy = Vec::with_capacity(fitting.iter().map(|entry| entry.id.len() + entry.session.len()).sum());
+        for entry in fitting {
+            copy.extend_from_slice(&entry.id);
+            copy.extend_from_slice(&entry.session);
         }
-        let mut copy = Vec::with_capacity(entry.id.len() + entry.session.len());
-        copy.extend_from_slice(&entry.id);
-        copy.extend_from_slice(&entry.session);
-        let mut session = Bytes::from(copy);
-        let id = session.split_to(entry.id.len());
+        let mut copy = Bytes::from(copy);
+        let copies = fitting.iter().map(|entry| SessionEntry {
+            id: copy.split_to(entry.id.len()),
+            session: copy.split_to(entry.session.len()),
+            at: entry.at,
+        });
+        let mut taken = 0;
         {
             let mut waiting = self.lock();
-            if waiting.bytes.saturating_add(cost) > self.max_bytes {
-                return Err(Full);
+            for entry in copies {
+                let cost = cost(&entry);
+                if waiting.bytes.saturating_add(cost) > self.max_bytes {
+                    break;
+                }
+                waiting.bytes += cost;
+                waiting.entries.push_back(entry);
+                taken += 1;
             }
-            waiting.bytes += cost;
-            waiting.entries.push_back(SessionEntry { id, session, at: entry.at });
         }
-        self.arrived.notify_one();
-        Ok(())
+        if taken > 0 {
+            self.arrived.notify_one();
+        }
+        entries.len() - taken
     }
 
     /// Waits until something is there and takes the oldest entries, as many as encode to `batch_bytes` but at least
@@ -175,7 +184,7 @@ mod tests {
     #[test]
     fn a_lone_entry_leaves_at_once() {
         let outbox = Outbox::new(1 << 20);
-        outbox.push(entry(1, 100)).unwrap();
+        assert_eq!(outbox.push_all(&[entry(1, 100)]), 0);
         let batch = poll_once(outbox.next_batch(32 * 1024)).expect("without waiting for more");
         assert_eq!(numbers(&batch), [1]);
         assert_eq!(batch.format(), SessionFormat::OpensslDer);
@@ -187,7 +196,7 @@ mod tests {
     fn batches_are_as_large_as_allowed_and_keep_the_order() {
         let outbox = Outbox::new(1 << 20);
         for number in 0..1_000 {
-            outbox.push(entry(number, 200)).unwrap();
+            assert_eq!(outbox.push_all(&[entry(number, 200)]), 0);
         }
         let mut seen = Vec::new();
         while let Some(batch) = poll_once(outbox.next_batch(10_000)) {
@@ -207,7 +216,7 @@ mod tests {
     fn an_entry_larger_than_a_batch_travels_alone() {
         let outbox = Outbox::new(1 << 20);
         for (number, length) in [(1, 10), (2, 5_000), (3, 10)] {
-            outbox.push(entry(number, length)).unwrap();
+            assert_eq!(outbox.push_all(&[entry(number, length)]), 0);
         }
         let batches: Vec<_> = outbox.drain_now(1_000).iter().map(numbers).collect();
         assert_eq!(batches, [vec![1], vec![2], vec![3]]);
@@ -218,13 +227,13 @@ mod tests {
         let each = 8 + 100 + ENTRY_OVERHEAD;
         let outbox = Outbox::new(3 * each);
         for number in 1..=3 {
-            outbox.push(entry(number, 100)).unwrap();
+            assert_eq!(outbox.push_all(&[entry(number, 100)]), 0);
         }
-        assert_eq!(outbox.push(entry(4, 100)), Err(Full));
-        assert_eq!(outbox.push(entry(4, 0)), Err(Full), "a removal needs room, too");
+        assert_eq!(outbox.push_all(&[entry(4, 100)]), 1);
+        assert_eq!(outbox.push_all(&[entry(4, 0)]), 1, "a removal needs room, too");
         assert_eq!(outbox.bytes(), 3 * each);
         assert_eq!(numbers(&poll_once(outbox.next_batch(1)).unwrap()), [1]);
-        outbox.push(entry(5, 100)).unwrap();
+        assert_eq!(outbox.push_all(&[entry(5, 100)]), 0);
         assert_eq!(outbox.drain_now(1 << 20).iter().flat_map(numbers).collect::<Vec<_>>(), [2, 3, 5]);
         assert!(outbox.drain_now(1 << 20).is_empty());
     }
@@ -233,7 +242,7 @@ mod tests {
     fn a_batch_has_no_more_entries_than_a_receiver_takes() {
         let outbox = Outbox::new(1 << 30);
         for number in 0..=MAX_BATCH_ENTRIES as u64 {
-            outbox.push(entry(number, 0)).unwrap();
+            assert_eq!(outbox.push_all(&[entry(number, 0)]), 0);
         }
         let counts: Vec<_> = outbox.drain_now(usize::MAX).iter().map(|batch| batch.entries.len()).collect();
         assert_eq!(counts, [MAX_BATCH_ENTRIES, 1]);
@@ -243,7 +252,7 @@ mod tests {
     fn an_entry_does_not_keep_the_message_that_brought_it() {
         let frame = Bytes::from(vec![7; 100_000]);
         let outbox = Outbox::new(1 << 20);
-        outbox.push(SessionEntry { id: frame.slice(..32), session: frame.slice(32..200), at: 0 }).unwrap();
+        assert_eq!(outbox.push_all(&[SessionEntry { id: frame.slice(..32), session: frame.slice(32..200), at: 0 }]), 0);
         assert!(frame.is_unique(), "the whole message stays in memory");
         let taken = &outbox.drain_now(1)[0].entries[0];
         assert_eq!((&taken.id[..], &taken.session[..]), (&[7; 32][..], &[7; 168][..]));
@@ -257,14 +266,14 @@ mod tests {
             async move { outbox.next_batch(1_000).await }
         });
         tokio::task::yield_now().await;
-        outbox.push(entry(1, 10)).unwrap();
+        assert_eq!(outbox.push_all(&[entry(1, 10)]), 0);
         let batch = tokio::time::timeout(Duration::from_secs(10), consumer).await.expect("not woken").unwrap();
         assert_eq!(numbers(&batch), [1]);
 
         // Woken and dropped before it ran: the next one finds the entry.
         let mut cancelled = Box::pin(outbox.next_batch(1_000));
         assert!(cancelled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        outbox.push(entry(2, 10)).unwrap();
+        assert_eq!(outbox.push_all(&[entry(2, 10)]), 0);
         drop(cancelled);
         let batch = tokio::time::timeout(Duration::from_secs(10), outbox.next_batch(1_000)).await.expect("lost");
         assert_eq!(numbers(&batch), [2]);
@@ -280,7 +289,7 @@ mod tests {
                 let outbox = outbox.clone();
                 thread::spawn(move || {
                     for number in 0..EACH {
-                        outbox.push(entry(thread * EACH + number, 20)).unwrap();
+                        assert_eq!(outbox.push_all(&[entry(thread * EACH + number, 20)]), 0);
                     }
                 })
             })

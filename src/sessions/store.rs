@@ -71,18 +71,11 @@ impl Change {
     ///
     /// # Errors
     /// As [`validate`]; for a removal only [`SessionFault::BadId`].
-    pub fn read(id: &[u8], der: Bytes, now: Now, max_bytes: usize) -> Result<Self, SessionFault> {
+    pub fn read(id: &[u8], der: &[u8], now: Now, max_bytes: usize) -> Result<Self, SessionFault> {
         if der.is_empty() {
             return SessionId::try_from(id).map(Self::Removed);
         }
         validate(id, der, now.wall, max_bytes).map(Self::New)
-    }
-
-    fn id(&self) -> &SessionId {
-        match self {
-            Self::New(session) => &session.id,
-            Self::Removed(id) => id,
-        }
     }
 }
 
@@ -129,30 +122,37 @@ pub(super) struct Room {
 }
 
 impl Held {
-    /// Applies a change, or says why not: a tombstone, or nothing new.
-    pub fn apply(&mut self, change: &Change, grave: Grave, mono: u64, room: &mut Room) -> Result<(), SessionFault> {
+    /// Applies a change, or says why not: a tombstone, or nothing new. `der` is a new session's.
+    pub fn apply(&mut self, change: &Change, der: &[u8], mono: u64, room: &mut Room) -> Result<(), SessionFault> {
         match change {
             Change::New(session) => {
                 // A session made in the second in which the floor lies may be older: it goes.
                 if session.made_at < self.sessions_from {
                     return Err(SessionFault::Flushed);
                 }
-                if self.tombstones.holds(&grave, mono) {
+                // Hashing every ID would cost as much as keeping the session, and removals are rare.
+                if !self.tombstones.is_empty() && self.tombstones.holds(&Grave::of(&session.id), mono) {
                     return Err(SessionFault::Tombstone);
                 }
-                if self.cache.get(&session.id) == Some(&session.der[..]) {
-                    return Err(SessionFault::Duplicate);
-                }
-                room.evicted += self.cache.insert(session);
+                room.evicted += self.cache.insert(session, der).ok_or(SessionFault::Duplicate)?;
             }
             Change::Removed(id) => {
-                let dropped = self.tombstones.lay(grave, mono).ok_or(SessionFault::Duplicate)?;
+                let dropped = self.tombstones.lay(Grave::of(id), mono).ok_or(SessionFault::Duplicate)?;
                 room.tombstones_dropped += dropped;
                 self.cache.remove(id);
             }
         }
         Ok(())
     }
+}
+
+/// What [`Store::local`] made of a proxy's report.
+#[derive(Debug, Default)]
+pub struct Reported {
+    /// What to publish, in the report's order. The bytes are slices of the report.
+    pub news: Vec<SessionEntry>,
+    /// Why others were refused. They are counted already.
+    pub faults: Vec<SessionFault>,
 }
 
 impl Store {
@@ -169,35 +169,59 @@ impl Store {
         Self { settings, held: Mutex::new(held) }
     }
 
-    /// Takes what one of this node's proxies reports, and returns what to publish, if anything.
+    /// Takes what one of this node's proxies reports, in its order, and returns what to publish, if anything. Every entry is
+    /// judged alone: a bad one costs only itself.
     ///
     /// There is nothing to publish where removals are kept, and for what is known already: a proxy may report a
     /// session that the farm gave to it, or remove one that the farm removed. Such echoes are recognised as long as
     /// the session is in the cache, or its tombstone stands.
-    ///
-    /// # Errors
-    /// Why a session or removal was refused. It is counted already.
-    pub fn local(&self, entry: &local::Session, now: Now) -> Result<Option<SessionEntry>, SessionFault> {
-        self.take_local(entry, now).or_else(|fault| {
+    #[must_use]
+    pub fn local(&self, entries: Vec<local::Session>, now: Now) -> Reported {
+        let mut reported = Reported { news: Vec::with_capacity(entries.len()), faults: Vec::new() };
+        let mut room = Room::default();
+        let mut refuse = |fault: SessionFault| {
             let fault = if fault == SessionFault::Duplicate { SessionFault::Echo } else { fault };
             count_dropped(fault.reason(), 1);
-            match fault {
-                SessionFault::Echo | SessionFault::RemovalKept => Ok(None),
-                fault => Err(fault),
+            if !matches!(fault, SessionFault::Echo | SessionFault::RemovalKept) {
+                reported.faults.push(fault);
             }
-        })
+        };
+        self.in_turns(
+            entries,
+            |entry| self.read(&entry.id, &entry.session, now),
+            |held, entry, change| match change
+                .and_then(|change| held.apply(&change, &entry.session, now.mono, &mut room))
+            {
+                Ok(()) => {
+                    let at = if entry.at == 0 { now.wall } else { entry.at };
+                    reported.news.push(SessionEntry { id: entry.id, session: entry.session, at });
+                }
+                Err(fault) => refuse(fault),
+            },
+        );
+        show(self.lock(), &room);
+        reported
     }
 
-    fn take_local(&self, entry: &local::Session, now: Now) -> Result<Option<SessionEntry>, SessionFault> {
-        let change = self.read(&entry.id, &entry.session, now)?;
-        let mut room = Room::default();
-        let grave = Grave::of(change.id());
-        let mut held = self.lock();
-        let applied = held.apply(&change, grave, now.mono, &mut room);
-        show(held, &room);
-        applied?;
-        let at = if entry.at == 0 { now.wall } else { entry.at };
-        Ok(Some(SessionEntry { id: entry.id.clone(), session: entry.session.clone(), at }))
+    /// Looks at entries without the lock and takes them in under it, some hundred at a time, in their order.
+    pub(super) fn in_turns<E, C>(
+        &self,
+        entries: impl IntoIterator<Item = E>,
+        check: impl Fn(&E) -> C,
+        mut take: impl FnMut(&mut Held, E, C),
+    ) {
+        let mut entries = entries.into_iter();
+        loop {
+            let checked: Vec<_> =
+                entries.by_ref().take(ENTRIES_AT_A_TIME).map(|entry| (check(&entry), entry)).collect();
+            if checked.is_empty() {
+                return;
+            }
+            let mut held = self.lock();
+            for (checked, entry) in checked {
+                take(&mut held, entry, checked);
+            }
+        }
     }
 
     /// Takes a batch from another node of the pod. Every entry is judged alone: a bad one costs only itself.
@@ -212,33 +236,21 @@ impl Store {
             applied.drop_entries(fault, batch.entries.len());
         } else {
             applied.drop_entries(SessionFault::OverLimit, batch.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
-            let mut entries = batch.entries.into_iter().take(MAX_BATCH_ENTRIES);
             let mut room = Room::default();
-            loop {
-                // Checked without the lock, applied under it.
-                let checked: Vec<_> = entries
-                    .by_ref()
-                    .take(ENTRIES_AT_A_TIME)
-                    .map(|entry| {
-                        let change = self.read(&entry.id, &entry.session, now)?;
-                        Ok((entry, Grave::of(change.id()), change))
-                    })
-                    .collect();
-                if checked.is_empty() {
-                    break;
-                }
-                let mut held = self.lock();
-                for entry in checked {
-                    let outcome = entry.and_then(|(entry, grave, change)| {
-                        held.apply(&change, grave, now.mono, &mut room)?;
-                        Ok((entry, change))
+            self.in_turns(
+                batch.entries.into_iter().take(MAX_BATCH_ENTRIES),
+                |entry| self.read(&entry.id, &entry.session, now),
+                |held, entry, change| {
+                    let outcome = change.and_then(|change| {
+                        held.apply(&change, &entry.session, now.mono, &mut room)?;
+                        Ok(change)
                     });
                     match outcome {
-                        Ok((entry, change)) => applied.take_entry(entry, &change),
+                        Ok(change) => applied.take_entry(entry, &change),
                         Err(fault) => applied.drop_entries(fault, 1),
                     }
-                }
-            }
+                },
+            );
             show(self.lock(), &room);
         }
         applied.count();
@@ -332,8 +344,8 @@ impl Store {
         self.lock().tombstones.len()
     }
 
-    fn read(&self, id: &[u8], der: &Bytes, now: Now) -> Result<Change, SessionFault> {
-        let change = Change::read(id, der.clone(), now, self.settings.max_session_bytes)?;
+    fn read(&self, id: &[u8], der: &[u8], now: Now) -> Result<Change, SessionFault> {
+        let change = Change::read(id, der, now, self.settings.max_session_bytes)?;
         if matches!(change, Change::Removed(_)) && self.settings.removals == Removals::Keep {
             return Err(SessionFault::RemovalKept);
         }
@@ -490,6 +502,12 @@ mod tests {
         std::iter::from_fn(|| refill.next_chunk(now)).flatten().collect()
     }
 
+    /// Reports one entry: what is to be published of it.
+    fn local(store: &Store, entry: &local::Session, now: Now) -> Result<Option<SessionEntry>, SessionFault> {
+        let Reported { mut news, faults } = store.local(vec![entry.clone()], now);
+        faults.first().map_or_else(|| Ok(news.pop()), |fault| Err(*fault))
+    }
+
     fn later(seconds: u64) -> Now {
         START.after(Duration::from_secs(seconds))
     }
@@ -502,7 +520,7 @@ mod tests {
             local::Session { session, ..made(number) }
         };
         for (number, second) in [(1, 0), (2, 1), (3, 2)] {
-            store.local(&made_at(number, second), START).unwrap();
+            local(&store, &made_at(number, second), START).unwrap();
         }
         // In the second in which session 2 was created: it may be from before, and goes.
         let floor = START.wall + 1_001;
@@ -513,7 +531,7 @@ mod tests {
         let chunk = store.refill(1 << 20).next_chunk(START).unwrap();
         assert_eq!(chunk.iter().map(|session| session.id.clone()).collect::<Vec<_>>(), [id(3)]);
 
-        assert_eq!(store.local(&made_at(4, 1), START), Err(SessionFault::Flushed));
+        assert_eq!(local(&store, &made_at(4, 1), START), Err(SessionFault::Flushed));
         let entry = |number, second| {
             let local::Session { id, session, at } = made_at(number, second);
             SessionEntry { id, session, at }
@@ -527,14 +545,14 @@ mod tests {
 
         assert_eq!(store.flush(floor - 500, |_| panic!("a lower floor flushes nothing")), 0);
         store.flush(0, |_| panic!("nor does none"));
-        store.local(&made_at(4, 1), START).expect("a floor that was impossible is gone");
+        local(&store, &made_at(4, 1), START).expect("a floor that was impossible is gone");
     }
 
     #[test]
     fn a_flush_of_many_sessions_hands_all_of_them_out_in_parts() {
         let store = store();
         for number in 0..40_000 {
-            store.local(&made(number), START).unwrap();
+            local(&store, &made(number), START).unwrap();
         }
         let mut parts = Vec::new();
         assert_eq!(store.flush(START.wall + 1_000, |removals| parts.push(removals.len())), 40_000);
@@ -546,10 +564,10 @@ mod tests {
     #[test]
     fn a_session_of_the_own_proxy_is_kept_and_published_as_it_came() {
         let store = store();
-        let published = store.local(&made(1), START).unwrap().unwrap();
+        let published = local(&store, &made(1), START).unwrap().unwrap();
         assert_eq!((&published.id, &published.session, published.at), (&made(1).id, &made(1).session, 77));
         assert_eq!(numbers(&refilled(&store, 1, START)), [1]);
-        let published = store.local(&local::Session { at: 0, ..made(2) }, START).unwrap().unwrap();
+        let published = local(&store, &local::Session { at: 0, ..made(2) }, START).unwrap().unwrap();
         assert_eq!(published.at, START.wall, "a session that says no time is reported now");
     }
 
@@ -561,7 +579,7 @@ mod tests {
         assert_eq!(applied.inserted[0].session, made(1).session);
         assert_eq!((applied.sessions, applied.removals, applied.inserted[0].at), (2, 0, 0));
         assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1)]));
-        assert_eq!(store.local(&made(1), START), Ok(None), "an echo");
+        assert_eq!(local(&store, &made(1), START), Ok(None), "an echo");
         let again = store.remote(batch([made(2)]), later(1));
         assert!(again.inserted.is_empty());
     }
@@ -572,41 +590,41 @@ mod tests {
         assert!(store.remote(batch([made(1)]), START).inserted.len() == 1);
         let other = local::Session { session: plain(&id(1), START.wall / 1000, TIMEOUT, 2), ..made(1) };
         assert_eq!(numbers(&store.remote(batch([other.clone()]), START).inserted), [1]);
-        assert_eq!(store.local(&other, START), Ok(None));
-        assert!(store.local(&made(1), START).unwrap().is_some());
+        assert_eq!(local(&store, &other, START), Ok(None));
+        assert!(local(&store, &made(1), START).unwrap().is_some());
         assert_eq!(store.len(), 1);
     }
 
     #[test]
     fn a_removal_is_published_once_and_outlives_late_insertions() {
         let store = store();
-        store.local(&made(1), START).unwrap();
-        let published = store.local(&removed(1), START).unwrap().unwrap();
+        local(&store, &made(1), START).unwrap();
+        let published = local(&store, &removed(1), START).unwrap().unwrap();
         assert_eq!((published.id, published.session.len(), published.at), (id(1), 0, 78));
         assert_eq!(store.len(), 0);
-        assert_eq!(store.local(&removed(1), START), Ok(None));
+        assert_eq!(local(&store, &removed(1), START), Ok(None));
         let applied = store.remote(batch([made(1), removed(1)]), START);
         assert!(applied.inserted.is_empty());
         assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1), ("tombstone", 1)]));
-        assert_eq!(store.local(&made(1), START), Err(SessionFault::Tombstone), "no server uses an ID twice");
+        assert_eq!(local(&store, &made(1), START), Err(SessionFault::Tombstone), "no server uses an ID twice");
     }
 
     #[test]
     fn a_removal_from_the_pod_reaches_the_proxies_also_for_a_session_that_was_never_here() {
         let store = store();
-        store.local(&made(1), START).unwrap();
+        local(&store, &made(1), START).unwrap();
         let applied = store.remote(batch([removed(1), removed(2), made(2), made(3)]), START);
         assert_eq!(numbers(&applied.inserted), [-1, -2, 3]);
         assert_eq!((applied.sessions, applied.removals), (1, 2));
         assert_eq!(applied.dropped, BTreeMap::from([("tombstone", 1)]));
-        assert_eq!(store.local(&removed(1), START), Ok(None), "the proxy does as the farm said: an echo");
+        assert_eq!(local(&store, &removed(1), START), Ok(None), "the proxy does as the farm said: an echo");
         assert_eq!((store.len(), store.tombstones()), (1, 2));
     }
 
     #[test]
     fn a_tombstone_stands_on_the_monotonic_clock() {
         let store = store();
-        store.local(&removed(1), START).unwrap();
+        local(&store, &removed(1), START).unwrap();
         let jumped = Now { wall: START.wall + 200_000, mono: START.mono + 599_999 };
         assert_eq!(store.remote(batch([made(1)]), jumped).dropped, BTreeMap::from([("tombstone", 1)]));
         let over = Now { mono: START.mono + 600_000, ..jumped };
@@ -616,14 +634,14 @@ mod tests {
     #[test]
     fn where_removals_are_kept_they_change_nothing() {
         let store = Store::new(settings(Removals::Keep));
-        store.local(&made(1), START).unwrap();
-        assert_eq!(store.local(&removed(1), START), Ok(None));
+        local(&store, &made(1), START).unwrap();
+        assert_eq!(local(&store, &removed(1), START), Ok(None));
         let applied = store.remote(batch([removed(1), made(2)]), START);
         assert_eq!(numbers(&applied.inserted), [2]);
         assert_eq!(applied.dropped, BTreeMap::from([("removal_kept", 1)]));
         assert_eq!((store.len(), store.tombstones()), (2, 0));
         assert_eq!(
-            store.local(&local::Session { id: Bytes::new(), ..removed(1) }, START).unwrap_err().reason(),
+            local(&store, &local::Session { id: Bytes::new(), ..removed(1) }, START).unwrap_err().reason(),
             "bad_id"
         );
     }
@@ -654,7 +672,7 @@ mod tests {
         ];
         assert_eq!(applied.dropped, BTreeMap::from(expected));
         for entry in &bad {
-            let reason = store.local(entry, START).unwrap_err().reason();
+            let reason = local(&store, entry, START).unwrap_err().reason();
             assert!(applied.dropped.contains_key(reason), "{reason}");
         }
         assert_eq!(store.len(), 1);
@@ -686,7 +704,7 @@ mod tests {
         for number in 1..=300 {
             let timeout = if number % 3 == 0 { 10 } else { TIMEOUT };
             let session = plain(&id(number), START.wall / 1000, timeout, 1);
-            store.local(&local::Session { session, ..made(number) }, START).unwrap();
+            local(&store, &local::Session { session, ..made(number) }, START).unwrap();
         }
         let now = later(10);
         let expected: Vec<i64> = (1..=300).filter(|number| number % 3 != 0).collect();
@@ -714,9 +732,9 @@ mod tests {
         let store = store();
         let short = |number| plain(&id(number), START.wall / 1000, 10, 1);
         for number in 1..=SLOTS_AT_A_TIME as u64 * 2 + 10 {
-            store.local(&local::Session { session: short(number), ..made(number) }, START).unwrap();
+            local(&store, &local::Session { session: short(number), ..made(number) }, START).unwrap();
         }
-        store.local(&made(100_000), START).unwrap();
+        local(&store, &made(100_000), START).unwrap();
         assert_eq!(numbers(&refilled(&store, 1_000, later(10))), [100_000]);
         assert_eq!(store.sweep(later(10)), SLOTS_AT_A_TIME * 2 + 10);
     }
@@ -725,11 +743,11 @@ mod tests {
     fn a_refill_leaves_out_what_went_or_came_while_it_ran() {
         let store = store();
         for number in 1..=10 {
-            store.local(&made(number), START).unwrap();
+            local(&store, &made(number), START).unwrap();
         }
         let mut refill = store.refill(0);
         assert_eq!(numbers(&refill.next_chunk(START).unwrap()), [1]);
-        store.local(&removed(1), START).unwrap();
+        local(&store, &removed(1), START).unwrap();
         assert_eq!(store.remote(batch([removed(5), made(11)]), START).inserted.len(), 2);
         let rest: Vec<_> = std::iter::from_fn(|| refill.next_chunk(START)).flatten().collect();
         assert_eq!(numbers(&rest), [2, 3, 4, 6, 7, 8, 9, 10]);
@@ -740,7 +758,7 @@ mod tests {
         let each = 32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD;
         let store = Store::new(StoreSettings { max_bytes: 10 * each, ..settings(Removals::Replicate) });
         for number in 1..=100 {
-            assert!(store.local(&made(number), START).unwrap().is_some());
+            assert!(local(&store, &made(number), START).unwrap().is_some());
             assert!(store.bytes() <= 10 * each);
         }
         assert_eq!(numbers(&refilled(&store, 1 << 20, START)), (91..=100).collect::<Vec<i64>>());
@@ -755,11 +773,11 @@ mod tests {
             let store = Store::new(StoreSettings { max_bytes: 3 * each, ..settings(Removals::Replicate) });
             let _ = store.remote(batch([made(1), made(2), made(2), removed(1), made(1)]), START);
             let _ = store.remote(SessionBatch { format: 9, ..batch([made(1), made(2)]) }, START);
-            store.local(&made(2), START).unwrap();
-            store.local(&made(1), START).unwrap_err();
-            store.local(&local::Session { session: made(1).session, ..made(3) }, START).unwrap_err();
+            local(&store, &made(2), START).unwrap();
+            local(&store, &made(1), START).unwrap_err();
+            local(&store, &local::Session { session: made(1).session, ..made(3) }, START).unwrap_err();
             for number in 4..=6 {
-                store.local(&made(number), START).unwrap();
+                local(&store, &made(number), START).unwrap();
             }
         });
         let text = handle.render();
@@ -795,7 +813,7 @@ mod tests {
                     for number in thread * EACH..(thread + 1) * EACH {
                         // Half of the threads stand for proxies, half for the pod. Every third session goes again.
                         if thread % 2 == 0 {
-                            assert!(store.local(&made(number), START).unwrap().is_some());
+                            assert!(local(&store, &made(number), START).unwrap().is_some());
                         } else {
                             assert_eq!(store.remote(batch([made(number)]), START).sessions, 1);
                         }
@@ -855,7 +873,7 @@ mod tests {
                 self.order.retain(|held| *held != number);
                 return Ok(());
             }
-            let expires_at = validate(&entry.id, entry.session.clone(), now.wall, 16 << 10).map_err(|f| f.reason())?;
+            let expires_at = validate(&entry.id, &entry.session, now.wall, 16 << 10).map_err(|f| f.reason())?;
             if self.tombstones.contains_key(&number) {
                 return Err("tombstone");
             }
@@ -933,7 +951,7 @@ mod tests {
                             Err("duplicate" | "removal_kept") => Ok(false),
                             Err(reason) => Err(reason),
                         };
-                        let published = store.local(&entry, now).map_err(|fault| fault.reason());
+                        let published = local(&store, &entry, now).map_err(|fault| fault.reason());
                         prop_assert_eq!(published.as_ref().map(Option::is_some).map_err(|reason| *reason), expected);
                         if let Ok(Some(published)) = published {
                             prop_assert_eq!(published.session, entry.session);

@@ -65,6 +65,11 @@ impl Tombstones {
         self.standing.len()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.standing.is_empty()
+    }
+
     /// Whether a tombstone stands at the monotonic time `mono`.
     pub fn holds(&mut self, grave: &Grave, mono: u64) -> bool {
         self.expire(mono);
