@@ -16,7 +16,7 @@ use crate::support::farm::{Daemon, Farm, FarmSetup, Proxies};
 const SESSIONS: u64 = 1_000_000;
 const ID_BYTES: u64 = 32;
 const REPORTED_AT_ONCE: u64 = 130;
-/// How far the proxy may be ahead of its node, in sessions.
+/// How far the proxy may be ahead of what its node has published, in sessions.
 const AHEAD: u64 = 60_000;
 /// For how long an idle node is looked at.
 const IDLE_FOR: Duration = Duration::from_secs(20);
@@ -63,7 +63,7 @@ fn fill(daemon: &Daemon) {
     let mut sent = 0;
     while sent < SESSIONS {
         while sent > held + AHEAD {
-            held = daemon.metric("resumed_cache_entries") as u64;
+            held = daemon.metric("resumed_sessions_published_total") as u64;
             thread::sleep(Duration::from_millis(20));
         }
         let numbers = sent..(sent + REPORTED_AT_ONCE).min(SESSIONS);

@@ -295,6 +295,13 @@ pub fn new_secret(file: &Path) {
     assert!(made.status.success(), "secret new: {made:?}");
 }
 
+/// What the unit sets for the daemon.
+fn unit_environment() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let unit = include_str!("../../etc/systemd/resumed.service");
+    let lines = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
+    lines.flat_map(str::split_whitespace).filter_map(|setting| setting.split_once('='))
+}
+
 fn host(setup: &FarmSetup, index: usize, dir: &Path, secret: &Path, certificate: &Certificate) -> Host {
     let name = format!("host{index}");
     let home = dir.join(&name);
@@ -369,6 +376,7 @@ impl Daemon {
         command
             .args(["run", "--log", &self.log, "--config"])
             .arg(self.config())
+            .envs(unit_environment())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log twice"))
             .stderr(log);
