@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dashboard::Dashboard;
 use hosts::balancer::{Balancer, NOTICES_WITHIN};
@@ -281,7 +281,19 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
         drop(clients);
         let revoked = site.must_play("revoke.yml -e revoke_flush_sessions=true");
         println!("{}", revoked.text);
+        after_the_floors_second(&site);
         probe(&site);
+    });
+}
+
+/// Waits until the second has passed in which the session floor lies: what is made within it is flushed, too.
+fn after_the_floors_second(site: &Site) {
+    let floor = site.status(&site.hosts[0]).ring.sessions_from;
+    assert!(floor > 0, "no sessions were flushed");
+    wait_for("the second after the session floor", || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_millis();
+        let floor = u128::from(floor);
+        if now / 1000 > floor / 1000 { Ok(()) } else { Err(format!("it is {now}, the floor is {floor}")) }
     });
 }
 
