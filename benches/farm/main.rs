@@ -10,6 +10,7 @@
 mod key_plane;
 mod latency;
 mod memory;
+mod micro;
 mod plots;
 mod proxy;
 mod raw_amqp;
@@ -27,7 +28,8 @@ use support::broker::Broker;
 /// A part of the benchmark: its name, what it says of itself, and how it is run.
 type Part = (&'static str, &'static str, fn(&Broker, &mut Report));
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
+    ("micro", "what one step costs: seal, open, decode, validate, insert, merge, the hook", micro::run),
     ("throughput", "sessions from one node into the caches of three, beside raw AMQP", throughput::run),
     ("latency", "one session at a time through idle nodes, beside raw AMQP", latency::run),
     ("memory", "a million sessions: their memory, and how fast a node that joins has them", memory::run),

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Names carry their unit at the end: `_per_second`, `_microseconds`, `_seconds`, `_bytes`, `_ratio`, `_percent`, or none
+/// Names carry their unit at the end: `_per_second`, `_nanoseconds`, `_microseconds`, `_seconds`, `_bytes`, `_ratio`, `_percent`, or none
 /// for a plain count.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -51,7 +51,7 @@ impl Report {
     }
 
     /// Where reports go.
-    fn folder() -> PathBuf {
+    pub fn folder() -> PathBuf {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
         target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target")).join("bench")
     }

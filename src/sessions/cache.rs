@@ -84,8 +84,8 @@ pub(super) struct Held<'a> {
     pub expires_at: u32,
 }
 
-/// See the module.
-pub(super) struct Cache {
+/// Sessions by ID, bounded by bytes: those that arrived first make room.
+pub struct Cache {
     slots: VecDeque<Slot>,
     /// Oldest first; the newest takes what comes. One from which all is gone has no memory.
     segments: VecDeque<Segment>,
@@ -121,17 +121,17 @@ impl Cache {
     }
 
     /// How many sessions are held, those included that expired since the last sweep.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.index.len()
     }
 
     /// What they cost in bytes.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// The arrival number that the next session will get.
-    pub fn next_arrival(&self) -> u64 {
+    pub(super) fn next_arrival(&self) -> u64 {
         self.next_arrival
     }
 
@@ -213,7 +213,7 @@ impl Cache {
     }
 
     /// Forgets the session of this ID; says whether there was one.
-    pub fn remove(&mut self, id: &SessionId) -> bool {
+    pub(super) fn remove(&mut self, id: &SessionId) -> bool {
         let Some(position) = self.find(self.hash(id), id) else {
             return false;
         };
@@ -225,7 +225,13 @@ impl Cache {
     /// Shows `visit` the sessions that arrived from number `from` on and before `until`, in order, as long as it
     /// returns true and looking at no more than `slots` slots. Returns the number to go on from, `None` at the end;
     /// the session that `visit` answered with false comes again.
-    pub fn scan(&self, from: u64, until: u64, slots: usize, mut visit: impl FnMut(Held<'_>) -> bool) -> Option<u64> {
+    pub(super) fn scan(
+        &self,
+        from: u64,
+        until: u64,
+        slots: usize,
+        mut visit: impl FnMut(Held<'_>) -> bool,
+    ) -> Option<u64> {
         let start = self.slots.partition_point(|slot| slot.arrival < from);
         let mut rest = self.slots.range(start..).take_while(|slot| slot.arrival < until);
         for slot in rest.by_ref().take(slots) {
@@ -238,12 +244,12 @@ impl Cache {
 
     /// Forgets the sessions that have expired by `now_wall` (UTC milliseconds), looking at no more than `slots` slots
     /// from arrival number `from` on. Returns how many went, and the number to go on from, `None` at the end.
-    pub fn sweep(&mut self, from: u64, slots: usize, now_wall: u64) -> (usize, Option<u64>) {
+    pub(super) fn sweep(&mut self, from: u64, slots: usize, now_wall: u64) -> (usize, Option<u64>) {
         self.drop_where(from, slots, |session| u64::from(session.expires_at) <= now_wall / 1000)
     }
 
     /// Forgets the sessions of which `goes` says so, as [`Self::sweep`] does those that have expired.
-    pub fn drop_where(
+    pub(super) fn drop_where(
         &mut self,
         from: u64,
         slots: usize,
@@ -266,7 +272,7 @@ impl Cache {
 
     /// Forgets the sessions whose ID `goes` says so of, looking at no more than `slots` slots from arrival number `from`
     /// on. Shows each ID that went to `gone`, and returns the number to go on from, `None` at the end.
-    pub fn remove_where(
+    pub(super) fn remove_where(
         &mut self,
         from: u64,
         slots: usize,
@@ -292,7 +298,7 @@ impl Cache {
     }
 
     /// About how many sessions arrived from number `from` on: not fewer.
-    pub fn arrived_from(&self, from: u64) -> usize {
+    pub(super) fn arrived_from(&self, from: u64) -> usize {
         (self.slots.len() - self.slots.partition_point(|slot| slot.arrival < from)).min(self.len())
     }
 

@@ -31,7 +31,7 @@ mod store;
 mod tombstones;
 pub mod warmup;
 
-pub use cache::ENTRY_OVERHEAD;
+pub use cache::{Cache, ENTRY_OVERHEAD};
 pub use donation::{Donation, Position};
 pub use id::SessionId;
 pub use outbox::Outbox;
