@@ -4,6 +4,7 @@ mod simulation;
 
 use std::collections::BTreeSet;
 use std::env;
+use std::time::Duration;
 
 use resumed::bus::Names;
 use resumed::clock::millis;
@@ -13,6 +14,7 @@ use resumed::keys::Ring;
 use resumed::proto::{self, payload::Kind};
 
 use simulation::World;
+use simulation::large_farm;
 use simulation::sweep::{Sweep, explain, sweep, try_seed};
 use simulation::world::{START, Setup};
 
@@ -722,6 +724,25 @@ fn the_same_seed_tells_the_same_story() {
     }
 }
 
+#[test]
+fn a_farm_of_thousands_costs_what_the_formula_says() {
+    let (nodes, report_every) = (3_000, Duration::from_secs(2));
+    let seen = large_farm::measure(nodes, report_every);
+    let (n, beat) = (nodes as f64, large_farm::beat(nodes, report_every));
+    // A node reports up to a tenth of a beat early.
+    let (reports, announcements) = (n / (0.95 * beat), 1.0 / beat);
+    let close = |what: &str, seen: f64, expected: f64| {
+        assert!((seen / expected - 1.0).abs() < 0.05, "{what}: {seen} a second, not {expected}");
+    };
+    close("messages to the leader", seen.leader_received_per_second.0, reports + announcements);
+    close("messages of the leader", seen.leader_sent_per_second.0, announcements + reports / n);
+    close("deliveries", seen.delivered_per_second.0, reports + n * announcements);
+    let bytes = reports * seen.report_bytes + n * announcements * seen.announcement_bytes;
+    close("bytes", seen.delivered_per_second.1, bytes);
+    assert_eq!(seen.status_members, nodes, "a table in parts is whole");
+    assert!(seen.failover_seconds < 5.0 && seen.rotate_seconds < 1.0, "{seen:?}");
+}
+
 /// Seeds that found something, whatever range an ordinary run takes: what goes wrong at each without its mend is in
 /// `docs/testing.md`.
 #[test]
@@ -732,6 +753,7 @@ fn seeds_that_found_something_pass() {
         ("an announcement that waited behind another", 1_078),
         ("a node that was away for as long as a key lives", 3_017),
         ("a node that counts as connected late, for its keys settle slowly", 4_355),
+        ("a revocation that went with the keys of a clock that was wrong", 10_977),
     ];
     for (what, seed) in found {
         if try_seed(seed, false).is_err() {

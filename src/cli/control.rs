@@ -12,8 +12,8 @@ use crate::proto::local::{
 };
 use crate::status::FarmStatus;
 
-/// The longest reply that is read, in bytes.
-const MAX_FRAME: usize = 1024 * 1024;
+/// The longest reply that is read, in bytes: as much as the daemon sends.
+const MAX_FRAME: usize = 64 * 1024 * 1024;
 
 /// Why a command got no answer from the daemon.
 #[derive(Debug, thiserror::Error)]

@@ -197,7 +197,9 @@ impl Operator {
             if rotation.missing.is_empty() || Instant::now() >= give_up {
                 return rotation;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            // The table of a large farm is a long one.
+            let nodes = rotation.have.len() + rotation.missing.len();
+            tokio::time::sleep(LOOK_EVERY * u32::try_from(1 + nodes / 1_000).unwrap_or(u32::MAX)).await;
         }
     }
 }

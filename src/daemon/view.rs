@@ -37,7 +37,7 @@ impl NodeView {
     /// What `farm` shows now.
     #[must_use]
     pub fn of(farm: &Farm, broker: BrokerStatus, now: Now) -> Self {
-        let (members, members_in_step) = farm.member_counts(now);
+        let (members, members_in_step) = farm.member_counts();
         Self {
             leader: farm.leader(now).map(str::to_owned),
             leads: farm.is_leader(),

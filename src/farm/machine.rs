@@ -7,7 +7,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::members::{Member, Members};
-use super::operator::{Ask, Pending, Reply};
+use super::operator::{Ask, PartialTable, Pending, Reply, in_parts};
 use crate::bus::{Names, Route};
 use crate::clock::{Now, millis};
 use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, epoch_name, seal_grant};
@@ -70,6 +70,10 @@ const ASK_ALL_BEATS: u64 = 4;
 /// How long a request waits for the leader's answer in all, and between two tries.
 const ASK_FOR_MS: u64 = 5_000;
 const ASK_AGAIN_MS: u64 = 500;
+
+/// Members are looked at all together no more often than every so many of them a millisecond: at every event in a farm of
+/// fewer, and some times a second in one of 10,000.
+const ASSESSED_IN_A_MS: u64 = 64;
 
 /// A source of random bytes: the operating system's in the daemon, a seed's in a simulation.
 pub type Randomness = Box<dyn FnMut(&mut [u8]) + Send>;
@@ -309,6 +313,7 @@ pub struct Farm {
     /// When a leader draws its next epoch key, monotonic milliseconds.
     renew_epoch_at: u64,
     members: Members,
+    assessment: Assessment,
     role: Role,
     link: Option<LinkState>,
     announced: Option<Announced>,
@@ -338,6 +343,19 @@ pub struct Farm {
     /// The last revocation requested here: by which request, and what it was answered with.
     revoked: Option<(u64, Revocation)>,
     out: Vec<Action>,
+}
+
+/// What a look at all members told.
+#[derive(Debug, Default)]
+struct Assessment {
+    /// Monotonic milliseconds until which it need not be made again.
+    good_until: u64,
+    members: u32,
+    in_step: u32,
+    /// Nodes whose clock is too far off, each with its clock minus ours in milliseconds.
+    skewed: Vec<(String, i64)>,
+    /// Most clocks differ from this leader's, to one side.
+    majority_disagrees: bool,
 }
 
 /// What a revocation set.
@@ -429,6 +447,7 @@ impl Farm {
             random,
             held,
             members: Members::default(),
+            assessment: Assessment::default(),
             role: Role::Follower,
             link: None,
             announced: None,
@@ -540,11 +559,11 @@ impl Farm {
 
     /// Members and members in step: counted by the leader, as announced by it elsewhere.
     #[must_use]
-    pub fn member_counts(&self, now: Now) -> (u32, u32) {
+    pub fn member_counts(&self) -> (u32, u32) {
         match (&self.role, &self.announced) {
             (Role::Follower, Some(announced)) => (announced.members, announced.in_step),
             (Role::Follower, None) => (1, 1),
-            _ => self.count_members(now),
+            _ => (self.assessment.members, self.assessment.in_step),
         }
     }
 
@@ -603,9 +622,7 @@ impl Farm {
     /// Nodes whose clock is too far from this node's to be listened to, each with its clock minus ours in milliseconds. A
     /// node that hears no leader sees here whether a clock, maybe its own, is why.
     pub fn skewed_nodes(&self) -> impl Iterator<Item = (&str, i64)> {
-        let limit = millis(self.settings.keys.max_clock_offset);
-        let offsets = self.members.iter().map(|member| (member.name.as_str(), member.clock_offset_ms()));
-        offsets.filter(move |(_, offset)| offset.unsigned_abs() > limit)
+        self.assessment.skewed.iter().map(|(name, offset)| (name.as_str(), *offset))
     }
 
     // Links and the lease.
@@ -640,7 +657,7 @@ impl Farm {
         if self.link.is_none() || self.is_leader() {
             return;
         }
-        self.members.clear();
+        self.forget_members();
         self.pace = millis(self.settings.report_every);
         self.role = Role::Leading {
             // Reports that arrive until then may bring a ring.
@@ -684,7 +701,7 @@ impl Farm {
     fn follow(&mut self, reason: &'static str) {
         if self.is_leader() {
             self.note(Note::StepsDown(reason));
-            self.members.clear();
+            self.forget_members();
         }
         self.role = Role::Follower;
     }
@@ -1079,6 +1096,8 @@ impl Farm {
     // Requests of operators.
 
     fn ask(&mut self, id: u64, ask: Ask, now: Now) {
+        // What is minted or revoked goes beyond every generation of the ring, and must not go with a faulty one.
+        self.drop_faulty(now);
         if let Ask::RevokeLocal { flush_sessions } = ask {
             let Revocation { floor, sessions_from } = self.revoke(0, flush_sessions, now);
             // To whoever can be reached.
@@ -1093,7 +1112,8 @@ impl Farm {
             self.out.push(Action::Reply { id, reply: Reply::NoLeader });
         } else {
             let known = self.held.ring().highest_generation();
-            let pending = Pending { ask, known, give_up_at: now.mono + ASK_FOR_MS, retry_at: now.mono };
+            let give_up_at = now.mono + ASK_FOR_MS;
+            let pending = Pending { ask, known, give_up_at, retry_at: now.mono, table: PartialTable::default() };
             self.asks.insert(id, pending);
         }
     }
@@ -1106,6 +1126,7 @@ impl Farm {
         if !self.is_leader() {
             return; // the asker tries again, and then says that nobody answered
         }
+        self.drop_faulty(now);
         if matches!(request.kind, Some(proto::request::Kind::Status(_))) && self.gathers(now) {
             return; // likewise: half a table would make missing nodes look like none
         }
@@ -1118,7 +1139,9 @@ impl Farm {
             }
         };
         let answer = proto::Answer { leader: self.settings.node.clone(), ..answer };
-        self.send(Route::Inbox(request.inbox.clone()), Kind::Answer(answer));
+        for part in in_parts(answer, now.wall) {
+            self.send(Route::Inbox(request.inbox.clone()), Kind::Answer(part));
+        }
     }
 
     /// Whether this node leads so newly that most of the farm has not reported to it yet.
@@ -1183,10 +1206,10 @@ impl Farm {
         Revocation { floor, sessions_from }
     }
 
-    fn answer(&mut self, from: &Sender, answer: proto::Answer, now: Now) {
-        if !self.asks.contains_key(&answer.id) {
+    fn answer(&mut self, from: &Sender, mut answer: proto::Answer, now: Now) {
+        let Some(pending) = self.asks.get_mut(&answer.id) else {
             return; // an answer that came after we gave up, or twice
-        }
+        };
         if answer.outcome() == proto::Outcome::Stale {
             if let Some(ring) = &answer.ring {
                 self.take_over(&from.node, ring, now);
@@ -1198,6 +1221,8 @@ impl Farm {
             }
             return;
         }
+        let Some(members) = pending.table.add(&mut answer) else { return };
+        answer.members = members;
         self.asks.remove(&answer.id);
         self.reply(answer.id, from.node.clone(), answer);
     }
@@ -1259,6 +1284,7 @@ impl Farm {
             self.send_report(now);
         }
         self.advance_announcement(now);
+        self.assess(now);
     }
 
     /// Nobody can be heard: every span of silence begins anew.
@@ -1272,12 +1298,19 @@ impl Farm {
         }
     }
 
-    fn advance_ring(&mut self, now: Now) {
+    /// Drops what the clock says cannot be, as after it was set back.
+    fn drop_faulty(&mut self, now: Now) {
         let faults = self.held.drop_faulty(now);
         let own = self.settings.node.clone();
         self.note_faults(&own, &faults);
-        let expired = self.held.expire(now);
-        if expired || !faults.is_empty() {
+        if !faults.is_empty() {
+            self.out.push(Action::RingChanged);
+        }
+    }
+
+    fn advance_ring(&mut self, now: Now) {
+        self.drop_faulty(now);
+        if self.held.expire(now) {
             self.out.push(Action::RingChanged);
         }
         if self.held.stranded(now) {
@@ -1324,7 +1357,7 @@ impl Farm {
     }
 
     fn advance_lead(&mut self, now: Now) {
-        self.members.forget_silent(now);
+        self.assess(now);
         let Role::Leading { echo_at, .. } = self.role else { return };
         if !self.gathers(now) {
             self.last_members = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
@@ -1338,8 +1371,7 @@ impl Farm {
             self.renew_link();
             return;
         }
-        let limit = millis(self.settings.keys.max_clock_offset);
-        if self.members.majority_disagrees(self.settings.boot_id, limit) {
+        if self.assessment.majority_disagrees {
             self.follow("most of the farm disagrees with its clock");
             self.lease.not_before = now.mono + SKEWED_BACKOFF_BEATS * self.pace;
             self.out.push(Action::ReleaseLease);
@@ -1397,8 +1429,9 @@ impl Farm {
         }
     }
 
-    fn compose_announcement(&self, now: Now) -> proto::Announcement {
-        let (members, members_in_step) = self.count_members(now);
+    fn compose_announcement(&mut self, now: Now) -> proto::Announcement {
+        self.assess(now);
+        let Assessment { members, in_step: members_in_step, .. } = self.assessment;
         proto::Announcement {
             ring: Some(self.held.to_proto(now)),
             as_of: now.wall,
@@ -1462,14 +1495,33 @@ impl Farm {
 
     // The member table.
 
-    fn count_members(&self, now: Now) -> (u32, u32) {
-        let mut known = HashMap::new();
-        let (mut members, mut in_step) = (0, 0);
-        for member in self.members.iter() {
-            members += 1;
-            in_step += u32::from(self.has_in_step(member, &mut known, now));
+    fn forget_members(&mut self) {
+        self.members.clear();
+        self.assessment = Assessment::default();
+    }
+
+    /// Looks at all members, if the last look is not of just now: in a large farm some hundred messages come in a second.
+    fn assess(&mut self, now: Now) {
+        if now.mono < self.assessment.good_until {
+            return;
         }
-        (members, in_step)
+        self.members.forget_silent(now);
+        let limit = millis(self.settings.keys.max_clock_offset);
+        let mut known = HashMap::new();
+        let mut found = Assessment {
+            good_until: now.mono + self.members.len() as u64 / ASSESSED_IN_A_MS,
+            majority_disagrees: self.is_leader() && self.members.majority_disagrees(self.settings.boot_id, limit),
+            ..Assessment::default()
+        };
+        for member in self.members.iter() {
+            found.members += 1;
+            found.in_step += u32::from(self.has_in_step(member, &mut known, now));
+            let offset = member.clock_offset_ms();
+            if offset.unsigned_abs() > limit {
+                found.skewed.push((member.name.clone(), offset));
+            }
+        }
+        self.assessment = found;
     }
 
     /// Whether a member reports in time and holds our ring. `known` saves hashing the ring for every member.

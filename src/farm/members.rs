@@ -1,6 +1,7 @@
 //! The member table: what the leader knows of every node, from their reports alone.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 
 use crate::clock::Now;
 use crate::proto;
@@ -12,7 +13,7 @@ const FORGET_AFTER_MS: u64 = 5 * 60 * 1000;
 const OFFSET_WINDOW: usize = 8;
 
 /// More nodes than this are not kept: names come from authentic messages, but memory stays bounded whatever happens.
-const MOST_MEMBERS: usize = 10_000;
+const MOST_MEMBERS: usize = 20_000;
 
 /// A node that was silent for this many beats reports no longer.
 const SILENT_BEATS: u64 = 3;
@@ -100,6 +101,11 @@ impl Doubt {
     }
 }
 
+/// The keys of all boots of the node `name`.
+fn namesakes_of(name: &str) -> RangeInclusive<(String, [u8; 16])> {
+    (name.to_owned(), [0; 16])..=(name.to_owned(), [0xff; 16])
+}
+
 /// All nodes that were heard lately.
 #[derive(Debug, Default)]
 pub struct Members {
@@ -131,7 +137,7 @@ impl Members {
         if !doubt.is_steady(offset_ms, beat, now) {
             return;
         }
-        let mut namesakes = self.table.range((name.to_owned(), [0; 16])..=(name.to_owned(), [0xff; 16]));
+        let mut namesakes = self.table.range(namesakes_of(name));
         let is_fresh = |member: &Member| {
             member.report.is_some() && now.mono.saturating_sub(member.heard_at) <= SILENT_BEATS * beat
         };
@@ -178,21 +184,24 @@ impl Members {
     fn settle_name(&mut self, name: &str, boot_id: [u8; 16], now: Now) {
         let first_heard = self.table.get(&(name.to_owned(), boot_id)).map_or(now.mono, |member| member.first_heard);
         let mut contested = false;
-        let mut former = Vec::new();
-        self.table.retain(|(other_name, other_boot), other| {
-            if other_name != name || *other_boot == boot_id {
-                return true;
+        let (mut former, mut gone) = (Vec::new(), Vec::new());
+        for ((_, other_boot), other) in self.table.range_mut(namesakes_of(name)) {
+            if *other_boot == boot_id {
+                continue;
             }
             // Heard after we began to report, or it took our place: it is alive, not our former self.
             let alive = other.heard_at > first_heard || other.former.contains(&boot_id);
             contested |= alive;
             other.contested = alive;
             if !alive {
+                gone.push(*other_boot);
                 former.push(*other_boot);
                 former.append(&mut other.former);
             }
-            alive
-        });
+        }
+        for other_boot in gone {
+            self.table.remove(&(name.to_owned(), other_boot));
+        }
         if let Some(member) = self.table.get_mut(&(name.to_owned(), boot_id)) {
             member.contested = contested;
             member.former.append(&mut former);

@@ -1,5 +1,7 @@
 //! What an operator asks of the farm through any node, and the answers.
 
+use prost::Message;
+
 use crate::proto;
 
 /// An operator's request.
@@ -85,4 +87,111 @@ pub(super) struct Pending {
     pub(super) give_up_at: u64,
     /// When to ask again: the first request may have met no leader.
     pub(super) retry_at: u64,
+    /// The parts of the member table that have come.
+    pub(super) table: PartialTable,
+}
+
+/// Encoded members in one answer, in bytes: a quarter of the longest envelope, one member beyond included.
+const PART_BYTES: usize = 256 * 1024;
+
+/// What protobuf puts before each member in a table: the field's tag, and a length.
+const MEMBER_FRAME_BYTES: usize = 4;
+
+/// No table has more parts.
+const MOST_PARTS: u32 = 1024;
+
+/// A member table in as many answers as its length takes: one at least.
+pub(super) fn in_parts(answer: proto::Answer, as_of: u64) -> Vec<proto::Answer> {
+    let (members, answer) = {
+        let mut answer = answer;
+        (std::mem::take(&mut answer.members), proto::Answer { as_of, ..answer })
+    };
+    let mut parts = vec![answer.clone()];
+    let mut bytes = 0;
+    for member in members {
+        if bytes >= PART_BYTES {
+            parts.push(answer.clone());
+            bytes = 0;
+        }
+        bytes += member.encoded_len() + MEMBER_FRAME_BYTES;
+        parts.last_mut().expect("one at least").members.push(member);
+    }
+    let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+    for (part, answer) in (0..).zip(&mut parts) {
+        (answer.part, answer.parts) = (part, count);
+    }
+    parts
+}
+
+/// A member table of which some parts have come.
+#[derive(Debug, Default)]
+pub(super) struct PartialTable {
+    as_of: u64,
+    members: Vec<proto::Member>,
+    next: u32,
+}
+
+impl PartialTable {
+    /// Takes in the next part; the whole table once it is there. A part of another table, or out of order, begins anew: the
+    /// leader is asked again, and answers with a new table.
+    pub(super) fn add(&mut self, answer: &mut proto::Answer) -> Option<Vec<proto::Member>> {
+        let members = std::mem::take(&mut answer.members);
+        let parts = answer.parts.max(1);
+        if answer.part == 0 {
+            *self = Self { as_of: answer.as_of, members, next: 1 };
+        } else if answer.as_of == self.as_of && answer.part == self.next && parts <= MOST_PARTS {
+            self.members.extend(members);
+            self.next += 1;
+        }
+        (self.next == parts).then(|| std::mem::take(self).members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(members: usize) -> proto::Answer {
+        let member = |index| proto::Member {
+            name: format!("proxy{index:05}.example.net"),
+            boot_id: vec![7; 16],
+            pod: "default".into(),
+            ..proto::Member::default()
+        };
+        let members = (0..members).map(member).collect();
+        proto::Answer { id: 5, leader: "a".into(), members, ..proto::Answer::default() }
+    }
+
+    #[test]
+    fn a_table_of_any_length_comes_whole_in_messages_that_fit() {
+        for members in [0, 1, 300, 20_000] {
+            let parts = in_parts(answer(members), 9);
+            assert_eq!(parts.len() > 1, members == 20_000, "{} parts", parts.len());
+            let mut table = PartialTable::default();
+            let mut whole = None;
+            for mut part in parts {
+                assert!(whole.is_none(), "it was whole before its last part");
+                assert!(part.encoded_len() < PART_BYTES + 1024 && part.id == 5 && part.leader == "a");
+                whole = table.add(&mut part);
+            }
+            assert_eq!(whole.expect("all parts have come"), answer(members).members);
+        }
+    }
+
+    #[test]
+    fn parts_of_two_tables_are_not_mixed() {
+        let [first, second] = [8, 9].map(|as_of| in_parts(answer(20_000), as_of));
+        let mut table = PartialTable::default();
+        assert_eq!(table.add(&mut first[0].clone()), None);
+        for part in &second[1..] {
+            assert_eq!(table.add(&mut part.clone()), None, "its first part is missing");
+        }
+        let whole = second.into_iter().filter_map(|mut part| table.add(&mut part)).collect::<Vec<_>>();
+        assert_eq!(whole, [answer(20_000).members]);
+    }
+
+    #[test]
+    fn a_table_without_parts_is_that_of_a_release_that_knows_none() {
+        assert_eq!(PartialTable::default().add(&mut answer(3)), Some(answer(3).members));
+    }
 }

@@ -10,6 +10,7 @@ pub mod broker;
 pub mod faults;
 pub mod host;
 pub mod invariants;
+pub mod large_farm;
 pub mod random;
 pub mod script;
 pub mod sweep;
