@@ -277,6 +277,21 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
             site.wait_for_brokers(host, 2, PATIENCE);
             Some(lost)
         });
+        story.chapter("a broker does not come back to its cluster", || {
+            let from = Instant::now();
+            let host = &site.hosts[site.leader()];
+            // As after a split that it did not get over: Erlang runs, RabbitMQ does not.
+            host.must("rabbitmqctl stop_app");
+            site.wait_in_step(3);
+            site.wait_until_warm();
+            let lost = Broken { from, until: Instant::now(), proxy_too: false };
+            let took = site.wait_for_brokers(host, 2, PATIENCE);
+            println!(
+                "    restarted after {took:.1?}: {}",
+                host.must("journalctl --quiet --output cat --grep restarting --unit rabbitmq-unstick")
+            );
+            Some(lost)
+        });
         assert!(story.faults.is_empty(), "{}\n{}", story.table, story.faults.join("\n"));
         drop(clients);
         let revoked = site.must_play("revoke.yml -e revoke_flush_sessions=true");

@@ -275,6 +275,7 @@ trafficserver_records:
   proxy.config.http.server_ports: STRING 443:ssl
 farm_check_server_name: farm.test
 resumed_settings: {keys: {interval: 1m}}
+rabbitmq_unstick_after: 20
 rollout_before_command: /srv/balancer drain
 rollout_after_command: /srv/balancer ready
 ";
