@@ -175,8 +175,8 @@ pub fn validate(id: &[u8], der: &[u8], now_wall: u64, max_bytes: usize) -> Resul
     if der.len() > max_bytes {
         return Err(SessionFault::TooLarge { length: der.len(), max: max_bytes });
     }
-    let encoded: Encoded<'_> =
-        asn1::parse_single(der).map_err(|_| SessionFault::BrokenDer { what: "not the structure of an SSL_SESSION" })?;
+    let encoded =
+        Encoded::read(der).map_err(|_| SessionFault::BrokenDer { what: "not the structure of an SSL_SESSION" })?;
     encoded.check()?;
     if encoded.session_id != id.as_bytes() {
         return Err(SessionFault::WrongId);
@@ -189,7 +189,7 @@ pub fn validate(id: &[u8], der: &[u8], now_wall: u64, max_bytes: usize) -> Resul
 /// When the session in `der`, which has passed [`validate`], was created: UTC milliseconds, a whole second. Bytes that are
 /// no session are as old as can be.
 pub(super) fn made_at_of(der: &[u8]) -> u64 {
-    asn1::parse_single(der).map_or(0, |encoded: Encoded<'_>| made_at(encoded.time))
+    Encoded::read(der).map_or(0, |encoded| made_at(encoded.time))
 }
 
 fn made_at(time: Option<i64>) -> u64 {
