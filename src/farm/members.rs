@@ -251,19 +251,22 @@ impl Members {
     /// in the same direction. Farms of fewer than three nodes have no majority worth following.
     #[must_use]
     pub fn majority_disagrees(&self, own: [u8; 16], limit_ms: u64) -> bool {
-        // One vote a name, however many boots of it were heard: that of the one whose clock is nearest to ours.
-        let mut others = BTreeMap::new();
-        for member in self.table.values().filter(|member| member.boot_id != own) {
-            let offset = member.clock_offset_ms();
-            let nearest = others.entry(&member.name).or_insert(offset);
-            if offset.unsigned_abs() < nearest.unsigned_abs() {
-                *nearest = offset;
-            }
-        }
-        let total = 1 + others.len();
         let limit = i64::try_from(limit_ms).unwrap_or(i64::MAX);
-        let ahead = others.values().filter(|offset| **offset > limit).count();
-        let behind = others.values().filter(|offset| **offset < -limit).count();
+        let (mut total, mut ahead, mut behind) = (1, 0, 0);
+        let mut others = self.table.values().filter(|member| member.boot_id != own).peekable();
+        while let Some(member) = others.next() {
+            // One vote a name, however many boots of it were heard: that of the one whose clock is nearest to ours.
+            let mut nearest = member.clock_offset_ms();
+            while let Some(namesake) = others.next_if(|other| other.name == member.name) {
+                let offset = namesake.clock_offset_ms();
+                if offset.unsigned_abs() < nearest.unsigned_abs() {
+                    nearest = offset;
+                }
+            }
+            total += 1;
+            ahead += usize::from(nearest > limit);
+            behind += usize::from(nearest < -limit);
+        }
         total >= 3 && (2 * ahead > total || 2 * behind > total)
     }
 }
