@@ -14,11 +14,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::latency::{bus, node_settings, secrets};
+use crate::memory::tree_resident_bytes;
 use crate::report::Report;
 use crate::support::broker::Broker;
 
 /// How many nodes.
 pub const SIZES: [usize; 4] = [10, 30, 100, 300];
+/// Up to here a farm's beat is what it is set to, 2 s.
+const SAME_BEAT_UP_TO: usize = 200;
 const ROTATIONS: usize = 10;
 /// For how long a farm in which nothing happens is looked at: some beats.
 const QUIET_FOR: Duration = Duration::from_secs(10);
@@ -31,8 +34,11 @@ pub fn run(broker: &Broker, report: &mut Report) {
     for nodes in SIZES {
         measure(broker, nodes, &counted, report);
     }
-    for what in ["messages_per_second", "broker_bytes_per_second"] {
-        let points = SIZES.map(|nodes| (nodes as f64, report.get(&named(nodes, what)).expect("just measured")));
+    for what in ["messages_per_second", "broker_bytes_per_second", "broker_resident_bytes"] {
+        // Larger farms have a longer beat, so that a node costs less in them.
+        let sizes = SIZES.into_iter().filter(|nodes| what == "broker_resident_bytes" || *nodes <= SAME_BEAT_UP_TO);
+        let points: Vec<_> =
+            sizes.map(|nodes| (nodes as f64, report.get(&named(nodes, what)).expect("just measured"))).collect();
         let (slope, start) = line(&points);
         report.add(&format!("nodes_{what}_each"), slope);
         report.add(&format!("nodes_{what}_at_none"), start);
@@ -44,7 +50,7 @@ fn named(nodes: usize, what: &str) -> String {
 }
 
 /// Least squares: the slope, and the value at 0.
-fn line(points: &[(f64, f64)]) -> (f64, f64) {
+pub fn line(points: &[(f64, f64)]) -> (f64, f64) {
     let n = points.len() as f64;
     let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0 / n, y + point.1 / n));
     let (above, below) = points.iter().fold((0.0, 0.0), |(above, below), point| {
@@ -126,6 +132,8 @@ fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &m
     report.add(&named(nodes, "broker_bytes_per_second"), (broker_bytes(broker) - before.1) / seconds);
     report.add(&named(nodes, "leader_cpu_percent_of_a_core"), (first.cpu_seconds() - before.2) / seconds * 100.0);
 
+    report.add(&named(nodes, "broker_resident_bytes"), broker.pid().map_or(0.0, tree_resident_bytes));
+
     let mut slowest = Vec::new();
     for _ in 0..ROTATIONS {
         // A key that has not settled yet would be the answer to the next request.
@@ -205,7 +213,7 @@ fn messages(counted: &PrometheusHandle) -> f64 {
 }
 
 /// Bytes that the broker has read and written so far, on the connections that are open.
-fn broker_bytes(broker: &Broker) -> f64 {
+pub fn broker_bytes(broker: &Broker) -> f64 {
     let lines = broker.ctl(&["list_connections", "recv_oct", "send_oct"]);
     lines.split_whitespace().filter_map(|bytes| bytes.parse::<f64>().ok()).sum()
 }

@@ -14,7 +14,9 @@ mod latency;
 mod memory;
 mod micro;
 mod plots;
+mod pod;
 mod proxy;
+#[allow(dead_code, reason = "the simulator of the tests draws more")]
 #[path = "../../tests/simulation/random.rs"]
 mod random;
 mod raw_amqp;
@@ -33,9 +35,10 @@ use support::broker::Broker;
 /// A part of the benchmark: its name, what it says of itself, and how it is run.
 type Part = (&'static str, &'static str, fn(&Broker, &mut Report));
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("micro", "what one step costs: seal, open, decode, validate, insert, merge, the hook", micro::run),
     ("throughput", "sessions from one node into the caches of three, beside raw AMQP", throughput::run),
+    ("pod", "what one session costs pods of 2, 4 and 8 hosts", pod::run),
     ("latency", "one session at a time through idle nodes, beside raw AMQP", latency::run),
     ("memory", "a million sessions: their memory, and how fast a node that joins has them", memory::run),
     ("idle", "a node that has nothing to do", memory::run_idle),

@@ -90,9 +90,25 @@ pub fn run_idle(broker: &Broker, report: &mut Report) {
 }
 
 fn resident_bytes(daemon: &Daemon) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("a process that runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").trim().parse::<f64>().expect("a number") * 1024.0
+    resident_bytes_of(daemon.pid().as_raw().cast_unsigned()).expect("a process that runs")
+}
+
+/// Memory of a process that is in use; `None` once it is gone.
+fn resident_bytes_of(pid: u32) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()? * 1024.0)
+}
+
+/// The same of a process and all below it.
+pub fn tree_resident_bytes(pid: u32) -> f64 {
+    let below = children(pid).into_iter().map(tree_resident_bytes).sum::<f64>();
+    resident_bytes_of(pid).unwrap_or(0.0) + below
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }
 
 /// CPU that a process has used, in user and system mode.
@@ -111,7 +127,5 @@ pub fn cpu_seconds_in(file: &str) -> f64 {
 
 /// CPU that a process and all below it have used.
 pub fn tree_cpu_seconds(pid: u32) -> f64 {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let below = children.split_whitespace().filter_map(|child| child.parse().ok()).map(tree_cpu_seconds);
-    cpu_seconds(pid) + below.sum::<f64>()
+    cpu_seconds(pid) + children(pid).into_iter().map(tree_cpu_seconds).sum::<f64>()
 }
