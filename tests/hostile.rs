@@ -336,7 +336,7 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     attacker.to_feeds(&downgraded);
     siege.counted(&[(refused("not_in_epoch"), 2)]);
     // An epoch key that nobody asked for, and requests for one to a key with which every secret is zero.
-    let grant = EpochGrant { epoch: vec![1; 8], public_key: vec![9; 32], sealed: vec![0; 48] };
+    let grant = EpochGrant { epoch: vec![1; 8], public_key: vec![9; 32], sealed: vec![0; 48], asker: vec![] };
     let sealed = attacker.seal(&keys, "mallory", Kind::EpochGrant(grant));
     attacker.to_all(&sealed);
     siege.counted(&[(refused("bad_grant"), 1)]);

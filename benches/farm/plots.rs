@@ -151,10 +151,7 @@ fn draw(path: &Path, plot: &Plot) -> Result<(), PlotError> {
     Ok(())
 }
 
-fn fill<'a, X, Y>(
-    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
-    plot: &Plot,
-) -> Result<(), PlotError>
+fn fill<'a, X, Y>(chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>, plot: &Plot) -> Result<(), PlotError>
 where
     X: Ranged<ValueType = f64> + ValueFormatter<f64>,
     Y: Ranged<ValueType = f64> + ValueFormatter<f64>,

@@ -197,7 +197,7 @@ pub fn payload(data: &[u8]) {
         drop(farm.handle(now, Event::Message { payload: Box::new(payload), via }));
         check(farm.held(), now);
         assert!(farm.next_wake(now) > now.mono);
-        let (members, in_step) = farm.member_counts(now);
+        let (members, in_step) = farm.member_counts();
         assert!(!farm.is_leader() || in_step <= members);
     }
     store.sweep(now);

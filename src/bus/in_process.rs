@@ -299,7 +299,7 @@ impl InProcessLink {
                     () = ending.stop.cancelled() => {}
                     _ = sink.send(LinkEvent::LeaseLost) => {}
                 },
-                Source::Inbox | Source::Feed => ending.because(&format!("queue {queue} was deleted")),
+                Source::Inbox | Source::Far | Source::Feed => ending.because(&format!("queue {queue} was deleted")),
             }
         });
     }

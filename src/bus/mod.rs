@@ -45,7 +45,7 @@ pub trait Bus: Send + Sync + 'static {
 /// where the oldest goes first: so a node that is slow at sessions still hears of keys at once.
 #[derive(Clone, Debug)]
 pub struct LinkEvents {
-    /// Takes what comes from [`Source::Inbox`] and [`Source::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
+    /// Takes what comes from [`Source::Inbox`], [`Source::Far`] and [`Source::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
     /// [`LinkEvent::Closed`].
     pub keys: mpsc::Sender<LinkEvent>,
     /// Takes what comes from [`Source::Feed`] and nothing else.
@@ -126,6 +126,9 @@ pub enum LinkEvent {
 pub enum Source {
     /// The node's inbox: announcements, answers.
     Inbox,
+    /// The node's inbox too, for a message that was published to another broker's keys exchange and that the brokers
+    /// handed on (RabbitMQ's federation). The broker says so, nothing that is sealed.
+    Far,
     /// The leader's queue: reports, requests.
     Lease,
     /// The node's session feed.

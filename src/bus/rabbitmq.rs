@@ -64,6 +64,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const CLOSED_HERE: &str = "closed by this node";
 const REPLY_SUCCESS: u16 = 200;
+/// The header that RabbitMQ's federation gives to what it takes from another broker.
+const FEDERATED: &str = "x-received-from";
 /// How the broker's words begin when another connection holds an exclusive queue.
 const RESOURCE_LOCKED: &str = "405 ";
 
@@ -523,6 +525,8 @@ async fn hand_on(mut consumer: Consumer, from: Source, prefetch: u16, sink: mpsc
             Some(Some(Ok(delivery))) => {
                 let route =
                     if delivery.exchange.as_str().is_empty() { &delivery.routing_key } else { &delivery.exchange };
+                let federated = delivery.properties.headers().as_ref().is_some_and(|all| all.contains_key(FEDERATED));
+                let from = if federated && from == Source::Inbox { Source::Far } else { from };
                 let event = LinkEvent::Delivered { from, route: route.to_string(), body: Bytes::from(delivery.data) };
                 if sink.send(event).await.is_err() {
                     // The node listens no more and is about to drop the link. Nothing is taken from the broker until then.

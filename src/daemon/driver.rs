@@ -272,12 +272,16 @@ impl<B: Bus> Driver<B> {
     fn open(&mut self, from: Source, route: &str, body: Bytes) -> Option<Event> {
         let via = match from {
             Source::Inbox => Via::Inbox,
+            Source::Far => Via::Far,
             Source::Lease => Via::Lease,
             // The feed has a channel of its own.
             Source::Feed => return None,
         };
         let now = self.clock.now();
         metrics::received(Plane::Keys);
+        if !self.farm.hears(via) {
+            return None;
+        }
         match self.opener.open(route, body, now) {
             Ok(opened) => {
                 metrics::missed(opened.missed);

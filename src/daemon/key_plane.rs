@@ -41,15 +41,14 @@ impl Waiting {
     const ROUTES: usize = 8;
 
     /// Adds a message; false if there is no room, and it is dropped. An announcement takes the place of one that waits
-    /// for the same route: it says the same and more, and behind others it would come late.
+    /// for the same route: it says the same and more, and behind others it would come late. So does the grant of an epoch
+    /// key to a node that waits for it: it has asked again.
     pub fn push(&mut self, route: Route, kind: Kind) -> bool {
-        if matches!(kind, Kind::Announcement(_)) {
-            let to_all = self.to_all.iter_mut().filter(|_| route == Route::Keys);
-            let to_one = self.to_one.iter_mut().filter(|(other, _)| *other == route).map(|(_, kind)| kind);
-            if let Some(waiting) = to_all.chain(to_one).find(|waiting| matches!(waiting, Kind::Announcement(_))) {
-                *waiting = kind;
-                return true;
-            }
+        let to_all = self.to_all.iter_mut().filter(|_| route == Route::Keys);
+        let to_one = self.to_one.iter_mut().filter(|(other, _)| *other == route).map(|(_, kind)| kind);
+        if let Some(waiting) = to_all.chain(to_one).find(|waiting| is_needless(waiting, &kind)) {
+            *waiting = kind;
+            return true;
         }
         match route {
             Route::Keys if self.to_all.len() < Self::MOST => self.to_all.push_back(kind),
@@ -86,6 +85,17 @@ impl Waiting {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.to_all.is_empty() && self.to_one.is_empty() && self.under_way.is_empty()
+    }
+}
+
+/// Whether, of two messages to the same route, the later one makes the earlier one needless.
+fn is_needless(earlier: &Kind, later: &Kind) -> bool {
+    match (earlier, later) {
+        (Kind::Announcement(_), Kind::Announcement(_)) => true,
+        (Kind::EpochGrant(earlier), Kind::EpochGrant(later)) => {
+            (&earlier.epoch, &earlier.asker) == (&later.epoch, &later.asker)
+        }
+        _ => false,
     }
 }
 
@@ -355,6 +365,41 @@ mod tests {
             }
             assert_eq!(written, [farewell(), announcement(3), farewell()]);
         }
+    }
+
+    #[test]
+    fn a_grant_takes_the_place_of_one_of_the_same_key_to_the_same_node() {
+        let grant = |epoch, asker: u8, sealed| {
+            let (epoch, asker, sealed) = (vec![epoch; 8], vec![asker], vec![sealed]);
+            Kind::EpochGrant(proto::EpochGrant { epoch, asker, sealed, ..Default::default() })
+        };
+        let mut waiting = Waiting::default();
+        let [a, b] = ["a", "b"].map(|name| Route::Inbox(name.into()));
+        for (to, kind) in [
+            (&a, grant(1, 0, 1)),
+            (&a, grant(2, 0, 2)),
+            (&b, grant(1, 0, 3)),
+            (&a, grant(1, 0, 4)),
+            // To all, for one each at other brokers.
+            (&Route::Keys, grant(1, 8, 5)),
+            (&Route::Keys, grant(1, 9, 6)),
+        ] {
+            assert!(waiting.push(to.clone(), kind));
+        }
+        let mut written = Vec::new();
+        while let Some((to, kind)) = waiting.take() {
+            waiting.arrived(&to);
+            written.push((to, kind));
+        }
+        let keys = || Route::Keys;
+        let expected = [
+            (keys(), grant(1, 8, 5)),
+            (keys(), grant(1, 9, 6)),
+            (a.clone(), grant(1, 0, 4)),
+            (a, grant(2, 0, 2)),
+            (b, grant(1, 0, 3)),
+        ];
+        assert_eq!(written, expected);
     }
 
     #[test]

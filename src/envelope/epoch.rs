@@ -145,6 +145,14 @@ impl Epochs {
         true
     }
 
+    /// A leader at another broker still seals with this key: it counts as superseded just now, unless it is the current
+    /// one. Whether it is held.
+    pub fn still_used(&mut self, id: EpochId, now: Now) -> bool {
+        let Some(held) = self.held.iter_mut().find(|held| held.key.id == id) else { return false };
+        held.superseded = held.superseded.map(|_| now.mono);
+        true
+    }
+
     /// Erases keys that were superseded more than `after_ms` ago; whether there were any.
     pub fn expire(&mut self, after_ms: u64, now: Now) -> bool {
         let before = self.held.len();
@@ -310,7 +318,7 @@ pub fn seal_grant(
     let mut tag = [0; TAG_BYTES];
     let mut sealed = encrypt_aead(Cipher::aes_256_gcm(), &sealing[..], Some(&[0; 12]), b"", &key.bytes[..], &mut tag)?;
     sealed.extend_from_slice(&tag);
-    Ok(proto::EpochGrant { epoch: key.id.to_vec(), public_key: own.public.to_vec(), sealed })
+    Ok(proto::EpochGrant { epoch: key.id.to_vec(), public_key: own.public.to_vec(), sealed, asker: Vec::new() })
 }
 
 fn grant_key(

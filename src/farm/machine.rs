@@ -67,6 +67,11 @@ const EPOCH_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 /// A node that asked in vain for this many beats asks all nodes, and again after as many.
 const ASK_ALL_BEATS: u64 = 4;
 
+/// So many beats a leader leaves it to the one at another broker whose name comes before its own to mint a key that is due,
+/// and at most this part of an interval.
+const LEAVE_MINTING_BEATS: u64 = 3;
+const LEAVE_MINTING_PART: u64 = 4;
+
 /// How long a request waits for the leader's answer in all, and between two tries.
 const ASK_FOR_MS: u64 = 5_000;
 const ASK_AGAIN_MS: u64 = 500;
@@ -119,6 +124,8 @@ pub enum Via {
     Inbox,
     /// The leader's queue.
     Lease,
+    /// The node's inbox, from another broker's nodes: see [`Farm::hears`].
+    Far,
 }
 
 /// Something that happened to the node.
@@ -326,6 +333,8 @@ pub struct Farm {
     /// Since when no valid announcement was heard on a link that worked.
     silent_since: u64,
     report_at: u64,
+    /// The next report is one before its time, as those of many nodes are then.
+    reports_early: bool,
     lease: LeaseWish,
     renewals: u32,
     /// The last link was closed on purpose, to renew it.
@@ -340,6 +349,10 @@ pub struct Farm {
     turned_at: u64,
     /// In order: which goes first is no chance.
     asks: BTreeMap<u64, Pending>,
+    /// The last announcement from another broker of a node whose name comes before this one's, monotonic milliseconds.
+    senior_heard_at: Option<u64>,
+    /// When a key that is due is minted here all the same.
+    mint_at: Option<u64>,
     /// The last revocation requested here: by which request, and what it was answered with.
     revoked: Option<(u64, Revocation)>,
     out: Vec<Action>,
@@ -455,6 +468,7 @@ impl Farm {
             leader_heard_at: now.mono,
             silent_since: now.mono,
             report_at: now.mono,
+            reports_early: false,
             lease: LeaseWish::default(),
             renewals: 0,
             renewing: false,
@@ -463,6 +477,8 @@ impl Farm {
             blocked: false,
             turned_at: now.mono,
             asks: BTreeMap::new(),
+            senior_heard_at: None,
+            mint_at: None,
             revoked: None,
             out: Vec::new(),
         }
@@ -522,6 +538,7 @@ impl Farm {
         due.extend(self.joining.granted.as_ref().map(|(_, until)| *until));
         due.extend(self.lease.try_at);
         due.extend(self.lease.act_at);
+        due.extend(self.mint_at);
         due.push(self.leader_heard_at + millis(self.settings.start_alone_after));
         due.extend(self.asks.values().map(|pending| pending.retry_at.min(pending.give_up_at)));
         due.extend(self.held.next_change(now).map(|wall| now.mono + wall.saturating_sub(now.wall)));
@@ -549,6 +566,14 @@ impl Farm {
     #[must_use]
     pub fn epochs(&self) -> &Epochs {
         &self.epochs
+    }
+
+    /// Whether what comes by this way is for this node. Brokers in several data centres that hand on what is published to
+    /// the keys exchange have a leader each, and [`Via::Far`] is for leaders alone: they tell each other their rings. All
+    /// else follow the leader of their own broker.
+    #[must_use]
+    pub fn hears(&self, via: Via) -> bool {
+        via != Via::Far || !matches!(self.role, Role::Follower)
     }
 
     /// Whether this node holds the lease.
@@ -654,9 +679,12 @@ impl Farm {
     fn granted(&mut self, now: Now) {
         self.lease.trying = false;
         self.lease.try_at = None;
-        if self.link.is_none() || self.is_leader() {
+        if self.is_leader() {
             return;
         }
+        let Some(link) = &mut self.link else { return };
+        // The beat was that of a large farm, maybe, and begins anew with the least: three of those may be over already.
+        link.heard_at = now.mono;
         self.forget_members();
         self.pace = millis(self.settings.report_every);
         self.role = Role::Leading {
@@ -752,11 +780,17 @@ impl Farm {
         let Ok(boot_id) = <[u8; 16]>::try_from(payload.boot_id.as_slice()) else { return };
         let offset_ms = offset(payload.sent_at, now.wall);
         let from = Sender { node: payload.node, boot_id, offset_ms };
+        if via == Via::Far {
+            if self.hears(via) && !own {
+                self.far_message(from, payload.kind, now);
+            }
+            return;
+        }
         match payload.kind {
             Some(Kind::Announcement(announcement)) if !own => self.announcement(from, announcement, now),
             Some(Kind::Announcement(_)) => {}
             Some(Kind::Report(report)) => self.report(from, report, via, own, now),
-            Some(Kind::Join(join)) if !own => self.join(from, &join, now),
+            Some(Kind::Join(join)) if !own => self.join(from, &join, via, now),
             Some(Kind::Join(_)) => {}
             Some(Kind::EpochGrant(grant)) => self.take_epoch(from, &grant, now),
             Some(Kind::Farewell(_)) => self.left(&from, own, now),
@@ -764,6 +798,34 @@ impl Farm {
             Some(Kind::Answer(answer)) => self.answer(&from, answer, now),
             // Whatever else there is has no business on the key plane.
             Some(_) | None => self.note(Note::UnknownKind { node: from.node }),
+        }
+    }
+
+    /// From a node at another broker, to the leader here.
+    fn far_message(&mut self, from: Sender, kind: Option<Kind>, now: Now) {
+        match kind {
+            Some(Kind::Announcement(announcement)) => self.far_announcement(&from, &announcement, now),
+            Some(Kind::Join(join)) => self.join(from, &join, Via::Far, now),
+            Some(Kind::EpochGrant(grant)) => self.take_epoch(from, &grant, now),
+            // Who is there, and who left, is for the leader there.
+            _ => {}
+        }
+    }
+
+    /// Its nodes hear their leader, and ours hear this one: nothing of it counts but the ring and the epoch key. What this
+    /// node knows and the other lacks is in the next announcement; to send that at once would be answered at once, for ever
+    /// where settings let one of them refuse what the other holds.
+    fn far_announcement(&mut self, from: &Sender, announcement: &proto::Announcement, now: Now) {
+        if announcement.ring.as_ref().is_some_and(|ring| self.take_over(&from.node, ring, now)) {
+            self.announce_now(now);
+        }
+        if from.node < self.settings.node {
+            self.senior_heard_at = Some(now.mono);
+        }
+        if let Ok(id) = EpochId::try_from(&announcement.epoch[..])
+            && !self.epochs.still_used(id, now)
+        {
+            self.ask_for_epoch(1, now);
         }
     }
 
@@ -778,7 +840,8 @@ impl Farm {
         if via == Via::Inbox {
             self.inbox_lives(now);
         }
-        if boot_id == self.settings.boot_id {
+        // What a link between brokers held up says nothing of a clock, and the nodes there are not this leader's.
+        if boot_id == self.settings.boot_id || via == Via::Far {
             return;
         }
         self.members.skewed(&node, boot_id, offset_ms, self.pace, now);
@@ -944,7 +1007,7 @@ impl Farm {
 
     fn unknown_epoch(&mut self, via: Via, now: Now) {
         // Whoever reports under a key that this leader lacks will hear its announcement and ask.
-        if via == Via::Inbox {
+        if via != Via::Lease {
             self.ask_for_epoch(self.last_members, now);
         }
     }
@@ -1007,8 +1070,9 @@ impl Farm {
         }
     }
 
-    /// Grants the asker this leader's epoch key, and the one that it seals with for now, and shows it the ring.
-    fn join(&mut self, from: Sender, join: &proto::Join, now: Now) {
+    /// Grants the asker this leader's epoch key, and the one that it seals with for now, and shows it the ring. No queue of
+    /// this broker reaches one at another broker: the grant goes the way that the question came, and the ring by itself.
+    fn join(&mut self, from: Sender, join: &proto::Join, via: Via, now: Now) {
         if matches!(self.role, Role::Follower) {
             return; // the asker tries again
         }
@@ -1018,7 +1082,8 @@ impl Farm {
             self.note(Note::Refused { node: from.node, reason: "bad_join" });
             return;
         }
-        let inbox = || Route::Inbox(join.inbox.clone());
+        let far = via == Via::Far;
+        let to = || if far { Route::Keys } else { Route::Inbox(join.inbox.clone()) };
         let keys = [self.epochs.settled(now), self.epochs.current()];
         let mut lacking: Vec<&EpochKey> =
             keys.into_iter().flatten().filter(|key| !join.epochs.iter().any(|held| held[..] == key.id())).collect();
@@ -1029,6 +1094,7 @@ impl Farm {
             (self.random)(random.as_mut());
             let farm = &self.settings.names.farm;
             match seal_grant(key, farm, &from.boot_id, &join.public_key, &random) {
+                Ok(grant) if far => grants.push(proto::EpochGrant { asker: from.boot_id.to_vec(), ..grant }),
                 Ok(grant) => grants.push(grant),
                 Err(fault) => {
                     self.note(Note::Refused { node: from.node, reason: fault.reason() });
@@ -1037,13 +1103,18 @@ impl Farm {
             }
         }
         for grant in grants {
-            self.send(inbox(), Kind::EpochGrant(grant));
+            self.send(to(), Kind::EpochGrant(grant));
         }
-        let announcement = self.compose_announcement(now);
-        self.send(inbox(), Kind::Announcement(announcement));
+        if !far {
+            let announcement = self.compose_announcement(now);
+            self.send(to(), Kind::Announcement(announcement));
+        }
     }
 
     fn take_epoch(&mut self, from: Sender, grant: &proto::EpochGrant, now: Now) {
+        if !(grant.asker.is_empty() || grant.asker == self.settings.boot_id) {
+            return; // for another
+        }
         if self.epochs.ids().any(|id| grant.epoch[..] == id) {
             return; // asked twice, granted twice
         }
@@ -1328,13 +1399,31 @@ impl Farm {
                 self.mint(now.wall, "first", now);
                 self.announce_now(now);
             }
-            if let Some(seal_from) = self.held.mint_due(now) {
-                self.mint(seal_from, "scheduled", now);
-                self.announce_now(now);
+            match self.held.mint_due(now) {
+                Some(seal_from) if self.mints_now(now) => {
+                    self.mint(seal_from, "scheduled", now);
+                    self.announce_now(now);
+                }
+                Some(_) => {}
+                None => self.mint_at = None,
             }
         } else if self.held.is_empty(now) && !self.is_leader() && self.is_alone(now) {
             self.mint(now.wall, "alone", now);
         }
+    }
+
+    /// Whether a key that is due is minted here now. Leaders at several brokers find it due at the same moment; the one
+    /// whose name comes first mints it, and the others if its key does not come.
+    fn mints_now(&mut self, now: Now) -> bool {
+        let beats = |count: u64| count.saturating_mul(self.pace);
+        let heard = |at| now.mono.saturating_sub(at) <= beats(SILENT_BEATS);
+        if !self.senior_heard_at.is_some_and(heard) {
+            self.mint_at = None;
+            return true;
+        }
+        let least = millis(self.settings.keys.interval) / LEAVE_MINTING_PART;
+        let wait = beats(LEAVE_MINTING_BEATS).min(least);
+        now.mono >= *self.mint_at.get_or_insert(now.mono + wait)
     }
 
     /// No leader is there to mint, as far as this node can tell.
@@ -1446,7 +1535,10 @@ impl Farm {
     }
 
     fn send_report(&mut self, now: Now) {
-        let jitter = self.random_below(self.pace / 10 + 1);
+        let all_at_once = std::mem::take(&mut self.reports_early) && self.pace > millis(self.settings.report_every);
+        // Reports of a large farm that came close together spread over the beat again: the next one of any node finds out that
+        // the leader is gone.
+        let jitter = self.random_below(if all_at_once { self.pace } else { self.pace / 10 + 1 });
         self.report_at = match self.role {
             Role::Leading { probe_until, .. } if now.mono < probe_until => now.mono + PROBE_MS.min(self.pace),
             _ => now.mono + self.pace - jitter,
@@ -1490,6 +1582,7 @@ impl Farm {
 
     fn report_within(&mut self, now: Now, least: u64, most: u64) {
         let at = now.mono + least + self.random_below(most - least + 1);
+        self.reports_early |= at < self.report_at;
         self.report_at = self.report_at.min(at);
     }
 
@@ -1617,6 +1710,10 @@ mod tests {
     use super::*;
 
     fn follower(now: Now) -> Farm {
+        node("a", 1, Box::new(|bytes| bytes.fill(7)), now)
+    }
+
+    fn node(name: &str, boot: u8, random: Randomness, now: Now) -> Farm {
         let keys = KeySettings {
             interval: Duration::from_secs(60),
             keep: 3,
@@ -1625,8 +1722,8 @@ mod tests {
             max_clock_offset: Duration::from_secs(300),
         };
         let settings = FarmSettings {
-            node: "a".to_owned(),
-            boot_id: [1; 16],
+            node: name.to_owned(),
+            boot_id: [boot; 16],
             pod: "p".to_owned(),
             version: "0".to_owned(),
             names: Names::new("f", "p"),
@@ -1635,8 +1732,8 @@ mod tests {
             start_alone_after: Duration::from_secs(10),
             can_lead: true,
         };
-        let mut farm = Farm::new(settings, HeldRing::new(keys), Box::new(|bytes| bytes.fill(7)), now);
-        let _reports = farm.handle(now, Event::Connected { inbox: "resumed.f.node.a.1".to_owned() });
+        let mut farm = Farm::new(settings, HeldRing::new(keys), random, now);
+        let _reports = farm.handle(now, Event::Connected { inbox: format!("resumed.f.node.{name}.1") });
         farm
     }
 
@@ -1811,5 +1908,176 @@ mod tests {
         assert!(leader.is_leader());
         let stepped_down = leader.handle(at(33), Event::LeaseHeld);
         assert!(!leader.is_leader(), "{stepped_down:?}");
+    }
+
+    /// Two brokers that hand on what is published to the keys exchange, with a leader at each and a follower at the first.
+    struct Federated {
+        leaders: [Farm; 2],
+        follower: Farm,
+        /// Whether the link between them is whole.
+        linked: bool,
+        /// Announcements that each sent.
+        announced: [usize; 2],
+        /// Keys that each minted because they were due.
+        scheduled: [usize; 2],
+        ms: u64,
+    }
+
+    impl Federated {
+        fn new() -> Self {
+            let leader = |name, boot: u8| {
+                let mut drawn = u64::from(boot);
+                let random = move |bytes: &mut [u8]| {
+                    drawn += 256;
+                    bytes.chunks_mut(8).for_each(|some| some.copy_from_slice(&drawn.to_le_bytes()[..some.len()]));
+                };
+                node(name, boot, Box::new(random), at(0))
+            };
+            let (leaders, follower) = ([leader("ams", 1), leader("fra", 2)], leader("ams-2", 3));
+            let (announced, scheduled) = ([0; 2], [0; 2]);
+            let mut all = Self { leaders, follower, linked: true, announced, scheduled, ms: 0 };
+            for place in 0..2 {
+                all.give(place, Event::LeaseGranted);
+            }
+            all
+        }
+
+        fn now(&self) -> Now {
+            Now { wall: at(0).wall + self.ms, mono: at(0).mono + self.ms }
+        }
+
+        /// Hands `event` to a leader, and on what it sends to all.
+        fn give(&mut self, place: usize, event: Event) {
+            let now = self.now();
+            for action in self.leaders[place].handle(now, event) {
+                match action {
+                    Action::Note(Note::Minted { reason: "scheduled", .. }) => self.scheduled[place] += 1,
+                    Action::Note(note @ (Note::Refused { .. } | Note::UnknownKind { .. })) => panic!("{note}"),
+                    Action::Send { to: Route::Inbox(inbox), .. } => panic!("sent to {inbox}"),
+                    Action::Send { to: Route::Keys, kind } => self.hand_on(place, kind),
+                    Action::Send { to: Route::Leader, kind: Kind::Report(report) } => {
+                        let echo = self.payload(place, Kind::Report(report));
+                        self.give(place, Event::Message { payload: echo, via: Via::Lease });
+                    }
+                    _ => {}
+                }
+            }
+        }
+
+        fn payload(&self, place: usize, kind: Kind) -> Box<proto::Payload> {
+            let sender = &self.leaders[place].settings;
+            let (node, boot_id) = (sender.node.clone(), sender.boot_id.to_vec());
+            Box::new(proto::Payload { node, boot_id, sent_at: self.now().wall, kind: Some(kind) })
+        }
+
+        fn hand_on(&mut self, place: usize, kind: Kind) {
+            self.announced[place] += usize::from(matches!(kind, Kind::Announcement(_)));
+            let now = self.now();
+            let payload = self.payload(place, kind.clone());
+            // Its own inbox is bound to the exchange, too.
+            self.give(place, Event::Message { payload: payload.clone(), via: Via::Inbox });
+            if place == 0 {
+                let heard = self.follower.handle(now, Event::Message { payload: payload.clone(), via: Via::Inbox });
+                let refused = |action: &Action| matches!(action, Action::Note(Note::Refused { .. }));
+                assert!(!heard.iter().any(refused), "{heard:?}");
+            }
+            if place == 1 {
+                assert!(!self.follower.hears(Via::Far));
+                let far = Event::Message { payload: payload.clone(), via: Via::Far };
+                let heard = self.follower.handle(now, far);
+                let follows = |action: &Action| matches!(action, Action::RingChanged | Action::Note(Note::Follows(_)));
+                assert!(!heard.iter().any(follows), "{heard:?}");
+            }
+            if !self.linked {
+                return;
+            }
+            let other = 1 - place;
+            let sealed = self.leaders[place].epochs.sealing(&kind, now).map(EpochKey::id);
+            let opens = sealed.is_none_or(|id| self.leaders[other].epochs.get(id).is_some());
+            let via = Via::Far;
+            self.give(other, if opens { Event::Message { payload, via } } else { Event::UnknownEpoch { via } });
+        }
+
+        fn run_until(&mut self, seconds: u64) {
+            while self.ms < 1_000 * seconds {
+                self.ms += 20;
+                for place in 0..2 {
+                    self.give(place, Event::Wake);
+                }
+            }
+        }
+
+        fn rings(&self) -> [[u8; 8]; 2] {
+            [0, 1].map(|place| self.leaders[place].held.ring().fingerprint(self.now().wall))
+        }
+
+        fn assert_one_ring(&self) {
+            let [one, other] = self.rings();
+            assert_eq!(one, other, "after {} ms", self.ms);
+        }
+    }
+
+    #[test]
+    fn leaders_at_two_brokers_come_to_one_ring_and_one_of_them_mints() {
+        let mut all = Federated::new();
+        all.run_until(10);
+        all.assert_one_ring();
+        for leader in &all.leaders {
+            assert_eq!(leader.epochs.ids().count(), 2);
+        }
+        let first = all.scheduled;
+        all.run_until(300);
+        all.assert_one_ring();
+        assert_eq!([all.scheduled[0] - first[0], all.scheduled[1] - first[1]], [4, 0], "in 290 s with a key for 60 s");
+        assert!(all.announced.iter().all(|count| *count < 200), "a beat is 2 s: {:?}", all.announced);
+        // Longer than an epoch key would be kept that nobody uses any more.
+        all.run_until(1_500);
+        assert!(all.leaders.iter().all(|leader| leader.epochs.ids().count() == 2));
+        all.assert_one_ring();
+    }
+
+    #[test]
+    fn leaders_at_two_brokers_go_on_without_each_other_and_come_to_one_ring_again() {
+        for outage in [100, 2_000] {
+            let mut all = Federated::new();
+            all.run_until(10);
+            all.linked = false;
+            let before = all.scheduled;
+            all.run_until(10 + outage);
+            let minted = [0, 1].map(|place| all.scheduled[place] - before[place]);
+            assert!(minted.iter().all(|count| *count as u64 >= outage / 60), "{minted:?} in {outage} s");
+            let [one, other] = all.rings();
+            assert_ne!(one, other);
+            all.linked = true;
+            all.run_until(10 + outage + 6);
+            all.assert_one_ring();
+        }
+    }
+
+    #[test]
+    fn a_leader_at_another_broker_is_no_rival_and_what_its_link_held_up_no_wrong_clock() {
+        let mut leader = follower(at(0));
+        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        for second in 1..30 {
+            let now = at(second);
+            let Event::Message { payload, .. } = announcement(true, now) else { panic!("a message") };
+            let own = Box::new(proto::Payload { boot_id: vec![1; 16], ..(*payload).clone() });
+            let _own = leader.handle(now, Event::Message { payload: own, via: Via::Inbox });
+            let heard = leader.handle(now, Event::Message { payload, via: Via::Far });
+            let sends = |action: &&Action| matches!(action, Action::Send { to: Route::Keys, .. });
+            assert!(heard.iter().filter(sends).count() <= 1, "{heard:?}");
+            let skewed = Event::Skewed { node: "b".to_owned(), boot_id: [2; 16], offset_ms: -400_000, via: Via::Far };
+            let _nothing = leader.handle(now, skewed);
+            let echo = proto::Payload {
+                node: "a".to_owned(),
+                boot_id: [1; 16].to_vec(),
+                sent_at: now.wall,
+                kind: Some(Kind::Report(own_report())),
+            };
+            let _echo = leader.handle(now, Event::Message { payload: Box::new(echo), via: Via::Lease });
+        }
+        let Role::Leading { probe_until, .. } = leader.role else { panic!("leads no longer") };
+        assert!(probe_until < at(10).mono, "it looks after its lease");
+        assert_eq!(leader.members.iter().map(|member| &member.name).collect::<Vec<_>>(), ["a"]);
     }
 }

@@ -131,7 +131,7 @@ pub enum Downstream {
 impl Downstream {
     pub fn lane(&self) -> usize {
         match self {
-            Self::Message { via: Via::Inbox, .. } => 0,
+            Self::Message { via: Via::Inbox | Via::Far, .. } => 0,
             Self::Message { via: Via::Lease, .. } | Self::LeaseLost => 1,
             Self::Published { .. } => 2,
             Self::Lease(_) => 3,

@@ -10,7 +10,7 @@ use prost::Message;
 use resumed::bus::{Names, Route};
 use resumed::clock::{Now, millis};
 use resumed::envelope::EpochId;
-use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Reply, Via};
+use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
 use resumed::keys::{HeldRing, KeySettings};
 use resumed::proto::{self, payload::Kind};
 
@@ -68,6 +68,7 @@ struct Node {
     farm: Farm,
     wake: u64,
     runs: bool,
+    notes: Vec<Note>,
     answer: Option<Reply>,
 }
 
@@ -128,7 +129,7 @@ impl LargeFarm {
             let machine =
                 Farm::new(settings, HeldRing::new(keys), Box::new(move |bytes| random.fill(bytes)), farm.now());
             farm.by_inbox.insert(inbox.clone(), index);
-            farm.nodes.push(Node { farm: machine, wake: 0, runs: true, answer: None });
+            farm.nodes.push(Node { farm: machine, wake: 0, runs: true, notes: Vec::new(), answer: None });
             let at = farm.random.below(START_WITHIN_MS);
             farm.plan(at, index, Happening::Event(Event::Connected { inbox }));
         }
@@ -267,8 +268,12 @@ impl LargeFarm {
                 }
                 Action::ReleaseLease => self.lease = self.lease.filter(|holder| *holder != index),
                 Action::Reply { reply, .. } => self.nodes[index].answer = Some(reply),
-                Action::RenewLink => panic!("a link is renewed although nothing is wrong, at {} ms", self.t),
-                Action::RingChanged | Action::EpochsChanged | Action::Note(_) => {}
+                Action::RenewLink => panic!(
+                    "node {index} renews its link although nothing is wrong, at {} ms, under node {:?}: {:?}",
+                    self.t, self.lease, self.nodes[index].notes
+                ),
+                Action::Note(note) => self.nodes[index].notes.push(note),
+                Action::RingChanged | Action::EpochsChanged => {}
             }
         }
     }

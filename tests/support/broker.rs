@@ -45,6 +45,8 @@ pub struct BrokerOptions {
     pub tls: Option<BrokerTls>,
     /// More lines for `rabbitmq.conf`.
     pub conf: String,
+    /// Plugins that it starts with.
+    pub plugins: Vec<&'static str>,
     /// Where its folder is made, as `broker`. Otherwise it is a temporary one.
     pub within: Option<PathBuf>,
     /// The host that it runs on, if not here.
@@ -155,7 +157,7 @@ impl Broker {
         let place = options.place.clone();
         let address = place.as_ref().map_or(Ipv4Addr::LOCALHOST, |place| place.clients);
         let mut conf = format!("listeners.tcp.default = {address}:{port}\n");
-        let mut plugins = "[].";
+        let mut plugins = options.plugins.clone();
         if let Some(tls) = &options.tls {
             conf.push_str(&format!(
                 "listeners.ssl.default = 127.0.0.1:{tls_port}\n\
@@ -166,11 +168,11 @@ impl Broker {
                 tls.cert_file.display(),
                 tls.key_file.display(),
             ));
-            plugins = "[rabbitmq_auth_mechanism_ssl].";
+            plugins.push("rabbitmq_auth_mechanism_ssl");
         }
         conf.push_str(&options.conf);
         fs::write(root.join("rabbitmq.conf"), conf).expect("rabbitmq.conf");
-        fs::write(root.join("enabled_plugins"), plugins).expect("enabled_plugins");
+        fs::write(root.join("enabled_plugins"), format!("[{}].", plugins.join(","))).expect("enabled_plugins");
 
         if place.is_some() {
             // What lets brokers of one cluster talk; Erlang makes one of its own for each broker otherwise.

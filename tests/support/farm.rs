@@ -50,6 +50,8 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> (
 pub struct FarmSetup {
     /// One pod name for each host.
     pub pods: Vec<String>,
+    /// What the hosts' names begin with; a number follows.
+    pub host_names: String,
     /// The farm's name; farms of different names share a broker without meeting.
     pub name: String,
     /// The broker's URIs, comma-separated.
@@ -98,6 +100,7 @@ impl FarmSetup {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Self {
             pods: vec!["pod".to_owned(); hosts],
+            host_names: "host".to_owned(),
             name: format!("t{}-{number}", std::process::id()),
             uris: uri.to_owned(),
             keys: String::new(),
@@ -156,18 +159,23 @@ impl Farm {
     /// Starts every daemon and every proxy at the same moment, and waits until the proxies serve.
     pub fn start(setup: &FarmSetup) -> Self {
         let mut farm = Self::lay_out(setup);
-        for host in &mut farm.hosts {
+        farm.launch();
+        farm
+    }
+
+    /// Starts every daemon and every proxy of a farm that was laid out, and waits until the proxies serve.
+    pub fn launch(&mut self) {
+        for host in &mut self.hosts {
             host.daemon.launch();
             if let Some(ats) = &mut host.ats {
                 ats.launch();
             }
         }
-        for host in &mut farm.hosts {
+        for host in &mut self.hosts {
             if let Some(ats) = &mut host.ats {
                 ats.wait_until_serving();
             }
         }
-        farm
     }
 
     /// Like [`Farm::start`], and waits until every node is in step with the leader.
@@ -303,7 +311,7 @@ fn unit_environment() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 fn host(setup: &FarmSetup, index: usize, dir: &Path, secret: &Path, certificate: &Certificate) -> Host {
-    let name = format!("host{index}");
+    let name = format!("{}{index}", setup.host_names);
     let home = dir.join(&name);
     fs::create_dir(&home).expect("a fresh folder");
     let daemon = Daemon::lay_out(setup, index, &name, &home, secret);

@@ -1,9 +1,9 @@
-//! A network between a client and a host: what either sends arrives later.
+//! A network between a client and a host: what either sends arrives later, or not while a wire is cut.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,5 +52,90 @@ fn carry(mut from: TcpStream, mut to: TcpStream, opened: Instant, one_way: Durat
                 return;
             }
         }
+    });
+}
+
+/// A wire to a host that can be cut. While it is, nothing crosses it: connections stay open and fall silent, and new ones
+/// are taken and not answered, as where packets get lost. What was under way arrives when it is mended, also the end of a
+/// connection that was closed meanwhile.
+pub struct Wire {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    cut: Mutex<bool>,
+    mended: Condvar,
+}
+
+impl State {
+    fn cut(&self) -> MutexGuard<'_, bool> {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_until_whole(&self) {
+        drop(self.mended.wait_while(self.cut(), |cut| *cut).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Wire {
+    /// A wire to `host`, until the process ends.
+    pub fn to(host: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback socket");
+        let address = listener.local_addr().expect("its address");
+        let state = Arc::new(State::default());
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let state = Arc::clone(&shared);
+                thread::spawn(move || {
+                    state.wait_until_whole();
+                    // A connection that fails is one that the client sees fail.
+                    let _ = client.and_then(|client| connect_by_wire(client, host, &state));
+                });
+            }
+        });
+        Self { address, state }
+    }
+
+    /// Where the host is reached by this wire.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Cuts it.
+    pub fn cut(&self) {
+        *self.state.cut() = true;
+    }
+
+    /// Mends it.
+    pub fn mend(&self) {
+        *self.state.cut() = false;
+        self.state.mended.notify_all();
+    }
+}
+
+fn connect_by_wire(client: TcpStream, host: SocketAddr, state: &Arc<State>) -> io::Result<()> {
+    let server = TcpStream::connect(host)?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    carry_by_wire(client.try_clone()?, server.try_clone()?, Arc::clone(state));
+    carry_by_wire(server, client, Arc::clone(state));
+    Ok(())
+}
+
+fn carry_by_wire(mut from: TcpStream, mut to: TcpStream, state: Arc<State>) {
+    thread::spawn(move || {
+        let mut bytes = [0; 16 << 10];
+        while let Ok(count @ 1..) = from.read(&mut bytes) {
+            state.wait_until_whole();
+            if to.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+        }
+        state.wait_until_whole();
+        let _gone = to.shutdown(Shutdown::Write);
+        let _gone = from.shutdown(Shutdown::Read);
     });
 }

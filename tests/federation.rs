@@ -1,0 +1,297 @@
+//! One farm in two data centres, each with a broker and a pod of its own. RabbitMQ federates the exchange for keys over a
+//! wire that is cut and mended.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use resumed::probe::{Client, Mode, Options, Session, Target};
+use support::broker::{Broker, BrokerOptions};
+use support::farm::{Farm, FarmSetup, Host, wait_for};
+use support::hopping::Hopping;
+use support::network::Wire;
+
+/// How long an announcement may wait for the link, in milliseconds.
+const TTL: u64 = 3_000;
+const BEAT: Duration = Duration::from_millis(500);
+/// The modes in which clients come back.
+const TICKETS: [Mode; 2] = [Mode::Ticket12, Mode::Ticket13];
+
+/// Why nodes might refuse what another data centre sends.
+const REASONS: [&str; 6] = ["bad_tag", "clock", "unknown_epoch", "not_in_epoch", "bad_grant", "unknown_kind"];
+
+/// A data centre.
+struct Site {
+    broker: Broker,
+    /// The way of the other one's broker to this one.
+    wire: Wire,
+    farm: Farm,
+}
+
+/// Two of them, called fra and ams.
+struct Sites([Site; 2]);
+
+/// What docs/scaling.md tells the operator of the broker that is read from.
+fn let_in(broker: &Broker, farm: &str) {
+    broker.ctl(&["add_user", "federation", "hunter2"]);
+    let own = format!(r"^federation: resumed\.{farm}\.keys ");
+    let read = format!(r"^(federation: )?resumed\.{farm}\.keys( |$)");
+    broker.ctl(&["set_permissions", "federation", &own, &own, &read]);
+}
+
+/// What it tells the operator of the broker that reads, here with the other one behind `wire`.
+fn federate(broker: &Broker, wire: &Wire, farm: &str) {
+    let uri = format!("amqp://federation:hunter2@{}/%2f?heartbeat=2", wire.address());
+    let upstream =
+        format!(r#"{{"uri":"{uri}","max-hops":1,"message-ttl":{TTL},"expires":3600000,"reconnect-delay":1}}"#);
+    broker.ctl(&["set_parameter", "federation-upstream", "other", &upstream]);
+    let keys = format!(r"^resumed\.{farm}\.keys$");
+    broker.ctl(&["set_policy", "--apply-to", "exchanges", "keys", &keys, r#"{"federation-upstream":"other"}"#]);
+}
+
+impl Sites {
+    fn start() -> Self {
+        let options = BrokerOptions { plugins: vec!["rabbitmq_federation"], ..BrokerOptions::default() };
+        let brokers: Vec<Broker> = thread::scope(|scope| {
+            let starting: Vec<_> = (0..2).map(|_| scope.spawn(|| Broker::start_with(&options))).collect();
+            starting.into_iter().map(|broker| broker.join().expect("a broker")).collect()
+        });
+        let mut sites: Vec<Site> = Vec::new();
+        let name = FarmSetup::new(1, "").name;
+        for (broker, pod) in brokers.into_iter().zip(["fra", "ams"]) {
+            let wire = Wire::to(SocketAddr::from((Ipv4Addr::LOCALHOST, broker.port())));
+            let setup = FarmSetup {
+                pods: vec![pod.to_owned(); 2],
+                host_names: pod.to_owned(),
+                name: name.clone(),
+                // No key is due while the test lasts but those that are asked for.
+                keys: "interval = \"1h\"\nsettle = \"2s\"".to_owned(),
+                broker: format!("report_every = \"{}ms\"", BEAT.as_millis()),
+                ..FarmSetup::new(2, &broker.uri())
+            };
+            let farm = Farm::lay_out(&setup);
+            if let Some(first) = sites.first() {
+                fs::copy(&first.farm.secret, &farm.secret).expect("one secret for both");
+            }
+            let_in(&broker, &name);
+            sites.push(Site { broker, wire, farm });
+        }
+        let sites: [Site; 2] = sites.try_into().unwrap_or_else(|_| unreachable!("two"));
+        federate(&sites[0].broker, &sites[1].wire, &name);
+        federate(&sites[1].broker, &sites[0].wire, &name);
+        let mut sites = Self(sites);
+        for site in &mut sites.0 {
+            site.farm.launch();
+        }
+        sites
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.0.iter().flat_map(|site| &site.farm.hosts)
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.hosts().map(Host::target).collect()
+    }
+
+    /// Waits until every node has one and the same ring, with `keys` in it, and is in step with its leader. Returns the
+    /// generations.
+    fn one_ring(&self, keys: &BTreeSet<u64>) -> (BTreeSet<u64>, Duration) {
+        wait_for("one ring in both data centres", || {
+            let mut rings = BTreeMap::new();
+            for host in self.hosts() {
+                let status = host.daemon.try_status()?;
+                let held: BTreeSet<u64> = status.ring.keys.iter().map(|key| key.generation).collect();
+                let in_step = status.nodes.iter().filter(|node| node.in_step).count();
+                if in_step != 2 || status.nodes.len() != 2 {
+                    return Err(format!("{} sees {:?}", host.name, status.nodes));
+                }
+                rings.insert(host.name.clone(), (status.ring.fingerprint, held));
+            }
+            let distinct: BTreeSet<_> = rings.values().collect();
+            let (_, held) = rings.values().next().expect("four nodes");
+            if distinct.len() == 1 && keys.is_subset(held) { Ok(held.clone()) } else { Err(format!("{rings:?}")) }
+        })
+    }
+
+    fn rotate(&self, host: &Host) -> u64 {
+        let before = host.daemon.generations();
+        let output = host.daemon.command(&["rotate"]);
+        assert!(output.status.success(), "rotate at {}: {output:?}", host.name);
+        let (minted, _) = wait_for("a new key", || {
+            let now = host.daemon.generations();
+            now.difference(&before).max().copied().ok_or_else(|| format!("{now:?} at {}", host.name))
+        });
+        minted
+    }
+
+    fn cut(&self) {
+        self.0.iter().for_each(|site| site.wire.cut());
+    }
+
+    fn mend(&self) {
+        self.0.iter().for_each(|site| site.wire.mend());
+    }
+
+    /// How often a message of the other data centre, or of this one, was refused for `reason`.
+    fn refused(&self, reason: &str) -> f64 {
+        let series = format!("resumed_messages_refused_total{{reason=\"{reason}\"}}");
+        self.hosts().map(|host| host.daemon.metric(&series)).sum()
+    }
+
+    fn times_logged(&self, what: &str) -> usize {
+        self.hosts().map(|host| host.daemon.log().matches(what).count()).sum()
+    }
+}
+
+impl Site {
+    /// The messages that wait here for the other data centre, those sent and not confirmed included.
+    fn waiting(&self) -> Result<usize, String> {
+        let listed = self.broker.ctl(&["list_queues", "name", "messages"]);
+        let line = listed.lines().find(|line| line.starts_with("federation: ")).ok_or_else(|| listed.clone())?;
+        line.rsplit('\t').next().and_then(|count| count.parse().ok()).ok_or_else(|| listed.clone())
+    }
+}
+
+fn client() -> Client {
+    Client::new(Options::default()).expect("a client")
+}
+
+/// A ticket of every host.
+fn tickets(client: &Client, hosts: &[Target]) -> Vec<Session> {
+    let make =
+        |host| client.handshake(host, Mode::Ticket13).unwrap_or_else(|error| panic!("at {host}: {error}")).session;
+    hosts.iter().map(make).collect()
+}
+
+fn resumes(client: &Client, host: &Target, session: &Session) -> bool {
+    client.resume(host, session).unwrap_or_else(|error| panic!("resuming at {host}: {error}")).resumed
+}
+
+/// Waits until proxies with this key seal with it: all of `sites`.
+fn seals(sites: &[&Site], generation: u64) {
+    let (_, took) = wait_for("the new key seals", || {
+        for host in sites.iter().flat_map(|site| &site.farm.hosts) {
+            let status = host.daemon.try_status()?;
+            let key = status.ring.keys.iter().find(|key| key.generation == generation);
+            if key.is_none_or(|key| key.state != "active") {
+                return Err(format!("{}: {:?}", host.name, status.ring.keys));
+            }
+        }
+        Ok(())
+    });
+    println!("key {generation} sealed {took:?} after it was known");
+}
+
+#[test]
+fn keys_cross_between_brokers_and_a_link_that_is_cut_costs_neither_side_more_than_the_others_new_keys() {
+    let mut sites = Sites::start();
+    let (ring, took) = sites.one_ring(&BTreeSet::new());
+    println!("one ring of {} keys {took:?} after the proxies served", ring.len());
+    for site in &sites.0 {
+        site.farm.leader();
+    }
+    let targets = sites.targets();
+    let client = client();
+
+    // Both ways, while clients take their tickets from one to the other.
+    let (ring, tally) = Hopping::during(&targets, &TICKETS, |_| {
+        let mut ring = ring;
+        for site in &sites.0 {
+            let follower = site.farm.others(site.farm.leader())[0];
+            let minted = sites.rotate(&site.farm.hosts[follower]);
+            ring = sites.one_ring(&BTreeSet::from([minted])).0;
+            seals(&[&sites.0[0], &sites.0[1]], minted);
+        }
+        ring
+    });
+    assert!(tally.refused.is_empty(), "{} of {}: {:#?}", tally.refused.len(), tally.tickets, &tally.refused[..1]);
+    println!("{} tickets offered in rotations, none refused", tally.tickets);
+    assert!(tally.tickets > 20 && tally.keys.len() >= 3, "{} tickets, keys {:?}", tally.tickets, tally.keys);
+
+    // A short outage: what was on its way arrives.
+    let [fra, ams] = &sites.0;
+    sites.cut();
+    let minted = sites.rotate(&fra.farm.hosts[0]);
+    seals(&[fra], minted);
+    assert!(!ams.farm.hosts.iter().any(|host| host.daemon.generations().contains(&minted)), "the link is not cut");
+    sites.mend();
+    let (_, took) = sites.one_ring(&(&ring | &BTreeSet::from([minted])));
+    println!("one ring {took:?} after a short outage");
+    seals(&[fra, ams], minted);
+
+    // A long one, in which both mint.
+    let stepped_down = sites.times_logged("this node leads no longer");
+    sites.cut();
+    let cut = Instant::now();
+    let minted: Vec<u64> = sites.0.iter().map(|site| sites.rotate(&site.farm.hosts[0])).collect();
+    for (site, key) in sites.0.iter().zip(&minted) {
+        seals(&[site], *key);
+        for mode in TICKETS {
+            site.farm.assert_all_resume(mode);
+        }
+    }
+    let made = tickets(&client, &targets);
+    assert!(!resumes(&client, &targets[2], &made[0]) && !resumes(&client, &targets[0], &made[2]), "the keys crossed");
+    // The broker notices that the link is dead, and lets go of what is too old. A beat each would be three times as many.
+    let beats = |time: Duration| usize::try_from(time.as_millis() / BEAT.as_millis()).expect("a small number");
+    for site in &sites.0 {
+        let (waiting, _) = wait_for("a queue with the last announcements alone", || {
+            let (waiting, away) = (site.waiting()?, cut.elapsed());
+            let seen = format!("{waiting} messages wait {away:?} after the cut, {} beats", beats(away));
+            let lives = beats(Duration::from_millis(TTL));
+            if beats(away) >= 3 * lives && (1..=lives + 2).contains(&waiting) { Ok(seen) } else { Err(seen) }
+        });
+        println!("{waiting}");
+    }
+    sites.mend();
+    let (_, took) = sites.one_ring(&minted.iter().copied().collect());
+    println!("one ring {took:?} after an outage of {:?}", cut.elapsed());
+    let highest = minted.into_iter().max().expect("two keys");
+    seals(&[&sites.0[0], &sites.0[1]], highest);
+    for (session, host) in made.iter().flat_map(|session| targets.iter().map(move |host| (session, host))) {
+        assert!(resumes(&client, host, session), "a ticket of the outage is refused at {host}");
+    }
+    assert_eq!(sites.times_logged("this node leads no longer"), stepped_down, "a leader stepped down");
+
+    // What is revoked in one of them while the link is cut is revoked in both once it is mended.
+    sites.cut();
+    let revoked = sites.0[0].farm.hosts[0].daemon.command(&["revoke"]);
+    assert!(revoked.status.success(), "{revoked:?}");
+    assert!(resumes(&client, &targets[2], &made[2]), "the other data centre cannot know yet");
+    sites.mend();
+    let (_, took) = wait_for("the floor in both data centres", || {
+        let statuses = sites.hosts().map(|host| host.daemon.try_status()).collect::<Result<Vec<_>, _>>()?;
+        let rings: BTreeSet<_> =
+            statuses.iter().map(|status| (&status.ring.fingerprint, status.ring.keys.len())).collect();
+        if rings.len() == 1 && rings.iter().all(|(_, keys)| *keys <= 2) { Ok(()) } else { Err(format!("{rings:?}")) }
+    });
+    println!("revoked in both {took:?} after the link was mended");
+    let still = |host: &&Target| made.iter().any(|session| resumes(&client, host, session));
+    wait_for("tickets of before refused everywhere", || match targets.iter().find(still) {
+        None => Ok(()),
+        Some(host) => Err(format!("one opens at {host}")),
+    });
+
+    // Another leader has an epoch key that the other data centre lacks.
+    let leader = sites.0[1].farm.leader();
+    let site = &mut sites.0[1];
+    site.farm.hosts[leader].daemon.kill();
+    site.farm.another_leads(&site.farm.others(leader));
+    site.farm.hosts[leader].daemon.launch();
+    sites.one_ring(&BTreeSet::new());
+    for from in [0, 1] {
+        let minted = sites.rotate(&sites.0[from].farm.hosts[0]);
+        let (_, took) = sites.one_ring(&BTreeSet::from([minted]));
+        println!("one ring {took:?} after a rotation beside another leader");
+    }
+    // A leader meets the other's key once before it asks for it; followers are not to see any of it.
+    let refused = BTreeMap::from(REASONS.map(|why| (why, sites.refused(why))));
+    println!("messages refused: {refused:?}");
+    let others = refused.iter().filter(|(why, _)| **why != "unknown_epoch");
+    assert!(others.map(|(_, count)| count).sum::<f64>() == 0.0 && refused["unknown_epoch"] < 20.0, "{refused:?}");
+}
