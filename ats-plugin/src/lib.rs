@@ -9,6 +9,7 @@ mod api;
 mod args;
 pub mod from_daemon;
 mod gate;
+mod hook_times;
 pub mod lane;
 mod link;
 mod plugin;

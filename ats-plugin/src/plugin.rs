@@ -10,6 +10,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::api::{self, Api, Level, OpensslSession, Statistic, say};
 use crate::gate::Gate;
+use crate::hook_times::{BOUNDS, HookTimes};
 use crate::lane::Lane;
 use crate::proto;
 use crate::queue::Queue;
@@ -48,6 +49,7 @@ pub struct Plugin {
     pub replica: Replica,
     pub mailbox: Mailbox,
     pub counters: Counters,
+    hook_times: HookTimes,
     pub gate: Gate,
     /// The daemon has said welcome on a connection that still stands.
     pub connected: AtomicBool,
@@ -57,6 +59,7 @@ pub struct Plugin {
     sessions_from: AtomicU64,
     statistics: Vec<(Statistic, Counted)>,
     connected_statistic: Option<Statistic>,
+    hook_statistics: [Option<Statistic>; BOUNDS.len()],
 }
 
 thread_local! {
@@ -86,6 +89,7 @@ impl Plugin {
         let statistics =
             names.into_iter().filter_map(|(name, value)| Some((api.new_statistic(name)?, value))).collect();
         let connected_statistic = api.new_statistic(c"plugin.resumed.connected");
+        let hook_statistics = BOUNDS.map(|(_, name)| api.new_statistic(name));
         Self {
             api,
             socket,
@@ -95,6 +99,7 @@ impl Plugin {
             replica: Replica::new(REPLICA_BYTES),
             mailbox: Mailbox::default(),
             counters: Counters::default(),
+            hook_times: HookTimes::default(),
             gate: Gate::default(),
             connected: AtomicBool::new(false),
             replicate: AtomicBool::new(true),
@@ -102,6 +107,7 @@ impl Plugin {
             sessions_from: AtomicU64::new(0),
             statistics,
             connected_statistic,
+            hook_statistics,
         }
     }
 
@@ -150,6 +156,11 @@ impl Plugin {
         if let Some(statistic) = &self.connected_statistic {
             self.api.set_statistic(statistic, u64::from(self.connected.load(Ordering::Relaxed)));
         }
+        for (statistic, calls) in self.hook_statistics.iter().zip(self.hook_times.up_to()) {
+            if let Some(statistic) = statistic {
+                self.api.set_statistic(statistic, calls);
+            }
+        }
     }
 
     /// Runs `change` such that the hook takes no notice of what it does to ATS's cache.
@@ -168,7 +179,11 @@ impl Plugin {
 
     /// The session hook, on one of ATS's network threads, inside a handshake.
     pub fn on_session(&self, event: std::ffi::c_int, id: &SessionId) {
-        if SILENT.get() || event == api::SESSION_GET && self.flushed(id) || !self.replicate.load(Ordering::Relaxed) {
+        if SILENT.get() {
+            return;
+        }
+        let _call = self.hook_times.call();
+        if event == api::SESSION_GET && self.flushed(id) || !self.replicate.load(Ordering::Relaxed) {
             return;
         }
         match event {

@@ -7,6 +7,7 @@
 //!
 //! Needs RabbitMQ as Debian packages it. Servers run on free loopback ports, and end with this process.
 
+mod ats;
 mod key_plane;
 #[path = "../../tests/simulation/large_farm.rs"]
 mod large_farm;
@@ -35,12 +36,13 @@ use support::broker::Broker;
 /// A part of the benchmark: its name, what it says of itself, and how it is run.
 type Part = (&'static str, &'static str, fn(&Broker, &mut Report));
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     ("micro", "what one step costs: seal, open, decode, validate, insert, merge, the hook", micro::run),
     ("throughput", "sessions from one node into the caches of three, beside raw AMQP", throughput::run),
     ("pod", "what one session costs pods of 2, 4 and 8 hosts", pod::run),
     ("latency", "one session at a time through idle nodes, beside raw AMQP", latency::run),
     ("memory", "a million sessions: their memory, and how fast a node that joins has them", memory::run),
+    ("ats", "a real ATS with the plugin and without: handshakes, the hook, CPU, memory", ats::run),
     ("idle", "a node that has nothing to do", memory::run_idle),
     ("nodes", "key planes of 10 to 300 nodes on one broker", key_plane::run),
     ("simulated", "10,000 simulated nodes, beside the formula", simulated::run),

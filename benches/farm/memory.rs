@@ -5,6 +5,7 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use resumed::clock::SystemClock;
 
 use crate::proxy;
@@ -34,7 +35,7 @@ pub fn run(broker: &Broker, report: &mut Report) {
     let content = (SESSIONS * (ID_BYTES + SESSION_BYTES as u64)) as f64;
     // What waits to be published is memory of another kind, with a bound of its own.
     farm.hosts[0].daemon.wait_for_metric("resumed_sessions_published_total", |sent| sent >= SESSIONS as f64);
-    let first = resident_bytes(&farm.hosts[0].daemon);
+    let first = resident_bytes(farm.hosts[0].daemon.pid());
     report.add("memory_content_bytes", content);
     report.add("memory_resident_bytes", first);
     report.add("memory_ratio", first / content);
@@ -44,7 +45,7 @@ pub fn run(broker: &Broker, report: &mut Report) {
     farm.hosts[1].daemon.wait_for_metric("resumed_cache_entries", |entries| entries >= SESSIONS as f64);
     report.add("warmup_from_start_seconds", start.elapsed().as_secs_f64());
     report.add("warmup_seconds", farm.hosts[1].daemon.wait_for_metric("resumed_warmup_seconds", |took| took > 0.0));
-    report.add("memory_joined_ratio", resident_bytes(&farm.hosts[1].daemon) / content);
+    report.add("memory_joined_ratio", resident_bytes(farm.hosts[1].daemon.pid()) / content);
 
     // As a proxy that was restarted.
     let start = Instant::now();
@@ -86,14 +87,15 @@ pub fn run_idle(broker: &Broker, report: &mut Report) {
     thread::sleep(IDLE_FOR);
     let share = (cpu_seconds(pid) - before) / start.elapsed().as_secs_f64();
     report.add("idle_cpu_percent_of_a_core", share * 100.0);
-    report.add("idle_resident_bytes", resident_bytes(&farm.hosts[follower].daemon));
+    report.add("idle_resident_bytes", resident_bytes(farm.hosts[follower].daemon.pid()));
 }
 
-fn resident_bytes(daemon: &Daemon) -> f64 {
-    resident_bytes_of(daemon.pid().as_raw().cast_unsigned()).expect("a process that runs")
+/// What of a process is in memory.
+pub fn resident_bytes(pid: Pid) -> f64 {
+    resident_bytes_of(pid.as_raw().cast_unsigned()).expect("a process that runs")
 }
 
-/// Memory of a process that is in use; `None` once it is gone.
+/// The same; `None` once it is gone.
 fn resident_bytes_of(pid: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,0 +1,280 @@
+//! What the plugin costs a real ATS: of its handshakes, of its CPU and of its memory.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use openssl::ssl::{Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion};
+use resumed::clock::SystemClock;
+
+use crate::memory::{cpu_seconds, resident_bytes};
+use crate::proxy;
+use crate::report::Report;
+use crate::samples::{SESSION_BYTES, Sample};
+use crate::support::ats::{Ats, AtsSetup, Certificate};
+use crate::support::broker::Broker;
+use crate::support::farm::{Farm, FarmSetup, PATIENCE, Proxies, built};
+
+const SESSIONS: u64 = 1_000_000;
+const ID_BYTES: u64 = 32;
+const REPORTED_AT_ONCE: u64 = 130;
+/// How far the reporting proxy may be ahead of the node beside ATS, in sessions.
+const AHEAD: u64 = 60_000;
+/// The rate that is asked for, and how many sessions come at it.
+const INCOMING_PER_SECOND: u64 = 50_000;
+const INCOMING: u64 = 500_000;
+const IDLE_FOR: Duration = Duration::from_secs(5);
+/// Clients that shake hands one after the other, all at once.
+const CLIENTS: usize = 4;
+const PAIRS: usize = 8;
+const ROUND: Duration = Duration::from_secs(4);
+/// Of each round, before anything is counted.
+const LEAD: Duration = Duration::from_millis(300);
+
+/// One ATS with the plugin beside a node of a farm of three, and one without.
+pub fn run(broker: &Broker, report: &mut Report) {
+    let mut setup = FarmSetup::new(3, &broker.uri());
+    setup.proxies = Proxies::None;
+    setup.log = "info".to_owned();
+    setup.sessions = "max_bytes = \"1GiB\"".to_owned();
+    let farm = Farm::start_in_step(&setup);
+    let certificate = Certificate::self_signed_p256("farm.test");
+    let socket = farm.hosts[0].daemon.home().join("ats.sock");
+    let plugin = format!("{} --socket={}\n", built("libresumed_ats.so").display(), socket.display());
+    let mut with = Ats::start(&farm.dir().join("with"), &setup_of(&certificate, &plugin));
+    farm.hosts[0].daemon.wait_for_metric("resumed_proxies_connected", |proxies| proxies == 1.0);
+    replica(&farm, &with, report);
+    warm_up(&farm, &mut with, report);
+    let without = Ats::start(&farm.dir().join("without"), &setup_of(&certificate, ""));
+    handshakes(&with, &without, report);
+}
+
+fn setup_of(certificate: &Certificate, plugin: &str) -> AtsSetup {
+    let mut setup = AtsSetup::new(certificate, format!("{plugin}stats_over_http.so"));
+    setup.manager = false;
+    // Otherwise statistics are five seconds old.
+    setup.records.push("CONFIG proxy.config.raw_stat_sync_interval_ms INT 500".to_owned());
+    setup
+}
+
+fn pid(ats: &Ats) -> u32 {
+    ats.server_pid().as_raw().cast_unsigned()
+}
+
+/// A million sessions from another node's proxy, the first of them at the rate that is asked for.
+fn replica(farm: &Farm, ats: &Ats, report: &mut Report) {
+    let idle = {
+        let (start, before) = (Instant::now(), cpu_seconds(pid(ats)));
+        thread::sleep(IDLE_FOR);
+        (cpu_seconds(pid(ats)) - before) / start.elapsed().as_secs_f64()
+    };
+    report.add("ats_idle_cpu_percent_of_a_core", idle * 100.0);
+    let resident = resident_bytes(ats.server_pid());
+    let (start, before) = (Instant::now(), cpu_seconds(pid(ats)));
+    let mut reporter = Reporter::beside(farm, 1);
+    let took = reporter.report_to(INCOMING, Some(INCOMING_PER_SECOND));
+    wait_for_replicas(ats, INCOMING);
+    let used = cpu_seconds(pid(ats)) - before - idle * start.elapsed().as_secs_f64();
+    let each = used / INCOMING as f64;
+    report.add("ats_incoming_offered_per_second", INCOMING as f64 / took.as_secs_f64());
+    report.add("ats_incoming_cpu_microseconds", each * 1e6);
+    report.add("ats_incoming_core_percent", each * INCOMING_PER_SECOND as f64 * 100.0);
+
+    reporter.report_to(SESSIONS, None);
+    wait_for_replicas(ats, SESSIONS);
+    let content = (SESSIONS * (ID_BYTES + SESSION_BYTES as u64)) as f64;
+    report.add("ats_memory_ratio", (resident_bytes(ats.server_pid()) - resident) / content);
+}
+
+/// ATS restarts beside a node that has a million sessions.
+fn warm_up(farm: &Farm, ats: &mut Ats, report: &mut Report) {
+    ats.stop();
+    farm.hosts[0].daemon.wait_for_metric("resumed_proxies_connected", |proxies| proxies == 0.0);
+    let start = Instant::now();
+    ats.launch();
+    ats.wait_until_serving();
+    wait_for_replicas(ats, SESSIONS);
+    report.add("ats_warm_up_seconds", start.elapsed().as_secs_f64());
+}
+
+/// A proxy that reports sessions to its node.
+struct Reporter<'a> {
+    farm: &'a Farm,
+    stream: std::os::unix::net::UnixStream,
+    sample: Sample,
+    clock: SystemClock,
+    sent: u64,
+}
+
+impl<'a> Reporter<'a> {
+    fn beside(farm: &'a Farm, host: usize) -> Self {
+        let stream = proxy::connect(&farm.hosts[host].daemon.home().join("ats.sock"), false);
+        Self { farm, stream, sample: Sample::make(), clock: SystemClock::start(), sent: 0 }
+    }
+
+    /// Goes on until `count` were sent, as fast as the first host's node takes them, or as `per_second` says. Returns how long
+    /// that took.
+    fn report_to(&mut self, count: u64, per_second: Option<u64>) -> Duration {
+        let (start, first) = (Instant::now(), self.sent);
+        while self.sent < count {
+            let held = || self.farm.hosts[0].daemon.metric("resumed_cache_entries") as u64;
+            // Asked once in a while only: what it costs the node, it costs ATS's machine.
+            if self.sent % (AHEAD / 2) < REPORTED_AT_ONCE {
+                while self.sent > held() + AHEAD {
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
+            if let Some(per_second) = per_second {
+                let due = Duration::from_secs_f64((self.sent - first) as f64 / per_second as f64);
+                thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+            let numbers = self.sent..(self.sent + REPORTED_AT_ONCE).min(count);
+            self.sent = numbers.end;
+            let wall = self.clock.now().wall;
+            let message = proxy::report(numbers.map(|number| self.sample.session(number, wall)).collect());
+            self.stream.write_all(&message).expect("the daemon reads");
+        }
+        start.elapsed()
+    }
+}
+
+fn wait_for_replicas(ats: &Ats, count: u64) {
+    let start = Instant::now();
+    loop {
+        let replicas = statistics(ats.address()).get("plugin.resumed.replicas").copied().unwrap_or(0);
+        if replicas >= count {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{replicas} of {count} sessions are in ATS's replica");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Rounds with and without the plugin in turn, and the times of the hook in those with it.
+fn handshakes(with: &Ats, without: &Ats, report: &mut Report) {
+    for ats in [with, without] {
+        round(ats);
+    }
+    let before = hook_times(with);
+    let mut ratios = Vec::new();
+    let mut rates = [0.0; 2];
+    for pair in 0..PAIRS {
+        // What a first round does to the caches of the machine, it does to both in turn.
+        let measured = if pair % 2 == 0 {
+            let first = round(with);
+            [first, round(without)]
+        } else {
+            let first = round(without);
+            [round(with), first]
+        };
+        ratios.push(measured[0] / measured[1]);
+        for (rate, measured) in rates.iter_mut().zip(measured) {
+            *rate += measured / PAIRS as f64;
+        }
+    }
+    ratios.sort_by(f64::total_cmp);
+    report.add("ats_handshakes_per_cpu_second", rates[0]);
+    report.add("ats_handshakes_without_per_cpu_second", rates[1]);
+    report.add("ats_handshake_ratio", (ratios[(PAIRS - 1) / 2] + ratios[PAIRS / 2]) / 2.0);
+    report.add("ats_handshake_least_ratio", ratios[0]);
+    report.add("ats_handshake_most_ratio", ratios[PAIRS - 1]);
+    let calls: Vec<_> = hook_times(with).iter().zip(before).map(|(now, before)| (now.0, now.1 - before.1)).collect();
+    report.add("ats_hook_calls", calls.last().map_or(0.0, |(_, calls)| *calls as f64));
+    report.add("ats_hook_p50_nanoseconds", quantile(&calls, 0.5));
+    report.add("ats_hook_p99_nanoseconds", quantile(&calls, 0.99));
+}
+
+/// Full handshakes for each second of CPU that `traffic_server` used, with as many clients as keep it busy.
+fn round(ats: &Ats) -> f64 {
+    let (over, made) = (AtomicBool::new(false), AtomicU64::new(0));
+    let context = client();
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let mut stream = connect(&context, ats.address());
+                    assert!(!stream.ssl().session_reused(), "a full handshake");
+                    made.fetch_add(1, Ordering::Relaxed);
+                    // In good order: an abrupt end would have OpenSSL drop the session.
+                    let _closed = stream.shutdown();
+                    let _end = stream.read_to_end(&mut Vec::new());
+                }
+            });
+        }
+        let look = || (made.load(Ordering::Relaxed), cpu_seconds(pid(ats)));
+        thread::sleep(LEAD);
+        let before = look();
+        thread::sleep(ROUND);
+        let after = look();
+        over.store(true, Ordering::Relaxed);
+        (after.0 - before.0) as f64 / (after.1 - before.1)
+    })
+}
+
+/// A client of TLS 1.2 that never resumes and takes no ticket.
+fn client() -> SslContext {
+    let mut context = SslContext::builder(SslMethod::tls_client()).expect("a context");
+    context.set_max_proto_version(Some(SslVersion::TLS1_2)).expect("a version");
+    context.set_options(SslOptions::NO_TICKET);
+    context.set_verify(SslVerifyMode::NONE);
+    context.set_session_cache_mode(SslSessionCacheMode::OFF);
+    context.build()
+}
+
+fn connect(context: &SslContext, server: SocketAddr) -> SslStream<TcpStream> {
+    let tcp = TcpStream::connect(server).expect("ATS takes connections");
+    tcp.set_nodelay(true).expect("a TCP socket");
+    let mut ssl = Ssl::new(context).expect("TLS");
+    ssl.set_hostname("farm.test").expect("a name");
+    ssl.connect(tcp).expect("a handshake")
+}
+
+/// The plugin's statistics, as ATS shows them to whoever asks.
+fn statistics(server: SocketAddr) -> BTreeMap<String, u64> {
+    let mut stream = connect(&client(), server);
+    stream.write_all(b"GET /_stats HTTP/1.0\r\nHost: farm.test\r\n\r\n").expect("ATS reads");
+    let mut answer = Vec::new();
+    let _abrupt_end = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    let values = answer.lines().filter_map(|line| line.trim().trim_end_matches(',').split_once(": "));
+    let plugins = values.filter(|(name, _)| name.starts_with("\"plugin.resumed."));
+    plugins.filter_map(|(name, value)| Some((unquoted(name), unquoted(value).parse().ok()?))).collect()
+}
+
+fn unquoted(text: &str) -> String {
+    text.trim_matches('"').to_owned()
+}
+
+/// How many calls of the hook took at most so many nanoseconds, shortest first.
+fn hook_times(ats: &Ats) -> Vec<(f64, u64)> {
+    // What was counted a moment ago is shown within a second, and so is what is shown.
+    thread::sleep(Duration::from_millis(2_500));
+    let mut times: Vec<_> = statistics(ats.address())
+        .into_iter()
+        .filter_map(|(name, calls)| {
+            let bound = name.strip_prefix("plugin.resumed.hook_ns.")?;
+            Some((if bound == "inf" { f64::INFINITY } else { bound.parse().ok()? }, calls))
+        })
+        .collect();
+    times.sort_by(|one, other| one.0.total_cmp(&other.0));
+    times
+}
+
+/// As Prometheus reckons: within a bucket the calls lie evenly; what is beyond the last bound is shown as that.
+fn quantile(calls: &[(f64, u64)], share: f64) -> f64 {
+    let rank = calls.last().map_or(0.0, |(_, all)| *all as f64) * share;
+    let mut below = (0.0, 0);
+    for (bound, calls) in calls {
+        if *calls as f64 >= rank && bound.is_finite() {
+            let within = (rank - below.1 as f64) / (calls - below.1).max(1) as f64;
+            return below.0 + (bound - below.0) * within;
+        }
+        if bound.is_finite() {
+            below = (*bound, *calls);
+        }
+    }
+    below.0
+}
