@@ -12,6 +12,7 @@ mod gate;
 mod hook_times;
 pub mod lane;
 mod link;
+mod pace;
 mod plugin;
 pub mod proto;
 pub mod queue;

@@ -12,6 +12,7 @@ use crate::api::{self, Api, Level, OpensslSession, Statistic, say};
 use crate::gate::Gate;
 use crate::hook_times::{BOUNDS, HookTimes};
 use crate::lane::Lane;
+use crate::pace::Pace;
 use crate::proto;
 use crate::queue::Queue;
 use crate::quiet::Quiet;
@@ -46,6 +47,7 @@ pub struct Plugin {
     pub warnings: Vec<String>,
     pub queue: Queue,
     pub lane: Lane,
+    pub pace: Pace,
     pub replica: Replica,
     pub mailbox: Mailbox,
     pub counters: Counters,
@@ -96,6 +98,7 @@ impl Plugin {
             warnings,
             queue: Queue::new(QUEUE_ENTRIES, QUEUE_BYTES),
             lane: Lane::default(),
+            pace: Pace::new(Instant::now()),
             replica: Replica::new(REPLICA_BYTES),
             mailbox: Mailbox::default(),
             counters: Counters::default(),
@@ -265,7 +268,7 @@ impl Plugin {
     fn report(&self, id: &SessionId, session: Bytes) {
         let id = Bytes::copy_from_slice(id.as_bytes());
         let entry = proto::Session { id, session, at: wall_ms() };
-        if self.lane.send_now(&entry, &self.queue) {
+        if self.pace.goes_alone(Instant::now()) && self.lane.send_now(&entry, &self.queue) {
             self.counters.queued.fetch_add(1, Ordering::Relaxed);
             return;
         }

@@ -20,10 +20,8 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use openssl::asn1::Asn1Time;
 use openssl::bn::{BigNum, MsbOption};
-use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
-use openssl::nid::Nid;
-use openssl::pkey::{PKey, Private};
+use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
 use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509Builder, X509NameBuilder};
@@ -43,16 +41,7 @@ pub struct Certificate {
 impl Certificate {
     /// A fresh self-signed RSA certificate for `name`.
     pub fn self_signed(name: &str) -> Self {
-        Self::with_key(name, &PKey::from_rsa(Rsa::generate(2048).expect("an RSA key")).expect("a private key"))
-    }
-
-    /// A fresh self-signed ECDSA P-256 certificate for `name`: a handshake costs its server the least.
-    pub fn self_signed_p256(name: &str) -> Self {
-        let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("P-256");
-        Self::with_key(name, &PKey::from_ec_key(EcKey::generate(&curve).expect("a P-256 key")).expect("a private key"))
-    }
-
-    fn with_key(name: &str, key: &PKey<Private>) -> Self {
+        let key = PKey::from_rsa(Rsa::generate(2048).expect("an RSA key")).expect("a private key");
         let mut subject = X509NameBuilder::new().expect("a name");
         subject.append_entry_by_text("CN", name).expect("a common name");
         let subject = subject.build();
@@ -63,12 +52,12 @@ impl Certificate {
         builder.set_serial_number(&serial.to_asn1_integer().expect("a serial number")).expect("a serial number");
         builder.set_subject_name(&subject).expect("a subject");
         builder.set_issuer_name(&subject).expect("an issuer");
-        builder.set_pubkey(key).expect("a public key");
+        builder.set_pubkey(&key).expect("a public key");
         builder.set_not_before(&Asn1Time::days_from_now(0).expect("a time")).expect("a start");
         builder.set_not_after(&Asn1Time::days_from_now(30).expect("a time")).expect("an end");
         let names = SubjectAlternativeName::new().dns(name).build(&builder.x509v3_context(None, None));
         builder.append_extension(names.expect("an alternative name")).expect("an extension");
-        builder.sign(key, MessageDigest::sha256()).expect("a signature");
+        builder.sign(&key, MessageDigest::sha256()).expect("a signature");
         Self { pem: builder.build().to_pem().expect("PEM"), key: key.private_key_to_pem_pkcs8().expect("PEM") }
     }
 }

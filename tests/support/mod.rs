@@ -1,6 +1,7 @@
 //! Whole farms on one machine: private brokers, private proxies, and the daemon as it is installed.
 
 pub mod ats;
+pub mod authority;
 pub mod broker;
 pub mod browser;
 pub mod farm;
