@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -145,6 +146,7 @@ fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Qui
     let mut frame = BytesMut::new();
     loop {
         let mut length = [0; 4];
+        wait_for_news(stream)?;
         stream.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length) as usize;
         if length > MAX_FRAME_BYTES {
@@ -182,6 +184,20 @@ fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Qui
             frame = BytesMut::new();
         }
     }
+}
+
+/// Waits until there is something to read. A reader that waits in recv(2) is woken whenever the daemon reads, too: on a Unix socket
+/// both kinds of waiting are one, and poll(2) alone tells them apart.
+fn wait_for_news(stream: &UnixStream) -> io::Result<()> {
+    let mut socket = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, alive during the call, of a descriptor that is open as long as `stream` is borrowed.
+    while unsafe { libc::poll(&raw mut socket, 1, -1) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// The buffer of a message, for the next one. Ticket keys and sessions have been in it.

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use openssl::ssl::{Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion};
 use resumed::clock::SystemClock;
 
@@ -32,10 +34,10 @@ const INCOMING: u64 = 500_000;
 const IDLE_FOR: Duration = Duration::from_secs(5);
 /// Clients that shake hands one after the other, all at once.
 const CLIENTS: usize = 4;
-const PAIRS: usize = 8;
-const ROUND: Duration = Duration::from_secs(4);
+const PAIRS: usize = 50;
+const ROUND: Duration = Duration::from_millis(500);
 /// Of each round, before anything is counted.
-const LEAD: Duration = Duration::from_millis(300);
+const LEAD: Duration = Duration::from_millis(100);
 
 /// One ATS with the plugin beside a node of a farm of three, and one without.
 pub fn run(broker: &Broker, report: &mut Report) {
@@ -52,7 +54,14 @@ pub fn run(broker: &Broker, report: &mut Report) {
     replica(&farm, &with, report);
     warm_up(&farm, &mut with, report);
     let without = Ats::start(&farm.dir().join("without"), &setup_of(&certificate, ""));
-    handshakes(&with, &without, report);
+    // The first core is the host's, for ATS and its daemon. Clients, broker and other nodes would be on other machines.
+    let cores = Cores::of_this_process();
+    let daemon = |index: usize| farm.hosts[index].daemon.pid().as_raw().cast_unsigned();
+    [pid(&with), pid(&without), daemon(0)].iter().for_each(|process| put(*process, &cores.host));
+    let broker = broker.pid().expect("it runs");
+    [broker, daemon(1), daemon(2)].iter().for_each(|process| put(*process, &cores.elsewhere));
+    handshakes(&with, &without, &cores, report);
+    put(broker, &cores.all);
 }
 
 /// ECDSA P-256, for its handshakes cost least, with its chain: otherwise OpenSSL looks through the system's authorities for one
@@ -165,47 +174,50 @@ fn wait_for_replicas(ats: &Ats, count: u64) {
     }
 }
 
-/// Rounds with and without the plugin in turn, and the times of the hook in those with it.
-fn handshakes(with: &Ats, without: &Ats, report: &mut Report) {
+/// Rounds with and without the plugin in turn, short ones, for whatever else the machine does to hit both; and the times of the hook
+/// in those with it.
+fn handshakes(with: &Ats, without: &Ats, cores: &Cores, report: &mut Report) {
     for ats in [with, without] {
-        round(ats);
+        round(ats, cores, 10 * LEAD);
     }
     let before = hook_times(with);
-    let mut ratios = Vec::new();
-    let mut rates = [0.0; 2];
-    for pair in 0..PAIRS {
-        // What a first round does to the caches of the machine, it does to both in turn.
-        let measured = if pair % 2 == 0 {
-            let first = round(with);
-            [first, round(without)]
-        } else {
-            let first = round(without);
-            [round(with), first]
-        };
-        ratios.push(measured[0] / measured[1]);
-        for (rate, measured) in rates.iter_mut().zip(measured) {
-            *rate += measured / PAIRS as f64;
-        }
+    let mut rounds = [Vec::new(), Vec::new()];
+    for pair in 0..2 * PAIRS {
+        // The second round of a pair is the first of the other order: with, without, without, with.
+        let which = usize::from(matches!(pair % 4, 1 | 2));
+        rounds[which].push(round([with, without][which], cores, ROUND));
     }
+    let per_cpu_second = |which: usize| {
+        let (made, seconds) = rounds[which].iter().fold((0.0, 0.0), |sum, round| (sum.0 + round.0, sum.1 + round.1));
+        made / seconds
+    };
+    let rate = |round: &(f64, f64)| round.0 / round.1;
+    let mut ratios: Vec<f64> =
+        rounds[0].iter().zip(&rounds[1]).map(|(with, without)| rate(with) / rate(without)).collect();
     ratios.sort_by(f64::total_cmp);
-    report.add("ats_handshakes_per_cpu_second", rates[0]);
-    report.add("ats_handshakes_without_per_cpu_second", rates[1]);
+    report.add("ats_handshakes_per_cpu_second", per_cpu_second(0));
+    report.add("ats_handshakes_without_per_cpu_second", per_cpu_second(1));
     report.add("ats_handshake_ratio", (ratios[(PAIRS - 1) / 2] + ratios[PAIRS / 2]) / 2.0);
+    report.add("ats_handshake_lower_quartile_ratio", ratios[PAIRS / 4]);
+    report.add("ats_handshake_upper_quartile_ratio", ratios[PAIRS * 3 / 4]);
     report.add("ats_handshake_least_ratio", ratios[0]);
     report.add("ats_handshake_most_ratio", ratios[PAIRS - 1]);
+    let busy = rounds[0].iter().map(|round| round.1).sum::<f64>() / (PAIRS as f64 * ROUND.as_secs_f64());
+    report.add("ats_handshake_load_percent", busy * 100.0);
     let calls: Vec<_> = hook_times(with).iter().zip(before).map(|(now, before)| (now.0, now.1 - before.1)).collect();
     report.add("ats_hook_calls", calls.last().map_or(0.0, |(_, calls)| *calls as f64));
     report.add("ats_hook_p50_nanoseconds", quantile(&calls, 0.5));
     report.add("ats_hook_p99_nanoseconds", quantile(&calls, 0.99));
 }
 
-/// Full handshakes for each second of CPU that `traffic_server` used, with as many clients as keep it busy.
-fn round(ats: &Ats) -> f64 {
+/// Full handshakes, and the seconds of CPU that `traffic_server` used for them.
+fn round(ats: &Ats, cores: &Cores, lasting: Duration) -> (f64, f64) {
     let (over, made) = (AtomicBool::new(false), AtomicU64::new(0));
     let context = client();
     thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
+                sched_setaffinity(Pid::from_raw(0), &cores.elsewhere).expect("cores of this process");
                 while !over.load(Ordering::Relaxed) {
                     let mut stream = connect(&context, ats.address());
                     assert!(!stream.ssl().session_reused(), "a full handshake");
@@ -216,14 +228,64 @@ fn round(ats: &Ats) -> f64 {
                 }
             });
         }
-        let look = || (made.load(Ordering::Relaxed), cpu_seconds(pid(ats)));
+        let look = || (made.load(Ordering::Relaxed), exact_cpu_seconds(pid(ats)));
         thread::sleep(LEAD);
         let before = look();
-        thread::sleep(ROUND);
+        thread::sleep(lasting);
         let after = look();
         over.store(true, Ordering::Relaxed);
-        (after.0 - before.0) as f64 / (after.1 - before.1)
+        ((after.0 - before.0) as f64, after.1 - before.1)
     })
+}
+
+/// CPU that the threads of a process have used which it still has: to the nanosecond.
+fn exact_cpu_seconds(pid: u32) -> f64 {
+    let used = |thread: i32| {
+        let text = fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|used| used.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    threads(pid).into_iter().map(used).sum::<f64>() / 1e9
+}
+
+fn threads(pid: u32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The cores of this process: all, the first of them, and the others, if there are any.
+struct Cores {
+    all: CpuSet,
+    host: CpuSet,
+    elsewhere: CpuSet,
+}
+
+impl Cores {
+    fn of_this_process() -> Self {
+        let all = sched_getaffinity(Pid::from_raw(0)).expect("the cores of this process");
+        let mut ours: Vec<usize> = (0..CpuSet::count()).filter(|core| all.is_set(*core).unwrap_or(false)).collect();
+        let first = ours.remove(0);
+        let host = set_of(&[first]);
+        let elsewhere = if ours.is_empty() { host } else { set_of(&ours) };
+        Self { all, host, elsewhere }
+    }
+}
+
+fn set_of(cores: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    for core in cores {
+        set.set(*core).expect("the number of a core");
+    }
+    set
+}
+
+/// Puts a process, with all its threads and all below it, onto `cores`.
+fn put(pid: u32, cores: &CpuSet) {
+    for thread in threads(pid) {
+        // It may have ended since.
+        let _put = sched_setaffinity(Pid::from_raw(thread), cores);
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
+        children.split_whitespace().filter_map(|child| child.parse().ok()).for_each(|child| put(child, cores));
+    }
 }
 
 /// A client of TLS 1.2 that never resumes and takes no ticket.
