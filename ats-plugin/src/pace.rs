@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a report waits at most under load.
-pub const COLLECT_EVERY: Duration = Duration::from_millis(4);
-const WINDOW: Duration = Duration::from_millis(20);
+pub const COLLECT_EVERY: Duration = Duration::from_millis(10);
+const WINDOW: Duration = Duration::from_millis(40);
 /// More reports within a window than go by themselves: 500 a second.
-const MANY: u64 = 10;
+const MANY: u64 = 20;
 /// As few within a window go by themselves again: 200 a second.
-const FEW: u64 = 4;
+const FEW: u64 = 8;
 
 /// What it is to be now.
 pub struct Pace {
@@ -84,12 +84,12 @@ mod tests {
     fn many_are_collected_until_they_are_few_again() {
         let start = Instant::now();
         let pace = Pace::new(start);
-        let alone = (0..20).filter(|_| pace.goes_alone(start)).count();
+        let alone = (0..30).filter(|_| pace.goes_alone(start)).count();
         assert_eq!((alone as u64, pace.collects()), (MANY, true));
         let mut now = start;
         for _ in 0..1_000 {
             now += COLLECT_EVERY;
-            pace.collected(4, now);
+            pace.collected(10, now);
             assert!(pace.collects() && !pace.goes_alone(now));
         }
         let mut turns = 0;
