@@ -36,32 +36,69 @@ const IDLE_FOR: Duration = Duration::from_secs(5);
 const CLIENTS: usize = 4;
 const PAIRS: usize = 50;
 const ROUND: Duration = Duration::from_millis(500);
+const HOOK_FOR: Duration = Duration::from_secs(15);
 /// Of each round, before anything is counted.
 const LEAD: Duration = Duration::from_millis(100);
 
-/// One ATS with the plugin beside a node of a farm of three, and one without.
+/// One ATS with the plugin beside a node of a farm of three, and one without: in a farm that has only what this load makes, then in
+/// one that has a million sessions.
 pub fn run(broker: &Broker, report: &mut Report) {
-    let mut setup = FarmSetup::new(3, &broker.uri());
-    setup.proxies = Proxies::None;
-    setup.log = "info".to_owned();
-    setup.sessions = "max_bytes = \"1GiB\"".to_owned();
-    let farm = Farm::start_in_step(&setup);
-    let certificate = certificate(&farm);
-    let socket = farm.hosts[0].daemon.home().join("ats.sock");
-    let plugin = format!("{} --socket={}\n", built("libresumed_ats.so").display(), socket.display());
-    let mut with = Ats::start(&farm.dir().join("with"), &setup_of(&certificate, &plugin));
-    farm.hosts[0].daemon.wait_for_metric("resumed_proxies_connected", |proxies| proxies == 1.0);
-    replica(&farm, &with, report);
-    warm_up(&farm, &mut with, report);
-    let without = Ats::start(&farm.dir().join("without"), &setup_of(&certificate, ""));
-    // The first core is the host's, for ATS and its daemon. Clients, broker and other nodes would be on other machines.
-    let cores = Cores::of_this_process();
-    let daemon = |index: usize| farm.hosts[index].daemon.pid().as_raw().cast_unsigned();
-    [pid(&with), pid(&without), daemon(0)].iter().for_each(|process| put(*process, &cores.host));
-    let broker = broker.pid().expect("it runs");
-    [broker, daemon(1), daemon(2)].iter().for_each(|process| put(*process, &cores.elsewhere));
-    handshakes(&with, &without, &cores, report);
-    put(broker, &cores.all);
+    let host = Host::start(broker);
+    host.keep_apart(broker, |cores| {
+        let ratios = handshakes(&host.with, &host.without, cores, PAIRS, report);
+        report.add("ats_handshake_ratio", at_share(&ratios, 0.5));
+        report.add("ats_handshake_lower_quartile_ratio", at_share(&ratios, 0.25));
+        report.add("ats_handshake_upper_quartile_ratio", at_share(&ratios, 0.75));
+        report.add("ats_handshake_least_ratio", at_share(&ratios, 0.0));
+        report.add("ats_handshake_most_ratio", at_share(&ratios, 1.0));
+        hook(&host.with, cores, report);
+    });
+    drop(host);
+    let mut host = Host::start(broker);
+    replica(&host.farm, &host.with, report);
+    warm_up(&host.farm, &mut host.with, report);
+    host.keep_apart(broker, |cores| {
+        // All three nodes have them, on this one machine.
+        let ratios = handshakes(&host.with, &host.without, cores, PAIRS / 2, &mut Report::default());
+        report.add("ats_million_handshake_ratio", at_share(&ratios, 0.5));
+    });
+}
+
+/// A host of a farm of three, with the proxies that are compared.
+struct Host {
+    // In the order in which they go: the folder of all is the farm's.
+    with: Ats,
+    without: Ats,
+    farm: Farm,
+}
+
+impl Host {
+    fn start(broker: &Broker) -> Self {
+        let mut setup = FarmSetup::new(3, &broker.uri());
+        setup.proxies = Proxies::None;
+        setup.log = "info".to_owned();
+        setup.sessions = "max_bytes = \"1GiB\"".to_owned();
+        let farm = Farm::start_in_step(&setup);
+        let certificate = certificate(&farm);
+        let socket = farm.hosts[0].daemon.home().join("ats.sock");
+        let plugin = format!("{} --socket={}\n", built("libresumed_ats.so").display(), socket.display());
+        let with = Ats::start(&farm.dir().join("with"), &setup_of(&certificate, &plugin));
+        farm.hosts[0].daemon.wait_for_metric("resumed_proxies_connected", |proxies| proxies == 1.0);
+        let without = Ats::start(&farm.dir().join("without"), &setup_of(&certificate, ""));
+        Self { with, without, farm }
+    }
+
+    /// While `work` is done the first core is the host's, for ATS and its daemon: clients, broker and other nodes would be on other
+    /// machines.
+    fn keep_apart(&self, broker: &Broker, work: impl FnOnce(&Cores)) {
+        let cores = Cores::of_this_process();
+        let daemon = |index: usize| self.farm.hosts[index].daemon.pid().as_raw().cast_unsigned();
+        [pid(&self.with), pid(&self.without), daemon(0)].iter().for_each(|process| put(*process, &cores.host));
+        let broker = broker.pid().expect("it runs");
+        [broker, daemon(1), daemon(2)].iter().for_each(|process| put(*process, &cores.elsewhere));
+        work(&cores);
+        put(broker, &cores.all);
+    }
 }
 
 /// ECDSA P-256, for its handshakes cost least, with its chain: otherwise OpenSSL looks through the system's authorities for one
@@ -174,37 +211,40 @@ fn wait_for_replicas(ats: &Ats, count: u64) {
     }
 }
 
-/// Rounds with and without the plugin in turn, short ones, for whatever else the machine does to hit both; and the times of the hook
-/// in those with it.
-fn handshakes(with: &Ats, without: &Ats, cores: &Cores, report: &mut Report) {
+/// Rounds with and without the plugin in turn, short ones, for whatever else the machine does to hit both. Returns the ratio of each
+/// pair, least first.
+fn handshakes(with: &Ats, without: &Ats, cores: &Cores, pairs: usize, report: &mut Report) -> Vec<f64> {
     for ats in [with, without] {
         round(ats, cores, 10 * LEAD);
     }
-    let before = hook_times(with);
     let mut rounds = [Vec::new(), Vec::new()];
-    for pair in 0..2 * PAIRS {
-        // The second round of a pair is the first of the other order: with, without, without, with.
-        let which = usize::from(matches!(pair % 4, 1 | 2));
+    for turn in 0..2 * pairs {
+        // With, without, without, with: neither always comes first.
+        let which = usize::from(matches!(turn % 4, 1 | 2));
         rounds[which].push(round([with, without][which], cores, ROUND));
     }
-    let per_cpu_second = |which: usize| {
-        let (made, seconds) = rounds[which].iter().fold((0.0, 0.0), |sum, round| (sum.0 + round.0, sum.1 + round.1));
-        made / seconds
-    };
+    for (name, rounds) in ["ats_handshakes", "ats_handshakes_without"].iter().zip(&rounds) {
+        let (made, used) = rounds.iter().fold((0.0, 0.0), |sum, round| (sum.0 + round.0, sum.1 + round.1));
+        report.add(&format!("{name}_per_cpu_second"), made / used);
+        report.add(&format!("{name}_per_second"), made / (rounds.len() as f64 * ROUND.as_secs_f64()));
+    }
     let rate = |round: &(f64, f64)| round.0 / round.1;
     let mut ratios: Vec<f64> =
         rounds[0].iter().zip(&rounds[1]).map(|(with, without)| rate(with) / rate(without)).collect();
     ratios.sort_by(f64::total_cmp);
-    report.add("ats_handshakes_per_cpu_second", per_cpu_second(0));
-    report.add("ats_handshakes_without_per_cpu_second", per_cpu_second(1));
-    report.add("ats_handshake_ratio", (ratios[(PAIRS - 1) / 2] + ratios[PAIRS / 2]) / 2.0);
-    report.add("ats_handshake_lower_quartile_ratio", ratios[PAIRS / 4]);
-    report.add("ats_handshake_upper_quartile_ratio", ratios[PAIRS * 3 / 4]);
-    report.add("ats_handshake_least_ratio", ratios[0]);
-    report.add("ats_handshake_most_ratio", ratios[PAIRS - 1]);
-    let busy = rounds[0].iter().map(|round| round.1).sum::<f64>() / (PAIRS as f64 * ROUND.as_secs_f64());
-    report.add("ats_handshake_load_percent", busy * 100.0);
-    let calls: Vec<_> = hook_times(with).iter().zip(before).map(|(now, before)| (now.0, now.1 - before.1)).collect();
+    ratios
+}
+
+/// What stands at that share of a sorted list.
+fn at_share(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
+/// How long the hook takes under steady load.
+fn hook(ats: &Ats, cores: &Cores, report: &mut Report) {
+    let before = hook_times(ats);
+    round(ats, cores, HOOK_FOR);
+    let calls: Vec<_> = hook_times(ats).iter().zip(before).map(|(now, before)| (now.0, now.1 - before.1)).collect();
     report.add("ats_hook_calls", calls.last().map_or(0.0, |(_, calls)| *calls as f64));
     report.add("ats_hook_p50_nanoseconds", quantile(&calls, 0.5));
     report.add("ats_hook_p99_nanoseconds", quantile(&calls, 0.99));
