@@ -34,34 +34,24 @@ const INCOMING: u64 = 500_000;
 const IDLE_FOR: Duration = Duration::from_secs(5);
 /// Clients that shake hands one after the other, all at once.
 const CLIENTS: usize = 4;
-const PAIRS: usize = 50;
+/// How often both servers are started anew, and how many pairs of rounds follow each time.
+const PROCESSES: usize = 10;
+const PAIRS: usize = 6;
+/// Of the handshakes that there can be.
+const SHARE_OF_MOST: f64 = 0.75;
 const ROUND: Duration = Duration::from_millis(500);
 const HOOK_FOR: Duration = Duration::from_secs(15);
 /// Of each round, before anything is counted.
 const LEAD: Duration = Duration::from_millis(100);
 
-/// One ATS with the plugin beside a node of a farm of three, and one without: in a farm that has only what this load makes, then in
-/// one that has a million sessions.
+/// One ATS with the plugin beside a node of a farm of three, and one without.
 pub fn run(broker: &Broker, report: &mut Report) {
-    let host = Host::start(broker);
-    host.keep_apart(broker, |cores| {
-        let ratios = handshakes(&host.with, &host.without, cores, PAIRS, report);
-        report.add("ats_handshake_ratio", at_share(&ratios, 0.5));
-        report.add("ats_handshake_lower_quartile_ratio", at_share(&ratios, 0.25));
-        report.add("ats_handshake_upper_quartile_ratio", at_share(&ratios, 0.75));
-        report.add("ats_handshake_least_ratio", at_share(&ratios, 0.0));
-        report.add("ats_handshake_most_ratio", at_share(&ratios, 1.0));
-        hook(&host.with, cores, report);
-    });
+    let mut host = Host::start(broker);
+    handshakes(&mut host, broker, report);
     drop(host);
     let mut host = Host::start(broker);
     replica(&host.farm, &host.with, report);
     warm_up(&host.farm, &mut host.with, report);
-    host.keep_apart(broker, |cores| {
-        // All three nodes have them, on this one machine.
-        let ratios = handshakes(&host.with, &host.without, cores, PAIRS / 2, &mut Report::default());
-        report.add("ats_million_handshake_ratio", at_share(&ratios, 0.5));
-    });
 }
 
 /// A host of a farm of three, with the proxies that are compared.
@@ -88,16 +78,21 @@ impl Host {
         Self { with, without, farm }
     }
 
-    /// While `work` is done the first core is the host's, for ATS and its daemon: clients, broker and other nodes would be on other
-    /// machines.
-    fn keep_apart(&self, broker: &Broker, work: impl FnOnce(&Cores)) {
-        let cores = Cores::of_this_process();
+    /// The first core becomes the host's, for ATS and its daemon: clients, broker and other nodes would be on other machines.
+    fn keep_apart(&self, broker: &Broker, cores: &Cores) {
         let daemon = |index: usize| self.farm.hosts[index].daemon.pid().as_raw().cast_unsigned();
         [pid(&self.with), pid(&self.without), daemon(0)].iter().for_each(|process| put(*process, &cores.host));
         let broker = broker.pid().expect("it runs");
         [broker, daemon(1), daemon(2)].iter().for_each(|process| put(*process, &cores.elsewhere));
-        work(&cores);
-        put(broker, &cores.all);
+    }
+
+    /// New processes, in either order.
+    fn restart_proxies(&mut self, with_first: bool) {
+        let Self { with, without, farm } = self;
+        for ats in if with_first { [with, without] } else { [without, with] } {
+            ats.restart();
+        }
+        farm.hosts[0].daemon.wait_for_metric("resumed_proxies_connected", |proxies| proxies == 1.0);
     }
 }
 
@@ -211,28 +206,49 @@ fn wait_for_replicas(ats: &Ats, count: u64) {
     }
 }
 
-/// Rounds with and without the plugin in turn, short ones, for whatever else the machine does to hit both. Returns the ratio of each
-/// pair, least first.
-fn handshakes(with: &Ats, without: &Ats, cores: &Cores, pairs: usize, report: &mut Report) -> Vec<f64> {
-    for ats in [with, without] {
-        round(ats, cores, 10 * LEAD);
+/// Rounds with and without the plugin in turn, short ones, for whatever else the machine does to hit both; and again with other
+/// processes, because one and the same program is a few percent faster or slower by where its memory happens to lie.
+fn handshakes(host: &mut Host, broker: &Broker, report: &mut Report) {
+    let cores = Cores::of_this_process();
+    let mut ratios = Vec::new();
+    let mut sums = [(0.0, 0.0); 2];
+    let mut pace = None;
+    for process in 0..PROCESSES {
+        if process > 0 {
+            host.restart_proxies(process % 2 == 0);
+        }
+        host.keep_apart(broker, &cores);
+        let both = [&host.with, &host.without];
+        // The same rate for both: ATS takes more CPU for a handshake when it has less to do, and beside the farm clients have less.
+        let most = both.map(|ats| round(ats, &cores, 5 * LEAD, None).0 / (5 * LEAD).as_secs_f64());
+        let rate = *pace.get_or_insert(most[0].min(most[1]) * SHARE_OF_MOST);
+        let mut rounds = [Vec::new(), Vec::new()];
+        for turn in 0..2 * PAIRS {
+            // With, without, without, with: neither always comes first.
+            let which = usize::from(matches!(turn % 4, 1 | 2));
+            let (made, used) = round(both[which], &cores, ROUND, Some(rate));
+            rounds[which].push(made / used);
+            sums[which] = (sums[which].0 + made, sums[which].1 + used);
+        }
+        let mut pairs: Vec<f64> = rounds[0].iter().zip(&rounds[1]).map(|(with, without)| with / without).collect();
+        pairs.sort_by(f64::total_cmp);
+        ratios.push((at_share(&pairs, 0.0), at_share(&pairs, 0.5), at_share(&pairs, 1.0)));
     }
-    let mut rounds = [Vec::new(), Vec::new()];
-    for turn in 0..2 * pairs {
-        // With, without, without, with: neither always comes first.
-        let which = usize::from(matches!(turn % 4, 1 | 2));
-        rounds[which].push(round([with, without][which], cores, ROUND));
-    }
-    for (name, rounds) in ["ats_handshakes", "ats_handshakes_without"].iter().zip(&rounds) {
-        let (made, used) = rounds.iter().fold((0.0, 0.0), |sum, round| (sum.0 + round.0, sum.1 + round.1));
-        report.add(&format!("{name}_per_cpu_second"), made / used);
-        report.add(&format!("{name}_per_second"), made / (rounds.len() as f64 * ROUND.as_secs_f64()));
-    }
-    let rate = |round: &(f64, f64)| round.0 / round.1;
-    let mut ratios: Vec<f64> =
-        rounds[0].iter().zip(&rounds[1]).map(|(with, without)| rate(with) / rate(without)).collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios
+    hook(&host.with, &cores, report);
+    put(broker.pid().expect("it runs"), &cores.all);
+    report.add("ats_handshakes_per_cpu_second", sums[0].0 / sums[0].1);
+    report.add("ats_handshakes_without_per_cpu_second", sums[1].0 / sums[1].1);
+    let all = (PROCESSES * PAIRS) as f64 * ROUND.as_secs_f64();
+    report.add("ats_handshakes_per_second", sums[0].0 / all);
+    report.add("ats_handshakes_load_percent_of_a_core", sums[0].1 / all * 100.0);
+    let mut medians: Vec<f64> = ratios.iter().map(|(_, median, _)| *median).collect();
+    medians.sort_by(f64::total_cmp);
+    let middle = (at_share(&medians, 0.5) + medians[(PROCESSES - 1) / 2]) / 2.0;
+    report.add("ats_handshake_ratio", middle);
+    report.add("ats_handshake_least_of_processes_ratio", medians[0]);
+    report.add("ats_handshake_most_of_processes_ratio", medians[PROCESSES - 1]);
+    report.add("ats_handshake_least_ratio", ratios.iter().map(|pair| pair.0).fold(f64::INFINITY, f64::min));
+    report.add("ats_handshake_most_ratio", ratios.iter().map(|pair| pair.2).fold(0.0, f64::max));
 }
 
 /// What stands at that share of a sorted list.
@@ -243,22 +259,28 @@ fn at_share(sorted: &[f64], share: f64) -> f64 {
 /// How long the hook takes under steady load.
 fn hook(ats: &Ats, cores: &Cores, report: &mut Report) {
     let before = hook_times(ats);
-    round(ats, cores, HOOK_FOR);
+    round(ats, cores, HOOK_FOR, None);
     let calls: Vec<_> = hook_times(ats).iter().zip(before).map(|(now, before)| (now.0, now.1 - before.1)).collect();
     report.add("ats_hook_calls", calls.last().map_or(0.0, |(_, calls)| *calls as f64));
     report.add("ats_hook_p50_nanoseconds", quantile(&calls, 0.5));
     report.add("ats_hook_p99_nanoseconds", quantile(&calls, 0.99));
 }
 
-/// Full handshakes, and the seconds of CPU that `traffic_server` used for them.
-fn round(ats: &Ats, cores: &Cores, lasting: Duration) -> (f64, f64) {
+/// Full handshakes, at `per_second` or as many as there can be, and the seconds of CPU that `traffic_server` used for them.
+fn round(ats: &Ats, cores: &Cores, lasting: Duration, per_second: Option<f64>) -> (f64, f64) {
     let (over, made) = (AtomicBool::new(false), AtomicU64::new(0));
     let context = client();
     thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
                 sched_setaffinity(Pid::from_raw(0), &cores.elsewhere).expect("cores of this process");
+                let start = Instant::now();
+                let mut due = Duration::ZERO;
                 while !over.load(Ordering::Relaxed) {
+                    if let Some(per_second) = per_second {
+                        thread::sleep(due.saturating_sub(start.elapsed()));
+                        due += Duration::from_secs_f64(CLIENTS as f64 / per_second);
+                    }
                     let mut stream = connect(&context, ats.address());
                     assert!(!stream.ssl().session_reused(), "a full handshake");
                     made.fetch_add(1, Ordering::Relaxed);
