@@ -371,7 +371,9 @@ fn the_plugins_counters_are_ats_statistics() {
     while !client.visit(b, Some(&made.session)).expect("a handshake").resumed {
         assert!(start.elapsed() < PATIENCE);
     }
-    for (ats, name) in [(0, "queued"), (1, "inserted"), (1, "replicas"), (1, "replica_bytes"), (1, "connected")] {
+    for (ats, name) in
+        [(0, "queued"), (0, "hook_ns.inf"), (1, "inserted"), (1, "replicas"), (1, "replica_bytes"), (1, "connected")]
+    {
         let name = format!("plugin.resumed.{name}");
         let start = Instant::now();
         while pair.ats[ats].metric(&name).is_none_or(|value| value < 1) {
