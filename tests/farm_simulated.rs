@@ -753,6 +753,7 @@ fn seeds_that_found_something_pass() {
         ("an announcement that waited behind another", 1_078),
         ("a node that was away for as long as a key lives", 3_017),
         ("a node that counts as connected late, for its keys settle slowly", 4_355),
+        ("a rotation while the broker took no messages", 8_864),
         ("a revocation that went with the keys of a clock that was wrong", 10_977),
     ];
     for (what, seed) in found {

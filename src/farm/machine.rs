@@ -1175,7 +1175,7 @@ impl Farm {
             self.report_at = now.mono;
             self.announce_now(now);
             self.out.push(Action::Reply { id, reply: Reply::Revoked { floor, sessions_from } });
-        } else if self.is_leader() && !(ask == Ask::Status && self.gathers(now)) {
+        } else if self.is_leader() && !self.must_wait(ask, now) {
             let answer = self.decide(ask, self.held.ring().highest_generation(), id, now);
             let leader = self.settings.node.clone();
             self.reply(id, leader, answer);
@@ -1198,8 +1198,8 @@ impl Farm {
             return; // the asker tries again, and then says that nobody answered
         }
         self.drop_faulty(now);
-        if matches!(request.kind, Some(proto::request::Kind::Status(_))) && self.gathers(now) {
-            return; // likewise: half a table would make missing nodes look like none
+        if request.kind.as_ref().is_some_and(|kind| self.must_wait(Ask::of(kind), now)) {
+            return; // likewise
         }
         let answer = match &request.kind {
             Some(kind) => self.decide(Ask::of(kind), request.highest_generation, request.id, now),
@@ -1212,6 +1212,16 @@ impl Farm {
         let answer = proto::Answer { leader: self.settings.node.clone(), ..answer };
         for part in in_parts(answer, now.wall) {
             self.send(Route::Inbox(request.inbox.clone()), Kind::Answer(part));
+        }
+    }
+
+    /// Whether this leader cannot do that just now: half a table would make missing nodes look like none, and a key that the
+    /// broker does not take from anybody would seal before anybody else has it.
+    fn must_wait(&self, ask: Ask, now: Now) -> bool {
+        match ask {
+            Ask::Status => self.gathers(now),
+            Ask::Rotate => self.blocked,
+            Ask::Revoke { .. } | Ask::RevokeLocal { .. } => false,
         }
     }
 
