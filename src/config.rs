@@ -121,7 +121,7 @@ pub struct SessionsSettings {
     /// The largest session in bytes: 256 B to `batch_bytes`. Default 16 KiB.
     pub max_session_bytes: u64,
     /// How many bytes of sessions travel in one message at most: 1 KiB to 512 KiB, so that with its headers it stays
-    /// below an envelope's 1 MiB. Default 32 KiB.
+    /// below an envelope's 1 MiB. Default 96 KiB.
     pub batch_bytes: u64,
 }
 
@@ -441,7 +441,7 @@ fn read_sessions(reader: &mut Reader) -> SessionsSettings {
         ),
         max_bytes: reader.size("sessions.max_bytes", 256 * MIB, MIB..=MIB * MIB),
         max_session_bytes: reader.size("sessions.max_session_bytes", 16 * KIB, 256..=512 * KIB),
-        batch_bytes: reader.size("sessions.batch_bytes", 32 * KIB, KIB..=512 * KIB),
+        batch_bytes: reader.size("sessions.batch_bytes", 96 * KIB, KIB..=512 * KIB),
     }
 }
 
@@ -627,7 +627,7 @@ mod tests {
         assert_eq!(settings.sessions.removals, RemovalPolicy::Replicate);
         assert_eq!(settings.sessions.max_bytes, 268_435_456);
         assert_eq!(settings.sessions.max_session_bytes, 16_384);
-        assert_eq!(settings.sessions.batch_bytes, 32_768);
+        assert_eq!(settings.sessions.batch_bytes, 98_304);
         assert_eq!(settings.ats.socket, Path::new("/run/resumed/ats.sock"));
         assert_eq!(settings.ats.users, ["trafficserver"]);
         assert_eq!(settings.control.group.as_deref(), Some("resumed"));

@@ -48,9 +48,16 @@ fn federate(broker: &Broker, wire: &Wire, farm: &str) {
     let uri = format!("amqp://federation:hunter2@{}/%2f?heartbeat=2", wire.address());
     let upstream =
         format!(r#"{{"uri":"{uri}","max-hops":1,"message-ttl":{TTL},"expires":3600000,"reconnect-delay":1}}"#);
-    broker.ctl(&["set_parameter", "federation-upstream", "other", &upstream]);
+    broker.ctl(&["set_parameter", "federation-upstream", "resumed-other", &upstream]);
     let keys = format!(r"^resumed\.{farm}\.keys$");
-    broker.ctl(&["set_policy", "--apply-to", "exchanges", "keys", &keys, r#"{"federation-upstream":"other"}"#]);
+    broker.ctl(&[
+        "set_policy",
+        "--apply-to",
+        "exchanges",
+        "resumed-keys",
+        &keys,
+        r#"{"federation-upstream-set":"all"}"#,
+    ]);
 }
 
 impl Sites {

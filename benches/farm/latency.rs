@@ -66,7 +66,7 @@ pub fn node_settings(name: &str, farm: &str) -> NodeSettings {
         removals: Removals::Replicate,
         max_bytes: 256 << 20,
         max_session_bytes: 16 << 10,
-        batch_bytes: 32 << 10,
+        batch_bytes: 96 << 10,
     }
 }
 

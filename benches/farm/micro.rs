@@ -31,8 +31,8 @@ use crate::report::Report;
 use crate::samples::Sample;
 
 const ROUTE: &str = "resumed.test.sessions.default";
-/// A full batch: 32 KiB.
-const BATCH_SESSIONS: u64 = 130;
+/// A full batch: 96 KiB.
+const BATCH_SESSIONS: u64 = 390;
 /// Sessions that a cache or replica holds while one more is looked at.
 const HELD: u64 = 100_000;
 

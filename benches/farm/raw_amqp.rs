@@ -87,7 +87,8 @@ pub fn rate(uri: &str, messages: usize, bytes: usize, consumers: usize) -> f64 {
     })
 }
 
-/// From publish to consume, `per_second` messages of `bytes` bytes for `lasting`, to one consumer on a connection of its own.
+/// From publish to consume, `per_second` messages of `bytes` bytes for `lasting`, to one consumer on a connection of its own, by
+/// a fanout exchange that brings each back to its sender as well: the way of a session in a pod of two.
 /// With `hops`, each message travels over a Unix socket before and after as well.
 pub fn latency(uri: &str, per_second: u32, bytes: usize, lasting: Duration, hops: bool) -> Percentiles {
     runtime().block_on(async {
@@ -95,6 +96,9 @@ pub fn latency(uri: &str, per_second: u32, bytes: usize, lasting: Duration, hops
         fanout(&sender, "raw.latency").await;
         let (_receiving, receiver) = channel(uri).await;
         let mut feed = consumer(&receiver, "raw.latency").await;
+        // What a node publishes comes back to it, too.
+        let mut echo = consumer(&sender, "raw.latency").await;
+        tokio::spawn(async move { while echo.next().await.is_some() {} });
         let origin = Instant::now();
         let (mut first_hop, mut entry) = tokio::net::UnixStream::pair().expect("a socket pair");
         let (mut exit, mut last_hop) = tokio::net::UnixStream::pair().expect("a socket pair");

@@ -20,17 +20,47 @@ const AHEAD: u64 = 60_000;
 const RAW_MESSAGES: usize = 200_000;
 const RAW_BYTES: usize = 256;
 const RECEIVERS: usize = 3;
+const ROUNDS: usize = 3;
 
-/// Sessions of [`SESSION_BYTES`] from one node until they are in the caches of three, beside raw AMQP.
-pub fn run(broker: &Broker, report: &mut Report) {
-    let raw = raw_amqp::rate(&broker.uri(), RAW_MESSAGES, RAW_BYTES, RECEIVERS);
-    report.add("raw_amqp_messages_per_second", raw);
-    let ours = sessions(broker, report);
-    report.add("session_throughput_per_second", ours);
-    report.add("session_throughput_ratio", ours / raw);
+/// One round: both rates, and the CPU that a session took.
+struct Round {
+    raw: f64,
+    sessions: f64,
+    cpu_seconds: [f64; 3],
 }
 
-fn sessions(broker: &Broker, report: &mut Report) -> f64 {
+impl Round {
+    fn ratio(&self) -> f64 {
+        self.sessions / self.raw
+    }
+}
+
+/// Sessions of [`SESSION_BYTES`] from one node until they are in the caches of three, right after raw AMQP; and again. The round
+/// in the middle counts: a machine that others use, too, may do more for one half of a round than for the other.
+pub fn run(broker: &Broker, report: &mut Report) {
+    let round = |_| {
+        let raw = raw_amqp::rate(&broker.uri(), RAW_MESSAGES, RAW_BYTES, RECEIVERS);
+        let (sessions, cpu_seconds) = sessions(broker);
+        let round = Round { raw, sessions, cpu_seconds };
+        eprintln!("  {:.0} messages, {:.0} sessions a second: {:.1} times", raw, sessions, round.ratio());
+        round
+    };
+    let mut rounds: Vec<Round> = (0..ROUNDS).map(round).collect();
+    rounds.sort_by(|one, other| one.ratio().total_cmp(&other.ratio()));
+    let middle = &rounds[ROUNDS / 2];
+    report.add("raw_amqp_messages_per_second", middle.raw);
+    report.add("session_throughput_per_second", middle.sessions);
+    report.add("session_throughput_ratio", middle.ratio());
+    report.add("session_throughput_least_ratio", rounds[0].ratio());
+    report.add("session_throughput_most_ratio", rounds[ROUNDS - 1].ratio());
+    for (name, seconds) in ["sender", "receiver", "broker"].iter().zip(middle.cpu_seconds) {
+        report.add(&format!("session_{name}_cpu_microseconds"), seconds / SESSIONS as f64 * 1e6);
+    }
+    report.add("session_bytes", SESSION_BYTES as f64);
+}
+
+/// Sessions a second, and the CPU that all of them took: of the sender, of a receiver, of the broker.
+fn sessions(broker: &Broker) -> (f64, [f64; 3]) {
     let mut setup = FarmSetup::new(1 + RECEIVERS, &broker.uri());
     setup.proxies = Proxies::None;
     setup.log = "info".to_owned();
@@ -68,12 +98,8 @@ fn sessions(broker: &Broker, report: &mut Report) -> f64 {
     }
     let took = start.elapsed().as_secs_f64();
     let after = cpu_seconds(&farm, broker);
-    for (name, (before, after)) in ["sender", "receiver", "broker"].iter().zip(before.iter().zip(&after)) {
-        let each = (after - before) / SESSIONS as f64 * 1e6;
-        report.add(&format!("session_{name}_cpu_microseconds"), each);
-    }
-    report.add("session_bytes", SESSION_BYTES as f64);
-    SESSIONS as f64 / took
+    let used = [0, 1, 2].map(|place| after[place] - before[place]);
+    (SESSIONS as f64 / took, used)
 }
 
 /// CPU that was used so far: by the sending node, by the receiving ones on average, by the broker.

@@ -136,7 +136,7 @@ fn node_settings(index: usize) -> NodeSettings {
         removals: Removals::Replicate,
         max_bytes: 16 << 20,
         max_session_bytes: 16 << 10,
-        batch_bytes: 32 << 10,
+        batch_bytes: 96 << 10,
     }
 }
 

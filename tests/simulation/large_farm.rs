@@ -108,10 +108,10 @@ impl LargeFarm {
             let mut boot_id = [0; 16];
             boot_id[..8].copy_from_slice(&(index as u64).to_be_bytes());
             let keys = KeySettings {
-                interval: Duration::from_secs(60 * 60),
+                interval: Duration::from_secs(8 * 60 * 60),
                 keep: 3,
-                settle: Duration::from_secs(10),
-                max_seal_age: Duration::from_secs(3 * 60 * 60),
+                settle: Duration::from_secs(2),
+                max_seal_age: Duration::from_secs(24 * 60 * 60),
                 max_clock_offset: Duration::from_secs(300),
             };
             let settings = FarmSettings {
