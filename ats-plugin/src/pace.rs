@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a report waits at most under load.
-pub const COLLECT_EVERY: Duration = Duration::from_millis(10);
-const WINDOW: Duration = Duration::from_millis(40);
-/// More reports within a window than go by themselves: 500 a second.
-const MANY: u64 = 20;
-/// As few within a window go by themselves again: 200 a second.
-const FEW: u64 = 8;
+pub const COLLECT_EVERY: Duration = Duration::from_millis(20);
+/// More reports than [`MANY`] within such a time do not go by themselves: 200 a second.
+const RISE: Duration = Duration::from_millis(40);
+const MANY: u64 = 8;
+/// At most [`FEW`] within such a time go by themselves again: 100 a second. Longer, for load comes in gusts.
+const FALL: Duration = Duration::from_millis(400);
+const FEW: u64 = 40;
 
 /// What it is to be now.
 pub struct Pace {
@@ -40,12 +41,15 @@ impl Pace {
         if self.collects() {
             return false;
         }
-        let window = self.window_of(now);
+        let window = self.window_of(now, RISE);
         if self.window.swap(window, Ordering::Relaxed) != window {
             self.count.store(0, Ordering::Relaxed);
         }
         let alone = self.count.fetch_add(1, Ordering::Relaxed) < MANY;
         if !alone {
+            self.window.store(self.window_of(now, FALL), Ordering::Relaxed);
+            // The time that has begun already does not count as a quiet one.
+            self.count.store(FEW + 1, Ordering::Relaxed);
             self.collects.store(true, Ordering::Relaxed);
         }
         alone
@@ -56,7 +60,7 @@ impl Pace {
         if !self.collects() {
             return;
         }
-        let window = self.window_of(now);
+        let window = self.window_of(now, FALL);
         if self.window.swap(window, Ordering::Relaxed) == window {
             self.count.fetch_add(reports, Ordering::Relaxed);
         } else if self.count.swap(reports, Ordering::Relaxed) <= FEW {
@@ -64,8 +68,9 @@ impl Pace {
         }
     }
 
-    fn window_of(&self, now: Instant) -> u64 {
-        (now.saturating_duration_since(self.start).as_micros() / WINDOW.as_micros()) as u64
+    /// The number of the stretch of this length that `now` is in.
+    fn window_of(&self, now: Instant, length: Duration) -> u64 {
+        (now.saturating_duration_since(self.start).as_micros() / length.as_micros()) as u64
     }
 }
 
@@ -77,7 +82,7 @@ mod tests {
     fn few_reports_go_by_themselves_for_ever() {
         let start = Instant::now();
         let pace = Pace::new(start);
-        assert!((0..10_000).all(|number| pace.goes_alone(start + Duration::from_millis(3) * number)));
+        assert!((0..10_000).all(|number| pace.goes_alone(start + Duration::from_millis(6) * number)));
     }
 
     #[test]
@@ -98,7 +103,22 @@ mod tests {
             pace.collected(0, now);
             turns += 1;
         }
-        assert!((2..=10).contains(&turns), "after {turns} turns without any");
+        assert!((20..=42).contains(&turns), "after {turns} turns without any");
         assert!(pace.goes_alone(now));
+    }
+
+    #[test]
+    fn a_pause_within_load_wakes_nobody() {
+        let start = Instant::now();
+        let pace = Pace::new(start);
+        while pace.goes_alone(start) {}
+        let mut now = start;
+        for _ in 0..20 {
+            for reports in [20, 20, 20, 0, 0, 0] {
+                now += COLLECT_EVERY;
+                pace.collected(reports, now);
+                assert!(pace.collects());
+            }
+        }
     }
 }

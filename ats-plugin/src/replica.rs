@@ -1,7 +1,7 @@
 //! The sessions that came from the farm, kept until a client brings one back.
 //!
-//! Entries stand one after the other in chunks of memory, oldest chunk first, with an index of eight bytes a session:
-//! a session costs little more than its own bytes, and the oldest go first when the bound is reached. Sixty-four shards,
+//! Entries stand one after the other in chunks of memory, oldest chunk first, with an index of twelve bytes a session, the
+//! hash among them, so that a growing index does not look at every session again. A session costs little more than its own bytes, and the oldest go first when the bound is reached. Sixty-four shards,
 //! each with a lock of its own, keep ATS's threads and the one that fills the replica out of each other's way.
 
 use std::collections::VecDeque;
@@ -34,19 +34,19 @@ impl Replica {
     /// Keeps a session until `expires` (seconds since the epoch), in place of an older one of that ID. Sessions of more
     /// than 16 KiB are not kept; whoever calls has refused them before.
     pub fn insert(&self, id: &SessionId, der: &[u8], expires: u64) {
-        let hash = self.hasher.hash_one(id.as_bytes());
+        let hash = hash_of(&self.hasher, id.as_bytes());
         self.shard(hash).insert(hash, id, der, expires, &self.hasher);
     }
 
     /// Forgets a session.
     pub fn remove(&self, id: &SessionId) {
-        let hash = self.hasher.hash_one(id.as_bytes());
+        let hash = hash_of(&self.hasher, id.as_bytes());
         self.shard(hash).remove(hash, id);
     }
 
     /// Copies an unexpired session's DER into `into` and returns its length; none if it is not there or does not fit.
     pub fn copy(&self, id: &SessionId, now: u64, into: &mut [u8]) -> Option<usize> {
-        let hash = self.hasher.hash_one(id.as_bytes());
+        let hash = hash_of(&self.hasher, id.as_bytes());
         let shard = self.shard(hash);
         let entry = shard.entry(*shard.find(hash, id)?);
         if u64::from(entry.expires) <= now {
@@ -72,10 +72,20 @@ impl Replica {
         })
     }
 
-    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
-        // The table inside uses the lowest and the highest bits.
-        lock(&self.shards[(hash >> 32) as usize % SHARDS])
+    fn shard(&self, hash: u32) -> MutexGuard<'_, Shard> {
+        // The table inside uses the lowest bits, and the highest seven.
+        lock(&self.shards[(hash >> 19) as usize % SHARDS])
     }
+}
+
+/// Keyed, so that nobody can choose IDs that collide.
+fn hash_of(hasher: &RandomState, id: &[u8]) -> u32 {
+    hasher.hash_one(id) as u32
+}
+
+/// The hash as a table wants it, which uses the lowest bits and the highest ones.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
 }
 
 /// A panic under the lock leaves at worst a session unfound.
@@ -88,6 +98,7 @@ struct Place {
     /// Counted over the shard's life, modulo 2³².
     chunk: u32,
     offset: u32,
+    hash: u32,
 }
 
 struct Chunk {
@@ -118,7 +129,7 @@ impl Shard {
         Self { index: HashTable::new(), chunks: VecDeque::new(), first: 0, allocated: 0, max_chunks }
     }
 
-    fn insert(&mut self, hash: u64, id: &SessionId, der: &[u8], expires: u64, hasher: &RandomState) {
+    fn insert(&mut self, hash: u32, id: &SessionId, der: &[u8], expires: u64, hasher: &RandomState) {
         let expires = u32::try_from(expires).unwrap_or(u32::MAX);
         let len = HEADER_BYTES + id.as_bytes().len() + der.len();
         let Ok(der_len) = u16::try_from(der.len()) else { return };
@@ -142,7 +153,7 @@ impl Shard {
             chunk.bytes.reserve_exact(CHUNK_BYTES);
             self.allocated += 1;
         }
-        let place = Place { chunk: number, offset: chunk.bytes.len() as u32 };
+        let place = Place { chunk: number, offset: chunk.bytes.len() as u32, hash };
         chunk.bytes.extend_from_slice(&expires.to_be_bytes());
         chunk.bytes.push(id.as_bytes().len() as u8);
         chunk.bytes.extend_from_slice(&der_len.to_be_bytes());
@@ -150,15 +161,15 @@ impl Shard {
         chunk.bytes.extend_from_slice(der);
         chunk.live += 1;
         chunk.last_expiry = chunk.last_expiry.max(expires);
-        let Self { index, chunks, first, .. } = self;
-        index.insert_unique(hash, place, |place| hasher.hash_one(entry_at(chunks, *first, *place).id));
+        self.index.insert_unique(spread(hash), place, |place| spread(place.hash));
     }
 
-    fn remove(&mut self, hash: u64, id: &SessionId) {
+    fn remove(&mut self, hash: u32, id: &SessionId) {
         let Self { index, chunks, first, .. } = self;
-        let Ok(found) = index.find_entry(hash, |place| entry_at(chunks, *first, *place).id == id.as_bytes()) else {
-            return;
+        let is_it = |place: &Place| {
+            place.hash == hash && entry_at(chunks, *first, place.chunk, place.offset).id == id.as_bytes()
         };
+        let Ok(found) = index.find_entry(spread(hash), is_it) else { return };
         let (place, _) = found.remove();
         let at = place.chunk.wrapping_sub(self.first) as usize;
         self.chunks[at].live -= 1;
@@ -167,12 +178,12 @@ impl Shard {
         }
     }
 
-    fn find(&self, hash: u64, id: &SessionId) -> Option<&Place> {
-        self.index.find(hash, |place| self.entry(*place).id == id.as_bytes())
+    fn find(&self, hash: u32, id: &SessionId) -> Option<&Place> {
+        self.index.find(spread(hash), |place| place.hash == hash && self.entry(*place).id == id.as_bytes())
     }
 
     fn entry(&self, place: Place) -> Entry<'_> {
-        entry_at(&self.chunks, self.first, place)
+        entry_at(&self.chunks, self.first, place.chunk, place.offset)
     }
 
     fn start_chunk(&mut self, hasher: &RandomState) {
@@ -190,10 +201,11 @@ impl Shard {
         let number = self.first.wrapping_add(at as u32);
         let mut offset = 0;
         while offset < self.chunks[at].bytes.len() && self.chunks[at].live > 0 {
-            let place = Place { chunk: number, offset: offset as u32 };
-            let entry = entry_at(&self.chunks, self.first, place);
-            let (hash, len) = (hasher.hash_one(entry.id), HEADER_BYTES + entry.id.len() + entry.der.len());
-            if let Ok(found) = self.index.find_entry(hash, |held| *held == place) {
+            let entry = entry_at(&self.chunks, self.first, number, offset as u32);
+            let hash = hash_of(hasher, entry.id);
+            let place = Place { chunk: number, offset: offset as u32, hash };
+            let len = HEADER_BYTES + entry.id.len() + entry.der.len();
+            if let Ok(found) = self.index.find_entry(spread(hash), |held| *held == place) {
                 found.remove();
                 self.chunks[at].live -= 1;
             }
@@ -227,15 +239,14 @@ impl Shard {
             at = (at + 1).saturating_sub(gone);
         }
         if self.index.capacity() > 1024 && self.index.len() < self.index.capacity() / 8 {
-            let Self { index, chunks, first, .. } = self;
-            index.shrink_to_fit(|place| hasher.hash_one(entry_at(chunks, *first, *place).id));
+            self.index.shrink_to_fit(|place| spread(place.hash));
         }
     }
 }
 
-/// The entry that begins at `place`, which stands in the index.
-fn entry_at(chunks: &VecDeque<Chunk>, first: u32, place: Place) -> Entry<'_> {
-    let bytes = &chunks[place.chunk.wrapping_sub(first) as usize].bytes[place.offset as usize..];
+/// The entry that begins at `offset` of the chunk of that number.
+fn entry_at(chunks: &VecDeque<Chunk>, first: u32, chunk: u32, offset: u32) -> Entry<'_> {
+    let bytes = &chunks[chunk.wrapping_sub(first) as usize].bytes[offset as usize..];
     let expires = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let (id_len, der_len) = (usize::from(bytes[4]), usize::from(u16::from_be_bytes([bytes[5], bytes[6]])));
     let (id, rest) = bytes[HEADER_BYTES..].split_at(id_len);

@@ -110,6 +110,9 @@ fn setup_of(certificate: &Certificate, plugin: &str) -> AtsSetup {
     setup.manager = false;
     // Otherwise statistics are five seconds old.
     setup.records.push("CONFIG proxy.config.raw_stat_sync_interval_ms INT 500".to_owned());
+    // A thread for each core that ATS has, see `Host::keep_apart`: more would take the core from each other in their hooks.
+    setup.records.push("CONFIG proxy.config.exec_thread.autoconfig INT 0".to_owned());
+    setup.records.push("CONFIG proxy.config.exec_thread.limit INT 1".to_owned());
     setup
 }
 
