@@ -20,7 +20,7 @@ const AHEAD: u64 = 60_000;
 const RAW_MESSAGES: usize = 200_000;
 const RAW_BYTES: usize = 256;
 const RECEIVERS: usize = 3;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// One round: both rates, and the CPU that a session took.
 struct Round {
