@@ -737,6 +737,9 @@ fn a_farm_of_thousands_costs_what_the_formula_says() {
     close("messages to the leader", seen.leader_received_per_second.0, reports + announcements);
     close("messages of the leader", seen.leader_sent_per_second.0, announcements + reports / n);
     close("deliveries", seen.delivered_per_second.0, reports + n * announcements);
+    // Neither grows with the farm.
+    assert!((200.0..260.0).contains(&seen.report_bytes), "{seen:?}");
+    assert!((400.0..520.0).contains(&seen.announcement_bytes), "{seen:?}");
     let bytes = reports * seen.report_bytes + n * announcements * seen.announcement_bytes;
     close("bytes", seen.delivered_per_second.1, bytes);
     assert_eq!(seen.status_members, nodes, "a table in parts is whole");

@@ -14,7 +14,7 @@ use zeroize::Zeroize;
 use crate::api::{Level, say};
 use crate::from_daemon::{self, FromDaemon};
 use crate::lane::{MAX_FRAME_BYTES, frame};
-use crate::pace::COLLECT_EVERY;
+use crate::pace::Next;
 use crate::plugin::{self, Plugin};
 use crate::proto::{self, Session, from_proxy};
 use crate::quiet::Quiet;
@@ -113,16 +113,20 @@ fn hello(plugin: &Plugin, mut stream: &UnixStream) -> io::Result<()> {
 fn write_all(plugin: &Plugin, over: &AtomicBool) -> io::Result<()> {
     plugin.api.thread_init();
     let mut counted: Option<Instant> = None;
+    let mut more = false;
     while !over.load(Ordering::Acquire) && !plugin.stops() {
-        if plugin.pace.collects() {
-            thread::sleep(COLLECT_EVERY);
-        } else {
-            plugin.queue.wait(COUNT_EVERY);
+        match plugin.pace.next(more) {
+            Next::Send => {}
+            Next::Collect(time) => thread::sleep(time),
+            Next::Wait => {
+                plugin.queue.wait(COUNT_EVERY);
+            }
         }
         let mut lane = plugin.lane.lock();
         let Some(sender) = lane.as_mut() else { return Ok(()) };
         sender.finish()?;
         let entries = plugin.queue.take(BATCH_BYTES);
+        more = !plugin.queue.is_empty();
         plugin.pace.collected(entries.len() as u64, Instant::now());
         if !entries.is_empty() {
             let count = entries.len() as u64;

@@ -2,16 +2,19 @@
 //!
 //! A report that goes by itself is there at once, and costs its handshake a system call that wakes the daemon: on a machine with
 //! nothing idle the daemon then runs first. Under load the hook only leaves its reports, without waking anybody, and the writing
-//! thread comes for them every [`COLLECT_EVERY`].
+//! thread comes for them whenever about [`TOGETHER`] are there, but every [`LONGEST`] at least.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a report waits at most under load.
-pub const COLLECT_EVERY: Duration = Duration::from_millis(20);
-/// More reports than [`MANY`] within such a time do not go by themselves: 200 a second.
-const RISE: Duration = Duration::from_millis(40);
-const MANY: u64 = 8;
+pub const LONGEST: Duration = Duration::from_millis(20);
+const SHORTEST: Duration = Duration::from_millis(2);
+/// So many reports at a time make what a wake-up costs small beside their handshakes.
+const TOGETHER: u64 = 8;
+/// More reports than [`MANY`] within such a time do not go by themselves: 200 a second. A few connections at once are no load.
+const RISE: Duration = Duration::from_millis(200);
+const MANY: u64 = 40;
 /// At most [`FEW`] within such a time go by themselves again: 100 a second. Longer, for load comes in gusts.
 const FALL: Duration = Duration::from_millis(400);
 const FEW: u64 = 40;
@@ -20,19 +23,39 @@ const FEW: u64 = 40;
 pub struct Pace {
     start: Instant,
     collects: AtomicBool,
-    /// The number of the window that is counted. A race of two threads of ATS miscounts by one: nothing depends on it.
+    /// The number of the stretch that is counted. Threads of ATS that meet at its end may count too little, or make collecting
+    /// end early: either only moves the moment of a change.
     window: AtomicU64,
     count: AtomicU64,
+    /// How long reports are collected now, in microseconds.
+    pause: AtomicU64,
+}
+
+/// What the writing thread does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Sends what is there.
+    Send,
+    /// Lets reports come together for this long.
+    Collect(Duration),
+    /// Waits until there is something.
+    Wait,
 }
 
 impl Pace {
     /// At first every report goes by itself.
     pub fn new(start: Instant) -> Self {
-        Self { start, collects: AtomicBool::new(false), window: AtomicU64::new(0), count: AtomicU64::new(0) }
+        Self {
+            start,
+            collects: AtomicBool::new(false),
+            window: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+            pause: AtomicU64::new(0),
+        }
     }
 
     /// Whether reports are being collected.
-    pub fn collects(&self) -> bool {
+    fn collects(&self) -> bool {
         self.collects.load(Ordering::Relaxed)
     }
 
@@ -48,11 +71,21 @@ impl Pace {
         let alone = self.count.fetch_add(1, Ordering::Relaxed) < MANY;
         if !alone {
             self.window.store(self.window_of(now, FALL), Ordering::Relaxed);
-            // The time that has begun already does not count as a quiet one.
+            // The stretch that has begun already does not count as a quiet one.
             self.count.store(FEW + 1, Ordering::Relaxed);
+            self.pause.store(micros(LONGEST), Ordering::Relaxed);
             self.collects.store(true, Ordering::Relaxed);
         }
         alone
+    }
+
+    /// What to do after reports were taken, of which there are `more`.
+    pub fn next(&self, more: bool) -> Next {
+        match (more, self.collects()) {
+            (true, _) => Next::Send,
+            (false, true) => Next::Collect(Duration::from_micros(self.pause.load(Ordering::Relaxed))),
+            (false, false) => Next::Wait,
+        }
     }
 
     /// The writing thread has taken `reports`.
@@ -60,6 +93,8 @@ impl Pace {
         if !self.collects() {
             return;
         }
+        let pause = self.pause.load(Ordering::Relaxed).saturating_mul(TOGETHER) / reports.max(1);
+        self.pause.store(pause.clamp(micros(SHORTEST), micros(LONGEST)), Ordering::Relaxed);
         let window = self.window_of(now, FALL);
         if self.window.swap(window, Ordering::Relaxed) == window {
             self.count.fetch_add(reports, Ordering::Relaxed);
@@ -70,36 +105,72 @@ impl Pace {
 
     /// The number of the stretch of this length that `now` is in.
     fn window_of(&self, now: Instant, length: Duration) -> u64 {
-        (now.saturating_duration_since(self.start).as_micros() / length.as_micros()) as u64
+        micros(now.saturating_duration_since(self.start)) / micros(length)
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn collecting(start: Instant) -> Pace {
+        let pace = Pace::new(start);
+        let alone = (0..2 * MANY).filter(|_| pace.goes_alone(start)).count();
+        assert_eq!((alone as u64, pace.collects()), (MANY, true));
+        pace
+    }
+
+    /// Collects at this rate for two seconds; how long the last reports waited at most.
+    fn waits_at(per_second: u64) -> Duration {
+        let mut now = Instant::now();
+        let pace = collecting(now);
+        let end = now + Duration::from_secs(2);
+        let mut left = 0.0;
+        loop {
+            let Next::Collect(pause) = pace.next(false) else {
+                panic!("{:?} at {per_second} a second", pace.next(false))
+            };
+            if now >= end {
+                return pause;
+            }
+            now += pause;
+            let reports = left + per_second as f64 * pause.as_secs_f64();
+            left = reports.fract();
+            pace.collected(reports as u64, now);
+        }
+    }
+
     #[test]
     fn few_reports_go_by_themselves_for_ever() {
         let start = Instant::now();
         let pace = Pace::new(start);
         assert!((0..10_000).all(|number| pace.goes_alone(start + Duration::from_millis(6) * number)));
+        assert_eq!(pace.next(false), Next::Wait);
+    }
+
+    #[test]
+    fn connections_at_once_on_a_quiet_host_go_by_themselves() {
+        let start = Instant::now();
+        let pace = Pace::new(start);
+        assert!((0..100).all(|second| (0..20).all(|_| pace.goes_alone(start + Duration::from_secs(second)))));
     }
 
     #[test]
     fn many_are_collected_until_they_are_few_again() {
-        let start = Instant::now();
-        let pace = Pace::new(start);
-        let alone = (0..30).filter(|_| pace.goes_alone(start)).count();
-        assert_eq!((alone as u64, pace.collects()), (MANY, true));
-        let mut now = start;
+        let mut now = Instant::now();
+        let pace = collecting(now);
         for _ in 0..1_000 {
-            now += COLLECT_EVERY;
+            now += LONGEST;
             pace.collected(10, now);
             assert!(pace.collects() && !pace.goes_alone(now));
         }
         let mut turns = 0;
         while pace.collects() {
-            now += COLLECT_EVERY;
+            now += LONGEST;
             pace.collected(0, now);
             turns += 1;
         }
@@ -109,16 +180,29 @@ mod tests {
 
     #[test]
     fn a_pause_within_load_wakes_nobody() {
-        let start = Instant::now();
-        let pace = Pace::new(start);
-        while pace.goes_alone(start) {}
-        let mut now = start;
+        let mut now = Instant::now();
+        let pace = collecting(now);
         for _ in 0..20 {
             for reports in [20, 20, 20, 0, 0, 0] {
-                now += COLLECT_EVERY;
+                now += LONGEST;
                 pace.collected(reports, now);
                 assert!(pace.collects());
             }
         }
+    }
+
+    #[test]
+    fn the_more_there_are_the_shorter_they_wait() {
+        assert_eq!(waits_at(150), LONGEST);
+        let at_1000 = waits_at(1_000);
+        assert!((Duration::from_millis(6)..Duration::from_millis(11)).contains(&at_1000), "{at_1000:?}");
+        assert_eq!(waits_at(100_000), SHORTEST);
+    }
+
+    #[test]
+    fn a_backlog_goes_without_pauses() {
+        let start = Instant::now();
+        assert_eq!(collecting(start).next(true), Next::Send);
+        assert_eq!(Pace::new(start).next(true), Next::Send);
     }
 }

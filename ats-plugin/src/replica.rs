@@ -1,8 +1,9 @@
 //! The sessions that came from the farm, kept until a client brings one back.
 //!
 //! Entries stand one after the other in chunks of memory, oldest chunk first, with an index of twelve bytes a session, the
-//! hash among them, so that a growing index does not look at every session again. A session costs little more than its own bytes, and the oldest go first when the bound is reached. Sixty-four shards,
-//! each with a lock of its own, keep ATS's threads and the one that fills the replica out of each other's way.
+//! hash among them, so that a growing index does not look at every session again. A session costs little more than its
+//! own bytes, and the oldest go first when the bound is reached. Sixty-four shards, each with a lock of its own, keep
+//! ATS's threads and the one that fills the replica out of each other's way.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -67,7 +68,8 @@ impl Replica {
     pub fn size(&self) -> (u64, u64) {
         self.shards.iter().fold((0, 0), |(entries, bytes), shard| {
             let shard = lock(shard);
-            let index = shard.index.capacity() * (size_of::<Place>() + 1);
+            // A table uses seven eighths of what it has.
+            let index = shard.index.capacity() / 7 * 8 * (size_of::<Place>() + 1);
             (entries + shard.index.len() as u64, bytes + (shard.allocated * CHUNK_BYTES + index) as u64)
         })
     }

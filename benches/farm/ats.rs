@@ -312,7 +312,8 @@ fn exact_cpu_seconds(pid: u32) -> f64 {
     threads(pid).into_iter().map(used).sum::<f64>() / 1e9
 }
 
-fn threads(pid: u32) -> Vec<i32> {
+/// The threads of a process.
+pub fn threads(pid: u32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }

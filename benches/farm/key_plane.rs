@@ -1,5 +1,6 @@
 //! Key planes of many nodes on one broker: how long a key takes to reach them all, what they cost, and who leads next.
 
+use std::process;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -13,9 +14,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::ats::threads;
+use crate::large_farm;
 use crate::latency::{bus, node_settings, secrets};
 use crate::memory::tree_resident_bytes;
 use crate::report::Report;
+use crate::simulated::REPORT_EVERY;
 use crate::support::broker::Broker;
 
 /// How many nodes.
@@ -23,8 +27,10 @@ pub const SIZES: [usize; 4] = [10, 30, 100, 300];
 /// Up to here a farm's beat is what it is set to, 2 s.
 const SAME_BEAT_UP_TO: usize = 200;
 const ROTATIONS: usize = 10;
-/// For how long a farm in which nothing happens is looked at: some beats.
-const QUIET_FOR: Duration = Duration::from_secs(10);
+/// For how long a farm in which nothing happens is looked at: whole beats, of 2 s and of 3 s.
+const QUIET_FOR: Duration = Duration::from_secs(12);
+/// So many beats after all have joined their reports lie as they go on lying.
+const SETTLED_AFTER: f64 = 3.0;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Each size in turn.
@@ -63,42 +69,53 @@ fn settings(index: usize, farm: &str) -> NodeSettings {
     NodeSettings { replicate: false, ..node_settings(&format!("node{index:03}"), farm) }
 }
 
-/// The node that leads first, on a thread of its own: its CPU can be told apart, and it can be gone from one moment to the next.
+/// The node that leads first, on a thread of its own beside those of its connections: its CPU can be told apart, and it can be gone
+/// from one moment to the next.
 struct First {
     thread: JoinHandle<()>,
     die: oneshot::Sender<()>,
     view: watch::Receiver<NodeView>,
-    thread_id: i32,
+    /// Threads of others, which were there before.
+    not_its: Vec<i32>,
+    /// Its own, once it leads.
+    its: Vec<i32>,
 }
 
 impl First {
     fn start(broker: &Broker, farm: &str, secrets: watch::Receiver<Arc<Secrets>>) -> Self {
         let (die, dies) = oneshot::channel();
         let (started, starts) = mpsc::channel();
+        let not_its = threads(process::id());
         let (bus, settings) = (bus(broker), settings(0, farm));
         let thread = thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let node = Node::start(settings, secrets, bus, SystemClock::start());
-                started.send((node.view.clone(), nix::unistd::gettid().as_raw())).expect("the benchmark waits");
+                started.send(node.view.clone()).expect("the benchmark waits");
                 let _sender_gone = dies.await;
             });
             // Without a farewell: its tasks and its connections go with the runtime.
             runtime.shutdown_background();
         });
-        let (view, thread_id) = starts.recv().expect("the first node starts");
-        Self { thread, die, view, thread_id }
+        let view = starts.recv().expect("the first node starts");
+        Self { thread, die, view, not_its, its: Vec::new() }
+    }
+
+    /// It is connected, and nobody else has begun.
+    fn has_begun(&mut self) {
+        self.its = threads(process::id()).into_iter().filter(|thread| !self.not_its.contains(thread)).collect();
+        assert!(self.its.len() > 1, "the node's own thread and its connections': {:?}", self.its);
     }
 
     fn cpu_seconds(&self) -> f64 {
-        crate::memory::cpu_seconds_in(&format!("/proc/self/task/{}/stat", self.thread_id))
+        self.its.iter().map(|thread| crate::memory::cpu_seconds_in(&format!("/proc/self/task/{thread}/stat"))).sum()
     }
 }
 
 fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &mut Report) {
     let runtime = Runtime::new().expect("a runtime");
     let (secrets, farm) = (secrets(), format!("nodes{nodes}"));
-    let first = First::start(broker, &farm, secrets.clone());
+    let mut first = First::start(broker, &farm, secrets.clone());
     let in_time = |what: &'static str, task: JoinSet<Duration>| {
         runtime.block_on(async {
             let all = tokio::time::timeout(PATIENCE, task.join_all()).await;
@@ -110,6 +127,7 @@ fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &m
         let leads = tokio::time::timeout(PATIENCE, view.wait_for(|view| view.leads));
         leads.await.expect("the first node leads").expect("it runs");
     });
+    first.has_begun();
     let start = Instant::now();
     let others: Vec<Node> = runtime.block_on(async {
         (1..nodes)
@@ -125,6 +143,7 @@ fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &m
     });
     report.add(&named(nodes, "join_seconds"), start.elapsed().as_secs_f64());
 
+    thread::sleep(Duration::from_secs_f64(SETTLED_AFTER * large_farm::beat(nodes, REPORT_EVERY)));
     let before = (messages(counted), broker_bytes(broker), first.cpu_seconds(), Instant::now());
     thread::sleep(QUIET_FOR);
     let seconds = before.3.elapsed().as_secs_f64();

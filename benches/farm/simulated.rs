@@ -10,7 +10,7 @@ use crate::support::broker::Broker;
 /// How many nodes.
 pub const SIZES: [usize; 3] = [300, 3_000, 10_000];
 /// The default of `node.report_every`.
-const REPORT_EVERY: Duration = Duration::from_secs(2);
+pub const REPORT_EVERY: Duration = Duration::from_secs(2);
 
 /// Each size in turn. No broker is needed.
 pub fn run(_broker: &Broker, report: &mut Report) {
