@@ -58,13 +58,19 @@ fn plots(report: &Report) -> Vec<Plot> {
         let at = |nodes: usize| Some((nodes as f64, report.get(&format!("nodes_{nodes}_{what}"))?));
         key_plane::SIZES.into_iter().filter_map(at).collect()
     };
-    let of_nodes = |file, title, y, what: &str| Plot {
-        file,
-        title,
-        x: "nodes",
-        y,
-        logarithmic: false,
-        series: vec![Series::measured("", nodes(what))],
+    let of_nodes = |file, title, y, what: &str| {
+        let fitted = |name: &str| report.get(&format!("nodes_{what}_{name}"));
+        let series = match fitted("each").zip(fitted("at_none")) {
+            Some((each, at_none)) => {
+                let points = [0.0, key_plane::largest_fitted(what)].map(|nodes| (nodes, at_none + each * nodes)).into();
+                vec![
+                    Series { label: "line fitted".to_owned(), points, is_model: true },
+                    Series::measured("measured", nodes(what)),
+                ]
+            }
+            None => vec![Series::measured("", nodes(what))],
+        };
+        Plot { file, title, x: "nodes", y, logarithmic: false, series }
     };
     let of_pods = |file, title, y, what: &str| {
         let series = pod::RATES.map(|rate| {
