@@ -2,7 +2,7 @@
 //!
 //! A report that goes by itself is there at once, and costs its handshake a system call that wakes the daemon: on a machine with
 //! nothing idle the daemon then runs first. Under load the hook only leaves its reports, without waking anybody, and the writing
-//! thread comes for them whenever about [`TOGETHER`] are there, but every [`LONGEST`] at least.
+//! thread comes for them when about [`TOGETHER`] are there, and after [`LONGEST`] at the latest.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -591,24 +591,6 @@ mod tests {
         assert!(each < 1.5 * 200.0, "{each:.1} bytes for each session of 200");
     }
 
-    #[test]
-    #[ignore = "measures the whole process: run it alone"]
-    fn a_million_sessions_of_200_bytes_take_less_than_300_mb_of_memory() {
-        fn resident() -> u64 {
-            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-            statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
-        }
-        let before = resident();
-        let mut cache = Cache::new(1 << 40);
-        for number in 0..1_000_000 {
-            cache.put(&session(number, 168, 5_000));
-        }
-        let each = (resident() - before) as f64 / 1e6;
-        println!("{each:.1} bytes of resident memory a session of 200: {:.3} times", each / 200.0);
-        println!("{} bytes counted", cache.bytes());
-        assert!(each < 300.0);
-    }
-
     proptest! {
         #[test]
         fn the_cache_is_a_queue_with_an_index(

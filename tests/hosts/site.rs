@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -117,8 +118,10 @@ impl Site {
             "apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install ansible-core openssh-client",
         );
         let root = control.root();
-        fs::copy(key, root.join("root/.ssh/id_ed25519")).expect("the key");
-        control.must("chmod 600 /root/.ssh/id_ed25519");
+        let copy = root.join("root/.ssh/id_ed25519");
+        fs::copy(key, &copy).expect("the key");
+        // ssh refuses a key that others may read.
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).expect("the key's mode");
         let copied = Command::new("cp").arg("-rL").arg(tree.join("ansible")).arg(root.join("srv/ansible")).status();
         assert!(copied.expect("cp").success(), "the playbooks are copied");
         fs::create_dir_all(root.join("srv/farm/group_vars")).expect("a folder for the inventory");
