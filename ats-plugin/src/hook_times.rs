@@ -60,7 +60,15 @@ impl HookTimes {
     }
 }
 
+impl Call<'_> {
+    /// When it began.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+}
+
 impl Drop for Call<'_> {
+    #[inline(always)]
     fn drop(&mut self) {
         self.times.count(u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }

@@ -9,9 +9,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use prost::Message;
+use zeroize::Zeroizing;
 
-use crate::proto::{self, FromProxy, Session, from_proxy};
+use crate::batch::frame_of;
+use crate::proto::{FromProxy, from_proxy};
 use crate::queue::Queue;
+use crate::report::Report;
 
 /// The largest message in either direction.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
@@ -24,13 +27,13 @@ pub struct Lane(Mutex<Option<Sender>>);
 pub struct Sender {
     stream: UnixStream,
     /// What a socket that was nearly full left of a message. Nothing else may be sent before it.
-    rest: Vec<u8>,
+    rest: Zeroizing<Vec<u8>>,
 }
 
 impl Lane {
     /// Opens the lane on a connection.
     pub fn open(&self, stream: UnixStream) {
-        *self.lock() = Some(Sender { stream, rest: Vec::new() });
+        *self.lock() = Some(Sender { stream, rest: Zeroizing::default() });
     }
 
     /// Closes it. What the hook reports from now on goes into the queue.
@@ -43,25 +46,24 @@ impl Lane {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends `entry` if that needs no waiting and nothing in `queue` is older. Returns whether it did.
-    pub fn send_now(&self, entry: &Session, queue: &Queue) -> bool {
+    /// Sends `report` if that needs no waiting and nothing in `queue` is older. Returns whether it did.
+    #[inline(never)]
+    pub fn send_now(&self, report: &Report, queue: &Queue) -> bool {
         let mut lane = match self.0.try_lock() {
             Ok(lane) => lane,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return false,
         };
         let Some(sender) = lane.as_mut().filter(|sender| sender.rest.is_empty()) else { return false };
-        // Entries leave the queue only under this lock: an empty one means that all were sent.
+        // Reports leave the queue only under this lock: an empty one means that all were sent.
         if !queue.is_empty() {
             return false;
         }
-        let Ok(frame) = frame(from_proxy::Kind::Sessions(proto::Sessions { entries: vec![entry.clone()] })) else {
-            return false;
-        };
+        let frame = frame_of(report);
         match send_without_waiting(&sender.stream, &frame) {
             Ok(sent) if sent == frame.len() => true,
             Ok(sent) if sent > 0 => {
-                sender.rest = frame[sent..].to_vec();
+                sender.rest = Zeroizing::new(frame[sent..].to_vec());
                 queue.wake();
                 true
             }
@@ -73,9 +75,9 @@ impl Lane {
 
 impl Sender {
     /// Sends a message, after what is left of the last one. Waits as long as the daemon does not read.
-    pub fn send(&mut self, kind: from_proxy::Kind) -> io::Result<()> {
+    pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.finish()?;
-        self.stream.write_all(&frame(kind)?)
+        self.stream.write_all(frame)
     }
 
     /// Sends what is left of the last message.
@@ -111,56 +113,50 @@ mod tests {
     use std::io::Read;
     use std::time::Duration;
 
-    use bytes::Bytes;
-
     use super::*;
-
-    fn entry(n: u64) -> Session {
-        Session { id: Bytes::from_static(&[1; 32]), session: Bytes::from_static(&[2; 160]), at: n }
-    }
+    use crate::report::tests::report;
 
     fn open() -> (Lane, Queue, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let lane = Lane::default();
         lane.open(ours);
-        (lane, Queue::new(1000, 1 << 20), theirs)
+        (lane, Queue::new(16), theirs)
     }
 
     fn read(daemon: &mut UnixStream) -> Vec<u64> {
-        let mut length = [0; 4];
-        daemon.read_exact(&mut length).expect("a length");
-        let mut bytes = vec![0; u32::from_be_bytes(length) as usize];
-        daemon.read_exact(&mut bytes).expect("a message");
-        let message = FromProxy::decode(&bytes[..]).expect("a message");
-        let Some(from_proxy::Kind::Sessions(sessions)) = message.kind else { panic!("{message:?}") };
-        sessions.entries.iter().map(|entry| entry.at).collect()
+        let mut frame = vec![0; 4];
+        daemon.read_exact(&mut frame).expect("a length");
+        let length = u32::from_be_bytes(frame[..4].try_into().expect("four bytes"));
+        frame.resize(4 + length as usize, 0);
+        daemon.read_exact(&mut frame[4..]).expect("a message");
+        crate::batch::tests::read(&frame).iter().map(|entry| entry.at).collect()
     }
 
     #[test]
-    fn an_entry_goes_straight_onto_an_idle_socket() {
+    fn a_report_goes_straight_onto_an_idle_socket() {
         let (lane, queue, mut daemon) = open();
-        assert!(lane.send_now(&entry(1), &queue));
+        assert!(lane.send_now(&report(1), &queue));
         assert_eq!(read(&mut daemon), [1]);
     }
 
     #[test]
     fn nothing_overtakes_the_queue_or_whoever_sends() {
         let (lane, queue, _daemon) = open();
-        queue.push(entry(1));
-        assert!(!lane.send_now(&entry(2), &queue));
-        queue.take(usize::MAX);
+        queue.push(&report(1));
+        assert!(!lane.send_now(&report(2), &queue));
+        assert!(queue.take().is_some());
         let sending = lane.lock();
-        assert!(!lane.send_now(&entry(3), &queue));
+        assert!(!lane.send_now(&report(3), &queue));
         drop(sending);
         lane.close();
-        assert!(!lane.send_now(&entry(4), &queue));
+        assert!(!lane.send_now(&report(4), &queue));
     }
 
     #[test]
     fn a_full_socket_makes_nobody_wait_and_tears_no_message() {
         let (lane, queue, mut daemon) = open();
         let mut sent = 0;
-        while lane.send_now(&entry(sent), &queue) {
+        while lane.send_now(&report(sent), &queue) {
             sent += 1;
         }
         // The last one may stand half in the socket; what is left of it goes first.
@@ -171,10 +167,9 @@ mod tests {
             }
             seen
         });
-        let entries = vec![entry(sent)];
         let mut lane = lane.lock();
         let sender = lane.as_mut().expect("the lane is open");
-        sender.send(from_proxy::Kind::Sessions(proto::Sessions { entries })).expect("the daemon reads");
+        sender.send(&frame_of(&report(sent))).expect("the daemon reads");
         assert_eq!(reader.join().expect("the reader"), (0..=sent).collect::<Vec<_>>());
         assert!(queue.wait(Duration::ZERO) || queue.is_empty());
     }
@@ -183,6 +178,6 @@ mod tests {
     fn a_daemon_that_has_gone_is_no_signal_and_no_panic() {
         let (lane, queue, daemon) = open();
         drop(daemon);
-        assert!(!lane.send_now(&entry(1), &queue));
+        assert!(!lane.send_now(&report(1), &queue));
     }
 }

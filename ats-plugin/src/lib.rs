@@ -7,17 +7,21 @@
 
 mod api;
 mod args;
+pub mod batch;
 pub mod from_daemon;
 mod gate;
 mod hook_times;
+pub mod incoming;
 pub mod lane;
 mod link;
+pub mod outgoing;
 mod pace;
 mod plugin;
 pub mod proto;
 pub mod queue;
 mod quiet;
 pub mod replica;
+pub mod report;
 pub mod session;
 mod settings;
 pub mod tickets;

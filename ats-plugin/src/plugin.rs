@@ -1,36 +1,30 @@
 //! What the hook, the connection and the ticket thread share; and what the hook does.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::api::{self, Api, Level, OpensslSession, Statistic, say};
 use crate::gate::Gate;
 use crate::hook_times::{BOUNDS, HookTimes};
-use crate::lane::Lane;
-use crate::pace::Pace;
+use crate::outgoing::Outgoing;
 use crate::proto;
-use crate::queue::Queue;
 use crate::quiet::Quiet;
 use crate::replica::Replica;
+use crate::report::Report;
 use crate::session::{LARGEST_FOR_ATS, SessionId, is_older};
 use crate::settings;
 use crate::tickets::{Mailbox, OwnKeys, RECORD_BYTES};
 use crate::timetable::Timetable;
 
-const QUEUE_ENTRIES: usize = 65_536;
-const QUEUE_BYTES: usize = 16 << 20;
 const REPLICA_BYTES: usize = 256 << 20;
 
 /// The counters of `local.proto` that events move.
 #[derive(Default)]
 pub struct Counters {
-    pub queued: AtomicU64,
-    pub dropped_full: AtomicU64,
     pub too_large_for_proxy: AtomicU64,
     pub inserted: AtomicU64,
     pub apply_errors: AtomicU64,
@@ -45,13 +39,13 @@ pub struct Plugin {
     pub api: Api,
     pub socket: PathBuf,
     pub warnings: Vec<String>,
-    pub queue: Queue,
-    pub lane: Lane,
-    pub pace: Pace,
+    pub outgoing: Outgoing,
     pub replica: Replica,
     pub mailbox: Mailbox,
     pub counters: Counters,
     hook_times: HookTimes,
+    /// How many threads are in [`Plugin::silently`].
+    silent: AtomicUsize,
     pub gate: Gate,
     /// The daemon has said welcome on a connection that still stands.
     pub connected: AtomicBool,
@@ -67,7 +61,6 @@ pub struct Plugin {
 thread_local! {
     /// This thread is changing ATS's cache for the farm: what the hook hears of it is no news.
     static SILENT: Cell<bool> = const { Cell::new(false) };
-    static DER: RefCell<Vec<u8>> = RefCell::new(vec![0; 16 * 1024]);
 }
 
 /// UTC milliseconds.
@@ -96,13 +89,12 @@ impl Plugin {
             api,
             socket,
             warnings,
-            queue: Queue::new(QUEUE_ENTRIES, QUEUE_BYTES),
-            lane: Lane::default(),
-            pace: Pace::new(Instant::now()),
+            outgoing: Outgoing::default(),
             replica: Replica::new(REPLICA_BYTES),
             mailbox: Mailbox::default(),
             counters: Counters::default(),
             hook_times: HookTimes::default(),
+            silent: AtomicUsize::new(0),
             gate: Gate::default(),
             connected: AtomicBool::new(false),
             replicate: AtomicBool::new(true),
@@ -124,7 +116,7 @@ impl Plugin {
         self.replicate.store(welcome.replicate, Ordering::Relaxed);
         self.removals.store(welcome.removals, Ordering::Relaxed);
         if !welcome.replicate {
-            self.queue.clear();
+            self.outgoing.clear();
         }
         self.connected.store(true, Ordering::Relaxed);
     }
@@ -139,8 +131,8 @@ impl Plugin {
         let (replicas, replica_bytes) = self.replica.size();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         proto::Counters {
-            queued: read(&self.counters.queued),
-            dropped_full: read(&self.counters.dropped_full),
+            queued: self.outgoing.sent(),
+            dropped_full: self.outgoing.lost(),
             too_large_for_proxy: read(&self.counters.too_large_for_proxy),
             inserted: read(&self.counters.inserted),
             replicas,
@@ -168,37 +160,46 @@ impl Plugin {
 
     /// Runs `change` such that the hook takes no notice of what it does to ATS's cache.
     pub fn silently(&self, change: impl FnOnce()) {
-        struct Heard;
+        struct Heard<'a>(&'a AtomicUsize);
         // Also if `change` panics: this thread is ATS's, and must not stay deaf.
-        impl Drop for Heard {
+        impl Drop for Heard<'_> {
             fn drop(&mut self) {
                 SILENT.set(false);
+                self.0.fetch_sub(1, Ordering::Relaxed);
             }
         }
         SILENT.set(true);
-        let _heard = Heard;
+        self.silent.fetch_add(1, Ordering::Relaxed);
+        let _heard = Heard(&self.silent);
         change();
+    }
+
+    /// Whether this thread is in [`Self::silently`]. As a rule no thread is, and then the hook does without its thread's own memory,
+    /// which is cold.
+    fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed) > 0 && SILENT.get()
     }
 
     /// The session hook, on one of ATS's network threads, inside a handshake.
     pub fn on_session(&self, event: std::ffi::c_int, id: &SessionId) {
-        if SILENT.get() {
+        if self.is_silent() {
             return;
         }
-        let _call = self.hook_times.call();
+        let call = self.hook_times.call();
         if event == api::SESSION_GET && self.flushed(id) || !self.replicate.load(Ordering::Relaxed) {
             return;
         }
         match event {
             api::SESSION_GET => self.on_get(id),
-            api::SESSION_NEW => self.on_new(id),
-            api::SESSION_REMOVE => self.on_remove(id),
+            api::SESSION_NEW => self.on_new(id, call.since()),
+            api::SESSION_REMOVE => self.on_remove(id, call.since()),
             _ => {}
         }
     }
 
     /// Whether a session that a client comes back with is from before the last flush; ATS then has it no longer. Also one that
     /// ATS made itself and its node never knew.
+    #[inline(never)]
     fn flushed(&self, id: &SessionId) -> bool {
         let from = self.sessions_from.load(Ordering::Relaxed);
         if from == 0 {
@@ -219,6 +220,7 @@ impl Plugin {
     }
 
     /// A client has come back with a session ID, and ATS is about to look for it.
+    #[inline(never)]
     fn on_get(&self, id: &SessionId) {
         let mut der = Zeroizing::new([0; LARGEST_FOR_ATS]);
         let Some(len) = self.replica.copy(id, wall_ms() / 1000, der.as_mut_slice()) else { return };
@@ -240,16 +242,14 @@ impl Plugin {
     }
 
     /// ATS has made a session.
-    fn on_new(&self, id: &SessionId) {
-        let der = DER.with_borrow_mut(|buffer| {
-            let len = self.api.session_der(id, buffer);
-            let der = buffer.get_mut(..len).filter(|der| !der.is_empty())?;
-            let copy = Bytes::copy_from_slice(der);
-            der.zeroize();
-            Some(copy)
-        });
-        match der {
-            Some(der) => self.report(id, der),
+    fn on_new(&self, id: &SessionId, now: Instant) {
+        let der = |room: &mut [u8]| match self.api.session_der(id, room) {
+            // ATS does not keep it.
+            0 => usize::MAX,
+            len => len,
+        };
+        match Report::new(id, wall_ms(), der) {
+            Some(report) => self.outgoing.report(&report, now),
             None => {
                 self.counters.too_large_for_proxy.fetch_add(1, Ordering::Relaxed);
             }
@@ -257,24 +257,14 @@ impl Plugin {
     }
 
     /// OpenSSL has dropped a session.
-    fn on_remove(&self, id: &SessionId) {
+    #[inline(never)]
+    fn on_remove(&self, id: &SessionId, now: Instant) {
         // A farm that keeps removed sessions keeps them on this host too.
         if self.removals.load(Ordering::Relaxed) {
             self.replica.remove(id);
-            self.report(id, Bytes::new());
-        }
-    }
-
-    fn report(&self, id: &SessionId, session: Bytes) {
-        let id = Bytes::copy_from_slice(id.as_bytes());
-        let entry = proto::Session { id, session, at: wall_ms() };
-        if self.pace.goes_alone(Instant::now()) && self.lane.send_now(&entry, &self.queue) {
-            self.counters.queued.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let lost = self.queue.push(entry);
-        if lost > 0 {
-            self.counters.dropped_full.fetch_add(lost, Ordering::Relaxed);
+            if let Some(removal) = Report::new(id, wall_ms(), |_| 0) {
+                self.outgoing.report(&removal, now);
+            }
         }
     }
 }

@@ -4,57 +4,58 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::proto::Session;
+use crate::batch::Batch;
+use crate::report::Report;
 
-/// Sessions and removals in the order in which ATS reported them.
+/// Empty batches that are kept for the hook: it fills the next while one is sent.
+const SPARES: usize = 1;
+
+/// Sessions and removals in the order in which the proxy reported them, in batches as they travel.
 pub struct Queue {
     state: Mutex<State>,
     news: Condvar,
-    max_entries: usize,
-    max_bytes: usize,
+    max_batches: usize,
 }
 
-#[derive(Default)]
 struct State {
-    entries: VecDeque<Session>,
-    bytes: usize,
+    /// What the hook fills now. By itself, for the hook looks at as little memory as can be.
+    last: Batch,
+    /// Those before it, full ones and what was put back.
+    full: VecDeque<Batch>,
+    /// Each is empty.
+    spares: Vec<Batch>,
     /// Somebody sleeps in [`Queue::wait`]: only then does the hook pay for waking.
     waiting: bool,
     woken: bool,
 }
 
 impl Queue {
-    /// At most `max_entries` of `max_bytes` together.
-    pub fn new(max_entries: usize, max_bytes: usize) -> Self {
-        Self { state: Mutex::default(), news: Condvar::new(), max_entries, max_bytes }
+    /// At most about `max_batches` of [`crate::batch::BATCH_BYTES`].
+    pub fn new(max_batches: usize) -> Self {
+        let spares = (0..SPARES).map(|_| Batch::new()).collect();
+        let state = State { last: Batch::new(), full: VecDeque::new(), spares, waiting: false, woken: false };
+        Self { state: Mutex::new(state), news: Condvar::new(), max_batches: max_batches.max(1) }
     }
 
-    /// Puts `entry` last. A full queue loses its oldest entries, which clients are least likely to bring back; returns
-    /// how many.
-    pub fn push(&self, entry: Session) -> u64 {
-        let mut lost = Vec::new();
-        let wake = {
+    /// Puts `report` last. A full queue loses its oldest batch, which clients are least likely to bring back; returns
+    /// how many reports were in it.
+    #[inline]
+    pub fn push(&self, report: &Report) -> u64 {
+        let (lost, wake) = {
             let mut state = self.lock();
-            state.bytes += weight(&entry);
-            state.entries.push_back(entry);
-            while state.entries.len() > self.max_entries || state.bytes > self.max_bytes {
-                let Some(oldest) = state.entries.pop_front() else { break };
-                state.bytes -= weight(&oldest);
-                lost.push(oldest);
-            }
-            std::mem::take(&mut state.waiting)
+            (state.push(report, self.max_batches), std::mem::take(&mut state.waiting))
         };
         if wake {
             self.news.notify_one();
         }
-        lost.len() as u64
+        lost
     }
 
-    /// Waits until there is an entry, until [`Queue::wake`], or for `patience`. Returns whether there is an entry.
+    /// Waits until there is something, until [`Queue::wake`], or for `patience`. Returns whether there is something.
     pub fn wait(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
-        while state.entries.is_empty() && !state.woken {
+        while state.is_empty() && !state.woken {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -64,42 +65,36 @@ impl Queue {
         }
         state.waiting = false;
         state.woken = false;
-        !state.entries.is_empty()
+        !state.is_empty()
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.lock().entries.is_empty()
+        self.lock().is_empty()
     }
 
-    /// Takes entries of up to `max_bytes` (at least one, if there is any), oldest first.
-    pub fn take(&self, max_bytes: usize) -> Vec<Session> {
-        let mut state = self.lock();
-        let (mut count, mut bytes) = (0, 0);
-        for entry in &state.entries {
-            if count > 0 && bytes + weight(entry) > max_bytes {
-                break;
-            }
-            bytes += weight(entry);
-            count += 1;
-        }
-        state.bytes -= bytes;
-        state.entries.drain(..count).collect()
+    /// Takes the oldest batch.
+    pub fn take(&self) -> Option<Batch> {
+        self.lock().take()
     }
 
-    /// Puts back what could not be sent, before everything else. Returns how many entries found no room.
-    pub fn put_back(&self, entries: Vec<Session>) -> u64 {
+    /// Takes back a batch that was sent, for the hook to fill again.
+    pub fn reuse(&self, mut batch: Batch) {
+        batch.wipe();
         let mut state = self.lock();
-        let mut lost = 0;
-        for entry in entries.into_iter().rev() {
-            if state.entries.len() >= self.max_entries || state.bytes + weight(&entry) > self.max_bytes {
-                lost += 1;
-            } else {
-                state.bytes += weight(&entry);
-                state.entries.push_front(entry);
-            }
+        if state.spares.len() < SPARES {
+            state.spares.push(batch);
         }
-        lost
+    }
+
+    /// Puts back a batch that could not be sent, before everything else. Returns how many reports found no room.
+    pub fn put_back(&self, batch: Batch) -> u64 {
+        let mut state = self.lock();
+        if state.full.len() < self.max_batches {
+            state.full.push_front(batch);
+            return 0;
+        }
+        batch.reports()
     }
 
     /// Makes a waiting [`Queue::wait`] return.
@@ -110,11 +105,9 @@ impl Queue {
 
     /// Forgets everything.
     pub fn clear(&self) {
-        let mut state = self.lock();
-        state.bytes = 0;
-        let entries = std::mem::take(&mut state.entries);
-        drop(state);
-        drop(entries);
+        while let Some(batch) = self.take() {
+            self.reuse(batch);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -122,66 +115,97 @@ impl Queue {
     }
 }
 
-/// The memory that an entry stands for: ID, DER and what surrounds them.
-fn weight(entry: &Session) -> usize {
-    entry.id.len() + entry.session.len() + 96
+impl State {
+    fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.last.is_empty()
+    }
+
+    #[inline]
+    fn push(&mut self, report: &Report, max_batches: usize) -> u64 {
+        if self.last.push(report) { 0 } else { self.push_into_next(report, max_batches) }
+    }
+
+    #[cold]
+    fn push_into_next(&mut self, report: &Report, max_batches: usize) -> u64 {
+        let oldest = if self.full.len() + 1 >= max_batches { self.full.pop_front() } else { None };
+        let lost = oldest.as_ref().map_or(0, Batch::reports);
+        let mut next = oldest.or_else(|| self.spares.pop()).unwrap_or_default();
+        next.restart();
+        next.push(report);
+        self.full.push_back(std::mem::replace(&mut self.last, next));
+        lost
+    }
+
+    fn take(&mut self) -> Option<Batch> {
+        if let Some(oldest) = self.full.pop_front() {
+            return Some(oldest);
+        }
+        (!self.last.is_empty()).then(|| std::mem::replace(&mut self.last, self.spares.pop().unwrap_or_default()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use bytes::Bytes;
-
     use super::*;
+    use crate::batch::tests::times;
+    use crate::report::tests::report;
 
-    fn entry(n: u64) -> Session {
-        Session { id: Bytes::from_static(&[1; 32]), session: Bytes::from_static(&[2; 160]), at: n }
-    }
-
-    fn order(entries: &[Session]) -> Vec<u64> {
-        entries.iter().map(|entry| entry.at).collect()
+    fn order(queue: &Queue) -> Vec<u64> {
+        std::iter::from_fn(|| queue.take()).flat_map(|mut batch| times(&mut batch)).collect()
     }
 
     #[test]
-    fn entries_leave_in_the_order_in_which_they_came() {
-        let queue = Queue::new(100, 1 << 20);
-        for n in 0..10 {
-            assert_eq!(queue.push(entry(n)), 0);
+    fn reports_leave_in_the_order_in_which_they_came() {
+        let queue = Queue::new(100);
+        for at in 0..1_000 {
+            assert_eq!(queue.push(&report(at)), 0);
         }
-        let first = queue.take(3 * weight(&entry(0)));
-        assert_eq!(order(&first), [0, 1, 2]);
+        let first = queue.take().expect("a batch");
+        assert!(first.reports() < 500, "{}", first.reports());
         assert_eq!(queue.put_back(first), 0);
-        assert_eq!(order(&queue.take(1 << 20)), (0..10).collect::<Vec<_>>());
-        assert_eq!(queue.lock().bytes, 0);
+        assert_eq!(order(&queue), (0..1_000).collect::<Vec<_>>());
+        assert!(queue.is_empty());
     }
 
     #[test]
     fn a_full_queue_loses_its_oldest_and_says_how_many() {
-        let queue = Queue::new(3, 1 << 20);
-        let lost: u64 = (0..5).map(|n| queue.push(entry(n))).sum();
-        assert_eq!(lost, 2);
-        assert_eq!(queue.put_back(vec![entry(9)]), 1);
-        assert_eq!(order(&queue.take(1 << 20)), [2, 3, 4]);
-        let queue = Queue::new(100, 2 * weight(&entry(0)));
-        assert_eq!((0..5).map(|n| queue.push(entry(n))).sum::<u64>(), 3);
+        let queue = Queue::new(2);
+        let lost: u64 = (0..2_000).map(|at| queue.push(&report(at))).sum();
+        assert!(lost > 1_000, "{lost}");
+        let taken = queue.take().expect("a batch");
+        let taken_reports = taken.reports();
+        let late = (2_000..4_000).map(|at| queue.push(&report(at))).sum::<u64>();
+        assert_eq!(queue.put_back(taken), 0, "two batches and the last");
+        let mut all = order(&queue).into_iter();
+        assert_eq!(
+            all.by_ref().take(taken_reports as usize).collect::<Vec<_>>(),
+            (lost..lost + taken_reports).collect::<Vec<_>>()
+        );
+        assert_eq!(all.collect::<Vec<_>>(), (lost + taken_reports + late..4_000).collect::<Vec<_>>());
     }
 
     #[test]
-    fn one_entry_larger_than_a_batch_travels_alone() {
-        let queue = Queue::new(100, 1 << 20);
-        queue.push(entry(0));
-        queue.push(entry(1));
-        assert_eq!(order(&queue.take(1)), [0]);
+    fn a_batch_that_was_sent_is_filled_again() {
+        let queue = Queue::new(2);
+        for at in 0..100 {
+            queue.push(&report(at));
+            let mut batch = queue.take().expect("a batch");
+            assert!(queue.lock().spares.is_empty(), "at {at}");
+            assert_eq!(times(&mut batch), [at]);
+            queue.reuse(batch);
+            assert_eq!(queue.lock().spares.len(), 1, "at {at}");
+        }
     }
 
     #[test]
-    fn a_sleeper_is_woken_by_an_entry_and_by_a_call() {
-        let queue = Arc::new(Queue::new(100, 1 << 20));
+    fn a_sleeper_is_woken_by_a_report_and_by_a_call() {
+        let queue = Arc::new(Queue::new(100));
         for wake in [false, true] {
             let sleeper = std::thread::spawn({
                 let queue = Arc::clone(&queue);
-                move || usize::from(queue.wait(Duration::from_secs(60))) + queue.take(1 << 20).len()
+                move || usize::from(queue.wait(Duration::from_secs(60))) + usize::from(queue.take().is_some())
             });
             while !queue.lock().waiting {
                 std::thread::yield_now();
@@ -189,7 +213,7 @@ mod tests {
             if wake {
                 queue.wake();
             } else {
-                queue.push(entry(0));
+                queue.push(&report(0));
             }
             assert_eq!(sleeper.join().unwrap(), if wake { 0 } else { 2 });
         }

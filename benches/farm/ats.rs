@@ -35,12 +35,13 @@ const IDLE_FOR: Duration = Duration::from_secs(5);
 /// Clients that shake hands one after the other, all at once.
 const CLIENTS: usize = 4;
 /// How often both servers are started anew, and how many pairs of rounds follow each time.
-const PROCESSES: usize = 10;
-const PAIRS: usize = 6;
+const PROCESSES: usize = 16;
+const PAIRS: usize = 4;
 /// Of the handshakes that there can be.
 const SHARE_OF_MOST: f64 = 0.75;
 const ROUND: Duration = Duration::from_millis(500);
-const HOOK_FOR: Duration = Duration::from_secs(15);
+const HOOK_STRETCHES: usize = 5;
+const HOOK_STRETCH: Duration = Duration::from_secs(4);
 /// Of each round, before anything is counted.
 const LEAD: Duration = Duration::from_millis(100);
 
@@ -259,18 +260,44 @@ fn at_share(sorted: &[f64], share: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
-/// How long the hook takes under steady load.
+/// How long the hook takes while clients make as many handshakes as they can, in stretches. The one in the middle counts: the machine
+/// interrupts the hook more often in one than in another.
 fn hook(ats: &Ats, cores: &Cores, report: &mut Report) {
-    let before = hook_times(ats);
-    round(ats, cores, HOOK_FOR, None);
-    let calls: Vec<_> = hook_times(ats).iter().zip(before).map(|(now, before)| (now.0, now.1 - before.1)).collect();
-    report.add("ats_hook_calls", calls.last().map_or(0.0, |(_, calls)| *calls as f64));
-    report.add("ats_hook_p50_nanoseconds", quantile(&calls, 0.5));
-    report.add("ats_hook_p99_nanoseconds", quantile(&calls, 0.99));
+    let look = || {
+        thread::sleep(HOOK_STRETCH);
+        hook_times(ats)
+    };
+    let looks: Vec<_> = under_load(ats, cores, None, |_| (0..=HOOK_STRETCHES).map(|_| look()).collect());
+    let mut stretches = Vec::new();
+    for pair in looks.windows(2) {
+        let calls: Vec<_> = pair[1].iter().zip(&pair[0]).map(|(now, before)| (now.0, now.1 - before.1)).collect();
+        let count = calls.last().map_or(0, |(_, calls)| *calls);
+        let (p50, p99) = (quantile(&calls, 0.5), quantile(&calls, 0.99));
+        eprintln!("  {count} calls of the hook: 99 % took at most {p99:.0} nanoseconds, half of them {p50:.0}");
+        stretches.push((p99, p50, count as f64));
+    }
+    stretches.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let (p99, p50, _) = stretches[HOOK_STRETCHES / 2];
+    report.add("ats_hook_calls", stretches.iter().map(|(.., calls)| calls).sum());
+    report.add("ats_hook_p50_nanoseconds", p50);
+    report.add("ats_hook_p99_nanoseconds", p99);
+    report.add("ats_hook_p99_least_nanoseconds", stretches[0].0);
+    report.add("ats_hook_p99_most_nanoseconds", stretches[HOOK_STRETCHES - 1].0);
 }
 
 /// Full handshakes, at `per_second` or as many as there can be, and the seconds of CPU that `traffic_server` used for them.
 fn round(ats: &Ats, cores: &Cores, lasting: Duration, per_second: Option<f64>) -> (f64, f64) {
+    under_load(ats, cores, per_second, |made| {
+        let look = || (made.load(Ordering::Relaxed), exact_cpu_seconds(pid(ats)));
+        let before = look();
+        thread::sleep(lasting);
+        let after = look();
+        ((after.0 - before.0) as f64, after.1 - before.1)
+    })
+}
+
+/// Has clients shake hands, at `per_second` or as often as they can, while `measure` runs; it is given the count of handshakes.
+fn under_load<R>(ats: &Ats, cores: &Cores, per_second: Option<f64>, measure: impl FnOnce(&AtomicU64) -> R) -> R {
     let (over, made) = (AtomicBool::new(false), AtomicU64::new(0));
     let context = client();
     thread::scope(|scope| {
@@ -293,13 +320,10 @@ fn round(ats: &Ats, cores: &Cores, lasting: Duration, per_second: Option<f64>) -
                 }
             });
         }
-        let look = || (made.load(Ordering::Relaxed), exact_cpu_seconds(pid(ats)));
         thread::sleep(LEAD);
-        let before = look();
-        thread::sleep(lasting);
-        let after = look();
+        let measured = measure(&made);
         over.store(true, Ordering::Relaxed);
-        ((after.0 - before.0) as f64, after.1 - before.1)
+        measured
     })
 }
 
@@ -390,17 +414,27 @@ fn unquoted(text: &str) -> String {
 
 /// How many calls of the hook took at most so many nanoseconds, shortest first.
 fn hook_times(ats: &Ats) -> Vec<(f64, u64)> {
-    // What was counted a moment ago is shown within a second, and so is what is shown.
-    thread::sleep(Duration::from_millis(2_500));
-    let mut times: Vec<_> = statistics(ats.address())
-        .into_iter()
-        .filter_map(|(name, calls)| {
-            let bound = name.strip_prefix("plugin.resumed.hook_ns.")?;
-            Some((if bound == "inf" { f64::INFINITY } else { bound.parse().ok()? }, calls))
-        })
-        .collect();
-    times.sort_by(|one, other| one.0.total_cmp(&other.0));
-    times
+    let look = || {
+        let mut times: Vec<_> = statistics(ats.address())
+            .into_iter()
+            .filter_map(|(name, calls)| {
+                let bound = name.strip_prefix("plugin.resumed.hook_ns.")?;
+                Some((if bound == "inf" { f64::INFINITY } else { bound.parse().ok()? }, calls))
+            })
+            .collect();
+        times.sort_by(|one, other| one.0.total_cmp(&other.0));
+        times
+    };
+    // The counts are set one after the other, once a second: two looks that agree saw them all set.
+    let mut last = look();
+    loop {
+        thread::sleep(Duration::from_millis(50));
+        let times = look();
+        if times == last {
+            return times;
+        }
+        last = times;
+    }
 }
 
 /// As Prometheus reckons: within a bucket the calls lie evenly; what is beyond the last bound is shown as that.

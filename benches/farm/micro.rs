@@ -25,6 +25,7 @@ use resumed::sessions::{Cache, Outbox, Removals, Store, StoreSettings, validate}
 use resumed_ats::lane::Lane;
 use resumed_ats::queue::Queue;
 use resumed_ats::replica::Replica;
+use resumed_ats::report::Report as SessionReport;
 use resumed_ats::session::SessionId as ReplicaId;
 
 use crate::report::Report;
@@ -147,7 +148,7 @@ fn batches(criterion: &mut Criterion, sample: &Sample) {
     criterion.bench_function("outbox_push_and_take_batch", |bench| {
         bench.iter(|| {
             assert_eq!(outbox.push_all(&batch.entries), 0, "nothing is dropped");
-            outbox.drain_now(64 * 1024)
+            outbox.drain_now(96 * 1024)
         });
     });
 }
@@ -227,11 +228,15 @@ fn keys(criterion: &mut Criterion) {
 /// What the hook does apart from what it asks of ATS.
 fn hook(criterion: &mut Criterion, sample: &Sample) {
     let wall = SystemClock::start().now().wall;
-    let entry = || {
-        let session = sample.session(1, wall);
-        resumed_ats::proto::Session { id: session.id, session: session.session, at: wall }
+    let (session_id, der) = (ReplicaId::new(&Sample::id(1)).expect("an ID"), sample.der(1));
+    let report = || {
+        let der = |room: &mut [u8]| {
+            room[..der.len()].copy_from_slice(black_box(&der));
+            der.len()
+        };
+        SessionReport::new(&session_id, wall, der).expect("room for it")
     };
-    let queue = Queue::new(65_536, 16 << 20);
+    let queue = Queue::new(16);
     let lane = Lane::default();
     let (ours, mut daemons) = UnixStream::pair().expect("a pair of sockets");
     lane.open(ours);
@@ -240,17 +245,13 @@ fn hook(criterion: &mut Criterion, sample: &Sample) {
         while daemons.read(&mut buffer).expect("a socket") > 0 {}
     });
     criterion.bench_function("hook_report_to_socket", |bench| {
-        bench.iter_batched(entry, |entry| lane.send_now(&entry, &queue), BatchSize::SmallInput);
+        bench.iter(|| lane.send_now(&report(), &queue));
     });
     lane.close();
     daemon.join().expect("the reader");
+    // A full queue, which fills its oldest batch anew.
     criterion.bench_function("hook_report_to_queue", |bench| {
-        let emptied = || {
-            // Or the queue would fill up, and drop.
-            queue.take(usize::MAX);
-            entry()
-        };
-        bench.iter_batched(emptied, |entry| queue.push(entry), BatchSize::SmallInput);
+        bench.iter(|| queue.push(&report()));
     });
 
     let replica = Replica::new(256 << 20);
