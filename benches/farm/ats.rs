@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use openssl::ssl::{Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion};
 use resumed::clock::SystemClock;
 
-use crate::memory::{cpu_seconds, resident_bytes};
+use crate::memory::{cpu_seconds, exact_cpu_seconds, resident_bytes, threads};
 use crate::proxy;
 use crate::report::Report;
 use crate::samples::{SESSION_BYTES, Sample};
@@ -325,21 +325,6 @@ fn under_load<R>(ats: &Ats, cores: &Cores, per_second: Option<f64>, measure: imp
         over.store(true, Ordering::Relaxed);
         measured
     })
-}
-
-/// CPU that the threads of a process have used which it still has: to the nanosecond.
-fn exact_cpu_seconds(pid: u32) -> f64 {
-    let used = |thread: i32| {
-        let text = fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap_or_default();
-        text.split(' ').next().and_then(|used| used.parse::<f64>().ok()).unwrap_or(0.0)
-    };
-    threads(pid).into_iter().map(used).sum::<f64>() / 1e9
-}
-
-/// The threads of a process.
-pub fn threads(pid: u32) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The cores of this process: all, the first of them, and the others, if there are any.

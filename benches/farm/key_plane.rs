@@ -14,9 +14,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::ats::threads;
 use crate::large_farm;
 use crate::latency::{bus, node_settings, secrets};
+use crate::memory::threads;
 use crate::memory::tree_resident_bytes;
 use crate::report::Report;
 use crate::simulated::REPORT_EVERY;

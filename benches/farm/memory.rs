@@ -21,6 +21,8 @@ const REPORTED_AT_ONCE: u64 = 130;
 const AHEAD: u64 = 60_000;
 /// For how long an idle node is looked at.
 const IDLE_FOR: Duration = Duration::from_secs(20);
+/// A new leader asks often whether its lease holds, and nodes tell each other of themselves: for the first few beats.
+const QUIET_AFTER: Duration = Duration::from_secs(10);
 
 /// A million sessions in one node; then a second node joins.
 pub fn run(broker: &Broker, report: &mut Report) {
@@ -81,13 +83,18 @@ pub fn run_idle(broker: &Broker, report: &mut Report) {
     setup.proxies = Proxies::None;
     setup.log = "info".to_owned();
     let farm = Farm::start_in_step(&setup);
-    let follower = farm.others(farm.leader())[0];
-    let pid = farm.hosts[follower].daemon.pid().as_raw().cast_unsigned();
-    let (start, before) = (Instant::now(), cpu_seconds(pid));
+    let leader = farm.leader();
+    let nodes = [("idle", farm.others(leader)[0]), ("idle_leader", leader)];
+    let daemon = |host: usize| farm.hosts[host].daemon.pid();
+    let used = || nodes.map(|(_, host)| exact_cpu_seconds(daemon(host).as_raw().cast_unsigned()));
+    thread::sleep(QUIET_AFTER);
+    let (start, before) = (Instant::now(), used());
     thread::sleep(IDLE_FOR);
-    let share = (cpu_seconds(pid) - before) / start.elapsed().as_secs_f64();
-    report.add("idle_cpu_percent_of_a_core", share * 100.0);
-    report.add("idle_resident_bytes", resident_bytes(farm.hosts[follower].daemon.pid()));
+    let (lasting, after) = (start.elapsed().as_secs_f64(), used());
+    for (at, (name, host)) in nodes.into_iter().enumerate() {
+        report.add(&format!("{name}_cpu_percent_of_a_core"), (after[at] - before[at]) / lasting * 100.0);
+        report.add(&format!("{name}_resident_bytes"), resident_bytes(daemon(host)));
+    }
 }
 
 /// What of a process is in memory.
@@ -125,6 +132,21 @@ pub fn cpu_seconds_in(file: &str) -> f64 {
     let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     let ticks: f64 = after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
     ticks / 100.0
+}
+
+/// CPU that the threads of a process have used which it still has: to the nanosecond.
+pub fn exact_cpu_seconds(pid: u32) -> f64 {
+    let used = |thread: i32| {
+        let text = fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|used| used.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    threads(pid).into_iter().map(used).sum::<f64>() / 1e9
+}
+
+/// The threads of a process.
+pub fn threads(pid: u32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// CPU that a process and all below it have used.

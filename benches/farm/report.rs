@@ -39,12 +39,6 @@ impl Report {
         self.figures.insert(name.to_owned(), value);
     }
 
-    /// Notes both percentiles, in microseconds.
-    pub fn add_percentiles(&mut self, name: &str, of: Percentiles) {
-        self.add(&format!("{name}_p50_microseconds"), of.p50.as_secs_f64() * 1e6);
-        self.add(&format!("{name}_p99_microseconds"), of.p99.as_secs_f64() * 1e6);
-    }
-
     /// A figure, if it was measured in this run.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.figures.get(name).copied()

@@ -35,7 +35,7 @@ use crate::sessions::{Outbox, Removals, Store, StoreSettings};
 const FROM_FARM: usize = 256;
 
 /// How often reports look at the cache and the proxies.
-const LOCAL_STATE_EVERY: Duration = Duration::from_millis(500);
+const LOCAL_STATE_EVERY: Duration = Duration::from_secs(1);
 
 /// How a node behaves. Durations and sizes are within the limits that `config` checks.
 #[derive(Clone, Debug)]
