@@ -23,8 +23,8 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Waits for the next message and hands it to `take`, or says what is wrong with it. Afterwards its bytes are wiped: ticket keys
-    /// and sessions were among them.
+    /// Waits for the next message and hands it to `take`, or says what is wrong with it. Afterwards its bytes are wiped, for ticket keys
+    /// and sessions were among them, unless `take` lets a slice of them out.
     ///
     /// # Errors
     /// The connection's, and `InvalidData` for a message that is too long.
@@ -42,7 +42,10 @@ impl Incoming {
         }
         let mut frame = std::mem::take(&mut self.frame);
         frame.resize(length, 0);
-        stream.read_exact(&mut frame)?;
+        if let Err(error) = stream.read_exact(&mut frame) {
+            frame.as_mut().zeroize();
+            return Err(error);
+        }
         let bytes = frame.freeze();
         let taken = take(from_daemon::decode(bytes.clone()));
         self.frame = wiped(bytes);

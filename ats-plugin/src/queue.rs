@@ -30,7 +30,7 @@ struct State {
 }
 
 impl Queue {
-    /// At most about `max_batches` of [`crate::batch::BATCH_BYTES`].
+    /// At most `max_batches` of [`crate::batch::BATCH_BYTES`], and one that was put back.
     pub fn new(max_batches: usize) -> Self {
         let spares = (0..SPARES).map(|_| Batch::new()).collect();
         let state = State { last: Batch::new(), full: VecDeque::new(), spares, waiting: false, woken: false };
@@ -87,14 +87,9 @@ impl Queue {
         }
     }
 
-    /// Puts back a batch that could not be sent, before everything else. Returns how many reports found no room.
-    pub fn put_back(&self, batch: Batch) -> u64 {
-        let mut state = self.lock();
-        if state.full.len() < self.max_batches {
-            state.full.push_front(batch);
-            return 0;
-        }
-        batch.reports()
+    /// Puts back a batch that could not be sent, before everything else.
+    pub fn put_back(&self, batch: Batch) {
+        self.lock().full.push_front(batch);
     }
 
     /// Makes a waiting [`Queue::wait`] return.
@@ -164,7 +159,7 @@ mod tests {
         }
         let first = queue.take().expect("a batch");
         assert!(first.reports() < 500, "{}", first.reports());
-        assert_eq!(queue.put_back(first), 0);
+        queue.put_back(first);
         assert_eq!(order(&queue), (0..1_000).collect::<Vec<_>>());
         assert!(queue.is_empty());
     }
@@ -177,7 +172,7 @@ mod tests {
         let taken = queue.take().expect("a batch");
         let taken_reports = taken.reports();
         let late = (2_000..4_000).map(|at| queue.push(&report(at))).sum::<u64>();
-        assert_eq!(queue.put_back(taken), 0, "two batches and the last");
+        queue.put_back(taken);
         let mut all = order(&queue).into_iter();
         assert_eq!(
             all.by_ref().take(taken_reports as usize).collect::<Vec<_>>(),

@@ -236,7 +236,7 @@ fn handshakes(host: &mut Host, broker: &Broker, report: &mut Report) {
         }
         let mut pairs: Vec<f64> = rounds[0].iter().zip(&rounds[1]).map(|(with, without)| with / without).collect();
         pairs.sort_by(f64::total_cmp);
-        ratios.push((at_share(&pairs, 0.0), at_share(&pairs, 0.5), at_share(&pairs, 1.0)));
+        ratios.push((pairs[0], median(&pairs), pairs[PAIRS - 1]));
     }
     hook(&host.with, &cores, report);
     put(broker.pid().expect("it runs"), &cores.all);
@@ -247,17 +247,16 @@ fn handshakes(host: &mut Host, broker: &Broker, report: &mut Report) {
     report.add("ats_handshakes_load_percent_of_a_core", sums[0].1 / all * 100.0);
     let mut medians: Vec<f64> = ratios.iter().map(|(_, median, _)| *median).collect();
     medians.sort_by(f64::total_cmp);
-    let middle = (at_share(&medians, 0.5) + medians[(PROCESSES - 1) / 2]) / 2.0;
-    report.add("ats_handshake_ratio", middle);
+    report.add("ats_handshake_ratio", median(&medians));
     report.add("ats_handshake_least_of_processes_ratio", medians[0]);
     report.add("ats_handshake_most_of_processes_ratio", medians[PROCESSES - 1]);
     report.add("ats_handshake_least_ratio", ratios.iter().map(|pair| pair.0).fold(f64::INFINITY, f64::min));
     report.add("ats_handshake_most_ratio", ratios.iter().map(|pair| pair.2).fold(0.0, f64::max));
 }
 
-/// What stands at that share of a sorted list.
-fn at_share(sorted: &[f64], share: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+/// The middle of a sorted list, or between the two in the middle.
+fn median(sorted: &[f64]) -> f64 {
+    (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0
 }
 
 /// How long the hook takes while clients make as many handshakes as they can, in stretches. The one in the middle counts: the machine
@@ -296,6 +295,15 @@ fn round(ats: &Ats, cores: &Cores, lasting: Duration, per_second: Option<f64>) -
     })
 }
 
+/// Ends the clients when it goes, also by a panic: whoever waits for them would wait for ever.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Has clients shake hands, at `per_second` or as often as they can, while `measure` runs; it is given the count of handshakes.
 fn under_load<R>(ats: &Ats, cores: &Cores, per_second: Option<f64>, measure: impl FnOnce(&AtomicU64) -> R) -> R {
     let (over, made) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -320,10 +328,9 @@ fn under_load<R>(ats: &Ats, cores: &Cores, per_second: Option<f64>, measure: imp
                 }
             });
         }
+        let _over = Over(&over);
         thread::sleep(LEAD);
-        let measured = measure(&made);
-        over.store(true, Ordering::Relaxed);
-        measured
+        measure(&made)
     })
 }
 

@@ -36,7 +36,7 @@ use crate::{proxy, raw_amqp};
 /// The rate at which latency is asked for. A plugin collects reports then.
 const PER_SECOND: u32 = 1_000;
 /// A rate at which every report of a plugin goes by itself.
-const FEW_PER_SECOND: u32 = 50;
+const FEW_PER_SECOND: u32 = 150;
 /// What one session comes to in an envelope of its own, nearly.
 const RAW_BYTES: usize = 400;
 const WAIT: Duration = Duration::from_secs(120);

@@ -40,7 +40,7 @@ const PARTS: [Part; 9] = [
     ("micro", "what one step costs: seal, open, decode, validate, insert, merge, the hook", micro::run),
     ("throughput", "sessions from one node into the caches of three, beside raw AMQP", throughput::run),
     ("pod", "what one session costs pods of 2, 4 and 8 hosts", pod::run),
-    ("latency", "one session at a time through idle nodes, beside raw AMQP", latency::run),
+    ("latency", "one session's way to another host, beside raw AMQP", latency::run),
     ("memory", "a million sessions: their memory, and how fast a node that joins has them", memory::run),
     ("ats", "a real ATS with the plugin and without: handshakes, the hook, CPU, memory", ats::run),
     ("idle", "a node that has nothing to do", memory::run_idle),

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use resumed::clock::SystemClock;
 
@@ -134,13 +135,10 @@ pub fn cpu_seconds_in(file: &str) -> f64 {
     ticks / 100.0
 }
 
-/// CPU that the threads of a process have used which it still has: to the nanosecond.
+/// CPU that a process has used, to the nanosecond.
 pub fn exact_cpu_seconds(pid: u32) -> f64 {
-    let used = |thread: i32| {
-        let text = fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap_or_default();
-        text.split(' ').next().and_then(|used| used.parse::<f64>().ok()).unwrap_or(0.0)
-    };
-    threads(pid).into_iter().map(used).sum::<f64>() / 1e9
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).expect("a process that runs");
+    Duration::from(clock.now().expect("its clock")).as_secs_f64()
 }
 
 /// The threads of a process.

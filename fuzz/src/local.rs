@@ -16,6 +16,7 @@ use resumed::proto::local::{ControlReply, ControlRequest, Welcome, control_reply
 use resumed::proxies::{ProxyPlane, Registry, ats};
 use resumed::sessions::{Outbox, Removals, Store, StoreSettings};
 use resumed_ats::from_daemon::{FromDaemon, decode};
+use resumed_ats::incoming::keep;
 use resumed_ats::replica::Replica;
 use resumed_ats::session::{SessionId, expiry};
 use resumed_ats::tickets::{OwnKeys, RECORD_BYTES};
@@ -128,6 +129,9 @@ pub fn to_proxy(mut data: &[u8]) {
         FromDaemon::Sessions(entries) => {
             let replica = Replica::new(0);
             let now = NOW.wall / 1000;
+            let kept = Replica::new(0);
+            let refused = keep(&kept, entries.clone(), now, |id| assert!(kept.copy(id, 0, &mut [0; 256]).is_none()));
+            assert!(kept.size().0 + refused.faulty + refused.too_large <= entries.len() as u64);
             for entry in entries {
                 let Some(id) = SessionId::new(&entry.id) else { continue };
                 if entry.session.is_empty() {
