@@ -128,7 +128,7 @@ fn replica(farm: &Farm, ats: &Ats, report: &mut Report) {
         thread::sleep(IDLE_FOR);
         (cpu_seconds(pid(ats)) - before) / start.elapsed().as_secs_f64()
     };
-    report.add("ats_idle_cpu_percent_of_a_core", idle * 100.0);
+    report.add("ats_idle_cpu_core_percent", idle * 100.0);
     let resident = resident_bytes(ats.server_pid());
     let (start, before) = (Instant::now(), cpu_seconds(pid(ats)));
     let mut reporter = Reporter::beside(farm, 1);
@@ -238,16 +238,17 @@ fn handshakes(host: &mut Host, broker: &Broker, report: &mut Report) {
         pairs.sort_by(f64::total_cmp);
         ratios.push((pairs[0], median(&pairs), pairs[PAIRS - 1]));
     }
-    hook(&host.with, &cores, report);
+    hook(host, &cores, report);
     put(broker.pid().expect("it runs"), &cores.all);
     report.add("ats_handshakes_per_cpu_second", sums[0].0 / sums[0].1);
     report.add("ats_handshakes_without_per_cpu_second", sums[1].0 / sums[1].1);
     let all = (PROCESSES * PAIRS) as f64 * ROUND.as_secs_f64();
     report.add("ats_handshakes_per_second", sums[0].0 / all);
-    report.add("ats_handshakes_load_percent_of_a_core", sums[0].1 / all * 100.0);
+    report.add("ats_handshakes_load_core_percent", sums[0].1 / all * 100.0);
     let mut medians: Vec<f64> = ratios.iter().map(|(_, median, _)| *median).collect();
     medians.sort_by(f64::total_cmp);
     report.add("ats_handshake_ratio", median(&medians));
+    report.add("ats_handshake_pooled_ratio", sums[0].0 / sums[0].1 / (sums[1].0 / sums[1].1));
     report.add("ats_handshake_least_of_processes_ratio", medians[0]);
     report.add("ats_handshake_most_of_processes_ratio", medians[PROCESSES - 1]);
     report.add("ats_handshake_least_ratio", ratios.iter().map(|pair| pair.0).fold(f64::INFINITY, f64::min));
@@ -259,18 +260,27 @@ fn median(sorted: &[f64]) -> f64 {
     (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0
 }
 
-/// How long the hook takes while clients make as many handshakes as they can, in stretches. The one in the middle counts: the machine
+/// How long the hook takes for a new session while clients make as many handshakes as they can, in stretches. The one in the middle counts: the machine
 /// interrupts the hook more often in one than in another.
-fn hook(ats: &Ats, cores: &Cores, report: &mut Report) {
+fn hook(host: &Host, cores: &Cores, report: &mut Report) {
+    let ats = &host.with;
+    let published = || host.farm.hosts[0].daemon.metric("resumed_sessions_published_total");
     let look = || {
         thread::sleep(HOOK_STRETCH);
         hook_times(ats)
     };
-    let looks: Vec<_> = under_load(ats, cores, None, |_| (0..=HOOK_STRETCHES).map(|_| look()).collect());
+    let before = published();
+    let (looks, made) = under_load(ats, cores, None, |made| {
+        let looks: Vec<_> = (0..=HOOK_STRETCHES).map(|_| look()).collect();
+        (looks, made.load(Ordering::Relaxed))
+    });
+    let published = published() - before;
+    assert!(published >= 0.95 * made as f64, "of {made} sessions {published} were reported");
     let mut stretches = Vec::new();
     for pair in looks.windows(2) {
         let calls: Vec<_> = pair[1].iter().zip(&pair[0]).map(|(now, before)| (now.0, now.1 - before.1)).collect();
         let count = calls.last().map_or(0, |(_, calls)| *calls);
+        assert!(count > 0, "no call of the hook was counted");
         let (p50, p99) = (quantile(&calls, 0.5), quantile(&calls, 0.99));
         eprintln!("  {count} calls of the hook: 99 % took at most {p99:.0} nanoseconds, half of them {p50:.0}");
         stretches.push((p99, p50, count as f64));

@@ -1,5 +1,6 @@
 //! Key planes of many nodes on one broker: how long a key takes to reach them all, what they cost, and who leads next.
 
+use std::fs;
 use std::process;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -16,8 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::large_farm;
 use crate::latency::{bus, node_settings, secrets};
-use crate::memory::threads;
-use crate::memory::tree_resident_bytes;
+use crate::memory::{threads, tree_cpu_seconds, tree_resident_bytes};
 use crate::report::Report;
 use crate::simulated::REPORT_EVERY;
 use crate::support::broker::Broker;
@@ -40,13 +40,14 @@ pub fn run(broker: &Broker, report: &mut Report) {
     for nodes in SIZES {
         measure(broker, nodes, &counted, report);
     }
-    for what in ["messages_per_second", "broker_bytes_per_second", "broker_resident_bytes"] {
-        let sizes = SIZES.into_iter().filter(|nodes| *nodes as f64 <= largest_fitted(what));
+    for (what, unit) in [("messages", "per_second"), ("broker_bytes", "per_second"), ("broker_resident", "bytes")] {
+        let whole = format!("{what}_{unit}");
+        let sizes = SIZES.into_iter().filter(|nodes| *nodes as f64 <= largest_fitted(&whole));
         let points: Vec<_> =
-            sizes.map(|nodes| (nodes as f64, report.get(&named(nodes, what)).expect("just measured"))).collect();
+            sizes.map(|nodes| (nodes as f64, report.get(&named(nodes, &whole)).expect("just measured"))).collect();
         let (slope, start) = line(&points);
-        report.add(&format!("nodes_{what}_each"), slope);
-        report.add(&format!("nodes_{what}_at_none"), start);
+        report.add(&format!("nodes_{what}_each_{unit}"), slope);
+        report.add(&format!("nodes_{what}_at_none_{unit}"), start);
     }
 }
 
@@ -113,7 +114,12 @@ impl First {
     }
 
     fn cpu_seconds(&self) -> f64 {
-        self.its.iter().map(|thread| crate::memory::cpu_seconds_in(&format!("/proc/self/task/{thread}/stat"))).sum()
+        let used = |thread: &i32| {
+            let file = format!("/proc/self/task/{thread}/schedstat");
+            let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"));
+            text.split(' ').next().and_then(|used| used.parse::<f64>().ok()).expect("nanoseconds")
+        };
+        self.its.iter().map(used).sum::<f64>() / 1e9
     }
 }
 
@@ -149,14 +155,21 @@ fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &m
     report.add(&named(nodes, "join_seconds"), start.elapsed().as_secs_f64());
 
     thread::sleep(Duration::from_secs_f64(SETTLED_AFTER * large_farm::beat(nodes, REPORT_EVERY)));
-    let before = (messages(counted), broker_bytes(broker), first.cpu_seconds(), Instant::now());
+    // Each with its moment: asking the broker takes a second or two.
+    let broker_pid = broker.pid().expect("the broker runs");
+    let looks = || {
+        let timed = |value: f64| (value, Instant::now());
+        [messages(counted), first.cpu_seconds(), tree_cpu_seconds(broker_pid), broker_bytes(broker)].map(timed)
+    };
+    let before = looks();
     thread::sleep(QUIET_FOR);
-    let seconds = before.3.elapsed().as_secs_f64();
-    report.add(&named(nodes, "messages_per_second"), (messages(counted) - before.0) / seconds);
-    report.add(&named(nodes, "broker_bytes_per_second"), (broker_bytes(broker) - before.1) / seconds);
-    report.add(&named(nodes, "leader_cpu_percent_of_a_core"), (first.cpu_seconds() - before.2) / seconds * 100.0);
-
-    report.add(&named(nodes, "broker_resident_bytes"), broker.pid().map_or(0.0, tree_resident_bytes));
+    let after = looks();
+    let rate = |at: usize| (after[at].0 - before[at].0) / (after[at].1 - before[at].1).as_secs_f64();
+    report.add(&named(nodes, "messages_per_second"), rate(0));
+    report.add(&named(nodes, "leader_cpu_core_percent"), rate(1) * 100.0);
+    report.add(&named(nodes, "broker_cpu_core_percent"), rate(2) * 100.0);
+    report.add(&named(nodes, "broker_bytes_per_second"), rate(3));
+    report.add(&named(nodes, "broker_resident_bytes"), tree_resident_bytes(broker_pid));
 
     let mut slowest = Vec::new();
     for _ in 0..ROTATIONS {
@@ -184,7 +197,7 @@ fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &m
     for node in &others {
         let mut view = node.view.clone();
         let leads_now = async move {
-            let _of_a_stopped_node = view.wait_for(|view| view.leads).await;
+            view.wait_for(|view| view.leads).await.expect("the node runs");
             start.elapsed()
         };
         leads.spawn_on(leads_now, runtime.handle());

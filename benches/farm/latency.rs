@@ -68,17 +68,20 @@ fn compare(
     mut round: impl FnMut() -> (Percentiles, Percentiles),
 ) {
     let rounds: Vec<_> = (0..rounds).map(|_| round()).collect();
-    let median = |of: &dyn Fn(&(Percentiles, Percentiles)) -> f64| {
+    let sorted = |of: &dyn Fn(&(Percentiles, Percentiles)) -> f64| {
         let mut all: Vec<f64> = rounds.iter().map(of).collect();
         all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
+        all
     };
+    let median = |of: &dyn Fn(&(Percentiles, Percentiles)) -> f64| sorted(of)[rounds.len() / 2];
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
     for (percentile, of) in [("p50", (|all| all.p50) as fn(&Percentiles) -> Duration), ("p99", |all| all.p99)] {
         report.add(&format!("{raw}_{percentile}_microseconds"), median(&|round| micros(of(&round.0))));
         report.add(&format!("{ours}_{percentile}_microseconds"), median(&|round| micros(of(&round.1))));
-        let ratios = median(&|round| of(&round.1).as_secs_f64() / of(&round.0).as_secs_f64());
-        report.add(&format!("{ratio}_{percentile}_ratio"), ratios);
+        let ratios = sorted(&|round| of(&round.1).as_secs_f64() / of(&round.0).as_secs_f64());
+        report.add(&format!("{ratio}_{percentile}_ratio"), ratios[rounds.len() / 2]);
+        report.add(&format!("{ratio}_{percentile}_least_ratio"), ratios[0]);
+        report.add(&format!("{ratio}_{percentile}_most_ratio"), ratios[rounds.len() - 1]);
     }
 }
 
@@ -170,9 +173,9 @@ impl Nodes {
     }
 
     fn measure(&self, lasting: Duration) -> Percentiles {
-        let count = (lasting.as_secs_f64() * f64::from(PER_SECOND)) as usize;
-        self.rounds.send(count).expect("the sender runs");
-        all(&self.delays, count)
+        let [lead, count] = counts(PER_SECOND, lasting);
+        self.rounds.send(lead + count).expect("the sender runs");
+        all(&self.delays, lead, count)
     }
 
     fn stop(self) {
@@ -217,9 +220,18 @@ fn on_a_thread(work: impl AsyncFnOnce() + Send + 'static) -> JoinHandle<()> {
     thread::spawn(|| Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work()))
 }
 
-/// So many delays, as they come.
-fn all(delays: &Receiver<Duration>, count: usize) -> Percentiles {
-    Percentiles::of((0..count).map(|_| delays.recv_timeout(WAIT).expect("every session arrives")).collect())
+/// How many sessions come at this rate before the round counts, and in the round.
+fn counts(per_second: u32, lasting: Duration) -> [usize; 2] {
+    [raw_amqp::LEAD, lasting].map(|time| (time.as_secs_f64() * f64::from(per_second)) as usize)
+}
+
+/// So many delays as they come, after so many that do not count.
+fn all(delays: &Receiver<Duration>, lead: usize, count: usize) -> Percentiles {
+    let next = || delays.recv_timeout(WAIT).expect("every session arrives");
+    for _ in 0..lead {
+        next();
+    }
+    Percentiles::of((0..count).map(|_| next()).collect())
 }
 
 /// Two daemons, each with what its plugin runs beside ATS: the hook's part of one, the replica of the other.
@@ -264,8 +276,8 @@ impl Plugins {
     /// Reports at this rate, as the hook does.
     fn measure(&self, per_second: u32, lasting: Duration) -> Percentiles {
         let (start, sample, clock) = (Instant::now(), Sample::make(), SystemClock::start());
-        let count = (lasting.as_secs_f64() * f64::from(per_second)) as u32;
-        for due in 1..=count {
+        let [lead, count] = counts(per_second, lasting);
+        for due in 1..=u32::try_from(lead + count).expect("a short run") {
             thread::sleep((Duration::from_secs(1) / per_second * due).saturating_sub(start.elapsed()));
             let number = u64::try_from(self.origin.elapsed().as_nanos()).expect("a short run");
             let (id, der) = (session_id(number), sample.der(number));
@@ -276,7 +288,7 @@ impl Plugins {
             let report = SessionReport::new(&id, clock.now().wall, copy).expect("a session of usual size");
             self.outgoing.report(&report, Instant::now());
         }
-        all(&self.delays, count as usize)
+        all(&self.delays, lead, count)
     }
 
     fn stop(self) {

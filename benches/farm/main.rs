@@ -29,6 +29,7 @@ mod support;
 mod throughput;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use report::Report;
 use support::broker::Broker;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let mut report = Report::default();
+    let start = Instant::now();
     let broker = Broker::start();
     for (name, what, run) in PARTS {
         if only.is_empty() || only.iter().any(|word| word == name) {
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
             run(&broker, &mut report);
         }
     }
+    report.add("bench_seconds", start.elapsed().as_secs_f64());
     println!("{report}");
     let written = report.write().and_then(|()| plots::write(&report));
     match written {

@@ -93,7 +93,7 @@ pub fn run_idle(broker: &Broker, report: &mut Report) {
     thread::sleep(IDLE_FOR);
     let (lasting, after) = (start.elapsed().as_secs_f64(), used());
     for (at, (name, host)) in nodes.into_iter().enumerate() {
-        report.add(&format!("{name}_cpu_percent_of_a_core"), (after[at] - before[at]) / lasting * 100.0);
+        report.add(&format!("{name}_cpu_core_percent"), (after[at] - before[at]) / lasting * 100.0);
         report.add(&format!("{name}_resident_bytes"), resident_bytes(daemon(host)));
     }
 }
@@ -121,14 +121,9 @@ fn children(pid: u32) -> Vec<u32> {
     children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }
 
-/// CPU that a process has used, in user and system mode.
+/// CPU that a process has used, in user and system mode; none once it is gone.
 pub fn cpu_seconds(pid: u32) -> f64 {
-    cpu_seconds_in(&format!("/proc/{pid}/stat"))
-}
-
-/// The same of a process or thread by its file in /proc; none once that is gone.
-pub fn cpu_seconds_in(file: &str) -> f64 {
-    let stat = fs::read_to_string(file).unwrap_or_default();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // proc(5): fields 14 and 15, in ticks of 10 ms; the name in field 2 may hold spaces.
     let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     let ticks: f64 = after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();

@@ -32,13 +32,17 @@ use crate::samples::Sample;
 
 const ROUTE: &str = "resumed.test.sessions.default";
 /// A full batch: 96 KiB.
-const BATCH_SESSIONS: u64 = 390;
+pub const BATCH_SESSIONS: u64 = 390;
 /// Sessions that a cache or replica holds while one more is looked at.
 const HELD: u64 = 100_000;
 
 /// Measures every step, and notes the median of each.
 pub fn run(_: &crate::support::broker::Broker, report: &mut Report) {
     let folder = Report::folder().join("criterion");
+    // What an earlier run found is no answer.
+    if let Err(error) = std::fs::remove_dir_all(&folder) {
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}: {error}", folder.display());
+    }
     let mut criterion = Criterion::default()
         .without_plots()
         .output_directory(&folder)

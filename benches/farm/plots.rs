@@ -31,12 +31,20 @@ impl Series {
     }
 }
 
+/// Which axes are logarithmic.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scale {
+    Linear,
+    LogarithmicY,
+    Logarithmic,
+}
+
 struct Plot {
     file: &'static str,
     title: &'static str,
     x: &'static str,
     y: &'static str,
-    logarithmic: bool,
+    scale: Scale,
     series: Vec<Series>,
 }
 
@@ -59,7 +67,10 @@ fn plots(report: &Report) -> Vec<Plot> {
         key_plane::SIZES.into_iter().filter_map(at).collect()
     };
     let of_nodes = |file, title, y, what: &str| {
-        let fitted = |name: &str| report.get(&format!("nodes_{what}_{name}"));
+        let (name, unit) = what
+            .rsplit_once("_per_")
+            .map_or_else(|| what.rsplit_once('_').unwrap_or((what, "")), |(name, _)| (name, "per_second"));
+        let fitted = |of: &str| report.get(&format!("nodes_{name}_{of}_{unit}"));
         let series = match fitted("each").zip(fitted("at_none")) {
             Some((each, at_none)) => {
                 let points = [0.0, key_plane::largest_fitted(what)].map(|nodes| (nodes, at_none + each * nodes)).into();
@@ -70,7 +81,7 @@ fn plots(report: &Report) -> Vec<Plot> {
             }
             None => vec![Series::measured("", nodes(what))],
         };
-        Plot { file, title, x: "nodes", y, logarithmic: false, series }
+        Plot { file, title, x: "nodes", y, scale: Scale::Linear, series }
     };
     let of_pods = |file, title, y, what: &str| {
         let series = pod::RATES.map(|rate| {
@@ -78,7 +89,7 @@ fn plots(report: &Report) -> Vec<Plot> {
             let points = pod::HOSTS.into_iter().filter_map(at).collect();
             Series::measured(&format!("{rate} sessions a second"), points)
         });
-        Plot { file, title, x: "hosts of the pod", y, logarithmic: true, series: series.into() }
+        Plot { file, title, x: "hosts of the pod", y, scale: Scale::LogarithmicY, series: series.into() }
     };
     vec![
         of_nodes(
@@ -102,7 +113,13 @@ fn plots(report: &Report) -> Vec<Plot> {
         of_nodes("failover.svg", "From the death of the leader to the next one", "seconds", "failover_seconds"),
         of_nodes("broker-memory.svg", "Memory of the broker, two connections a node", "bytes", "broker_resident_bytes"),
         of_pods("session-cpu.svg", "The broker's CPU for one session", "microseconds", "broker_cpu_microseconds"),
-        of_pods("session-bytes.svg", "Bytes through the broker for one session", "bytes", "broker_bytes"),
+        of_pods("session-bytes.svg", "Bytes through the broker for one session", "bytes", "broker_session_bytes"),
+        of_pods(
+            "session-node.svg",
+            "CPU of each node that receives, for one session",
+            "microseconds",
+            "receiver_cpu_microseconds",
+        ),
         large_farms(report),
     ]
 }
@@ -126,7 +143,7 @@ fn large_farms(report: &Report) -> Plot {
         title: "What the broker delivers for the keys of a farm in which nothing happens",
         x: "hosts",
         y: "bytes a second",
-        logarithmic: true,
+        scale: Scale::Logarithmic,
         series: vec![
             Series { label: "formula".to_owned(), points: formula.collect(), is_model: true },
             Series::measured("simulated", simulated),
@@ -144,17 +161,26 @@ fn draw(path: &Path, plot: &Plot) -> Result<(), PlotError> {
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let points = plot.series.iter().flat_map(|series| &series.points).copied();
-    let x = range(points.clone().map(|point| point.0), plot.logarithmic);
-    let y = range(points.map(|point| point.1), plot.logarithmic);
+    let x = range(points.clone().map(|point| point.0), plot.scale == Scale::Logarithmic);
+    let y = range(points.map(|point| point.1), plot.scale != Scale::Linear);
     let mut builder = ChartBuilder::on(&area);
     builder.caption(plot.title, ("sans-serif", 18)).margin(12).x_label_area_size(40).y_label_area_size(80);
-    if plot.logarithmic {
-        fill(&mut builder.build_cartesian_2d(x.log_scale(), y.log_scale())?, plot)?;
-    } else {
-        fill(&mut builder.build_cartesian_2d(x, y)?, plot)?;
+    match plot.scale {
+        Scale::Linear => fill(&mut builder.build_cartesian_2d(x, y)?, plot)?,
+        Scale::LogarithmicY => fill(&mut builder.build_cartesian_2d(x, y.log_scale())?, plot)?,
+        Scale::Logarithmic => fill(&mut builder.build_cartesian_2d(x.log_scale(), y.log_scale())?, plot)?,
     }
     area.present()?;
     Ok(())
+}
+
+/// A number at an axis.
+fn short(value: &f64) -> String {
+    match value.abs() {
+        large if large >= 1e6 => format!("{} M", value / 1e6),
+        large if large >= 1e4 => format!("{} k", value / 1e3),
+        _ => format!("{}", (value * 1e3).round() / 1e3),
+    }
 }
 
 fn fill<'a, X, Y>(chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>, plot: &Plot) -> Result<(), PlotError>
@@ -162,7 +188,8 @@ where
     X: Ranged<ValueType = f64> + ValueFormatter<f64>,
     Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
-    chart.configure_mesh().x_desc(plot.x).y_desc(plot.y).draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.x_desc(plot.x).y_desc(plot.y).x_label_formatter(&short).y_label_formatter(&short).draw()?;
     for (series, colour) in plot.series.iter().zip(COLOURS) {
         let line = chart.draw_series(LineSeries::new(series.points.iter().copied(), colour.stroke_width(2)))?;
         if !series.label.is_empty() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use resumed::clock::SystemClock;
 
 use crate::key_plane::{broker_bytes, line};
-use crate::memory::{cpu_seconds, tree_cpu_seconds};
+use crate::memory::{exact_cpu_seconds, tree_cpu_seconds};
 use crate::proxy;
 use crate::report::Report;
 use crate::samples::Sample;
@@ -23,7 +23,7 @@ const FOR: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_millis(1);
 
 const COSTS: [&str; 4] =
-    ["broker_cpu_microseconds", "broker_bytes", "sender_cpu_microseconds", "receiver_cpu_microseconds"];
+    ["broker_cpu_microseconds", "broker_session_bytes", "sender_cpu_microseconds", "receiver_cpu_microseconds"];
 
 /// Each size and rate; then the line through the sizes, for what the broker does.
 pub fn run(broker: &Broker, report: &mut Report) {
@@ -31,11 +31,11 @@ pub fn run(broker: &Broker, report: &mut Report) {
         measure(broker, hosts, report);
     }
     for rate in RATES {
-        for what in &COSTS[..2] {
-            let at = |hosts: usize| report.get(&named(hosts, rate, what)).expect("just measured");
+        for (what, unit) in [("broker_cpu", "microseconds"), ("broker_session", "bytes")] {
+            let at = |hosts: usize| report.get(&named(hosts, rate, &format!("{what}_{unit}"))).expect("just measured");
             let (slope, start) = line(&HOSTS.map(|hosts| (hosts as f64, at(hosts))));
-            report.add(&format!("pod_at_{rate}_{what}_each_host"), slope);
-            report.add(&format!("pod_at_{rate}_{what}_at_none"), start);
+            report.add(&format!("pod_at_{rate}_{what}_each_host_{unit}"), slope);
+            report.add(&format!("pod_at_{rate}_{what}_at_none_{unit}"), start);
         }
     }
 }
@@ -53,9 +53,9 @@ fn measure(broker: &Broker, hosts: usize, report: &mut Report) {
     let (sample, wall) = (Sample::make(), SystemClock::start().now().wall);
     let mut stream = proxy::connect(&farm.hosts[0].daemon.home().join("ats.sock"), false);
     let costs = || {
-        let cpu = |index: usize| cpu_seconds(farm.hosts[index].daemon.pid().as_raw().cast_unsigned()) * 1e6;
+        let cpu = |index: usize| exact_cpu_seconds(farm.hosts[index].daemon.pid().as_raw().cast_unsigned()) * 1e6;
         let receivers = (1..hosts).map(cpu).sum::<f64>() / (hosts - 1) as f64;
-        let broker_cpu = broker.pid().map_or(0.0, tree_cpu_seconds) * 1e6;
+        let broker_cpu = tree_cpu_seconds(broker.pid().expect("the broker runs")) * 1e6;
         [broker_cpu, broker_bytes(broker), cpu(0), receivers]
     };
     let mut total = 0;

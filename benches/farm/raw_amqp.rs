@@ -13,6 +13,9 @@ use tokio::task::JoinSet;
 
 use crate::report::Percentiles;
 
+/// Of each round of latencies: buffers grow, connections warm up.
+pub const LEAD: Duration = Duration::from_millis(500);
+
 fn runtime() -> Runtime {
     Builder::new_multi_thread().enable_all().build().expect("a runtime")
 }
@@ -89,7 +92,7 @@ pub fn rate(uri: &str, messages: usize, bytes: usize, consumers: usize) -> f64 {
 
 /// From publish to consume, `per_second` messages of `bytes` bytes for `lasting`, to one consumer on a connection of its own, by
 /// a fanout exchange that brings each back to its sender as well: the way of a session in a pod of two.
-/// With `hops`, each message travels over a Unix socket before and after as well.
+/// With `hops`, each message travels over a Unix socket before and after as well. The first [`LEAD`] does not count.
 pub fn latency(uri: &str, per_second: u32, bytes: usize, lasting: Duration, hops: bool) -> Percentiles {
     runtime().block_on(async {
         let (_sending, sender) = channel(uri).await;
@@ -102,7 +105,8 @@ pub fn latency(uri: &str, per_second: u32, bytes: usize, lasting: Duration, hops
         let origin = Instant::now();
         let (mut first_hop, mut entry) = tokio::net::UnixStream::pair().expect("a socket pair");
         let (mut exit, mut last_hop) = tokio::net::UnixStream::pair().expect("a socket pair");
-        let count = (lasting.as_secs_f64() * f64::from(per_second)) as usize;
+        let lead = (LEAD.as_secs_f64() * f64::from(per_second)) as usize;
+        let count = lead + (lasting.as_secs_f64() * f64::from(per_second)) as usize;
         let arrived = move |stamp: &[u8], delays: &mut Vec<Duration>| {
             let sent = Duration::from_nanos(u64::from_be_bytes(stamp[..8].try_into().expect("a stamp")));
             delays.push(origin.elapsed().saturating_sub(sent));
@@ -155,6 +159,6 @@ pub fn latency(uri: &str, per_second: u32, bytes: usize, lasting: Duration, hops
         drop(first_hop);
         let (received, replicated) = (receive.await.expect("a consumer"), replica.await.expect("a replica"));
         relay.await.expect("the relay");
-        Percentiles::of(if hops { replicated } else { received })
+        Percentiles::of(if hops { replicated } else { received }.split_off(lead))
     })
 }

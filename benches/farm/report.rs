@@ -7,8 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Names carry their unit at the end: `_per_second`, `_nanoseconds`, `_microseconds`, `_seconds`, `_bytes`, `_ratio`, `_percent`, or none
-/// for a plain count.
+/// Names carry their unit at the end: `_per_second`, `_nanoseconds`, `_microseconds`, `_seconds`, `_bytes`, `_ratio`, `_percent` (of
+/// one core, where it is `_core_percent`), or none for a plain count.
 #[derive(Debug, Default)]
 pub struct Report {
     figures: BTreeMap<String, f64>,
@@ -35,6 +35,7 @@ impl Percentiles {
 impl Report {
     /// Notes a figure, and shows it.
     pub fn add(&mut self, name: &str, value: f64) {
+        assert!(value.is_finite(), "{name} was measured as {value}");
         eprintln!("  {name} = {}", readable(value));
         self.figures.insert(name.to_owned(), value);
     }

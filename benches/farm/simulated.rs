@@ -33,7 +33,7 @@ pub fn run(_broker: &Broker, report: &mut Report) {
         add("broker_delivered_bytes_per_second", seen.delivered_per_second.1);
         let bytes = reports * seen.report_bytes + n * announcements * seen.announcement_bytes;
         add("broker_delivered_bytes_formula_per_second", bytes);
-        add("leader_machine_percent_of_a_core", seen.leader_busy_share * 100.0);
+        add("leader_machine_core_percent", seen.leader_busy_share * 100.0);
         add("join_seconds", seen.join_seconds);
         add("join_leader_machine_seconds", seen.join_busy.as_secs_f64());
         add("rotate_to_last_seconds", seen.rotate_seconds);

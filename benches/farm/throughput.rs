@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use resumed::clock::SystemClock;
 
+use crate::micro::BATCH_SESSIONS;
 use crate::report::Report;
 use crate::samples::{SESSION_BYTES, Sample};
 use crate::support::broker::Broker;
@@ -57,6 +58,14 @@ pub fn run(broker: &Broker, report: &mut Report) {
         report.add(&format!("session_{name}_cpu_microseconds"), seconds / SESSIONS as f64 * 1e6);
     }
     report.add("session_bytes", SESSION_BYTES as f64);
+    let rate = middle.sessions;
+    if let Some(nanoseconds) = report.get("micro_aes_256_gcm_of_a_batch_nanoseconds") {
+        report.add("session_aes_256_gcm_core_percent", rate / BATCH_SESSIONS as f64 * nanoseconds / 1e7);
+    }
+    if let Some(nanoseconds) = report.get("micro_copy_of_64_mebibytes_nanoseconds") {
+        let bytes = rate * (SESSION_BYTES + 32) as f64;
+        report.add("session_copying_core_percent", bytes / f64::from(64 << 20) * nanoseconds / 1e7);
+    }
 }
 
 /// Sessions a second, and the CPU that all of them took: of the sender, of a receiver, of the broker.
