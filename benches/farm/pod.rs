@@ -22,8 +22,14 @@ const FOR: Duration = Duration::from_secs(5);
 /// The proxy reports this often, as one that handles handshakes all the time.
 const EVERY: Duration = Duration::from_millis(1);
 
-const COSTS: [&str; 4] =
-    ["broker_cpu_microseconds", "broker_session_bytes", "sender_cpu_microseconds", "receiver_cpu_microseconds"];
+/// The broker is given so many messages, and delivers each to every host.
+const COSTS: [&str; 5] = [
+    "broker_cpu_microseconds",
+    "broker_session_bytes",
+    "sender_cpu_microseconds",
+    "receiver_cpu_microseconds",
+    "messages",
+];
 
 /// Each size and rate; then the line through the sizes, for what the broker does.
 pub fn run(broker: &Broker, report: &mut Report) {
@@ -56,7 +62,8 @@ fn measure(broker: &Broker, hosts: usize, report: &mut Report) {
         let cpu = |index: usize| exact_cpu_seconds(farm.hosts[index].daemon.pid().as_raw().cast_unsigned()) * 1e6;
         let receivers = (1..hosts).map(cpu).sum::<f64>() / (hosts - 1) as f64;
         let broker_cpu = tree_cpu_seconds(broker.pid().expect("the broker runs")) * 1e6;
-        [broker_cpu, broker_bytes(broker), cpu(0), receivers]
+        let messages = farm.hosts[0].daemon.metric("resumed_messages_sent_total{plane=\"sessions\"}");
+        [broker_cpu, broker_bytes(broker), cpu(0), receivers, messages]
     };
     let mut total = 0;
     for rate in RATES {
