@@ -35,8 +35,8 @@ use crate::{proxy, raw_amqp};
 
 /// The rate at which latency is asked for. A plugin collects reports then.
 const PER_SECOND: u32 = 1_000;
-/// A rate at which every report of a plugin goes by itself.
-const FEW_PER_SECOND: u32 = 150;
+/// A rate at which every report of a plugin goes by itself: below what makes it end collecting, for a stall makes a burst.
+const FEW_PER_SECOND: u32 = 80;
 /// What one session comes to in an envelope of its own, nearly.
 const RAW_BYTES: usize = 400;
 const WAIT: Duration = Duration::from_secs(120);
@@ -275,8 +275,9 @@ impl Plugins {
 
     /// Reports at this rate, as the hook does.
     fn measure(&self, per_second: u32, lasting: Duration) -> Percentiles {
-        let (start, sample, clock) = (Instant::now(), Sample::make(), SystemClock::start());
+        let (sample, clock) = (Sample::make(), SystemClock::start());
         let [lead, count] = counts(per_second, lasting);
+        let start = Instant::now();
         for due in 1..=u32::try_from(lead + count).expect("a short run") {
             thread::sleep((Duration::from_secs(1) / per_second * due).saturating_sub(start.elapsed()));
             let number = u64::try_from(self.origin.elapsed().as_nanos()).expect("a short run");
