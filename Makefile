@@ -8,8 +8,11 @@ SHELL := bash
 
 CARGO ?= cargo
 CARGO_FLAGS ?= --locked
-# One build serves the tests, the demo and what is shipped: the release profile.
-RELEASE := --release --workspace $(CARGO_FLAGS)
+# One build serves the tests, the demo and what is shipped: the release profile, with the same features of every crate.
+# All of the workspace but the benchmark, whose crates ask others for more features: see `default-members`.
+RELEASE := --release $(CARGO_FLAGS)
+# What a step is about to do, before it is silent for a while. The times are those of two idle cores.
+SAY = @printf '==> %s\n' 
 # A farm in a test is a broker, three proxies and three nodes: two at a time are what two cores carry.
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
@@ -40,13 +43,18 @@ help: ## Show this list
 
 .PHONY: demo
 demo: build dependencies-farm ## A broker and three proxies on loopback: probe, rotate, lose the leader, probe again (KEEP=1: leave it up)
-	$(CARGO) run --release $(CARGO_FLAGS) --example farm -- $(if $(filter-out 0 no,$(KEEP)),--keep)
+	$(SAY)'the farm: about 30 s'
+	$(CARGO) run $(RELEASE) --bin farm -- $(if $(filter-out 0 no,$(KEEP)),--keep)
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
 test: build deb dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+	$(SAY)'building the tests: about 3 min when nothing of them is built'
+	$(CARGO) test $(RELEASE) --no-run --quiet
+	$(SAY)'documentation and unit tests: about 30 s'
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
+	$(SAY)'whole farms, test after test: about 10 min'
 	$(CARGO) test $(RELEASE) --no-fail-fast $(FARM_TESTS:%=--test %) -- $(TEST)
 
 # Revision 2 of the packages is what the hosts are upgraded to.
@@ -54,19 +62,24 @@ test: build deb dependencies-farm dependencies-test ## Every test, those against
 test-rollout: dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
 	$(MAKE) deb REVISION=2
 	$(MAKE) deb REVISION=1
-	$(CARGO) test --release $(CARGO_FLAGS) --test rollout -- --nocapture --test-threads 1 $(TEST)
+	$(SAY)'the hosts: about 3 min to make their base system the first time, then 9 min'
+	$(CARGO) test $(RELEASE) --test rollout -- --nocapture --test-threads 1 $(TEST)
 
 .PHONY: bench
 bench: build dependencies-farm ## Measure it all beside what the broker does by itself: a table, target/bench/report.json, plots (ONLY=throughput: one part)
-	$(CARGO) bench $(CARGO_FLAGS) --bench farm -- $(ONLY)
+	$(SAY)'building the benchmark: about 4 min the first time'
+	$(CARGO) bench $(CARGO_FLAGS) --package resumed-bench --bench farm --no-run --quiet
+	$(SAY)'measuring: about 13 min in all'
+	$(CARGO) bench $(CARGO_FLAGS) --package resumed-bench --bench farm -- $(ONLY)
 
 .PHONY: soak
 soak: dependencies-build ## Simulated farms by seed: SEEDS=100000 of them, from FIRST=2000 on; or SEED=1234 alone, with its story
 	RESUMED_SEEDS=$(or $(SEEDS),20000) RESUMED_FIRST_SEED=$(or $(FIRST),0) RESUMED_SEED=$(SEED) \
-	  $(CARGO) test --release $(CARGO_FLAGS) --test farm_simulated -- --exact --nocapture every_seed_keeps_the_invariants
+	  $(CARGO) test $(RELEASE) --test farm_simulated -- --exact --nocapture every_seed_keeps_the_invariants
 
 .PHONY: build
 build: dependencies-build ## The release binary and the plugin: target/release/resumed and libresumed_ats.so
+	$(SAY)'building: about 5 min when nothing is built'
 	$(CARGO) build $(RELEASE)
 
 .PHONY: deb
@@ -85,7 +98,8 @@ lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and
 	scripts/check-ansible-variables.py
 	cd ansible && ansible-lint && ansible-playbook --inventory inventory/example --syntax-check *.yml
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
-	$(CARGO) clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
+	CARGO='$(CARGO)' scripts/check-shipped-features.sh $(CARGO_FLAGS)
+	$(CARGO) clippy --workspace --all-targets $(RELEASE) -- -D warnings
 
 .PHONY: audit
 audit: $(CARGO_DENY) ## Licences, sources and banned crates of the whole dependency tree (builds cargo-deny once)

@@ -930,7 +930,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_told_at_once() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = directory.path().join("resumed.toml");
         std::fs::write(&path, "[node]\nfarm = \"A\"\npod = 3\n[keys]\nkeep = 99\nnonsense = 1\n[zoo]\nx = 1\n")
             .unwrap();
@@ -1025,7 +1025,7 @@ mod tests {
 
     #[test]
     fn files_that_are_missing_or_no_files_are_told_with_their_keys() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let there = directory.path().join("there");
         std::fs::write(&there, "x").unwrap();
         let mut settings = Settings::default();

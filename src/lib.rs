@@ -19,3 +19,5 @@ pub mod proxies;
 pub mod quiet;
 pub mod sessions;
 pub mod status;
+#[cfg(test)]
+mod temporary;

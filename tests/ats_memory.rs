@@ -1,40 +1,33 @@
 //! What the plugin does to ATS's memory: nothing invalid, nothing lost, nothing that grows.
 
-#[path = "support/ats.rs"]
-mod ats;
-#[path = "support/node.rs"]
-mod node;
-#[path = "support/plugin.rs"]
-mod plugin;
-#[path = "support/tls.rs"]
-mod tls;
-#[path = "support/watcher.rs"]
-mod watcher;
-
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use testkit::ats;
+use testkit::node;
+use testkit::plugin;
+use testkit::watcher::Folder;
 
-use ats::{Ats, AtsSetup, Certificate};
 use bytes::Bytes;
-use node::{Node, NodeSetup, key};
 use resumed::keys::Timetable;
 use resumed::proto::local::Session;
-use tls::{Client, Mode};
+use testkit::ats::{Ats, AtsSetup, Certificate};
+use testkit::node::{Node, NodeSetup, key};
+use testkit::tls::{Client, Mode};
 
 /// One ATS and its node.
 struct Bench {
     ats: Ats,
     node: Node,
     runtime: tokio::runtime::Runtime,
-    folder: tempfile::TempDir,
+    folder: Folder,
 }
 
 impl Bench {
     fn start(wrapper: &[String], patience: Duration) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::temporary("resumed-");
         let socket = folder.path().join("ats.sock");
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");

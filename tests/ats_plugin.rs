@@ -1,25 +1,16 @@
 //! The plugin in real Apache Traffic Servers.
 
-#[path = "support/ats.rs"]
-mod ats;
-#[path = "support/node.rs"]
-mod node;
-#[path = "support/plugin.rs"]
-mod plugin;
-#[path = "support/tls.rs"]
-mod tls;
-#[path = "support/watcher.rs"]
-mod watcher;
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::plugin;
+use testkit::watcher::Folder;
 
-use ats::{Ats, AtsSetup, Certificate, PATIENCE};
-use node::{Node, NodeSetup, key, until};
 use resumed::keys::{Entry, Timetable};
-use tls::{Client, Mode};
+use testkit::ats::{Ats, AtsSetup, Certificate, PATIENCE};
+use testkit::node::{Node, NodeSetup, key, until};
+use testkit::tls::{Client, Mode};
 use tokio::runtime::Runtime;
 
 fn runtime() -> Runtime {
@@ -35,12 +26,12 @@ struct Pair {
     nodes: [Node; 2],
     ats: [Ats; 2],
     runtime: Runtime,
-    folder: tempfile::TempDir,
+    folder: Folder,
 }
 
 impl Pair {
     fn start(tickets: bool, keys: Vec<Entry>) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::temporary("resumed-");
         let certificate = Certificate::self_signed("farm.test");
         let runtime = runtime();
         let nodes = runtime.block_on(async {
@@ -78,7 +69,7 @@ fn always() -> Vec<Entry> {
 
 #[test]
 fn a_private_ats_starts_reloads_restarts_and_stops() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let mut ats = Ats::start(&folder.path().join("a"), &AtsSetup::new(&Certificate::self_signed("farm.test"), ""));
     ats.reload();
     ats.restart();
@@ -227,7 +218,7 @@ fn a_configuration_reload_of_ats_costs_no_ticket() {
 
 #[test]
 fn a_ticket_key_file_of_ats_gives_way_to_the_farm_at_start_and_at_every_reload() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let socket = folder.path().join("a.sock");
     let runtime = runtime();
     let node = runtime.block_on(Node::start(&socket, &NodeSetup::default()));
@@ -277,7 +268,7 @@ fn a_restarted_ats_is_filled_from_its_nodes_store() {
 
 #[test]
 fn ats_serves_and_resumes_without_a_daemon_and_takes_farm_keys_when_one_comes() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let socket = folder.path().join("a.sock");
     let setup = AtsSetup::new(&Certificate::self_signed("farm.test"), plugin_line(&socket, "--wait-ms=100"));
     let mut ats = Ats::start(&folder.path().join("a"), &setup);
@@ -328,7 +319,7 @@ fn past_the_last_key_ats_seals_with_its_own_and_opens_the_old_to_their_end() {
 
 #[test]
 fn settings_that_break_the_farm_are_named_once_and_reach_the_node() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let socket = folder.path().join("a.sock");
     let runtime = runtime();
     let node = runtime.block_on(Node::start(&socket, &NodeSetup::default()));
@@ -353,7 +344,7 @@ fn settings_that_break_the_farm_are_named_once_and_reach_the_node() {
 
 #[test]
 fn bad_arguments_are_named_and_ats_serves_on() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let line = format!("{} --wait-ms=soon", plugin::library().display());
     let ats = Ats::start(&folder.path().join("a"), &AtsSetup::new(&Certificate::self_signed("farm.test"), line));
     ats.wait_for_note("not started, and ATS serves without it: argument \"--wait-ms=soon\" is not understood");

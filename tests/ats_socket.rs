@@ -1,29 +1,21 @@
 //! The daemon's socket for plugins, from the plugin's side: order, bounds, and bad company.
 
-#[path = "support/ats.rs"]
-mod ats;
-#[path = "support/node.rs"]
-mod node;
-#[path = "support/tls.rs"]
-mod tls;
-#[path = "support/watcher.rs"]
-mod watcher;
-
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::tls;
+use testkit::watcher::Folder;
 
 use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
-use node::{Node, NodeSetup, key, until};
 use prost::Message;
 use resumed::keys::Timetable;
 use resumed::proto::local::{Counters, FromProxy, Hello, Session, Sessions, ToProxy, from_proxy, to_proxy};
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
 use resumed::proxies::ats::{AtsError, AtsSettings, MAX_FRAME_BYTES, MAX_PROXIES, Socket};
-use tempfile::TempDir;
+use testkit::node::{Node, NodeSetup, key, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -35,14 +27,14 @@ struct Bench {
     node: Node,
     metrics: &'static PrometheusRecorder,
     _recording: metrics::LocalRecorderGuard<'static>,
-    _folder: TempDir,
+    _folder: Folder,
 }
 
 impl Bench {
     async fn start(setup: &NodeSetup) -> Self {
         let metrics: &'static PrometheusRecorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
         let recording = metrics::set_default_local_recorder(metrics);
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::temporary("resumed-");
         let node = Node::start(&folder.path().join("ats.sock"), setup).await;
         Self { node, metrics, _recording: recording, _folder: folder }
     }
@@ -383,7 +375,7 @@ async fn a_plugins_counters_become_metrics_and_a_reconnection_counts_nothing_twi
 
 #[tokio::test]
 async fn a_stale_socket_is_replaced_and_nothing_else() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let path = folder.path().join("ats.sock");
     let settings = AtsSettings { socket: path.clone(), users: Vec::new() };
     drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
@@ -410,9 +402,9 @@ async fn a_peer_that_is_not_allowed_is_told_nothing() {
         eprintln!("not root: cannot connect as another user, nothing shown");
         return;
     }
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let program = folder.path().join("foreign-peer");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign_peer.c");
+    let source = testkit::tree().join("tests/foreign_peer.c");
     let status = Command::new("cc").args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
     assert!(status.expect("a C compiler, which Rust needs as well").success());
     let nobody = nix::unistd::User::from_name("nobody").expect("users").expect("nobody").uid;

@@ -2,19 +2,17 @@
 //!
 //! The tests of a cluster put each broker on a network of its own: run them as root.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use resumed::probe::Mode;
-use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, wait_for};
-use support::hopping::Hopping;
-use support::load::SessionLoad;
-use support::namespaces::{NetHost, Network, apart};
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
+use testkit::hopping::Hopping;
+use testkit::load::SessionLoad;
+use testkit::namespaces::{NetHost, Network, apart};
 
 /// How long a node that freezes stays so at least, in seconds, if not the 25 of an ordinary run.
 const FREEZE: &str = "RESUMED_FREEZE_SECONDS";

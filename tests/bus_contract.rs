@@ -1,24 +1,17 @@
 //! The bus contract, kept by RabbitMQ and by the in-process bus alike.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/namespaces.rs"]
-mod namespaces;
-#[path = "support/watcher.rs"]
-mod watcher;
-
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use broker::Broker;
 use bytes::Bytes;
 use resumed::bus::in_process::{Hub, InProcess, QueueLimits};
 use resumed::bus::rabbitmq::{FEED_PREFETCH, RabbitMq, RabbitMqSettings};
 use resumed::bus::{
     Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Source,
 };
+use testkit::broker::Broker;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 

@@ -1,9 +1,11 @@
 //! The binary itself: exit codes, and what goes to which stream.
 
 use std::process::{Command, Output};
+use testkit::farm::built;
+use testkit::watcher::Folder;
 
 fn resumed(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_resumed"));
+    let mut command = Command::new(built("resumed"));
     command.args(args).env_remove("RESUMED_LOG").output().expect("the binary starts")
 }
 
@@ -28,7 +30,7 @@ fn help_and_version_exit_with_0() {
 #[test]
 fn failures_exit_with_1_and_mistakes_with_2_in_one_line_on_standard_error() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let nowhere = tempfile::tempdir().unwrap();
+    let nowhere = Folder::temporary("resumed-");
     let socket = nowhere.path().join("control.sock");
     let socket = socket.to_str().unwrap();
     for (args, code, says) in [

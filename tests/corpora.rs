@@ -16,7 +16,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
 
 #[test]
 fn every_input_of_every_corpus_is_taken_without_a_panic() {
-    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let corpora = testkit::tree().join("fuzz/corpus");
     let known: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(names(&corpora), known, "one corpus for each target");
     for (name, target) in TARGETS {
@@ -34,7 +34,7 @@ fn every_input_of_every_corpus_is_taken_without_a_panic() {
 
 #[test]
 fn every_target_has_a_program_for_the_fuzzer() {
-    let programs = names(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets"));
+    let programs = names(&testkit::tree().join("fuzz/fuzz_targets"));
     let expected: BTreeSet<String> = TARGETS.iter().map(|(name, _)| format!("{name}.rs")).collect();
     assert_eq!(programs, expected);
 }

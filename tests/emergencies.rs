@@ -1,20 +1,16 @@
 //! What an operator can do in an emergency, on farms of real processes: revoke, with and without a broker, and change the
 //! farm's secret.
 
-#[path = "support/attacker.rs"]
-mod attacker;
-mod support;
-
 use std::process::Output;
 use std::time::Instant;
 
-use attacker::Attacker;
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use resumed::status::SecretStep;
-use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, new_secret, wait_for};
-use support::hopping::Hopping;
-use support::sessions::{new_ones_resume, refused_at, resumes};
+use testkit::attacker::Attacker;
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, Proxies, new_secret, wait_for};
+use testkit::hopping::Hopping;
+use testkit::sessions::{new_ones_resume, refused_at, resumes};
 
 const TICKETS: [Mode; 2] = [Mode::Ticket12, Mode::Ticket13];
 

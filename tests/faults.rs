@@ -1,15 +1,13 @@
 //! What a farm of real processes does when parts of it die, freeze, restart or are cut off.
 
-mod support;
-
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use resumed::probe::{Client, Mode, Options, Session, Target};
-use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, wait_for};
-use support::hopping::Hopping;
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
+use testkit::hopping::Hopping;
 
 fn client() -> Client {
     Client::new(Options::default()).expect("a client")

@@ -1,8 +1,6 @@
 //! One farm in two data centres, each with a broker and a pod of its own. RabbitMQ federates the exchange for keys over a
 //! wire that is cut and mended.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,10 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use resumed::probe::{Client, Mode, Options, Session, Target};
-use support::broker::{Broker, BrokerOptions};
-use support::farm::{Farm, FarmSetup, Host, wait_for};
-use support::hopping::Hopping;
-use support::network::Wire;
+use testkit::broker::{Broker, BrokerOptions};
+use testkit::farm::{Farm, FarmSetup, Host, wait_for};
+use testkit::hopping::Hopping;
+use testkit::network::Wire;
 
 /// How long an announcement may wait for the link, in milliseconds.
 const TTL: u64 = 3_000;

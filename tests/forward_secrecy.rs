@@ -2,8 +2,6 @@
 //! revocation, a crash, a restart and the warm-up after it. Then the farm secret is stolen: it opens joins, grants and
 //! farewells, and nothing else.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::{Arc, Mutex};
@@ -19,9 +17,9 @@ use openssl::symm::{Cipher, decrypt_aead};
 use prost::Message;
 use resumed::probe::{Client, Mode, Options, Session};
 use resumed::proto::{Envelope, Payload, payload::Kind};
-use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, wait_for};
-use support::sessions::{new_ones_resume, refused_at};
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
+use testkit::sessions::{new_ones_resume, refused_at};
 use tokio::runtime::Runtime;
 
 /// What went over the broker: where to (the exchange, or the queue if through the default one), and the bytes.

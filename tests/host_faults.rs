@@ -3,8 +3,6 @@
 //!
 //! The tests with a network or a file system of their own run as root.
 
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -18,11 +16,11 @@ use prost::Message;
 use resumed::probe::{Client, Mode, Options, Session};
 use resumed::proto::local::{ControlRequest, control_request};
 use resumed::proxies::ats::READS_WITHIN;
-use support::broker::{Broker, BrokerOptions, Place};
-use support::farm::{Daemon, Farm, FarmSetup, Proxies, wait_for};
-use support::hopping::Hopping;
-use support::load::{self, SessionLoad};
-use support::namespaces::{Network, Tmpfs, apart};
+use testkit::broker::{Broker, BrokerOptions, Place};
+use testkit::farm::{Daemon, Farm, FarmSetup, Proxies, wait_for};
+use testkit::hopping::Hopping;
+use testkit::load::{self, SessionLoad};
+use testkit::namespaces::{Network, Tmpfs, apart};
 
 /// The default AMQP heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(5);

@@ -1,10 +1,6 @@
 //! What others may try with the broker, the farm's secret, the Unix sockets and the configuration: each kind of bad input
 //! is counted under one reason, nothing of it is applied, and nothing crashes.
 
-#[path = "support/attacker.rs"]
-mod attacker;
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
@@ -15,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use testkit::watcher::Folder;
 
-use attacker::{Attacker, announcement, flipped, random};
 use bytes::Bytes;
 use openssl::ssl::SslSession;
 use prost::Message;
@@ -31,8 +27,9 @@ use resumed::proto::{
 };
 use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
-use support::broker::Broker;
-use support::farm::{Daemon, Farm, FarmSetup, PATIENCE, Proxies, built, wait_for};
+use testkit::attacker::{Attacker, announcement, flipped, random};
+use testkit::broker::Broker;
+use testkit::farm::{Daemon, Farm, FarmSetup, PATIENCE, Proxies, built, wait_for};
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -715,7 +712,7 @@ impl Drop for Over<'_> {
 fn as_nobody(folder: &Path, socket: &Path) -> Output {
     let program = folder.join("foreign-peer");
     if !program.exists() {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign_peer.c");
+        let source = testkit::tree().join("tests/foreign_peer.c");
         let status = Command::new("cc").args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
         assert!(status.expect("a C compiler, which Rust needs as well").success());
     }
@@ -978,7 +975,7 @@ fn is_refused(folder: &Path, text: &str, environment: &[(&str, &str)], says: &[&
 
 #[test]
 fn mistakes_in_the_configuration_are_all_told_and_nothing_starts() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let text = "farm = \"x\"\n[node]\nfarm = \"Prod\"\ncolour = \"red\"\n[broker]\n\
                 uris = [\"amqp://resumed:hunter2@mq1\", \"http://resumed:hunter2@mq2\"]\nheartbeat = \"-1s\"\n\
                 [keys]\nkeep = 0\ninterval = \"9d\"\nsettle = 5\nintervall = \"8h\"\n[sessions]\n\
@@ -1026,7 +1023,7 @@ fn mistakes_in_the_configuration_are_all_told_and_nothing_starts() {
 
 #[test]
 fn a_farm_secret_that_is_not_as_it_must_be_is_refused_and_not_shown() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let path = |name: &str| folder.path().join(name);
     let write = |name: &str, text: &str, mode: u32| -> PathBuf {
         fs::write(path(name), text).expect("a file");

@@ -1,16 +1,11 @@
 //! Nothing that the processes write holds a secret, and no memory that holds one leaves the machine's RAM.
 
-#[path = "support/attacker.rs"]
-mod attacker;
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use attacker::{Attacker, announcement, flipped, random};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::geteuid;
 use openssl::base64::encode_block;
@@ -20,11 +15,12 @@ use resumed::probe::{Client, Mode, Options, Session};
 use resumed::proto::payload::Kind;
 use resumed::proto::{self, Payload, Ring, SessionBatch, SessionEntry, SessionFormat, TicketKey};
 use resumed::status::SecretStep;
-use support::broker::Broker;
-use support::farm::{Daemon, Farm, FarmSetup, Proxies, built, new_secret, wait_for};
-use support::scanner::{Scanner, WINDOW};
-use support::sessions::{new_ones_resume, refused_at};
-use support::watcher::{Folder, Process};
+use testkit::attacker::{Attacker, announcement, flipped, random};
+use testkit::broker::Broker;
+use testkit::farm::{Daemon, Farm, FarmSetup, Proxies, built, new_secret, wait_for};
+use testkit::scanner::{Scanner, WINDOW};
+use testkit::sessions::{new_ones_resume, refused_at};
+use testkit::watcher::{Folder, Process};
 
 /// The saved ring, as `src/daemon/ring_file.rs` lays it out behind 48 bytes of header.
 #[derive(Clone, PartialEq, Message)]
@@ -53,11 +49,12 @@ fn the_scanner_finds_a_planted_secret_in_every_form_and_no_shorter_piece() {
             ("escaped", bytes.escape_ascii().to_string().into_bytes()),
         ]
     };
-    let file = tempfile::NamedTempFile::new().expect("a scratch file");
+    let folder = Folder::temporary("resumed-");
+    let file = folder.path().join("log");
     let found_in = |text: &[u8]| {
         let log = [b"2026-01-01T00:00:00Z  INFO resumed: key=", text, b" and so on\n"].concat();
-        fs::write(file.path(), &log).expect("a scratch log");
-        scanner.find(&fs::read(file.path()).expect("the scratch log"))
+        fs::write(&file, &log).expect("a scratch log");
+        scanner.find(&fs::read(&file).expect("the scratch log"))
     };
     for from in [0, 1, 13, secret.len() - WINDOW] {
         for (form, text) in written(&secret[from..from + WINDOW]) {
@@ -73,7 +70,7 @@ fn the_scanner_finds_a_planted_secret_in_every_form_and_no_shorter_piece() {
 #[test]
 fn nothing_that_a_farm_writes_holds_a_secret() {
     let broker = Broker::start();
-    let rings = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let rings = Folder::temporary_in(Path::new("/dev/shm"), "resumed-");
     let mut scanner = Scanner::default();
     let mut written: Vec<(String, Vec<u8>)> = Vec::new();
     for proxies in [Proxies::Tickets, Proxies::SessionIds] {

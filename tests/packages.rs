@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use testkit::watcher::Folder;
 
 use clap::CommandFactory;
 use resumed::cli::Cli;
-use tempfile::TempDir;
 
 /// A package, and a folder with what is in it.
 struct Package {
     file: PathBuf,
-    unpacked: TempDir,
+    unpacked: Folder,
 }
 
 impl Package {
@@ -25,7 +25,7 @@ impl Package {
         let version = env!("CARGO_PKG_VERSION");
         let file = target.join(format!("debian/{name}_{version}-1_{}.deb", architecture.trim()));
         assert!(file.exists(), "{} is not there: run `make deb`", file.display());
-        let unpacked = tempfile::tempdir().expect("a folder");
+        let unpacked = Folder::temporary("resumed-");
         said(run("dpkg-deb", &["--raw-extract", text(&file), text(unpacked.path())]));
         Self { file, unpacked }
     }

@@ -1,21 +1,17 @@
 //! The page for people, in a browser: what a person reads there, on a desk and on a phone, by day and by night.
 
-#[path = "support/attacker.rs"]
-mod attacker;
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 
-use attacker::Attacker;
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use resumed::probe::{self, Client, Mode, Options};
 use resumed::status::Overview;
 use serde_json::Value;
-use support::broker::Broker;
-use support::browser::{Browser, View};
-use support::farm::{Farm, FarmSetup, Proxies, built, wait_for};
+use testkit::attacker::Attacker;
+use testkit::broker::Broker;
+use testkit::browser::{Browser, View};
+use testkit::farm::{Farm, FarmSetup, Proxies, built, wait_for};
 
 const VIEWS: [View; 4] = [
     View { name: "desktop-light", width: 1180, height: 900, mobile: false, scheme: "light" },

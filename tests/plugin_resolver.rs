@@ -1,17 +1,6 @@
 //! One plugin for ATS 9, 10 and 11: against small hosts that export only the C names, only the C++ names, and no session
 //! functions.
 
-#[path = "support/ats.rs"]
-mod ats;
-#[path = "support/node.rs"]
-mod node;
-#[path = "support/plugin.rs"]
-mod plugin;
-#[path = "support/tls.rs"]
-mod tls;
-#[path = "support/watcher.rs"]
-mod watcher;
-
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -19,14 +8,16 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+use testkit::plugin;
+use testkit::tls;
+use testkit::watcher::Folder;
 
 use bytes::Bytes;
-use node::{Node, NodeSetup, key, until};
 use resumed::keys::Timetable;
 use resumed::proto::local::Session;
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
 use resumed::sessions::Removals;
-use tempfile::TempDir;
+use testkit::node::{Node, NodeSetup, key, until};
 
 /// Compiles the host that plays ATS of this major version.
 fn host(folder: &Path, major: u32) -> PathBuf {
@@ -34,7 +25,7 @@ fn host(folder: &Path, major: u32) -> PathBuf {
     let output = Command::new("cc")
         .args(["-Wall", "-Werror", "-rdynamic", &format!("-DHOST={major}"), "-o"])
         .arg(&program)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plugin_host.c"))
+        .arg(testkit::tree().join("tests/plugin_host.c"))
         .args(["-ldl", "-lssl", "-lcrypto"])
         .output()
         .expect("a C compiler, which Rust needs as well");
@@ -121,14 +112,14 @@ fn record(n: u8) -> String {
 }
 
 struct Bench {
-    folder: TempDir,
+    folder: Folder,
     node: Node,
     host: Host,
 }
 
 impl Bench {
     async fn start(major: u32, setup: &NodeSetup) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::temporary("resumed-");
         let socket = folder.path().join("ats.sock");
         let node = Node::start(&socket, setup).await;
         let timetable = Timetable::new(vec![key(2, 1000..2000, 3000), key(1, -10..1000, 3000)]);
@@ -243,7 +234,7 @@ async fn without_session_functions_it_shares_tickets_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_keys_does_not_end_the_wait_for_the_first() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let socket = folder.path().join("ats.sock");
     let node = Node::start(&socket, &NodeSetup::default()).await;
     let program = host(folder.path(), 9);
@@ -319,7 +310,7 @@ async fn a_session_that_openssl_does_not_take_never_reaches_ats() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_sends_nonsense_costs_a_connection_and_no_more() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let socket = folder.path().join("ats.sock");
     let program = host(folder.path(), 9);
     let nonsense: [(&[u8], &str); 4] = [
@@ -352,7 +343,7 @@ async fn a_daemon_that_sends_nonsense_costs_a_connection_and_no_more() {
 
 #[test]
 fn an_argument_that_cannot_be_meant_is_named_and_the_plugin_stays_out() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = Folder::temporary("resumed-");
     let program = host(folder.path(), 10);
     let mut host = Host::start(&program, &["--sokcet=/x"]);
     host.wait_for("ready");

@@ -1,19 +1,15 @@
 //! A real Prometheus that watches real nodes, with the rules and the dashboard that are shipped.
 
-#[path = "support/dashboard.rs"]
-mod dashboard;
-mod support;
-
-use dashboard::Dashboard;
 use resumed::probe::{Client, Mode, Options};
-use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, wait_for};
-use support::prometheus::{Prometheus, ScrapeTarget, Watch};
-use support::sessions::new_ones_resume;
+use testkit::broker::Broker;
+use testkit::dashboard::Dashboard;
+use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
+use testkit::prometheus::{Prometheus, ScrapeTarget, Watch};
+use testkit::sessions::new_ones_resume;
 
 /// Every node of `farm`, as Prometheus is told of it.
 fn targets(farm: &Farm) -> Vec<ScrapeTarget> {
-    let target = |host: &support::farm::Host| ScrapeTarget {
+    let target = |host: &testkit::farm::Host| ScrapeTarget {
         address: host.daemon.metrics_address(),
         farm: farm.name().to_owned(),
         pod: "pod".to_owned(),

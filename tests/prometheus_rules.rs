@@ -1,22 +1,19 @@
 //! That the rules, the dashboard and the runbook fit each other, and what a node shows.
 
-#[path = "support/dashboard.rs"]
-mod dashboard;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use dashboard::Dashboard;
 use resumed::metrics;
+use testkit::dashboard::Dashboard;
 
 /// Sections of the runbook that no alert leads to.
 const WITHOUT_AN_ALERT: [&str; 3] =
     ["A host was compromised", "Everything was restarted at once", "Certificate differs between hosts"];
 
 fn in_tree(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    testkit::tree().join(path)
 }
 
 fn text(path: &str) -> String {

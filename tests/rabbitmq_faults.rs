@@ -1,26 +1,18 @@
 //! What only a real broker can do to a link: die, freeze, refuse, block, and speak TLS.
 
-#[path = "support/authority.rs"]
-mod authority;
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/namespaces.rs"]
-mod namespaces;
-#[path = "support/watcher.rs"]
-mod watcher;
-
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+use testkit::watcher::Folder;
 
-use authority::{Authority, Issued, VALID};
-use broker::{Broker, BrokerOptions, BrokerTls};
 use bytes::Bytes;
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
 use resumed::bus::{
     Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Source,
 };
+use testkit::authority::{Authority, Issued, VALID};
+use testkit::broker::{Broker, BrokerOptions, BrokerTls};
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::time::timeout;
 
@@ -255,10 +247,11 @@ async fn the_permissions_of_the_design_are_enough_and_missing_ones_are_named() {
     let ours = r"^resumed\.narrow\.";
     let write = r"^(resumed\.narrow\.|amq\.default$)";
     broker.ctl(&["set_permissions", "resumed", ours, write, ours]);
-    let password = tempfile::NamedTempFile::new().unwrap();
+    let folder = Folder::temporary("resumed-");
+    let password = folder.path().join("password");
     std::fs::write(&password, "hunter2\n").unwrap();
     let mut settings = settings(&[&format!("amqp://resumed@127.0.0.1:{}", broker.port())]);
-    settings.password_file = Some(password.path().to_owned());
+    settings.password_file = Some(password.clone());
     let mut a = try_node(settings.clone(), "narrow", "a").await.unwrap();
     assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
     for route in [Route::Keys, Route::Leader, Route::Inbox(a.link.inbox().to_owned())] {
@@ -425,7 +418,7 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
 
 /// The authorities and the brokers' certificates; the directory goes with it.
 struct Certificates {
-    _directory: tempfile::TempDir,
+    _directory: Folder,
     ours: PathBuf,
     other: PathBuf,
     client: Issued,
@@ -436,7 +429,7 @@ struct Certificates {
 
 impl Certificates {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = Folder::temporary("resumed-");
         let ours = Authority::new(directory.path(), "ours");
         let other = Authority::new(directory.path(), "other");
         let listener =

@@ -1,19 +1,12 @@
 //! A link leaves neither threads nor sockets behind, however it ends. Alone in its binary, so that it can count both.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/namespaces.rs"]
-mod namespaces;
-#[path = "support/watcher.rs"]
-mod watcher;
-
 use std::fs;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use broker::Broker;
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
 use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec, Names, Route};
+use testkit::broker::Broker;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 

@@ -1,17 +1,15 @@
 //! What `etc/rabbitmq/permissions.sh` grants is enough for a whole node, and no part of it can be left out.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
+use testkit::watcher::Folder;
 
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
 use resumed::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvents, LinkSpec, Names, Published, Route};
 use resumed::probe::{Client, Mode, Options};
-use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, wait_for};
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use tokio::sync::mpsc;
 
 /// Configure, write, read: patterns as RabbitMQ takes them.
@@ -19,11 +17,11 @@ type Permissions = [String; 3];
 
 /// What the script tells rabbitmqctl, for which something else stands in here.
 fn shipped(farm: &str, user: &str) -> Permissions {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = Folder::temporary("resumed-");
     let stand_in = folder.path().join("rabbitmqctl");
     fs::write(&stand_in, "#!/bin/sh\nfor word in \"$@\"; do printf '%s\\n' \"$word\"; done\n").expect("a script");
     fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).expect("a mode");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/rabbitmq/permissions.sh");
+    let script = testkit::tree().join("etc/rabbitmq/permissions.sh");
     let path = format!("{}:/usr/bin:/bin", folder.path().display());
     let output = Command::new("sh").arg(script).args([farm, user]).env("PATH", path).output().expect("sh runs");
     assert!(output.status.success(), "{output:?}");

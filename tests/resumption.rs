@@ -1,16 +1,14 @@
 //! Clients of a farm of real proxies resume on any host: session IDs, tickets, and tickets through rotations.
 
-mod support;
-
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use resumed::probe::{Client, Mode, Options, Session, Target};
-use support::broker::Broker;
-use support::farm::{Farm, FarmSetup, Proxies, wait_for};
-use support::network::far_away;
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
+use testkit::network::far_away;
 
 const TICKET_MODES: [Mode; 2] = [Mode::Ticket12, Mode::Ticket13];
 
@@ -193,7 +191,7 @@ fn twenty_rotations_with_hopping_clients_and_reloads_refuse_no_ticket_that_is_yo
             host.ats().reload();
         }
         rotated(14.0);
-        let certificate = support::ats::Certificate::self_signed("farm.test");
+        let certificate = testkit::ats::Certificate::self_signed("farm.test");
         for host in &farm.hosts {
             host.ats().write_certificate(&certificate);
             host.ats().write("etc/ssl_multicert.config", "ssl_cert_name=farm.pem ssl_key_name=farm.key dest_ip=*\n");

@@ -4,26 +4,22 @@
 //! `make test-rollout` builds the packages that it installs, and runs it. Needs root, and the packages of the group
 //! `hosts` in `scripts/install-dependencies.sh`.
 
-#[path = "support/dashboard.rs"]
-mod dashboard;
 mod hosts;
-mod support;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use dashboard::Dashboard;
 use hosts::balancer::{Balancer, NOTICES_WITHIN};
 use hosts::host::Host;
 use hosts::returning::{Counts, Outcome, Returning, Visit};
 use hosts::site::{self, OUTSIDE, SERVER_NAME, Site};
 use resumed::probe::{Mode, Target};
-use support::farm::wait_for;
-use support::namespaces::{Network, apart};
-use support::prometheus::{Prometheus, ScrapeTarget, Watch};
+use testkit::dashboard::Dashboard;
+use testkit::farm::{built, wait_for};
+use testkit::namespaces::{Network, apart};
+use testkit::prometheus::{Prometheus, ScrapeTarget, Watch};
 
 /// How long a farm may take to be whole again after a fault has ended, a host's boot included.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -106,7 +102,7 @@ impl Story<'_> {
 /// Every mode between every pair of hosts. A session by ID may be a moment behind a client that comes back at once.
 fn probe(site: &Site) {
     let targets = site.hosts.iter().map(|host| format!("{}:443", host.address()));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_resumed"));
+    let mut command = Command::new(built("resumed"));
     command.arg("probe").args(targets).args(["--sni", SERVER_NAME, "--tries", "3"]);
     let output = command.output().expect("resumed probe");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -348,7 +344,7 @@ fn packages_leave_on_a_host_what_they_should() {
                     .expect("a package");
             }
         }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/package_lifecycle.sh");
+        let script = testkit::tree().join("tests/package_lifecycle.sh");
         fs::copy(script, host.root().join("srv/package_lifecycle.sh")).expect("the script");
         println!("{}", host.must("bash /srv/package_lifecycle.sh /srv 2>&1"));
     });

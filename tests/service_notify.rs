@@ -1,7 +1,5 @@
 //! What a service manager hears of the daemon, as systemd would.
 
-mod support;
-
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -11,9 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use support::ats::free_port;
-use support::farm::{PATIENCE, built, new_secret, wait_for};
-use support::watcher::{Folder, Process};
+use testkit::ats::free_port;
+use testkit::farm::{PATIENCE, built, new_secret, wait_for};
+use testkit::watcher::{Folder, Process};
 
 /// A service manager's socket, and a daemon that knows of it.
 struct Managed {

@@ -1,10 +1,6 @@
 //! Nodes that join late, or were away, are given the sessions that they lack by one donor of their pod: real daemons on a
 //! real broker, with proxies played by the test. `--nocapture` shows the figures.
 
-#[path = "support/attacker.rs"]
-mod attacker;
-mod support;
-
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -13,16 +9,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use attacker::Attacker;
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use prost::Message;
 use resumed::proto::local::{FromProxy, Hello, Session, Sessions, ToProxy, from_proxy, to_proxy};
 use resumed::proto::payload::Kind;
 use resumed::proto::{SessionEntry, SessionFormat, Warmup, WarmupCall, WarmupOffer, WarmupRequest};
-use support::broker::Broker;
-use support::farm::{Daemon, Farm, FarmSetup, Proxies, wait_for};
-use support::tls;
+use testkit::attacker::Attacker;
+use testkit::broker::Broker;
+use testkit::farm::{Daemon, Farm, FarmSetup, Proxies, wait_for};
+use testkit::tls;
 
 /// One real session under as many IDs as are wanted.
 struct Sample {

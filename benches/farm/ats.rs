@@ -18,10 +18,10 @@ use crate::memory::{cpu_seconds, exact_cpu_seconds, resident_bytes, threads};
 use crate::proxy;
 use crate::report::Report;
 use crate::samples::{SESSION_BYTES, Sample};
-use crate::support::ats::{Ats, AtsSetup, Certificate};
-use crate::support::authority::{Authority, VALID};
-use crate::support::broker::Broker;
-use crate::support::farm::{Farm, FarmSetup, PATIENCE, Proxies, built};
+use testkit::ats::{Ats, AtsSetup, Certificate};
+use testkit::authority::{Authority, VALID};
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, PATIENCE, Proxies, built};
 
 const SESSIONS: u64 = 1_000_000;
 const ID_BYTES: u64 = 32;

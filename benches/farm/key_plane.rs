@@ -21,7 +21,7 @@ use crate::latency::{bus, node_settings, secrets};
 use crate::memory::{threads, tree_cpu_seconds, tree_resident_bytes};
 use crate::report::Report;
 use crate::simulated::REPORT_EVERY;
-use crate::support::broker::Broker;
+use testkit::broker::Broker;
 
 /// How many nodes.
 pub const SIZES: [usize; 4] = [10, 30, 100, 300];

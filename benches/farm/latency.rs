@@ -29,9 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::report::{Percentiles, Report};
 use crate::samples::Sample;
-use crate::support::broker::Broker;
-use crate::support::farm::{Farm, FarmSetup, Proxies};
 use crate::{proxy, raw_amqp};
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, Proxies};
 
 /// The rate at which latency is asked for. A plugin collects reports then.
 const PER_SECOND: u32 = 1_000;

@@ -24,15 +24,13 @@ mod raw_amqp;
 mod report;
 mod samples;
 mod simulated;
-#[path = "../../tests/support/mod.rs"]
-mod support;
 mod throughput;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use report::Report;
-use support::broker::Broker;
+use testkit::broker::Broker;
 
 /// A part of the benchmark: its name, what it says of itself, and how it is run.
 type Part = (&'static str, &'static str, fn(&Broker, &mut Report));

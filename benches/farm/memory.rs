@@ -12,8 +12,8 @@ use resumed::clock::SystemClock;
 use crate::proxy;
 use crate::report::Report;
 use crate::samples::{SESSION_BYTES, Sample};
-use crate::support::broker::Broker;
-use crate::support::farm::{Daemon, Farm, FarmSetup, Proxies};
+use testkit::broker::Broker;
+use testkit::farm::{Daemon, Farm, FarmSetup, Proxies};
 
 const SESSIONS: u64 = 1_000_000;
 const ID_BYTES: u64 = 32;

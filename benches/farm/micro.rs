@@ -37,7 +37,7 @@ pub const BATCH_SESSIONS: u64 = 390;
 const HELD: u64 = 100_000;
 
 /// Measures every step, and notes the median of each.
-pub fn run(_: &crate::support::broker::Broker, report: &mut Report) {
+pub fn run(_: &testkit::broker::Broker, report: &mut Report) {
     let folder = Report::folder().join("criterion");
     // What an earlier run found is no answer.
     if let Err(error) = std::fs::remove_dir_all(&folder) {

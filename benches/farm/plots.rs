@@ -50,7 +50,7 @@ struct Plot {
 
 /// Draws whatever the report has figures for.
 pub fn write(report: &Report) -> io::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bench");
+    let folder = testkit::tree().join("docs/bench");
     std::fs::create_dir_all(&folder)?;
     for plot in plots(report) {
         if plot.series.iter().any(|series| !series.is_model && series.points.len() > 1) {

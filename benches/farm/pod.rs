@@ -11,8 +11,8 @@ use crate::memory::{exact_cpu_seconds, tree_cpu_seconds};
 use crate::proxy;
 use crate::report::Report;
 use crate::samples::Sample;
-use crate::support::broker::Broker;
-use crate::support::farm::{Farm, FarmSetup, PATIENCE, Proxies};
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, PATIENCE, Proxies};
 
 /// How many hosts the pod has.
 pub const HOSTS: [usize; 3] = [2, 4, 8];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Names carry their unit at the end: `_per_second`, `_nanoseconds`, `_microseconds`, `_seconds`, `_bytes`, `_ratio`, `_percent` (of
@@ -48,7 +48,7 @@ impl Report {
     /// Where reports go.
     pub fn folder() -> PathBuf {
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-        target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target")).join("bench")
+        target.unwrap_or_else(|| testkit::tree().join("target")).join("bench")
     }
 
     /// Writes `target/bench/report.json`: what this run measured.

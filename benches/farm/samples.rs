@@ -10,7 +10,7 @@ use openssl::ssl::{Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, 
 use openssl::x509::X509;
 use resumed::proto::local::Session;
 
-use crate::support::ats::Certificate;
+use testkit::ats::Certificate;
 
 /// What a session of the measurements has, in bytes of DER.
 pub const SESSION_BYTES: usize = 200;

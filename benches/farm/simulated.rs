@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::large_farm::{beat, measure};
 use crate::report::Report;
-use crate::support::broker::Broker;
+use testkit::broker::Broker;
 
 /// How many nodes.
 pub const SIZES: [usize; 3] = [300, 3_000, 10_000];

@@ -9,9 +9,9 @@ use resumed::clock::SystemClock;
 use crate::micro::BATCH_SESSIONS;
 use crate::report::Report;
 use crate::samples::{SESSION_BYTES, Sample};
-use crate::support::broker::Broker;
-use crate::support::farm::{Farm, FarmSetup, PATIENCE, Proxies};
 use crate::{proxy, raw_amqp};
+use testkit::broker::Broker;
+use testkit::farm::{Farm, FarmSetup, PATIENCE, Proxies};
 
 const SESSIONS: u64 = 1_000_000;
 /// Sessions in one message of the proxy: what its plugin has collected while the socket was busy.

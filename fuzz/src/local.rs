@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use prost::Message;
 use resumed::clock::SystemClock;
-use resumed::daemon::control::{ControlCall, converse};
+use resumed::daemon::control::{ControlCall, IDLE, converse};
 use resumed::daemon::operator::wait_of;
 use resumed::keys::Timetable;
 use resumed::proto::local::{ControlReply, ControlRequest, Welcome, control_reply, control_request};
@@ -84,7 +84,7 @@ pub fn control(data: &[u8]) {
             }
             count
         });
-        let ended = converse(stream, &calls).await;
+        let ended = converse(stream, &calls, IDLE).await;
         drop(calls);
         (ended, answers.await.expect("no panic"))
     });

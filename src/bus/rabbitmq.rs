@@ -1091,7 +1091,7 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named_without_the_password() {
-        let files = tempfile::tempdir().unwrap();
+        let files = crate::temporary::Folder::new();
         let junk = files.path().join("junk.pem");
         fs::write(&junk, "no certificate").unwrap();
         let gone = files.path().join("gone.pem");

@@ -261,7 +261,7 @@ zoo
 
     #[test]
     fn what_was_understood_of_a_real_file_shows_no_password_and_every_key_once() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = directory.path().join("resumed.toml");
         let toml = "[broker]\nuris = [\"amqps://resumed:hunter2@mq1\", \"amqps://resumed:hunter2@mq2\"]\n\
                     [secret]\nfiles = [\"/etc/resumed/farm.secret\"]\n";
@@ -295,7 +295,7 @@ secret.files = /x
     #[test]
     fn one_bad_file_hides_no_other_and_no_mistake_hides_a_file() {
         use std::os::unix::fs::PermissionsExt;
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let file = |name: &str, text: &str, mode| {
             let path = directory.path().join(name);
             std::fs::write(&path, text).unwrap();

@@ -214,7 +214,7 @@ pub(super) mod daemon {
 
     /// Serves a control socket in a runtime of its own until dropped.
     pub struct Daemon {
-        directory: tempfile::TempDir,
+        directory: crate::temporary::Folder,
         stop: CancellationToken,
         thread: Option<std::thread::JoinHandle<()>>,
     }
@@ -224,7 +224,7 @@ pub(super) mod daemon {
         pub fn answering(
             mut answer: impl FnMut(control_request::Kind) -> Vec<control_reply::Kind> + Send + 'static,
         ) -> Self {
-            let directory = tempfile::tempdir().unwrap();
+            let directory = crate::temporary::Folder::new();
             let settings = ControlSettings { socket: directory.path().join("control.sock"), group: None };
             let stop = CancellationToken::new();
             let stopped = stop.clone();
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn without_a_daemon_the_error_names_the_socket_and_asks_for_it() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = directory.path().join("control.sock");
         let missing = Control::connect(&path).unwrap_err();
         drop(UnixListener::bind(&path).unwrap());
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_says_nothing_is_late() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = directory.path().join("control.sock");
         let _listener = UnixListener::bind(&path).unwrap();
         let limit = Duration::from_millis(50);
@@ -318,7 +318,7 @@ mod tests {
             (framed(&reply(control_reply::Kind::Rotate(RotateProgress::default()))), "not asked for"),
             (framed(&reply(control_reply::Kind::Error("no leader".into()))), "the daemon says: no leader"),
         ] {
-            let directory = tempfile::tempdir().unwrap();
+            let directory = crate::temporary::Folder::new();
             let path = directory.path().join("control.sock");
             let listener = UnixListener::bind(&path).unwrap();
             let server = thread::spawn(move || {
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_closes_without_an_answer_is_an_error() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = directory.path().join("control.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let server = thread::spawn(move || {

@@ -21,7 +21,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{ConfigError, DEFAULT_FILE, Settings};
 use crate::daemon::run::rabbitmq_settings;
@@ -324,18 +326,20 @@ pub fn start_logging(log: Option<&str>, default: &str) -> Result<(), Failure> {
         (None, Some(text)) => ("RESUMED_LOG", text.as_str()),
         (None, None) => ("", default),
     };
-    // lapin logs every message that a broker returns, with its body, and at `trace` the login.
-    let filter =
-        log_filter(&format!("{text},lapin=off")).map_err(|why| Failure::Usage(format!("{origin} {text:?}: {why}")))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+    let filter = log_filter(text).map_err(|why| Failure::Usage(format!("{origin} {text:?}: {why}")))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(filter)
         .try_init()
         .map_err(|error| Failure::Failed(format!("cannot start logging: {error}")))
 }
 
-fn log_filter(text: &str) -> Result<EnvFilter, String> {
+/// Crates that log what they send to the broker and get from it: `lapin` every message that is returned, with its body,
+/// and at `trace` the login.
+const AMQP_CRATES: [&str; 2] = ["lapin", "amq_protocol"];
+
+fn log_filter(text: &str) -> Result<Targets, String> {
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
     let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
     // Left alone, the filter would take a misspelt level for the name of a module.
@@ -343,7 +347,13 @@ fn log_filter(text: &str) -> Result<EnvFilter, String> {
     if let Some(part) = parts.iter().find(|part| !part.contains('=') && !is_level(part)) {
         return Err(format!("{part:?} is neither a level ({}) nor MODULE=LEVEL", LEVELS.join(", ")));
     }
-    EnvFilter::builder().parse(parts.join(",")).map_err(|error| error.to_string())
+    let asked: Targets = parts.join(",").parse().map_err(|error| format!("{error}"))?;
+    let is_amqp = |target: &str| AMQP_CRATES.iter().any(|name| target.starts_with(name));
+    if let Some((target, _)) = asked.iter().find(|(target, level)| is_amqp(target) && *level != LevelFilter::OFF) {
+        return Err(format!("{target} logs the broker's password and messages, so it can only be off"));
+    }
+    // The most exact directive wins, so these hold whatever else was asked for.
+    Ok(asked.with_targets(AMQP_CRATES.map(|name| (name, LevelFilter::OFF))))
 }
 
 #[cfg(test)]
@@ -413,8 +423,22 @@ mod tests {
     }
 
     #[test]
+    fn no_directive_brings_the_messages_of_the_amqp_library_into_the_log() {
+        for bad in ["trace,lapin=trace", "lapin::channel=debug", "info,amq_protocol=trace", "lapin::generated=error"] {
+            assert!(log_filter(bad).is_err(), "{bad}");
+        }
+        for good in ["trace", "lapi=trace", "trace,lapin=off"] {
+            let filter = log_filter(good).unwrap();
+            for target in ["lapin", "lapin::channel", "amq_protocol::frame"] {
+                assert!(!filter.would_enable(target, &tracing::Level::ERROR), "{good}: {target}");
+            }
+            assert!(filter.would_enable("resumed", &tracing::Level::INFO) == good.starts_with("trace"));
+        }
+    }
+
+    #[test]
     fn the_socket_comes_from_the_argument_or_from_the_configuration() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let file = directory.path().join("resumed.toml");
         std::fs::write(&file, "[control]\nsocket = \"/run/other/control.sock\"\n").unwrap();
         let from_file = SocketArg::default().path(Some(&file)).unwrap();
@@ -428,7 +452,7 @@ mod tests {
 
     #[test]
     fn check_prints_what_it_understood_or_every_mistake() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let file = directory.path().join("resumed.toml");
         std::fs::write(&file, "[node]\nfarm = \"edge\"\n").unwrap();
         let mut out = Vec::new();

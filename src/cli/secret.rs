@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_new_secret_is_private_readable_by_the_daemon_and_never_overwritten() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let file = directory.path().join("farm.secret");
         let command = SecretCommand::New { file: file.clone() };
         let mut out = Vec::new();

@@ -435,7 +435,7 @@ Every node opens what is sealed with the farm secret 00112233445566ff.
 
     #[test]
     fn waiting_includes_a_daemon_that_is_not_there_yet() {
-        let socket = tempfile::tempdir().unwrap().path().join("control.sock");
+        let socket = crate::temporary::Folder::new().path().join("control.sock");
         let started = Instant::now();
         let failure = run(&args(Some(Duration::from_millis(600))), &socket, &mut Vec::new()).unwrap_err();
         assert!(failure.to_string().contains("no daemon answers"), "{failure}");

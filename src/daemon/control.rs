@@ -37,7 +37,7 @@ const MAX_REQUEST: usize = 4096;
 const MAX_CONNECTIONS: usize = 64;
 
 /// How long a connection may stay silent between requests, or take to send one or to take a reply.
-const IDLE: Duration = Duration::from_secs(30);
+pub const IDLE: Duration = Duration::from_secs(30);
 
 /// One request to the daemon.
 ///
@@ -55,6 +55,7 @@ pub struct ControlCall {
 #[derive(Debug)]
 pub struct ControlSocket {
     socket: FreshSocket,
+    idle: Duration,
 }
 
 impl ControlSocket {
@@ -76,14 +77,14 @@ impl ControlSocket {
             },
         };
         info!(socket = %path.display(), "control socket open");
-        Ok(Self { socket })
+        Ok(Self { socket, idle: IDLE })
     }
 
     /// Serves the socket until `stop`: each request goes to `calls`. When this returns all connections are closed and
     /// the socket's file is gone.
     pub async fn serve(self, calls: mpsc::Sender<ControlCall>, stop: CancellationToken) {
         let mut connections = JoinSet::new();
-        let door = Arc::new(Door { quiet: Mutex::default(), clock: SystemClock::start() });
+        let door = Arc::new(Door { quiet: Mutex::default(), clock: SystemClock::start(), idle: self.idle });
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -120,6 +121,7 @@ fn found(name: &str) -> Option<Group> {
 struct Door {
     quiet: Mutex<Quiet>,
     clock: SystemClock,
+    idle: Duration,
 }
 
 impl Door {
@@ -128,7 +130,7 @@ impl Door {
             Ok(peer) => format!("process {} of user {}", peer.pid().unwrap_or_default(), peer.uid()),
             Err(_) => "an unknown process".to_owned(),
         };
-        let Err(refusal) = converse(stream, calls).await else { return };
+        let Err(refusal) = converse(stream, calls, self.idle).await else { return };
         metrics::counter!(CONTROL_REFUSED, "reason" => refusal.reason()).increment(1);
         let passed = self.quiet.lock().unwrap_or_else(PoisonError::into_inner).pass(
             "connection",
@@ -175,22 +177,24 @@ type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
 /// Serves one connection until its end: each request goes to `calls`, and the replies come back.
 ///
+/// A connection that for `idle` neither asks nor takes an answer is ended.
+///
 /// # Errors
 /// Why this side ended it.
-pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>) -> Result<(), Refusal> {
+pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>, idle: Duration) -> Result<(), Refusal> {
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_REQUEST).new_codec();
     let mut frames = Framed::new(stream, codec);
     loop {
-        let frame = tokio::time::timeout(IDLE, frames.next()).await.map_err(|_| Refusal::Idle)?;
+        let frame = tokio::time::timeout(idle, frames.next()).await.map_err(|_| Refusal::Idle)?;
         let Some(frame) = whole(frame)? else { return Ok(()) };
         let Ok(ControlRequest { kind: Some(request) }) = ControlRequest::decode(frame) else {
             let text = "the daemon does not know this request; are the command and the daemon of the same release?";
-            reply(&mut frames, &error(text)).await?;
+            reply(&mut frames, &error(text), idle).await?;
             return Err(Refusal::Malformed);
         };
         let (replies, mut answers) = mpsc::channel(16);
         if calls.send(ControlCall { request, replies }).await.is_err() {
-            reply(&mut frames, &error("the daemon is stopping")).await?;
+            reply(&mut frames, &error("the daemon is stopping"), idle).await?;
             return Ok(());
         }
         let mut is_answered = false;
@@ -199,7 +203,7 @@ pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>) -> 
                 answer = answers.recv() => match answer {
                     Some(answer) => {
                         is_answered = is_last(&answer);
-                        reply(&mut frames, &answer).await?;
+                        reply(&mut frames, &answer, idle).await?;
                     }
                     None => break,
                 },
@@ -208,7 +212,7 @@ pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>) -> 
             }
         }
         if !is_answered {
-            reply(&mut frames, &error("the daemon gave no answer; it may be stopping")).await?;
+            reply(&mut frames, &error("the daemon gave no answer; it may be stopping"), idle).await?;
         }
     }
 }
@@ -237,14 +241,14 @@ fn whole(frame: Option<io::Result<BytesMut>>) -> Result<Option<BytesMut>, Refusa
     }
 }
 
-async fn reply(frames: &mut Frames, reply: &ControlReply) -> Result<(), Refusal> {
+async fn reply(frames: &mut Frames, reply: &ControlReply, idle: Duration) -> Result<(), Refusal> {
     let mut bytes = reply.encode_to_vec();
     if bytes.len() > MAX_FRAME {
         bytes = error(&format!("the reply has {} bytes, over the {MAX_FRAME} of a frame", bytes.len())).encode_to_vec();
     }
     // Limits in the codec hold for both directions; only what comes in is not trusted.
     frames.codec_mut().set_max_frame_length(MAX_FRAME);
-    let sent = tokio::time::timeout(IDLE, frames.send(Bytes::from(bytes))).await;
+    let sent = tokio::time::timeout(idle, frames.send(Bytes::from(bytes))).await;
     frames.codec_mut().set_max_frame_length(MAX_REQUEST);
     // Who closes before the reply misses it, and that is all.
     sent.map_err(|_| Refusal::Idle)?.map_err(|_| Refusal::Truncated)
@@ -264,7 +268,7 @@ mod tests {
     use crate::proto::local::{RotateCommand, RotateProgress, StatusCommand};
 
     struct Served {
-        directory: tempfile::TempDir,
+        directory: crate::temporary::Folder,
         calls: mpsc::Receiver<ControlCall>,
         stop: CancellationToken,
         task: JoinHandle<()>,
@@ -272,9 +276,14 @@ mod tests {
 
     impl Served {
         fn start() -> Self {
-            let directory = tempfile::tempdir().unwrap();
+            Self::start_with(IDLE)
+        }
+
+        fn start_with(idle: Duration) -> Self {
+            let directory = crate::temporary::Folder::new();
             let settings = ControlSettings { socket: directory.path().join("control.sock"), group: None };
-            let socket = ControlSocket::open(&settings).unwrap();
+            let mut socket = ControlSocket::open(&settings).unwrap();
+            socket.idle = idle;
             let (sender, calls) = mpsc::channel(4);
             let stop = CancellationToken::new();
             let task = tokio::spawn(socket.serve(sender, stop.clone()));
@@ -422,15 +431,13 @@ mod tests {
 
     #[tokio::test]
     async fn silent_connections_do_not_lock_others_out_for_ever() {
-        tokio::time::pause();
-        let mut served = Served::start();
+        let mut served = Served::start_with(Duration::from_millis(50));
         let mut silent = Vec::new();
         for _ in 0..MAX_CONNECTIONS {
             silent.push(served.connect().await);
         }
         let mut stream = served.connect().await;
         stream.write_all(&frame(status())).await.unwrap();
-        // Paused time jumps to the idle limit once nothing else can happen.
         assert_eq!(served.calls.recv().await.unwrap().request, status());
         drop(silent);
     }
@@ -441,7 +448,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_group_may_open_the_socket_if_it_exists_and_nobody_else_if_not() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let open = |group: Option<&str>| {
             let path = directory.path().join("control.sock");
             let socket =

@@ -35,6 +35,14 @@ const PATIENCE: Duration = Duration::from_secs(8);
 pub struct Page {
     wanted: Arc<Notify>,
     answers: watch::Receiver<Option<Answer>>,
+    patience: Duration,
+}
+
+/// For how long an answer from so many nodes is given again, and for how long a request waits for one.
+#[derive(Clone, Copy)]
+struct Timing {
+    fresh_for: fn(usize) -> Duration,
+    patience: Duration,
 }
 
 /// An answer, as it goes out.
@@ -52,13 +60,22 @@ impl Page {
         clock: SystemClock,
         stop: CancellationToken,
     ) -> (Self, impl Future<Output = ()>) {
+        Self::with_timing(ask, clock, stop, Timing { fresh_for: refresh_after, patience: PATIENCE })
+    }
+
+    fn with_timing<F: Future<Output = FarmStatus>>(
+        ask: impl Fn() -> F,
+        clock: SystemClock,
+        stop: CancellationToken,
+        timing: Timing,
+    ) -> (Self, impl Future<Output = ()>) {
         let wanted = Arc::new(Notify::new());
         let (sender, answers) = watch::channel(None);
-        let page = Self { wanted: Arc::clone(&wanted), answers };
+        let page = Self { wanted: Arc::clone(&wanted), answers, patience: timing.patience };
         let task = async move {
             let history = Mutex::new(History::default());
             let both = async {
-                tokio::join!(note(&history, clock), answer(ask, &history, clock, &wanted, &sender));
+                tokio::join!(note(&history, clock), answer(ask, &history, clock, timing.fresh_for, &wanted, &sender));
             };
             stop.run_until_cancelled(both).await;
         };
@@ -80,7 +97,7 @@ impl Page {
         if !will_do(&answers.borrow()) {
             self.wanted.notify_one();
         }
-        let found = timeout(PATIENCE, answers.wait_for(will_do)).await;
+        let found = timeout(self.patience, answers.wait_for(will_do)).await;
         found.ok()?.ok()?.as_ref().map(|answer| answer.json.clone())
     }
 }
@@ -101,6 +118,7 @@ async fn answer<F: Future<Output = FarmStatus>>(
     ask: impl Fn() -> F,
     history: &Mutex<History>,
     clock: SystemClock,
+    fresh_for: fn(usize) -> Duration,
     wanted: &Notify,
     answers: &watch::Sender<Option<Answer>>,
 ) {
@@ -108,7 +126,7 @@ async fn answer<F: Future<Output = FarmStatus>>(
         wanted.notified().await;
         let status = ask().await;
         let (now, at) = (clock.now(), Instant::now());
-        let fresh_until = at + refresh_after(status.nodes.len());
+        let fresh_until = at + fresh_for(status.nodes.len());
         let overview = overview(status, lock(history).seen_from(now), now);
         match serde_json::to_vec(&overview) {
             Ok(json) => answers.send_replace(Some(Answer { json: json.into(), at, fresh_until })),
@@ -178,6 +196,8 @@ async fn farm(State(page): State<Page>) -> Response {
 mod tests {
     use std::cell::Cell;
 
+    use tokio::sync::Semaphore;
+
     use super::*;
     use crate::status::Overview;
 
@@ -185,15 +205,22 @@ mod tests {
         serde_json::from_slice(&answer.expect("an answer")).expect("its JSON")
     }
 
-    /// A page over a farm that counts how often it is asked and takes `takes` to answer.
-    async fn with_page<T>(takes: Duration, asked: &Cell<u64>, look: impl AsyncFnOnce(&Page) -> T) -> T {
+    const AN_HOUR: Timing = Timing { fresh_for: |_| Duration::from_secs(3_600), patience: Duration::from_secs(3_600) };
+
+    /// A page over a farm that counts how often it is asked, and answers as often as `answers` allows.
+    async fn with_page<T>(
+        timing: Timing,
+        answers: &Semaphore,
+        asked: &Cell<u64>,
+        look: impl AsyncFnOnce(&Page) -> T,
+    ) -> T {
         let stop = CancellationToken::new();
         let ask = || async {
             asked.set(asked.get() + 1);
-            tokio::time::sleep(takes).await;
+            answers.acquire().await.expect("never closed").forget();
             FarmStatus { farm: format!("asked {} times", asked.get()), ..FarmStatus::default() }
         };
-        let (page, task) = Page::new(ask, SystemClock::start(), stop.clone());
+        let (page, task) = Page::with_timing(ask, SystemClock::start(), stop.clone(), timing);
         let looking = async {
             let found = look(&page).await;
             stop.cancel();
@@ -202,65 +229,72 @@ mod tests {
         tokio::join!(task, looking).1
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_hundred_who_look_at_once_ask_the_farm_once() {
-        let asked = Cell::new(0);
-        with_page(Duration::from_millis(300), &asked, async |page| {
+        let (answers, asked) = (Semaphore::new(0), Cell::new(0));
+        with_page(AN_HOUR, &answers, &asked, async |page| {
             assert_eq!(asked.get(), 0, "nobody looks");
-            let all = (0..100).map(|_| page.answer());
-            for answer in futures_util::future::join_all(all).await {
+            let all = futures_util::future::join_all((0..100).map(|_| page.answer()));
+            let gate = async {
+                tokio::task::yield_now().await;
+                answers.add_permits(100);
+            };
+            for answer in tokio::join!(all, gate).0 {
                 assert_eq!(text(answer).status.farm, "asked 1 times");
             }
-            tokio::time::sleep(Duration::from_millis(1_500)).await;
             assert_eq!(text(page.answer().await).status.farm, "asked 1 times", "the answer is still fresh");
         })
         .await;
         assert_eq!(asked.get(), 1);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_looks_all_the_time_has_the_farm_asked_every_two_seconds() {
-        let asked = Cell::new(0);
-        with_page(Duration::ZERO, &asked, async |page| {
-            let end = Instant::now() + Duration::from_secs(60);
-            while Instant::now() < end {
-                page.answer().await.expect("an answer");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        })
-        .await;
-        assert!((29..=31).contains(&asked.get()), "asked {} times in a minute", asked.get());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_goes_away_before_the_answer_does_not_have_it_asked_again() {
-        let asked = Cell::new(0);
-        with_page(Duration::from_secs(1), &asked, async |page| {
-            for _ in 0..50 {
-                assert!(timeout(Duration::from_millis(10), page.answer()).await.is_err(), "there is no answer yet");
-            }
-            assert_eq!(text(page.answer().await).status.farm, "asked 1 times");
-        })
-        .await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_node_that_does_not_answer_lets_nobody_wait_for_ever() {
-        let asked = Cell::new(0);
-        with_page(Duration::from_secs(3_600), &asked, async |page| {
+    #[tokio::test]
+    async fn who_looks_all_the_time_has_the_farm_asked_once_for_each_time_that_an_answer_is_fresh() {
+        let (answers, asked) = (Semaphore::new(usize::MAX >> 3), Cell::new(0));
+        let fresh_for = Duration::from_millis(20);
+        let timing = Timing { fresh_for: |_| Duration::from_millis(20), ..AN_HOUR };
+        with_page(timing, &answers, &asked, async |page| {
             let start = Instant::now();
-            assert_eq!(page.answer().await, None);
-            assert_eq!(start.elapsed().as_secs(), PATIENCE.as_secs());
+            while asked.get() < 5 {
+                page.answer().await.expect("an answer");
+                tokio::task::yield_now().await;
+            }
+            assert!(start.elapsed() >= 4 * fresh_for, "asked 5 times within {:?}", start.elapsed());
+        })
+        .await;
+        assert!((2..=60).all(|nodes| refresh_after(nodes) >= Duration::from_secs(2)));
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_before_the_answer_does_not_have_it_asked_again() {
+        let (answers, asked) = (Semaphore::new(0), Cell::new(0));
+        with_page(AN_HOUR, &answers, &asked, async |page| {
+            for _ in 0..50 {
+                assert!(timeout(Duration::from_millis(1), page.answer()).await.is_err(), "there is no answer yet");
+            }
+            answers.add_permits(100);
+            assert_eq!(text(page.answer().await).status.farm, "asked 1 times");
         })
         .await;
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
+    async fn a_node_that_does_not_answer_lets_nobody_wait_for_ever() {
+        let (answers, asked) = (Semaphore::new(0), Cell::new(0));
+        let timing = Timing { patience: Duration::from_millis(20), ..AN_HOUR };
+        with_page(timing, &answers, &asked, async |page| {
+            assert_eq!(page.answer().await, None);
+        })
+        .await;
+    }
+
+    #[tokio::test]
     async fn an_old_answer_is_not_given_as_a_new_one() {
-        let asked = Cell::new(0);
-        with_page(Duration::from_millis(300), &asked, async |page| {
+        let (answers, asked) = (Semaphore::new(100), Cell::new(0));
+        let timing = Timing { fresh_for: |_| Duration::from_millis(1), ..AN_HOUR };
+        with_page(timing, &answers, &asked, async |page| {
             assert_eq!(text(page.answer().await).status.farm, "asked 1 times");
-            tokio::time::sleep(Duration::from_secs(600)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
             assert_eq!(text(page.answer().await).status.farm, "asked 2 times");
         })
         .await;

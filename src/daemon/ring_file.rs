@@ -390,8 +390,8 @@ mod tests {
         held
     }
 
-    fn on_disk() -> (tempfile::TempDir, RingFile) {
-        let directory = tempfile::tempdir().unwrap();
+    fn on_disk() -> (crate::temporary::Folder, RingFile) {
+        let directory = crate::temporary::Folder::new();
         let file = RingFile::open(directory.path(), "test", true).unwrap();
         (directory, file)
     }
@@ -468,7 +468,7 @@ mod tests {
     #[test]
     fn this_hosts_shared_memory_and_temporary_directory_are_judged_as_what_they_are() {
         for parent in [Path::new("/dev/shm"), &std::env::temp_dir(), Path::new("/proc")] {
-            let directory = tempfile::tempdir_in(parent);
+            let directory = crate::temporary::Folder::within(parent);
             agrees_with_this_host(directory.as_ref().map_or(parent, |directory| directory.path()));
         }
     }

@@ -146,8 +146,8 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
 mod tests {
     use super::*;
 
-    fn directory() -> tempfile::TempDir {
-        tempfile::tempdir().unwrap()
+    fn directory() -> crate::temporary::Folder {
+        crate::temporary::Folder::new()
     }
 
     #[tokio::test]

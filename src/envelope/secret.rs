@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_64_hex_digits_and_a_newline() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let expected: Vec<u8> = (0..32).collect();
         for (name, text) in [("lower", format!("{HEX}\n")), ("upper", format!("{}\n", HEX.to_uppercase()))] {
             let secret = FarmSecret::read(&file(directory.path(), name, &text, 0o600)).unwrap();
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn any_other_content_is_refused_and_not_quoted() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let cases = [
             ("", "is empty"),
             ("\n", "has 0 hex digits"),
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn only_two_modes_are_accepted() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = file(directory.path(), "secret", &format!("{HEX}\n"), 0o600);
         for mode in 0..=0o7777 {
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
@@ -423,7 +423,7 @@ mod tests {
 
     #[test]
     fn the_owner_is_that_of_the_file() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = file(directory.path(), "secret", &format!("{HEX}\n"), 0o600);
         let given_away = std::os::unix::fs::chown(&path, Some(12_345), None);
         let read = FarmSecret::read(&path);
@@ -439,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_a_regular_file() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
         for (path, found) in
@@ -460,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_written_secret_reads_back_and_is_private() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = directory.path().join("secret");
         let secret = FarmSecret::generate().unwrap();
         secret.write_new(&path).unwrap();
@@ -470,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_overwritten() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let path = file(directory.path(), "secret", "precious", 0o600);
         let dangling = directory.path().join("dangling");
         symlink(directory.path().join("nowhere"), &dangling).unwrap();
@@ -512,7 +512,7 @@ mod tests {
 
     #[test]
     fn a_set_of_files_names_the_file_at_fault() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let one = file(directory.path(), "one", &format!("{HEX}\n"), 0o600);
         let again = file(directory.path(), "again", &format!("{}\n", HEX.to_uppercase()), 0o600);
         let error = Secrets::read(&[&one, &again]).unwrap_err().to_string();

@@ -687,7 +687,7 @@ mod tests {
 
     #[test]
     fn certificates_are_verified_only_against_a_ca_file() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let trusted = directory.path().join("ca.pem");
         std::fs::write(&trusted, IDENTITY.certificate.to_pem().unwrap()).unwrap();
         let other = directory.path().join("other.pem");
@@ -708,7 +708,7 @@ mod tests {
 
     #[test]
     fn options_that_cannot_work_are_refused_with_the_reason() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::temporary::Folder::new();
         let empty = directory.path().join("empty.pem");
         std::fs::write(&empty, "").unwrap();
         let missing = directory.path().join("missing.pem");

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::watcher::Process;
+use testkit::watcher::Process;
 
 /// A running haproxy. Stopped when dropped.
 #[derive(Debug)]

@@ -11,12 +11,11 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::namespaces::{NetHost, Network};
-use crate::support::watcher::{Process, runs};
+use testkit::namespaces::{NetHost, Network, run};
+use testkit::watcher::{Process, runs};
 
 /// How long a host may take to boot, or to shut down in order. Both take a second or two; the machine may be busy.
 const BOOT_WITHIN: Duration = Duration::from_secs(120);
@@ -47,13 +46,12 @@ impl Host {
         let host = Self { name: name.to_owned(), net: network.host(), dir, running: None };
         let folders = ["upper", "work"].map(|part| host.dir.join(part).display().to_string());
         let options = format!("lowerdir={},upperdir={},workdir={}", base.display(), folders[0], folders[1]);
-        mount(Some("overlay"), &host.root(), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-            .unwrap_or_else(|error| panic!("an overlay for host {name}: {error}"));
+        let root = host.root().display().to_string();
+        run("mount", ["-t", "overlay", "-o", &options, "overlay", &root]);
         // A name of its network that holds in every PID namespace.
         File::create(host.dir.join("net")).expect("a file to mount on");
         let namespace = host.net.namespace();
-        mount(Some(&namespace), &host.dir.join("net"), None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .unwrap_or_else(|error| panic!("{}: {error}", namespace.display()));
+        run("mount", [Path::new("--bind"), &namespace, &host.dir.join("net")]);
         host.write("etc/hostname", &format!("{name}\n"));
         fs::create_dir_all(host.root().join("root/.ssh")).expect("a folder for keys");
         host.write("root/.ssh/authorized_keys", public_key);
@@ -236,7 +234,7 @@ impl Drop for Host {
         drop(self.running.take());
         // Whatever of it still ends holds the mounts for a moment; they go with the test's namespaces in any case.
         for mounted in [self.root(), self.dir.join("net")] {
-            let _busy = umount2(&mounted, MntFlags::MNT_DETACH);
+            drop(Command::new("umount").arg("--lazy").arg(&mounted).output());
         }
     }
 }

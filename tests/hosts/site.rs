@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use resumed::status::FarmStatus;
 
 use super::host::Host;
-use crate::support::ats::Certificate;
-use crate::support::farm::wait_for;
-use crate::support::namespaces::Network;
-use crate::support::watcher::Folder;
+use testkit::ats::Certificate;
+use testkit::farm::{built, wait_for};
+use testkit::namespaces::Network;
+use testkit::watcher::Folder;
 
 /// The name in the proxies' certificate.
 pub const SERVER_NAME: &str = "farm.test";
@@ -47,7 +47,8 @@ pub struct Played {
 
 /// The package `name` as `make deb` builds it.
 pub fn package(name: &str, revision: u32) -> PathBuf {
-    let target = Path::new(env!("CARGO_BIN_EXE_resumed")).ancestors().nth(2).expect("a target folder");
+    let program = built("resumed");
+    let target = program.ancestors().nth(2).expect("a target folder");
     let file = target.join(format!("debian/{name}_{}-{revision}_amd64.deb", env!("CARGO_PKG_VERSION")));
     assert!(file.is_file(), "{} is missing: make deb REVISION={revision}", file.display());
     file
@@ -69,7 +70,7 @@ pub fn folder() -> Folder {
 
 /// The system that all hosts begin with. It is made if it is not there yet, which takes some minutes.
 pub fn base() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hosts/base.sh");
+    let script = testkit::tree().join("tests/hosts/base.sh");
     let made = Command::new(script).arg(within()).arg("man-db").status().expect("tests/hosts/base.sh");
     assert!(made.success(), "no base system");
     within().join("base")
@@ -78,7 +79,7 @@ pub fn base() -> PathBuf {
 impl Site {
     /// Boots the hosts over the system in `base`.
     pub fn boot(network: &Network, base: &Path) -> Self {
-        let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let tree = testkit::tree();
         let dir = folder();
         let key = dir.path().join("id_ed25519");
         let made = Command::new("ssh-keygen")

@@ -2,11 +2,6 @@
 //!
 //! Needs Debian's `trafficserver`. Everything lies in one folder; the processes are this test's children and are
 //! stopped by their ids, also when the test panics.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
-
-#[path = "ports.rs"]
-#[allow(clippy::duplicate_mod, reason = "test files include what they need of this folder one by one")]
-mod ports;
 
 use std::fs;
 use std::io::{self, Write};
@@ -26,7 +21,7 @@ use openssl::rsa::Rsa;
 use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509Builder, X509NameBuilder};
 
-use super::watcher::{Process, runs};
+use crate::watcher::{Process, runs};
 
 /// How long a start, a stop or a change of state may take before the test fails. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -353,7 +348,7 @@ impl Drop for Ats {
 
 /// A port on 127.0.0.1 that was free a moment ago.
 pub fn free_port() -> u16 {
-    let [port] = ports::free_ports(22_000..32_000);
+    let [port] = crate::ports::free_ports(22_000..32_000);
     port
 }
 

@@ -1,7 +1,6 @@
 //! Somebody with an account on the farm's broker, and with the farm's secret for whoever should not have it: records,
 //! forges, replays, and seals what no daemon would. It joins the farm as a node would, for nothing else it sealed would be
 //! opened.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::HashMap;
 use std::fs;

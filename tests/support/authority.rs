@@ -1,5 +1,4 @@
 //! Certificate authorities for tests.
-#![allow(dead_code, reason = "compiled into several test crates, none of which uses all of it")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,4 @@
 //! Private RabbitMQ brokers for tests: own directory, own loopback ports, own epmd, gone with the test.
-#![allow(dead_code, reason = "compiled into several test crates, none of which uses all of it")]
-
-#[path = "ports.rs"]
-#[allow(clippy::duplicate_mod, reason = "test files include what they need of this folder one by one")]
-mod ports;
 
 use std::fs;
 use std::io::Read;
@@ -18,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::namespaces::{NetHost, command_at};
-use super::watcher::{Folder, Process};
+use crate::namespaces::{NetHost, command_at};
+use crate::watcher::{Folder, Process};
 
 /// Where Debian's package puts the scripts. The one in `sbin/` would switch to the user `rabbitmq`; these run as the caller.
 const BIN: &str = "/usr/lib/rabbitmq/bin";
@@ -146,7 +141,7 @@ impl Broker {
             None => Folder::temporary("resumed-broker-"),
         };
         let [port, tls_port, dist_port, epmd_port, ctl_port] = match options.place {
-            None => ports::free_ports(12_000..22_000),
+            None => crate::ports::free_ports(12_000..22_000),
             // A host of its own has all ports free, and the brokers of a cluster must agree on that of epmd.
             Some(_) => [5672, 5671, 25_672, 4369, 35_672],
         };

@@ -1,5 +1,4 @@
 //! A headless Chromium of a test's own, driven through ChromeDriver (W3C WebDriver, and Chromium's DevTools commands).
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,9 +9,9 @@ use std::time::Duration;
 use openssl::base64::decode_block;
 use serde_json::{Value, json};
 
-use super::ats::free_port;
-use super::farm::wait_for;
-use super::watcher::{Folder, Process};
+use crate::ats::free_port;
+use crate::farm::wait_for;
+use crate::watcher::{Folder, Process};
 
 /// How long one command may take. Generous: the machine may be busy.
 const COMMAND_WITHIN: Duration = Duration::from_secs(60);

@@ -1,8 +1,6 @@
 //! The dashboard that is shipped, as far as tests look at it.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::Value;
 
@@ -27,7 +25,7 @@ pub struct Panel {
 impl Dashboard {
     /// `etc/grafana/resumed.json`.
     pub fn shipped() -> Self {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/grafana/resumed.json");
+        let file = crate::tree().join("etc/grafana/resumed.json");
         let text = fs::read_to_string(&file).expect("the dashboard");
         let json: Value = serde_json::from_str(&text).expect("JSON");
         let panels = json["panels"].as_array().expect("panels").iter().filter(|panel| panel["type"] != "row");

@@ -1,5 +1,4 @@
 //! A farm of real daemons beside real proxies. Everything lies in one temporary folder and ends with it.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -16,9 +15,9 @@ use nix::unistd::Pid;
 use resumed::probe::{self, Client, Mode, Target};
 use resumed::status::{FarmStatus, SecretStep};
 
-use super::ats::{Ats, AtsSetup, Certificate, free_port};
-use super::namespaces::{at, command_at};
-use super::watcher::{Folder, Process};
+use crate::ats::{Ats, AtsSetup, Certificate, free_port};
+use crate::namespaces::{at, command_at};
+use crate::watcher::{Folder, Process};
 
 /// How long a condition may take to become true before a test fails. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,7 +28,7 @@ pub fn built(name: &str) -> PathBuf {
     let folders = test.ancestors().skip(1).take(2);
     let mut found = folders.map(|folder| folder.join(name)).filter(|path| path.exists());
     found.next().unwrap_or_else(|| {
-        panic!("{name} is not built beside {}: run `cargo build --workspace` with the same profile", test.display())
+        panic!("{name} is not built beside {}: run `cargo build` with the same profile", test.display())
     })
 }
 

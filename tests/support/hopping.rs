@@ -1,5 +1,4 @@
 //! Clients that hop between hosts while something happens to the farm.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,4 @@
 //! A proxy that makes as many sessions as it is told to, and one that does not listen.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -13,7 +12,7 @@ use bytes::Bytes;
 use prost::Message;
 use resumed::proto::local::{FromProxy, Hello, Session, Sessions, from_proxy};
 
-use super::tls;
+use crate::tls;
 
 /// Sessions in one message of the proxy.
 const CHUNK: u64 = 100;

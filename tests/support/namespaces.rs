@@ -2,28 +2,28 @@
 //!
 //! All of it lies in namespaces that end with the test's last thread and process, so nothing is left behind and nothing of
 //! the machine is touched. Needs root and iproute2; a test that lacks either fails and says so.
-#![allow(dead_code, reason = "compiled into several test crates, none of which uses all of it")]
 
 use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Pid, geteuid};
 
-use super::watcher::Process;
+use crate::watcher::Process;
 
 /// Runs `test` on a thread with a network and mounts of its own, which all that it starts shares.
 pub fn apart<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     assert!(geteuid().is_root(), "this test makes network and mount namespaces: run it as root");
     let alone = move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces of this test's own");
+        unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS).expect("namespaces of this test's own");
         // What is mounted from here on is seen here only.
         run("mount", ["--make-rprivate", "/"]);
         run("ip", ["link", "set", "lo", "up"]);
@@ -32,8 +32,22 @@ pub fn apart<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(alone).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
 
+/// Moves the calling thread into new namespaces of these kinds, see unshare(2).
+///
+/// Called of libc and not of nix, whose feature for it the daemon would then be built with as well.
+fn unshare(kinds: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes flags alone and touches no memory of this process.
+    if unsafe { libc::unshare(kinds) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Moves the calling thread into that namespace, see setns(2).
+fn enter(namespace: &File, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as it is borrowed; the call touches no memory of this process.
+    if unsafe { libc::setns(namespace.as_raw_fd(), kind) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Runs a command that must succeed.
-fn run<S: AsRef<OsStr>>(program: &str, words: impl IntoIterator<Item = S>) {
+pub fn run<S: AsRef<OsStr>>(program: &str, words: impl IntoIterator<Item = S>) {
     let mut command = Command::new(program);
     command.args(words);
     let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}: is its package installed?"));
@@ -152,7 +166,7 @@ pub fn at<T: Send>(holder: Option<Pid>, what: impl FnOnce() -> T + Send) -> T {
     let Some(pid) = holder else { return what() };
     let there = move || {
         let network = File::open(namespace(pid)).expect("a host's network");
-        setns(network, CloneFlags::CLONE_NEWNET).expect("a thread at that host");
+        enter(&network, libc::CLONE_NEWNET).expect("a thread at that host");
         what()
     };
     thread::scope(|scope| scope.spawn(there).join()).unwrap_or_else(|panic| resume_unwind(panic))

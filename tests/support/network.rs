@@ -1,5 +1,4 @@
 //! A network between a client and a host: what either sends arrives later, or not while a wire is cut.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

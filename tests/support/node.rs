@@ -1,5 +1,4 @@
 //! The daemon's side of the plugin without a farm around it: nodes of one process, wired together by hand.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

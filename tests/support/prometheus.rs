@@ -2,26 +2,25 @@
 //!
 //! Needs Debian's `prometheus`. It watches whatever it is told to, here or on other hosts, and asks nothing of them but
 //! their metrics.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::ats::free_port;
-use super::farm::wait_for;
-use super::watcher::{Folder, Process};
+use crate::ats::free_port;
+use crate::farm::wait_for;
+use crate::watcher::{Folder, Process};
 
 /// The folder of rules and examples that are shipped.
 pub fn shipped() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/prometheus")
+    crate::tree().join("etc/prometheus")
 }
 
 /// A node that is scraped.

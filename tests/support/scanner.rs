@@ -1,5 +1,4 @@
 //! Finds secrets in what processes wrote, however they were written down.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

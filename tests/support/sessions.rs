@@ -1,9 +1,8 @@
 //! Sessions that are to resume, or to be refused, as a client sees it.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use resumed::probe::{Client, Mode, Session, Target};
 
-use super::farm::wait_for;
+use crate::farm::wait_for;
 
 /// Whether `target` resumes `session`.
 pub fn resumes(client: &Client, target: &Target, session: &Session) -> bool {

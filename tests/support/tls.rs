@@ -1,5 +1,4 @@
 //! A TLS client that resumes: by session ID, by TLS 1.2 ticket, by TLS 1.3 ticket.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +13,7 @@ use openssl::ssl::{
 };
 use openssl::x509::X509;
 
-use super::ats::Certificate;
+use crate::ats::Certificate;
 
 /// How a client resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,11 +2,11 @@
 //!
 //! Dropping a [`Process`] or a [`Folder`] ends it. Should this process be killed, or leave one behind in a static, a shell
 //! that has been told of all of them sees its standard input end and does it instead.
-#![allow(dead_code, reason = "compiled into several test crates, none of which uses all of it")]
 
 use std::fs;
 use std::io::{self, Write};
 use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,8 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-use tempfile::TempDir;
+use nix::unistd::{Pid, mkdtemp};
 
 /// A child that leads a process group of its own: what the terminal sends to this process does not reach it. Killed with
 /// its group when dropped.
@@ -69,39 +68,45 @@ impl Drop for Process {
 
 /// A folder. Removed with all that is in it when dropped.
 #[derive(Debug)]
-pub struct Folder(Option<TempDir>);
+pub struct Folder(PathBuf);
 
 impl Folder {
     /// A new one in the system's folder for temporary files; its name begins with `prefix`.
     pub fn temporary(prefix: &str) -> Self {
-        Self::watch(tempfile::Builder::new().prefix(prefix).tempdir())
+        Self::temporary_in(&std::env::temp_dir(), prefix)
+    }
+
+    /// A new one in `parent`; its name begins with `prefix`.
+    pub fn temporary_in(parent: &Path, prefix: &str) -> Self {
+        Self::watch(mkdtemp(&parent.join(format!("{prefix}XXXXXX"))).expect("a new folder"))
     }
 
     /// A new one of exactly this name.
     pub fn within(parent: &Path, name: &str) -> Self {
-        Self::watch(tempfile::Builder::new().prefix(name).rand_bytes(0).tempdir_in(parent))
+        let path = parent.join(name);
+        fs::DirBuilder::new().mode(0o700).create(&path).expect("a new folder");
+        Self::watch(path)
     }
 
-    fn watch(dir: io::Result<TempDir>) -> Self {
-        let dir = dir.expect("a new folder");
+    fn watch(path: PathBuf) -> Self {
         let mut watched = watched();
-        watched.folders.push(dir.path().to_owned());
+        watched.folders.push(path.clone());
         watched.tell().unwrap_or_else(|error| panic!("the watcher of this process is gone: {error}"));
-        Self(Some(dir))
+        Self(path)
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.0.as_ref().expect("not dropped").path()
+        &self.0
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let path = self.path().to_owned();
-        drop(self.0.take());
+        // Nothing here may panic: it may run during a panic.
+        drop(fs::remove_dir_all(&self.0));
         let mut watched = watched();
-        watched.folders.retain(|folder| *folder != path);
+        watched.folders.retain(|folder| *folder != self.0);
         drop(watched.tell());
     }
 }

@@ -1,14 +1,11 @@
 //! A farm of real servers on this machine: what `make demo` runs.
 //!
 //! ```text
-//! cargo run --release --example farm              # less than a minute, leaves nothing
-//! cargo run --release --example farm -- --keep    # leaves the farm up
+//! cargo run --release --bin farm              # less than a minute, leaves nothing
+//! cargo run --release --bin farm -- --keep    # leaves the farm up
 //! ```
 //!
 //! Exits 0 if every session was resumed wherever it was offered and nothing else was off, 1 if not, 2 on a wrong argument.
-
-#[path = "../tests/support/mod.rs"]
-mod support;
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -23,10 +20,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use resumed::probe::{Mode, Target};
-use support::broker::{Broker, BrokerOptions};
-use support::farm::{Farm, FarmSetup, built, wait_for};
-use support::hopping::{Hopping, Tally};
-use support::watcher::{self, Folder, Process};
+use testkit::broker::{Broker, BrokerOptions};
+use testkit::farm::{Farm, FarmSetup, built, wait_for};
+use testkit::hopping::{Hopping, Tally};
+use testkit::watcher::{self, Folder, Process};
 use tokio::signal::unix::{SignalKind, signal};
 
 const HOSTS: usize = 3;
