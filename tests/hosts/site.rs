@@ -150,7 +150,7 @@ impl Site {
         let certificate = Certificate::self_signed(SERVER_NAME);
         fs::write(root.join("srv/farm.test.pem"), &certificate.pem).expect("the certificate");
         fs::write(root.join("srv/farm.test.key"), &certificate.key).expect("its key");
-        control.write("srv/farm/group_vars/all.yml", VARIABLES);
+        control.write("srv/farm/group_vars/all.yml", &VARIABLES.replace("VERSION", env!("CARGO_PKG_VERSION")));
         // Tells the load balancer to send nobody to a host any more, or to send them again.
         let tell = "exec 3<>/dev/tcp/10.79.0.254/9999; echo set server farm/$2 state $1 >&3; cat <&3";
         control.write("srv/balancer", &format!("#!/bin/bash\n{tell}\n"));
@@ -269,8 +269,8 @@ impl Site {
 const VARIABLES: &str = "\
 resumed_farm: test
 farm_secrets_directory: /root/farm-secrets
-resumed_deb: /srv/resumed_0.1.0-{{ packages_revision | default(1) }}_amd64.deb
-trafficserver_plugin_deb: /srv/resumed-trafficserver_0.1.0-{{ packages_revision | default(1) }}_amd64.deb
+resumed_deb: /srv/resumed_VERSION-{{ packages_revision | default(1) }}_amd64.deb
+trafficserver_plugin_deb: /srv/resumed-trafficserver_VERSION-{{ packages_revision | default(1) }}_amd64.deb
 resumed_metrics_listen: 0.0.0.0:9464
 trafficserver_certificates:
   - certificate: /srv/farm.test.pem
