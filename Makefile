@@ -12,7 +12,7 @@ CARGO_FLAGS ?= --locked
 # All of the workspace but the benchmark, whose crates ask others for more features: see `default-members`.
 RELEASE := --release $(CARGO_FLAGS)
 # What a step is about to do, before it is silent for a while. The times are those of two idle cores.
-SAY = @printf '==> %s\n' 
+SAY = @printf '==> %s\n'
 # A farm in a test is a broker, three proxies and three nodes: two at a time are what two cores carry.
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
@@ -27,6 +27,10 @@ CARGO_DEB_VERSION := 3.8.0
 CARGO_DEB ?= $(TARGET)/tools/bin/cargo-deb
 CARGO_ABOUT_VERSION := 0.9.3
 CARGO_ABOUT ?= $(TARGET)/tools/bin/cargo-about
+CARGO_CYCLONEDX_VERSION := 0.5.9
+CARGO_CYCLONEDX ?= $(TARGET)/tools/bin/cargo-cyclonedx
+# A tool that runs for seconds is not worth minutes of optimisation.
+TOOL_PROFILE := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 # The packages' revision of this release.
 REVISION ?= 1
 # Each of these is a program in fuzz/fuzz_targets/. SECONDS is how long each runs; what it finds new stays in target/.
@@ -43,18 +47,18 @@ help: ## Show this list
 
 .PHONY: demo
 demo: build dependencies-farm ## A broker and three proxies on loopback: probe, rotate, lose the leader, probe again (KEEP=1: leave it up)
-	$(SAY)'the farm: about 30 s'
+	$(SAY) 'the farm: about 30 s'
 	$(CARGO) run $(RELEASE) --bin farm -- $(if $(filter-out 0 no,$(KEEP)),--keep)
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
 test: build deb dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
-	$(SAY)'building the tests: about 3 min when nothing of them is built'
+	$(SAY) 'building the tests: about 3 min when nothing of them is built'
 	$(CARGO) test $(RELEASE) --no-run --quiet
-	$(SAY)'documentation and unit tests: about 30 s'
+	$(SAY) 'documentation and unit tests: about 30 s'
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
-	$(SAY)'whole farms, test after test: about 10 min'
+	$(SAY) 'whole farms, test after test: about 10 min'
 	$(CARGO) test $(RELEASE) --no-fail-fast $(FARM_TESTS:%=--test %) -- $(TEST)
 
 # Revision 2 of the packages is what the hosts are upgraded to.
@@ -62,15 +66,20 @@ test: build deb dependencies-farm dependencies-test ## Every test, those against
 test-rollout: dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
 	$(MAKE) deb REVISION=2
 	$(MAKE) deb REVISION=1
-	$(SAY)'the hosts: about 3 min to make their base system the first time, then 9 min'
+	$(SAY) 'the hosts: about 3 min to make their base system the first time, then 9 min'
 	$(CARGO) test $(RELEASE) --test rollout -- --nocapture --test-threads 1 $(TEST)
 
 .PHONY: bench
 bench: build dependencies-farm ## Measure it all beside what the broker does by itself: a table, target/bench/report.json, plots (ONLY=throughput: one part)
-	$(SAY)'building the benchmark: about 4 min the first time'
+	$(SAY) 'building the benchmark: about 4 min the first time'
 	$(CARGO) bench $(CARGO_FLAGS) --package resumed-bench --bench farm --no-run --quiet
-	$(SAY)'measuring: about 13 min in all'
+	$(SAY) 'measuring: about 13 min in all'
 	$(CARGO) bench $(CARGO_FLAGS) --package resumed-bench --bench farm -- $(ONLY)
+
+# In the development profile: after a change in one module a few seconds to compile, then its tests.
+.PHONY: unit
+unit: dependencies-build ## The unit tests alone, quickly compiled, for while you work (TEST=farm: only those of that module)
+	$(CARGO) test $(CARGO_FLAGS) --package resumed --lib -- $(TEST)
 
 .PHONY: soak
 soak: dependencies-build ## Simulated farms by seed: SEEDS=100000 of them, from FIRST=2000 on; or SEED=1234 alone, with its story
@@ -79,7 +88,7 @@ soak: dependencies-build ## Simulated farms by seed: SEEDS=100000 of them, from 
 
 .PHONY: build
 build: dependencies-build ## The release binary and the plugin: target/release/resumed and libresumed_ats.so
-	$(SAY)'building: about 5 min when nothing is built'
+	$(SAY) 'building: about 5 min when nothing is built'
 	$(CARGO) build $(RELEASE)
 
 .PHONY: deb
@@ -88,7 +97,17 @@ deb: build dependencies-deb $(CARGO_DEB) ## The Debian packages, in target/debia
 	CARGO_DEB='$(CARGO_DEB)' scripts/make-packages.sh '$(TARGET)' '$(REVISION)'
 
 $(CARGO_DEB):
-	$(CARGO) install --locked --version $(CARGO_DEB_VERSION) --root $(TARGET)/tools cargo-deb
+	$(SAY) 'building cargo-deb: about 1 min, once'
+	$(TOOL_PROFILE) $(CARGO) install --quiet --locked --version $(CARGO_DEB_VERSION) --root $(TARGET)/tools cargo-deb
+
+.PHONY: release
+release: dependencies-build dependencies-deb $(CARGO_DEB) $(CARGO_CYCLONEDX) ## What docs/release.md publishes, built twice and compared, in target/release-packages (DRAFT=1: before CHANGELOG.md is closed)
+	CARGO='$(CARGO)' CARGO_DEB='$(CARGO_DEB)' CARGO_CYCLONEDX='$(CARGO_CYCLONEDX)' DRAFT='$(DRAFT)' \
+	  scripts/build-release.sh '$(TARGET)/release-packages'
+
+$(CARGO_CYCLONEDX):
+	$(SAY) 'building cargo-cyclonedx: about 1 min, once'
+	$(TOOL_PROFILE) $(CARGO) install --quiet --locked --version $(CARGO_CYCLONEDX_VERSION) --root $(TARGET)/tools cargo-cyclonedx
 
 .PHONY: lint
 lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and ansible-lint without a warning, and the plugin without an async runtime

@@ -9,14 +9,26 @@
 #
 # Takes some minutes the first time, and nothing when DIR/base is there already and was made for the same packages by
 # this very script. Never changes a base in place: overlays of the old one must not be up when it is made anew.
-# Needs debootstrap and dpkg-dev. MIRROR (http://deb.debian.org/debian) and SECURITY_MIRROR can be set.
+# Needs debootstrap and dpkg-dev. The mirrors are those that this machine's own apt sources name; MIRROR and
+# SECURITY_MIRROR override them.
 set -euo pipefail
 
 [ $# -ge 1 ] || { echo "usage: $0 DIR [PACKAGE...]" >&2; exit 2; }
 dir=$(realpath -m "$1")
 shift
-mirror=${MIRROR:-http://deb.debian.org/debian}
-security=${SECURITY_MIRROR:-http://deb.debian.org/debian-security}
+# mirror_of CODENAME: where this machine gets that part of Debian from.
+mirror_of() {
+  # shellcheck disable=SC2016  # what apt-get itself replaces
+  apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+    awk -v name="$1" '$1 == name && $2 == "main" && !found { print $3; found = 1 }'
+}
+# shellcheck source=/dev/null
+codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME-}")
+mirror=${MIRROR:-$(mirror_of "$codename")}
+security=${SECURITY_MIRROR:-$(mirror_of "$codename-security")}
+missing() { echo "$0: the apt sources of this machine name no mirror of $2, main: run 'apt-get update', or set $1" >&2; exit 1; }
+[ -n "$mirror" ] || missing MIRROR "$codename"
+[ -n "$security" ] || missing SECURITY_MIRROR "$codename-security"
 system=systemd,systemd-sysv,dbus,python3-minimal,python3-apt,iproute2,ca-certificates,openssl,openssh-server,sudo
 offered=(rabbitmq-server trafficserver ansible-core openssh-client adduser libssl3 curl "$@")
 
