@@ -52,13 +52,14 @@ done
 
 mkdir -p "$out"
 cp "${copies[0]}"/target/debian/*.deb "$out/"
-# One for each package, of what is linked into it. The tool writes beside each manifest.
+# One for each package. The tool writes beside each manifest, and names components by the folder that it ran in.
 (cd "${copies[0]}" && "$cyclonedx" cyclonedx --format json --spec-version 1.5 --no-build-deps --quiet)
-cp "${copies[0]}/resumed.cdx.json" "$out/resumed_$version.cdx.json"
-cp "${copies[0]}/ats-plugin/resumed-ats.cdx.json" "$out/resumed-trafficserver_$version.cdx.json"
+bill() { sed "s|${copies[0]}|/usr/src/resumed|g" "${copies[0]}/$1.cdx.json" >"$out/$2_$version.cdx.json"; }
+bill resumed resumed
+bill ats-plugin/resumed-ats resumed-trafficserver
 {
   printf 'commit %s\n' "$commit"
-  printf '%s\n' "$("${cargo}" --version)" "$(rustc --version)" "$(gcc --version | head -n 1)"
+  printf '%s\n' "$("$cargo" --version)" "$(rustc --version)" "$(gcc --version | head -n 1)"
   dpkg-query --show --showformat '${Package} ${Version}\n' libssl-dev libc6-dev dpkg-dev
 } >"$out/built-with.txt"
 (cd "$out" && sha256sum -- *.deb *.cdx.json built-with.txt >SHA256SUMS)
