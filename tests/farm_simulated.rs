@@ -252,6 +252,41 @@ fn a_broker_that_blocks_publishers_costs_nobody_the_lead_or_a_link() {
 }
 
 #[test]
+fn a_broker_that_accepts_and_drops_is_dialled_seldom_and_costs_no_key() {
+    let mut world = farm(23, 3);
+    world.run_for(10 * BEAT);
+    let keys = world.generations(0);
+    let dials = |world: &World| world.hosts.iter().map(|node| (node.dials, node.links)).collect::<Vec<_>>();
+    let before = dials(&world);
+    world.drop_links(true);
+    world.run_for(60_000);
+    for ((dials, links), (dials_before, links_before)) in dials(&world).into_iter().zip(before) {
+        let (dialled, linked) = (dials - dials_before, links - links_before);
+        assert_eq!(dialled, linked, "each attempt brought a link, and each link was dropped");
+        // Seven within the first 3.15 s at least, then one in 2.25 to 4.5 s.
+        assert!((18..=33).contains(&dialled), "dialled {dialled} times in a minute");
+    }
+    world.drop_links(false);
+    world.run_for(5_000 + 3 * BEAT);
+    world.assert_one_farm("after the broker kept what it accepts");
+    assert!(keys.iter().all(|key| world.generations(0).contains(key)), "a key that still opens was lost");
+}
+
+#[test]
+fn a_steady_link_that_is_lost_is_back_within_the_first_pause() {
+    let mut world = farm(24, 3);
+    world.run_for(10 * BEAT);
+    let links: Vec<_> = world.hosts.iter().map(|node| node.links).collect();
+    world.stop_broker(0);
+    world.start_broker(0);
+    // The pause, the way of the news, and the dialling.
+    world.run_for(100 + 3 * 10);
+    for (node, links) in world.hosts.iter().zip(links) {
+        assert_eq!((node.links, node.link.is_some()), (links + 1, true), "{}", node.name);
+    }
+}
+
+#[test]
 fn a_leader_whose_clock_the_farm_disagrees_with_gives_up_the_lease() {
     let mut world = farm(2, 4);
     world.run_for(3 * BEAT);

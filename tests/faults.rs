@@ -1,5 +1,6 @@
 //! What a farm of real processes does when parts of it die, freeze, restart or are cut off.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use resumed::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::hopping::Hopping;
+use testkit::network::Dropping;
 
 fn client() -> Client {
     Client::new(Options::default()).expect("a client")
@@ -209,6 +211,28 @@ fn a_broker_restarted_under_load_loses_no_key_and_only_the_sessions_of_its_absen
     wait_for("sessions shared again", || {
         if resumes(&client, &targets[1], &made) { Ok(()) } else { Err("refused".to_owned()) }
     });
+}
+
+#[test]
+fn a_broker_that_accepts_and_drops_is_dialled_a_few_times_in_ten_seconds() {
+    let broker = Broker::shared();
+    let front = Dropping::before(SocketAddr::from((Ipv4Addr::LOCALHOST, broker.port())));
+    let uri = broker.uri().replace(&format!(":{}/", broker.port()), &format!(":{}/", front.address().port()));
+    let farm = Farm::start(&FarmSetup { proxies: Proxies::None, ..FarmSetup::new(1, &uri) });
+    let daemon = &farm.hosts[0].daemon;
+    wait_for("a link that was dropped", || {
+        if daemon.log().contains("disconnected from the broker") { Ok(()) } else { Err("no link yet".to_owned()) }
+    });
+    let before = front.accepted();
+    std::thread::sleep(Duration::from_secs(10));
+    let dialled = front.accepted() - before;
+    let linked = daemon.log().matches(" connected to the broker").count();
+    println!("dialled {dialled} times in 10 s; {linked} links since the start");
+    // Pauses of at least 50, 100, 200, 400, 800, 1,600 and then 2,250 ms.
+    assert!(dialled <= 12, "dialled {dialled} times in 10 s");
+    assert!(linked >= 3, "a link was made only {linked} times: this tested something else");
+    front.keep();
+    farm.wait_in_step();
 }
 
 #[test]

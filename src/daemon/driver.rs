@@ -22,7 +22,7 @@ use super::sealing::{Identity, Sealing};
 use super::secret_steps::SecretHistory;
 use super::session_plane::SessionLink;
 use super::view::{NodeView, hex};
-use crate::bus::backoff::Backoff;
+use crate::bus::backoff::Redial;
 use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Source};
 use crate::clock::{Now, SystemClock};
 use crate::envelope::{Epochs, Opener, Refusal, Secrets};
@@ -68,6 +68,8 @@ pub struct Driver<B: Bus> {
     pub bus: Arc<B>,
     /// What every link declares.
     pub spec: LinkSpec,
+    /// When to dial the broker again.
+    pub redial: Redial,
     /// Who seals.
     pub identity: Identity,
     /// The farm secrets, replaced on SIGHUP.
@@ -108,7 +110,11 @@ pub struct Driver<B: Bus> {
 
 /// The link to the broker, as far as it has come.
 enum Connection<L: Link> {
-    Connecting(JoinHandle<Connected<L>>),
+    /// The pause before the next attempt.
+    Down {
+        dial_at: Instant,
+    },
+    Dialling(JoinHandle<Result<Connected<L>, BusError>>),
     Up(Up<L>),
 }
 
@@ -135,7 +141,9 @@ enum Happened<L: Link> {
     Secrets,
     UnknownEpoch,
     Question(Question),
+    DialNow,
     Connected(Connected<L>),
+    NotConnected(BusError),
     Link(LinkEvent),
     Unroutable,
     Lease(Result<LeaseAnswer, BusError>),
@@ -144,7 +152,8 @@ enum Happened<L: Link> {
 impl<B: Bus> Driver<B> {
     /// Runs until `stop` is cancelled, then says farewell and closes the link.
     pub async fn run(mut self) {
-        let mut connection = self.connect();
+        gauges::connected(false);
+        let mut connection = self.dial();
         let mut replies: HashMap<u64, oneshot::Sender<Reply>> = HashMap::new();
         let mut next_ask = u64::from_le_bytes(random());
         self.local.mark_changed();
@@ -172,14 +181,26 @@ impl<B: Bus> Driver<B> {
                     replies.insert(next_ask, question.reply);
                     Event::Ask { id: next_ask, ask: question.ask }
                 }
+                Happened::DialNow => {
+                    connection = self.dial();
+                    Event::Wake
+                }
+                Happened::NotConnected(error) => {
+                    let dial_at = self.dial_at();
+                    let pause = dial_at.saturating_duration_since(Instant::now());
+                    warn!(%error, retry_in_ms = crate::clock::millis(pause), "not connected to the broker");
+                    connection = Connection::Down { dial_at };
+                    Event::Wake
+                }
                 Happened::Connected(connected) => {
+                    self.redial.linked(self.clock.now().mono);
                     let inbox = connected.link.inbox().to_owned();
                     connection = Connection::Up(self.go_up(connected));
                     Event::Connected { inbox }
                 }
                 Happened::Link(LinkEvent::Closed { reason }) => {
                     warn!(%reason, "disconnected from the broker");
-                    connection = self.connect();
+                    connection = self.disconnect();
                     Event::Disconnected
                 }
                 Happened::Link(LinkEvent::LeaseLost) => Event::LeaseLost,
@@ -230,26 +251,28 @@ impl<B: Bus> Driver<B> {
         }
     }
 
-    /// Connects in the background, for ever, with backoff.
-    fn connect(&self) -> Connection<B::Link> {
+    /// Tries once to connect, in the background.
+    fn dial(&self) -> Connection<B::Link> {
+        let (bus, spec) = (Arc::clone(&self.bus), self.spec.clone());
+        Connection::Dialling(tokio::spawn(async move {
+            let (keys, events) = mpsc::channel(KEY_EVENTS);
+            let (feed_sender, feed) = mpsc::channel(FEED_EVENTS);
+            let link = bus.connect(&spec, LinkEvents { keys, feed: feed_sender }).await?;
+            Ok(Connected { link: Arc::new(link), events, feed })
+        }))
+    }
+
+    /// There is no link any more, and there is a pause before the next attempt.
+    fn disconnect(&mut self) -> Connection<B::Link> {
         self.session_link.send_replace(None);
         gauges::connected(false);
-        let (bus, spec) = (Arc::clone(&self.bus), self.spec.clone());
-        Connection::Connecting(tokio::spawn(async move {
-            let mut backoff = Backoff::default();
-            loop {
-                let (keys, events) = mpsc::channel(KEY_EVENTS);
-                let (feed_sender, feed) = mpsc::channel(FEED_EVENTS);
-                match bus.connect(&spec, LinkEvents { keys, feed: feed_sender }).await {
-                    Ok(link) => return Connected { link: Arc::new(link), events, feed },
-                    Err(error) => {
-                        let pause = backoff.failed(u32::from_le_bytes(random()));
-                        warn!(%error, retry_in_ms = crate::clock::millis(pause), "not connected to the broker");
-                        tokio::time::sleep(pause).await;
-                    }
-                }
-            }
-        }))
+        Connection::Down { dial_at: self.dial_at() }
+    }
+
+    /// When the next attempt is due, after one that failed or a link that ended now.
+    fn dial_at(&mut self) -> Instant {
+        let at = self.redial.again_at(self.clock.now().mono, u32::from_le_bytes(random()));
+        Instant::from_std(self.clock.instant(at))
     }
 
     fn go_up(&self, connected: Connected<B::Link>) -> Up<B::Link> {
@@ -320,14 +343,14 @@ impl<B: Bus> Driver<B> {
                 // A broker that does not answer must not hold up the driver.
                 (Action::ReleaseLease, Connection::Up(up)) => drop(up.lease.release()),
                 (Action::RenewLink, Connection::Up(_)) => {
-                    if let Connection::Up(up) = std::mem::replace(connection, self.connect()) {
+                    if let Connection::Up(up) = std::mem::replace(connection, self.disconnect()) {
                         tokio::spawn(async move { up.link.close().await });
                     }
                 }
                 // Without a link there is nobody to tell, and no lease.
                 (
                     Action::Send { .. } | Action::TryLease | Action::ReleaseLease | Action::RenewLink,
-                    Connection::Connecting(_),
+                    Connection::Down { .. } | Connection::Dialling(_),
                 ) => {}
                 (Action::RingChanged, _) => ring_changed = true,
                 (Action::EpochsChanged, _) => {
@@ -422,7 +445,7 @@ impl<B: Bus> Driver<B> {
         let now = self.clock.now();
         let broker = match connection {
             Connection::Up(up) => BrokerStatus { connected: true, uri: up.link.peer().to_owned() },
-            Connection::Connecting(_) => BrokerStatus::default(),
+            Connection::Down { .. } | Connection::Dialling(_) => BrokerStatus::default(),
         };
         let secret_history = self.secret_history.clone();
         let view = NodeView { secret_history, ..NodeView::of(&self.farm, broker, now) };
@@ -446,7 +469,8 @@ impl<B: Bus> Driver<B> {
             }
             self.carry_out(rest, &mut connection, &mut replies);
             match connection {
-                Connection::Connecting(task) => task.abort(),
+                Connection::Down { .. } => {}
+                Connection::Dialling(task) => task.abort(),
                 Connection::Up(up) => {
                     up.plane.finish().await;
                     up.link.close().await;
@@ -462,9 +486,14 @@ impl<B: Bus> Driver<B> {
 
 async fn from_connection<L: Link>(connection: &mut Connection<L>) -> Happened<L> {
     match connection {
-        Connection::Connecting(task) => match task.await {
-            Ok(connected) => Happened::Connected(connected),
-            Err(error) => Happened::Link(LinkEvent::Closed { reason: format!("connecting failed: {error}") }),
+        Connection::Down { dial_at } => {
+            tokio::time::sleep_until(*dial_at).await;
+            Happened::DialNow
+        }
+        Connection::Dialling(task) => match task.await {
+            Ok(Ok(connected)) => Happened::Connected(connected),
+            Ok(Err(error)) => Happened::NotConnected(error),
+            Err(error) => Happened::NotConnected(BusError::Closed(format!("connecting ended in a panic: {error}"))),
         },
         Connection::Up(up) => tokio::select! {
             event = up.events.recv() => {

@@ -21,6 +21,7 @@ use super::secret_steps::SecretHistory;
 use super::session_plane::{SessionPlane, flush, sweep};
 use super::view::NodeView;
 use super::warmup::Warmups;
+use crate::bus::backoff::Redial;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
@@ -136,6 +137,7 @@ impl Node {
             farm,
             bus,
             spec: LinkSpec { names: names.clone(), node: settings.name.clone(), sessions: settings.replicate },
+            redial: Redial::default(),
             identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
             secrets: secrets.clone(),
             secret_history: SecretHistory::default(),

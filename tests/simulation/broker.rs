@@ -20,6 +20,8 @@ pub struct Cluster {
     pub up: Vec<bool>,
     /// The two brokers do not see each other.
     pub split: bool,
+    /// Each connection is accepted and closed.
+    pub drops: bool,
     /// A memory alarm: nothing is taken from publishers.
     pub blocked: bool,
     /// The leader's queue; one on each side after a split.

@@ -86,8 +86,9 @@ impl World {
         }
         self.ledger.unsettled = true;
         self.take_stashed(index);
-        if self.hosts[index].link.is_none() {
-            self.connect_soon(index);
+        // Its pause ended while it stood still.
+        if self.hosts[index].link.is_none() && self.hosts[index].dial.is_none() {
+            self.dial(index, 0);
         }
         self.give(index, Event::Wake);
         if let Some(link) = self.hosts[index].link {
@@ -173,6 +174,16 @@ impl World {
             self.cluster.up[broker] = true;
             self.ledger.unsettled = true;
         }
+    }
+
+    /// From now on every connection is closed as soon as it is there, the present ones too; or no longer.
+    pub fn drop_links(&mut self, drops: bool) {
+        self.say(|_| format!("the broker {} what it accepts", if drops { "drops" } else { "keeps" }));
+        self.cluster.drops = drops;
+        for id in (0..self.links.len()).filter(|_| drops) {
+            self.close_at_broker(id);
+        }
+        self.ledger.unsettled = true;
     }
 
     pub fn split(&mut self) {

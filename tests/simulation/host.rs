@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use resumed::bus::backoff::Backoff;
+use resumed::bus::backoff::Redial;
 use resumed::clock::{Now, millis};
 use resumed::envelope::{Epochs, Opener};
 use resumed::farm::{Farm, Note, Reply};
@@ -103,9 +103,13 @@ pub struct Host {
     /// The link that the node takes for open.
     pub link: Option<LinkId>,
     pub links: u32,
-    pub backoff: Backoff,
-    /// An attempt to connect is planned.
-    pub connecting: bool,
+    /// When this boot dials again.
+    pub redial: Redial,
+    /// The attempt to connect that is planned, by its number.
+    pub dial: Option<u32>,
+    /// How many attempts were planned, and how often it has dialled, over all boots.
+    pub planned_dials: u32,
+    pub dials: u32,
     /// What the proxy was last given. It outlives the daemon.
     pub proxy: Timetable,
     /// The network to the broker is cut, for the how-many-eth time.
@@ -136,8 +140,10 @@ impl Host {
             opened: HashSet::new(),
             link: None,
             links: 0,
-            backoff: Backoff::default(),
-            connecting: false,
+            redial: Redial::default(),
+            dial: None,
+            planned_dials: 0,
+            dials: 0,
             proxy: Timetable::default(),
             cut: None,
             cuts: 0,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use resumed::bus::backoff::Redial;
 use resumed::bus::{LeaseAnswer, Names, Route};
-use resumed::clock::{Now, millis};
+use resumed::clock::Now;
 use resumed::daemon::key_plane::Waiting;
 use resumed::daemon::sealing::{Identity, Sealing};
 use resumed::envelope::{EpochId, FarmSecret, Opener, Refusal, Secrets};
@@ -79,7 +80,8 @@ pub enum Happening {
     Wake(usize),
     /// The invariants are due a look at this host: something changes by time alone.
     Look(usize),
-    Connect(usize),
+    /// The node's attempt of that number to connect.
+    Connect(usize, u32),
     Arrive(LinkId, Upstream),
     Deliver(LinkId, Downstream),
     /// Two heartbeats are missing on a link: the node's side, or the broker's, gives it up if it is still the same cut.
@@ -229,7 +231,7 @@ impl World {
                 }
             }
             Happening::Look(host) => self.look(host),
-            Happening::Connect(host) => self.connect(host),
+            Happening::Connect(host, attempt) => self.connect(host, attempt),
             Happening::Arrive(link, what) => self.arrive(link, what),
             Happening::Deliver(link, what) => self.deliver(link, what),
             Happening::Heartbeats { link, cut, at_node } => self.heartbeats_missing(link, cut, at_node),
@@ -295,10 +297,11 @@ impl World {
         let farm = Farm::new(settings, held, Box::new(move |bytes| random.fill(bytes)), now);
         host.epochs = watch::Sender::new(Arc::new(farm.epochs().clone()));
         host.farm = Some(farm);
+        host.redial = Redial::default();
         host.stopped = None;
         self.booted(index);
         self.publish_timetable(index);
-        self.connect_soon(index);
+        self.dial(index, 0);
         self.give(index, Event::Wake);
     }
 
@@ -359,7 +362,7 @@ impl World {
                 self.say(|world| format!("{} renews its link", world.hosts[index].name));
                 self.close_at_node(link);
                 self.upstream(link, Upstream::Close);
-                self.connect_soon(index);
+                self.dial_again(index);
             }
             // Without a link there is nobody to tell, and no lease.
             (Action::Send { .. } | Action::TryLease | Action::ReleaseLease | Action::RenewLink, None) => {}
@@ -455,32 +458,46 @@ impl World {
 
     // Links.
 
-    pub fn connect_soon(&mut self, index: usize) {
-        let random = u32::try_from(self.random.below(1 << 32)).expect("32 bits");
+    /// The node dials after `pause` milliseconds, and is answered a little later. What it had planned before is void.
+    pub fn dial(&mut self, index: usize, pause: u64) {
+        let at = self.t + pause + self.hop();
         let host = &mut self.hosts[index];
-        if !host.connecting && host.farm.is_some() {
-            host.connecting = true;
-            let at = self.t + millis(host.backoff.failed(random)) / 2 + 1;
-            self.plan(at, Happening::Connect(index));
+        host.planned_dials += 1;
+        host.dial = Some(host.planned_dials);
+        self.plan(at, Happening::Connect(index, self.hosts[index].planned_dials));
+    }
+
+    /// The node dials when its backoff says.
+    fn dial_again(&mut self, index: usize) {
+        let random = u32::try_from(self.random.below(1 << 32)).expect("32 bits");
+        let now = self.now(index).mono;
+        let host = &mut self.hosts[index];
+        if host.farm.is_some() {
+            let pause = host.redial.again_at(now, random) - now;
+            self.dial(index, pause);
         }
     }
 
-    fn connect(&mut self, index: usize) {
+    fn connect(&mut self, index: usize, attempt: u32) {
         let host = &mut self.hosts[index];
-        host.connecting = false;
+        if host.dial != Some(attempt) {
+            return;
+        }
+        host.dial = None;
         // A node that stands still goes on when it runs again.
         if host.farm.is_none() || host.link.is_some() || host.stopped.is_some() {
             return;
         }
+        host.dials += 1;
         let home = host.home;
         let broker = [home, (home + 1) % self.setup.brokers].into_iter().find(|broker| self.cluster.up[*broker]);
         let Some(broker) = broker.filter(|_| self.hosts[index].cut.is_none()) else {
-            self.connect_soon(index);
+            self.dial_again(index);
             return;
         };
         let now = self.now(index);
         let host = &mut self.hosts[index];
-        host.backoff.worked();
+        host.redial.linked(now.mono);
         host.links += 1;
         let inbox = self.names.inbox(&host.name, &format!("{}-{}", host.boots, host.links));
         let identity = Identity { farm: FARM.into(), node: host.name.clone(), boot_id: boot_id(index, host.boots) };
@@ -505,6 +522,9 @@ impl World {
         self.say(|world| format!("{} is connected to broker {broker}", world.hosts[index].name));
         self.give(index, Event::Connected { inbox });
         self.repeat_announcements(id);
+        if self.cluster.drops {
+            self.close_at_broker(id);
+        }
     }
 
     /// The node lets go of the link.
@@ -691,7 +711,7 @@ impl World {
                 self.close_at_node(id);
                 // If only this side has given it up, the other learns of it as soon as the network lets it.
                 self.upstream(id, Upstream::Close);
-                self.connect_soon(index);
+                self.dial_again(index);
                 self.give(index, Event::Disconnected);
             }
         }

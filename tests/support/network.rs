@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -137,4 +138,70 @@ fn carry_by_wire(mut from: TcpStream, mut to: TcpStream, state: Arc<State>) {
         let _gone = to.shutdown(Shutdown::Write);
         let _gone = from.shutdown(Shutdown::Read);
     });
+}
+
+/// A broker's address at which each connection is carried to the broker, and closed a moment after the broker has let the
+/// client consume from two queues: it accepts, and drops what it accepted.
+pub struct Dropping {
+    address: SocketAddr,
+    drops: Arc<AtomicBool>,
+    accepted: Arc<AtomicUsize>,
+}
+
+/// How long a connection is left alone once it consumes.
+const DROPPED_AFTER: Duration = Duration::from_millis(50);
+/// AMQP 0-9-1's method `basic.consume-ok`: class 60, method 21.
+const CONSUME_OK: [u8; 4] = [0, 60, 0, 21];
+
+impl Dropping {
+    /// In front of the broker at `host`, until the process ends.
+    pub fn before(host: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback socket");
+        let address = listener.local_addr().expect("its address");
+        let (drops, accepted) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let front = Self { address, drops: Arc::clone(&drops), accepted: Arc::clone(&accepted) };
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                accepted.fetch_add(1, Ordering::Relaxed);
+                let drops = Arc::clone(&drops);
+                // A connection that fails is one that the client sees fail.
+                thread::spawn(move || client.and_then(|client| carry_until_it_consumes(client, host, &drops)));
+            }
+        });
+        front
+    }
+
+    /// Where the broker is reached.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on connections stay.
+    pub fn keep(&self) {
+        self.drops.store(false, Ordering::Relaxed);
+    }
+
+    /// How many connections it has accepted.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+fn carry_until_it_consumes(client: TcpStream, host: SocketAddr, drops: &AtomicBool) -> io::Result<()> {
+    let server = TcpStream::connect(host)?;
+    let (mut up, mut to_server) = (client.try_clone()?, server.try_clone()?);
+    thread::spawn(move || io::copy(&mut up, &mut to_server));
+    let (mut from, mut to) = (server, client);
+    let (mut bytes, mut consumes) = ([0; 16 << 10], 0);
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        to.write_all(&bytes[..count])?;
+        consumes += bytes[..count].windows(CONSUME_OK.len()).filter(|window| *window == CONSUME_OK).count();
+        if consumes >= 2 && drops.load(Ordering::Relaxed) {
+            // This is the network, not a wait for something to happen.
+            thread::sleep(DROPPED_AFTER);
+            break;
+        }
+    }
+    let _gone = from.shutdown(Shutdown::Both);
+    to.shutdown(Shutdown::Both)
 }
