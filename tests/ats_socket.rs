@@ -36,6 +36,7 @@ impl Bench {
         let recording = metrics::set_default_local_recorder(metrics);
         let folder = Folder::temporary("resumed-");
         let node = Node::start(&folder.path().join("ats.sock"), setup).await;
+        node.keys.send_replace(Arc::new(Timetable::new(vec![key(3, -1..3600, 7200)])));
         Self { node, metrics, _recording: recording, _folder: folder }
     }
 
@@ -160,6 +161,30 @@ async fn a_proxy_hears_welcome_then_keys_then_old_sessions_then_new_ones() {
     drop(proxy);
     bench.node.proxies(0).await;
     assert_eq!(bench.metric("resumed_proxies_connected"), 0);
+    bench.node.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_says_nothing_of_keys_that_would_cost_a_proxy_those_of_the_farm() {
+    let bench = Bench::start(&NodeSetup::default()).await;
+    bench.node.keys.send_replace(Arc::default());
+    let mut newest = Proxy::connect(&bench.node.socket).await;
+    newest.say(from_proxy::Kind::Hello(Hello { keeps_keys: true, ..Hello::default() })).await;
+    let mut first_release = bench.proxy().await;
+    for proxy in [&mut newest, &mut first_release] {
+        assert!(matches!(proxy.hear().await, to_proxy::Kind::Welcome(_)), "no welcome first");
+    }
+    bench.node.proxies(2).await;
+    let alone = Timetable::new(vec![key(4, -1..10, 20)]).with_alone(true);
+    bench.node.keys.send_replace(Arc::new(alone.clone()));
+    let to_proxy::Kind::Timetable(keys) = newest.hear().await else { panic!("no keys") };
+    assert_eq!((keys.keys.len(), keys.alone), (1, true), "an empty timetable was sent before");
+    // A revocation is said to all.
+    bench.node.keys.send_replace(Arc::new(alone.with_floors(7, 0)));
+    for proxy in [&mut newest, &mut first_release] {
+        let to_proxy::Kind::Timetable(keys) = proxy.hear().await else { panic!("no keys") };
+        assert_eq!((keys.keys.len(), keys.floor), (1, 7), "keys that only this host has were sent before");
+    }
     bench.node.stop().await;
 }
 

@@ -48,6 +48,10 @@ impl World {
         self.ring(index).keys().iter().map(|key| key.generation).collect()
     }
 
+    fn is_on_its_own(&self, index: usize) -> bool {
+        self.hosts[index].farm.as_ref().expect("it runs").is_on_its_own()
+    }
+
     /// The epoch keys that the running nodes take for the leader's.
     fn epochs(&self) -> BTreeSet<EpochId> {
         self.running().filter_map(|index| self.epoch(index)).collect()
@@ -210,9 +214,11 @@ fn a_node_without_broker_and_ring_starts_alone_and_merges_later() {
     world.run_for(15_000);
     for index in 0..3 {
         assert_eq!(world.generations(index).len(), 1, "node{index} minted for itself");
+        assert!(world.is_on_its_own(index), "node{index} has met no other node");
     }
     world.start_broker(0);
     world.run_for(3 * BEAT);
+    assert!((0..3).all(|index| !world.is_on_its_own(index)), "and now it has");
     world.assert_one_farm("after the broker came");
     assert!(world.generations(0).len() >= 3, "everybody's keys still open: {:?}", world.generations(0));
 }

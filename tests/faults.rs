@@ -10,6 +10,7 @@ use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::hopping::Hopping;
 use testkit::network::Dropping;
+use testkit::sessions::refused_at;
 
 fn client() -> Client {
     Client::new(Options::default()).expect("a client")
@@ -137,6 +138,37 @@ fn without_its_daemon_a_proxy_goes_on_serving_resuming_and_rotating() {
     }
     farm.wait_in_step();
     assert!(resumes(&client, &targets[1], &made), "refused after the daemons came back");
+}
+
+#[test]
+fn a_daemon_that_comes_back_without_ring_and_broker_takes_no_key_from_its_proxy_but_a_revoked_one() {
+    let broker = Broker::start();
+    let mut farm = Farm::start_in_step(&FarmSetup::new(2, &broker.uri()));
+    let (client, targets) = (client(), farm.targets());
+    let made = [Mode::Ticket12, Mode::Ticket13].map(|mode| make(&client, &targets[1], mode));
+    // Clients hop: what the first host seals must open at the second.
+    let offered = no_ticket_is_refused_during(&targets, || {
+        broker.kill();
+        farm.hosts[0].daemon.kill();
+        std::fs::remove_file(farm.dir().join("host0/ring")).expect("the saved ring");
+        farm.hosts[0].daemon.launch();
+        let daemon = &farm.hosts[0].daemon;
+        daemon.wait_for_metric("resumed_proxies_connected", |proxies| proxies == 1.0);
+        assert!(made.iter().all(|ticket| resumes(&client, &targets[0], ticket)), "before it has a key");
+        // Then it mints a key for itself, which no other host has.
+        farm.hosts[0].ats().wait_for_note("the daemon came without its ring");
+        assert!(made.iter().all(|ticket| resumes(&client, &targets[0], ticket)), "with a key of its own");
+    });
+    println!("{offered} tickets offered meanwhile, none refused");
+
+    // A revocation is another matter, also on a daemon that does not know what it revokes.
+    let revoked = farm.hosts[0].daemon.command(&["revoke", "--local"]);
+    assert!(revoked.status.success(), "{revoked:?}");
+    refused_at(&client, &targets[0], &made);
+    broker.revive();
+    farm.wait_in_step();
+    refused_at(&client, &targets[1], &made);
+    farm.assert_all_resume(Mode::Ticket12);
 }
 
 #[test]

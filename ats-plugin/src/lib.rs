@@ -8,6 +8,7 @@
 mod api;
 mod args;
 pub mod batch;
+mod farm_keys;
 pub mod from_daemon;
 mod gate;
 mod hook_times;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::api::{Level, say};
+use crate::farm_keys::FarmKeys;
 use crate::from_daemon::FromDaemon;
 use crate::incoming::{self, Incoming};
 use crate::lane::frame;
@@ -25,12 +26,13 @@ pub fn run(plugin: &'static Plugin) {
     let mut backoff = BACKOFF.0;
     let path = plugin.socket.display();
     let mut connects = Quiet::default();
+    let mut keys = FarmKeys::default();
     let mut absences = Quiet::default();
     let mut losses = Quiet::default();
     while !plugin.stops() {
         match UnixStream::connect(&plugin.socket) {
             Ok(stream) => {
-                let talked = talk(plugin, stream, &mut connects);
+                let talked = talk(plugin, stream, &mut connects, &mut keys);
                 if plugin.connected.swap(false, Ordering::Relaxed) {
                     backoff = BACKOFF.0;
                 }
@@ -53,7 +55,7 @@ pub fn run(plugin: &'static Plugin) {
 }
 
 /// One connection, until it fails. Always ends in an error that says why.
-fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet) -> io::Result<()> {
+fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet, keys: &mut FarmKeys) -> io::Result<()> {
     let over = AtomicBool::new(false);
     let to_daemon = stream.try_clone()?;
     thread::scope(|scope| {
@@ -66,7 +68,7 @@ fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet) -
             let _ = to_daemon.shutdown(Shutdown::Both);
             result
         })?;
-        let read = read_all(plugin, &mut stream, connects);
+        let read = read_all(plugin, &mut stream, connects, keys);
         over.store(true, Ordering::Release);
         let _ = stream.shutdown(Shutdown::Both);
         plugin.outgoing.wake();
@@ -98,20 +100,31 @@ fn hello(plugin: &Plugin, mut stream: &UnixStream) -> io::Result<()> {
         certificate_digest: digest.unwrap_or_default(),
         warnings: plugin.warnings.clone(),
         sessions: plugin.api.has_sessions(),
+        keeps_keys: true,
     };
     stream.write_all(&frame(from_proxy::Kind::Hello(hello))?)?;
     plugin.outgoing.open(stream.try_clone()?);
     Ok(())
 }
 
-fn read_all(plugin: &'static Plugin, stream: &mut UnixStream, connects: &mut Quiet) -> io::Result<()> {
+fn read_all(
+    plugin: &'static Plugin,
+    stream: &mut UnixStream,
+    connects: &mut Quiet,
+    keys: &mut FarmKeys,
+) -> io::Result<()> {
     let mut incoming = Incoming::default();
-    while incoming.next(stream, |message| hear(plugin, message, connects))?? {}
+    while incoming.next(stream, |message| hear(plugin, message, connects, keys))?? {}
     Ok(())
 }
 
 /// Does what the daemon says. Returns whether to go on.
-fn hear(plugin: &'static Plugin, message: Result<FromDaemon, String>, connects: &mut Quiet) -> io::Result<bool> {
+fn hear(
+    plugin: &'static Plugin,
+    message: Result<FromDaemon, String>,
+    connects: &mut Quiet,
+    keys: &mut FarmKeys,
+) -> io::Result<bool> {
     let message = message.map_err(|what| {
         plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
         io::Error::new(io::ErrorKind::InvalidData, format!("the daemon sent {what}"))
@@ -121,12 +134,18 @@ fn hear(plugin: &'static Plugin, message: Result<FromDaemon, String>, connects: 
     match message {
         FromDaemon::Welcome(welcome) => {
             plugin.welcome(&welcome);
+            keys.greeted(&welcome.farm);
             if let Some(times) = connects.pass(Instant::now()) {
                 let proto::Welcome { node, farm, version, .. } = welcome;
                 say(Level::Note, &format!("connected to node {node} of farm {farm} (resumed {version}){times}"));
             }
         }
         FromDaemon::Timetable(timetable) => {
+            let kept_before = keys.kept();
+            let timetable = keys.hear(&timetable, plugin::wall_ms());
+            if keys.kept() > 0 && kept_before == 0 {
+                say(Level::Note, &format!("the daemon came without its ring: {} keys from before stay", keys.kept()));
+            }
             plugin.flush_sessions(timetable.sessions_from());
             plugin.mailbox.bring(timetable);
         }

@@ -22,7 +22,8 @@ pub fn read(mut message: proto::Timetable) -> Result<Timetable, String> {
         key.hmac.zeroize();
         key.aes.zeroize();
     }
-    entries.map(|entries| Timetable::new(entries).with_floors(message.floor, message.sessions_from))
+    let (floor, sessions_from, alone) = (message.floor, message.sessions_from, message.alone);
+    entries.map(|entries| Timetable::new(entries).with_floors(floor, sessions_from).with_alone(alone))
 }
 
 fn entry(key: &proto::TimetableKey) -> Result<Entry, String> {

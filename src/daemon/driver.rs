@@ -416,7 +416,8 @@ impl<B: Bus> Driver<B> {
 
     fn publish_timetable(&self) {
         let held = self.farm.held();
-        self.timetable.send_replace(Arc::new(held.timetable(self.clock.now())));
+        let timetable = held.timetable(self.clock.now()).with_alone(self.farm.is_on_its_own());
+        self.timetable.send_replace(Arc::new(timetable));
         let sessions_from = held.ring().sessions_from();
         self.sessions_from.send_if_modified(|last| std::mem::replace(last, sessions_from) != sessions_from);
     }

@@ -339,6 +339,8 @@ pub struct Farm {
     renewals: u32,
     /// The last link was closed on purpose, to renew it.
     renewing: bool,
+    /// See [`Farm::is_on_its_own`].
+    on_its_own: bool,
     /// How many nodes the farm had when it was last counted, here or in an announcement.
     last_members: u32,
     /// What the announcement that said so was made for, UTC milliseconds.
@@ -450,6 +452,7 @@ impl Farm {
     /// A node that has just started, with the ring that it saved before, if any.
     #[must_use]
     pub fn new(settings: FarmSettings, held: HeldRing, random: Randomness, now: Now) -> Self {
+        let on_its_own = held.is_empty(now);
         Self {
             pace: millis(settings.report_every),
             epochs: Epochs::new(settings.keys.settle),
@@ -472,6 +475,7 @@ impl Farm {
             lease: LeaseWish::default(),
             renewals: 0,
             renewing: false,
+            on_its_own,
             last_members: 0,
             counted_as_of: 0,
             blocked: false,
@@ -613,6 +617,13 @@ impl Farm {
         }
     }
 
+    /// Whether no other node can have a key of the ring, as far as this one knows: it started without a saved ring, and has
+    /// neither led, nor announced, nor been told of a ring with keys since.
+    #[must_use]
+    pub fn is_on_its_own(&self) -> bool {
+        self.on_its_own
+    }
+
     /// The node that is followed, if one was heard within three beats; this node itself if it leads.
     #[must_use]
     pub fn leader(&self, now: Now) -> Option<&str> {
@@ -697,6 +708,7 @@ impl Farm {
             returned: 0,
         };
         self.report_at = now.mono;
+        self.meet_others();
         self.note(Note::Leads);
         self.draw_epoch(now);
     }
@@ -976,6 +988,9 @@ impl Farm {
         let (ring, faults) = Ring::read(ring, now, &self.settings.keys);
         self.note_faults(node, &faults);
         let merge = self.held.merge(&ring, now);
+        if ring.open_at(now.wall).next().is_some() {
+            self.meet_others();
+        }
         for _ in 0..merge.conflicts {
             self.note(Note::KeyConflict { node: node.to_owned() });
         }
@@ -983,6 +998,13 @@ impl Farm {
             self.out.push(Action::RingChanged);
         }
         merge.changed
+    }
+
+    /// Other nodes have keys that this one has, or get them now. Its proxies hear of that.
+    fn meet_others(&mut self) {
+        if std::mem::take(&mut self.on_its_own) && !self.held.ring().keys().is_empty() {
+            self.out.push(Action::RingChanged);
+        }
     }
 
     fn note_faults(&mut self, node: &str, faults: &[RingFault]) {
@@ -1499,6 +1521,7 @@ impl Farm {
             if now.mono >= act_at {
                 self.lease.act_at = None;
                 self.role = Role::Acting { announce_at: now.mono };
+                self.meet_others();
                 self.note(Note::ActsAlone);
                 // The key of the leader that is gone does as well: most nodes hold it, and it is renewed in time.
                 match self.epochs.current_since() {

@@ -113,6 +113,7 @@ pub struct Timetable {
     entries: Vec<Entry>,
     floor: u64,
     sessions_from: u64,
+    alone: bool,
 }
 
 /// What a proxy does at one instant.
@@ -136,6 +137,25 @@ impl Timetable {
     #[must_use]
     pub fn with_floors(self, floor: u64, sessions_from: u64) -> Self {
         Self { floor, sessions_from, ..self }
+    }
+
+    /// The same, saying whether the node stands alone with these keys: see [`Timetable::is_alone`].
+    #[must_use]
+    pub fn with_alone(self, alone: bool) -> Self {
+        Self { alone, ..self }
+    }
+
+    /// Whether the node minted all of these keys for itself, and has met no other node since it started: as far as it knows,
+    /// their tickets open here and nowhere else.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Whether this is what a node holds that knows no ring: no key, and no revocation either.
+    #[must_use]
+    pub fn says_nothing(&self) -> bool {
+        self.entries.is_empty() && self.floor == 0 && self.sessions_from == 0
     }
 
     /// When the last revocation was: a proxy's own keys from before it open no longer. (The ring's floor, a generation, is
@@ -264,6 +284,15 @@ mod tests {
         assert_eq!(sealer(&table, 5), None);
         assert!(openers(&table, 5).is_empty());
         assert_eq!(table.next_change(5), None);
+    }
+
+    #[test]
+    fn keys_and_floors_say_something() {
+        assert!(Timetable::default().says_nothing());
+        assert!(Timetable::default().with_alone(true).says_nothing());
+        assert!(!Timetable::new(vec![entry(1, 0, 0, 1, 2)]).says_nothing());
+        assert!(!Timetable::default().with_floors(1, 0).says_nothing());
+        assert!(!Timetable::default().with_floors(0, 1).says_nothing());
     }
 
     #[test]

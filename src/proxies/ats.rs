@@ -295,6 +295,7 @@ impl Door {
         // It looked whether anybody is here, as a starting daemon does.
         let Some(first) = first else { return Ok(()) };
         let Some(from_proxy::Kind::Hello(hello)) = first.kind else { return Err(Refusal::NoHello) };
+        let keeps_keys = hello.keeps_keys;
         let info = introduced(hello);
         let (pid, sessions) = (info.process_id, info.sessions);
         info!(kind = info.kind, version = info.version, plugin = info.plugin_version, pid, "proxy connected: {who}");
@@ -304,7 +305,7 @@ impl Door {
         let registered = self.plane.registry.register(info);
         let ended = tokio::select! {
             ended = self.listen(&mut messages, pid, who) => ended,
-            ended = self.speak(writer, sessions) => ended,
+            ended = self.speak(writer, sessions, keeps_keys) => ended,
         };
         drop(registered);
         info!(pid, "proxy disconnected");
@@ -374,14 +375,17 @@ impl Door {
     }
 
     /// Greets, then sends keys, all sessions of the store, and what the farm makes from now on.
-    async fn speak(&self, mut writer: OwnedWriteHalf, sessions: bool) -> Result<(), Refusal> {
+    async fn speak(&self, mut writer: OwnedWriteHalf, sessions: bool, keeps_keys: bool) -> Result<(), Refusal> {
         let plane = &self.plane;
         let mut timetable = plane.timetable.clone();
         // Before the first look into the store: what the farm makes meanwhile is sent after it.
         let mut live = plane.from_farm.subscribe();
         send(&mut writer, to_proxy::Kind::Welcome(plane.welcome.clone())).await?;
         let first = timetable.borrow_and_update().clone();
-        self.send_timetable(&mut writer, &first).await?;
+        // A node that knows no ring yet has nothing to say of keys: the proxy may have some from an earlier daemon.
+        if !first.says_nothing() && helps(&first, keeps_keys) {
+            self.send_timetable(&mut writer, &first).await?;
+        }
         let takes_sessions = sessions && plane.welcome.replicate;
         let mut refill = takes_sessions.then(|| plane.store.refill(CHUNK_BYTES));
         loop {
@@ -394,7 +398,9 @@ impl Door {
                         return Ok(());
                     }
                     let timetable = timetable.borrow_and_update().clone();
-                    self.send_timetable(&mut writer, &timetable).await?;
+                    if helps(&timetable, keeps_keys) {
+                        self.send_timetable(&mut writer, &timetable).await?;
+                    }
                 }
                 news = live.recv(), if takes_sessions => match news {
                     Ok(news) => send_sessions(&mut writer, &news).await?,
@@ -449,6 +455,12 @@ async fn next_message(messages: &mut Messages) -> Result<Option<FromProxy>, Refu
     FromProxy::decode(frame.freeze()).map(Some).map_err(Refusal::Garbage)
 }
 
+/// Whether a proxy is better off with `timetable`. A plugin of release 0.1.0 does not keep the farm's keys beside those that
+/// this node minted for itself; it had better not hear of these, which open nowhere else, unless they follow a revocation.
+fn helps(timetable: &Timetable, keeps_keys: bool) -> bool {
+    keeps_keys || !timetable.is_alone() || timetable.floor() > 0 || timetable.sessions_from() > 0
+}
+
 /// `timetable` as the plugin reads it.
 fn message_of(timetable: &Timetable, sent_at: u64) -> local::Timetable {
     let key = |entry: &crate::keys::Entry| local::TimetableKey {
@@ -465,6 +477,7 @@ fn message_of(timetable: &Timetable, sent_at: u64) -> local::Timetable {
         sent_at,
         floor: timetable.floor(),
         sessions_from: timetable.sessions_from(),
+        alone: timetable.is_alone(),
     }
 }
 
