@@ -359,11 +359,53 @@ impl Drop for OpensslSession {
     }
 }
 
+/// Fills `bytes` with random ones from the kernel; false if it has none. Waits, early at boot, until it has enough entropy.
+pub fn kernel_random(bytes: &mut [u8; 32]) -> bool {
+    loop {
+        // SAFETY: writes at most as many bytes. So few come all at once.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        if usize::try_from(got) == Ok(bytes.len()) {
+            return true;
+        }
+        if std::io::Error::last_os_error().kind() != std::io::ErrorKind::Interrupted {
+            return false;
+        }
+    }
+}
+
 /// Fills `bytes` with random ones from OpenSSL; false if it has none.
-pub fn random(bytes: &mut [u8]) -> bool {
-    let Ok(len) = c_int::try_from(bytes.len()) else { return false };
-    // SAFETY: writes `len` bytes.
-    unsafe { openssl_sys::RAND_bytes(bytes.as_mut_ptr(), len) == 1 }
+pub fn openssl_random(bytes: &mut [u8; 32]) -> bool {
+    // SAFETY: writes 32 bytes.
+    let filled = unsafe { openssl_sys::RAND_bytes(bytes.as_mut_ptr(), 32) == 1 };
+    if !filled {
+        // SAFETY: empties this thread's queue of errors.
+        unsafe { openssl_sys::ERR_clear_error() };
+    }
+    filled
+}
+
+/// Fills `out`, at most 8,160 bytes, by HKDF-SHA256 (RFC 5869) of `secret`, without a salt. False if OpenSSL cannot.
+pub fn hkdf_sha256(secret: &[u8], info: &[u8], out: &mut [u8]) -> bool {
+    let (Ok(secret_len), Ok(info_len)) = (c_int::try_from(secret.len()), c_int::try_from(info.len())) else {
+        return false;
+    };
+    let mut len = out.len();
+    // SAFETY: the context is made here and freed once, none of the functions takes a null one, the lengths are those of
+    // the slices, which are copied; `derive` writes at most `len` bytes.
+    unsafe {
+        let context = openssl_sys::EVP_PKEY_CTX_new_id(openssl_sys::EVP_PKEY_HKDF, ptr::null_mut());
+        let derived = !context.is_null()
+            && openssl_sys::EVP_PKEY_derive_init(context) == 1
+            && openssl_sys::EVP_PKEY_CTX_set_hkdf_md(context, openssl_sys::EVP_sha256()) == 1
+            && openssl_sys::EVP_PKEY_CTX_set1_hkdf_key(context, secret.as_ptr(), secret_len) == 1
+            && openssl_sys::EVP_PKEY_CTX_add1_hkdf_info(context, info.as_ptr(), info_len) == 1
+            && openssl_sys::EVP_PKEY_derive(context, out.as_mut_ptr(), &raw mut len) == 1;
+        openssl_sys::EVP_PKEY_CTX_free(context);
+        if !derived {
+            openssl_sys::ERR_clear_error();
+        }
+        derived && len == out.len()
+    }
 }
 
 /// SHA-256.

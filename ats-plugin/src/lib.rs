@@ -21,6 +21,7 @@ mod plugin;
 pub mod proto;
 pub mod queue;
 mod quiet;
+mod random;
 pub mod replica;
 pub mod report;
 pub mod session;

@@ -13,6 +13,7 @@ use crate::hook_times::{BOUNDS, HookTimes};
 use crate::outgoing::Outgoing;
 use crate::proto;
 use crate::quiet::Quiet;
+use crate::random;
 use crate::replica::Replica;
 use crate::report::Report;
 use crate::session::{LARGEST_FOR_ATS, SessionId, is_older};
@@ -360,11 +361,11 @@ impl TicketKeeper {
         if !self.heard && settings::ticket_key_file(&self.plugin.api).is_some() {
             return;
         }
-        let random = || {
+        let draw = || {
             let mut record = Zeroizing::new([0; RECORD_BYTES]);
-            if api::random(record.as_mut_slice()) { Ok(record) } else { Err("OpenSSL has no random bytes") }
+            random::fill(record.as_mut_slice()).map(|()| record)
         };
-        let choice = match self.own.choose(&self.timetable, wall_ms(), random) {
+        let choice = match self.own.choose(&self.timetable, wall_ms(), draw) {
             Ok(choice) => choice,
             Err(error) => return self.fail(error),
         };
