@@ -21,11 +21,11 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::PKey;
-use openssl::rand::rand_bytes;
 use openssl::x509::{X509, X509NameBuilder};
 use resumed::clock::{Now, SystemClock};
 use resumed::keys::{HeldRing, KeyMaterial, KeySettings, Timetable};
 use resumed::proxies::rustls::FarmTicketer;
+use resumed::random;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::{ServerConfig, ServerConnection, Stream};
@@ -91,9 +91,9 @@ fn due(held: &HeldRing, now: Now) -> Option<u64> {
 }
 
 fn material() -> Fallible<KeyMaterial> {
-    let mut random = Zeroizing::new([0; 80]);
-    rand_bytes(&mut *random)?;
-    Ok(KeyMaterial::from_random(&random))
+    let mut bytes = Zeroizing::new([0; 80]);
+    random::try_fill(&mut *bytes)?;
+    Ok(KeyMaterial::from_random(&bytes))
 }
 
 fn serve(listener: &TcpListener, config: &Arc<ServerConfig>) {

@@ -1,5 +1,6 @@
 //! Time as the decision logic sees it: always handed in, never read.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One instant on both of a host's clocks.
@@ -28,7 +29,7 @@ pub fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Reads the clocks of this host. The only place that does, outside of tests.
+/// Reads the clocks of this host. Only this module does, outside of tests.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     start: Instant,
@@ -52,6 +53,26 @@ impl SystemClock {
     #[must_use]
     pub fn instant(&self, mono: u64) -> Instant {
         self.start + Duration::from_millis(mono.saturating_sub(MONO_START))
+    }
+}
+
+/// One instant in nanoseconds, as fine as this host's clocks are. It tells one draw of random bytes from another
+/// ([`crate::random`]); nothing is decided by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nanoseconds {
+    /// UTC, since the Unix epoch.
+    pub wall: u128,
+    /// Since this process first asked; never goes backwards.
+    pub mono: u128,
+}
+
+impl Nanoseconds {
+    /// This instant.
+    #[must_use]
+    pub fn now() -> Self {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { wall: wall.as_nanos(), mono: START.elapsed().as_nanos() }
     }
 }
 

@@ -11,12 +11,14 @@ pub mod config;
 pub mod daemon;
 pub mod envelope;
 pub mod farm;
+mod hkdf;
 pub mod keys;
 pub mod metrics;
 pub mod probe;
 pub mod proto;
 pub mod proxies;
 pub mod quiet;
+pub mod random;
 pub mod sessions;
 pub mod status;
 #[cfg(test)]

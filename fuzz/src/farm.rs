@@ -130,7 +130,8 @@ pub fn payload(data: &[u8]) {
         removals: if start & 2 == 0 { Removals::Replicate } else { Removals::Keep },
         tombstone_for: 2 * MAX_CLOCK_OFFSET,
     });
-    let (mut joiner, mut donor) = (Joiner::new(Box::new(|| WARMUP_ID)), Donor::default());
+    let (mut joiner, mut donor) =
+        (Joiner::new(Box::new(|bytes| bytes.copy_from_slice(&WARMUP_ID.to_le_bytes()))), Donor::default());
     joiner.feed_up(NAMES.feed("fuzz", "1"), now);
     donor.feed_up(NAMES.feed("fuzz", "1"));
     // It has called: what comes may be an answer.
@@ -218,7 +219,7 @@ fn farm_settings(keys: KeySettings) -> FarmSettings {
 }
 
 /// Never the same bytes twice within a run, always the same run.
-fn randomness() -> resumed::farm::Randomness {
+fn randomness() -> resumed::random::Randomness {
     let mut state = 1_u64;
     Box::new(move |bytes| {
         for byte in bytes {

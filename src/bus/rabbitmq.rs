@@ -437,9 +437,9 @@ impl Declared {
         spec: &LinkSpec,
         settings: &RabbitMqSettings,
     ) -> Result<Self, BusError> {
-        let mut random = [0; 8];
-        openssl::rand::rand_bytes(&mut random).map_err(|error| BusError::Settings(format!("OpenSSL: {error}")))?;
-        let nonce = format!("{:016x}", u64::from_ne_bytes(random));
+        let mut nonce = [0; 8];
+        crate::random::try_fill(&mut nonce).map_err(|error| BusError::Settings(error.to_string()))?;
+        let nonce = format!("{:016x}", u64::from_ne_bytes(nonce));
         let sessions = open_channel(publishing).await?;
         let channel = open_channel(consuming).await?;
         for exchange in [&spec.names.keys].into_iter().chain(spec.sessions.then_some(&spec.names.sessions)) {

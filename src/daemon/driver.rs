@@ -16,7 +16,6 @@ use super::gauges;
 use super::http::Health;
 use super::key_plane::{KeyPlane, KeyPlaneEvent};
 use super::lease::Lease;
-use super::random::random;
 use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
 use super::secret_steps::SecretHistory;
@@ -30,6 +29,7 @@ use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
 use crate::keys::Timetable;
 use crate::metrics::{self, Plane};
 use crate::quiet::Quiet;
+use crate::random;
 use crate::status::BrokerStatus;
 
 /// Key-plane deliveries between link and driver.
@@ -155,7 +155,7 @@ impl<B: Bus> Driver<B> {
         gauges::connected(false);
         let mut connection = self.dial();
         let mut replies: HashMap<u64, oneshot::Sender<Reply>> = HashMap::new();
-        let mut next_ask = u64::from_le_bytes(random());
+        let mut next_ask = u64::from_le_bytes(random::random());
         self.local.mark_changed();
         self.secret_history.note(self.secrets.borrow().ids().map(|id| hex(&id)).collect());
         self.publish_timetable();
@@ -271,15 +271,17 @@ impl<B: Bus> Driver<B> {
 
     /// When the next attempt is due, after one that failed or a link that ended now.
     fn dial_at(&mut self) -> Instant {
-        let at = self.redial.again_at(self.clock.now().mono, u32::from_le_bytes(random()));
+        let at = self.redial.again_at(self.clock.now().mono, u32::from_le_bytes(random::random()));
         Instant::from_std(self.clock.instant(at))
     }
 
     fn go_up(&self, connected: Connected<B::Link>) -> Up<B::Link> {
         let Connected { link, events, feed } = connected;
         // Every connection has salts of its own.
-        let sealing =
-            || Sealing::new(self.identity.clone(), self.secrets.clone(), self.epochs.subscribe(), self.clock.now());
+        let sealing = || {
+            let (identity, secrets) = (self.identity.clone(), self.secrets.clone());
+            Sealing::new(identity, secrets, self.epochs.subscribe(), random::system(), self.clock.now())
+        };
         let (plane_sender, plane_events) = mpsc::channel(16);
         let names = self.spec.names.clone();
         let plane = KeyPlane::start(Arc::clone(&link), names, sealing(), self.clock, plane_sender);

@@ -297,7 +297,7 @@ mod tests {
         let identity = Identity { farm: "f".into(), node: "n".into(), boot_id: [1; 16] };
         let clock = SystemClock::start();
         let (_sender, epochs) = watch::channel(Arc::new(Epochs::new(std::time::Duration::ZERO)));
-        let sealing = Sealing::new(identity, secrets, epochs, clock.now());
+        let sealing = Sealing::new(identity, secrets, epochs, crate::random::system(), clock.now());
         let (events, _events) = mpsc::channel(1);
         let plane = KeyPlane::start(Arc::clone(&link), Names::new("f", "p"), sealing, clock, events);
         let answers: Vec<_> = (0..20).map(|node| Route::Inbox(format!("{node}"))).collect();

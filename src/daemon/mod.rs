@@ -15,7 +15,6 @@ pub mod node;
 pub mod operator;
 pub mod overview;
 pub mod page;
-mod random;
 pub mod ring_file;
 pub mod run;
 pub mod sealing;

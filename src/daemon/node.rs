@@ -14,7 +14,6 @@ use super::driver::{ALIVE_FOR_MS, Driver};
 use super::gauges;
 use super::http::Health;
 use super::operator::Operator;
-use super::random::{fill, random};
 use super::ring_file::RingFile;
 use super::sealing::Identity;
 use super::secret_steps::SecretHistory;
@@ -30,6 +29,7 @@ use crate::keys::{HeldRing, KeySettings};
 use crate::proto;
 use crate::proxies::{ProxyPlane, Registry};
 use crate::quiet::Quiet;
+use crate::random;
 use crate::sessions::{Outbox, Removals, Store, StoreSettings};
 
 /// Batches from the farm that a slow proxy may be behind; what it misses beyond is counted.
@@ -99,12 +99,12 @@ impl Node {
     ) -> Self {
         let (stop, stop_sessions) = (CancellationToken::new(), CancellationToken::new());
         let (tasks, publisher) = (TaskTracker::new(), TaskTracker::new());
-        let boot_id = random();
+        let boot_id = random::random();
         let names = Names::new(&settings.farm, &settings.pod);
         let (ring_file, held) = saved_ring(&settings, clock);
         gauges::settings(&settings.keys);
         gauges::ring_saved(ring_file.is_some());
-        let farm = Farm::new(farm_settings(&settings, boot_id, &names), held, Box::new(fill), clock.now());
+        let farm = Farm::new(farm_settings(&settings, boot_id, &names), held, random::system(), clock.now());
 
         let (timetable_sender, timetable) = watch::channel(Arc::new(farm.held().timetable(clock.now())));
         let (health_sender, health) =

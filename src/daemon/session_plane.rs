@@ -306,7 +306,6 @@ mod tests {
 
     use tokio::sync::broadcast;
 
-    use super::super::random::random;
     use super::super::sealing::Identity;
     use super::*;
     use crate::bus::in_process::{Hub, InProcess};
@@ -315,6 +314,7 @@ mod tests {
     use crate::keys::Timetable;
     use crate::proto::{SessionEntry, SessionFormat};
     use crate::proxies::Registry;
+    use crate::random::{random, system};
     use crate::sessions::{Outbox, Removals, Store, StoreSettings};
 
     const OFFSET: Duration = Duration::from_secs(300);
@@ -350,7 +350,7 @@ mod tests {
             let (_epochs, epochs) = watch::channel(Arc::new(held));
             let sealing = |node: &str| {
                 let identity = Identity { farm: "f".to_owned(), node: node.to_owned(), boot_id: random() };
-                Sealing::new(identity, secrets.clone(), epochs.clone(), clock.now())
+                Sealing::new(identity, secrets.clone(), epochs.clone(), system(), clock.now())
             };
             let bus = InProcess::new(Arc::new(Hub::default()));
             let spec = LinkSpec { names: names.clone(), node: "a".to_owned(), sessions: false };

@@ -10,7 +10,6 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::random::random;
 use super::session_plane::{SessionLink, SessionPlane};
 use crate::bus::Link;
 use crate::clock::Now;
@@ -21,6 +20,7 @@ use crate::metrics::{
 use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest};
 use crate::quiet::Quiet;
+use crate::random;
 use crate::sessions::warmup::{Action, Donor, Due, Joiner, Note, Peer};
 
 /// The most of a chunk, in bytes; smaller where `sessions.batch_bytes` is.
@@ -47,7 +47,7 @@ impl Warmups {
     /// Those of a node that has just started: it lacks everything, if it `replicates` sessions at all.
     pub fn new(replicates: bool) -> Self {
         let machines = Machines {
-            joiner: Joiner::new(Box::new(|| u64::from_le_bytes(random()))),
+            joiner: Joiner::new(random::system()),
             donor: Donor::default(),
             pending: VecDeque::new(),
             quiet: Quiet::default(),

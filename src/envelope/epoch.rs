@@ -24,9 +24,9 @@ use openssl::pkey::{Id, PKey, Private};
 use openssl::symm::{Cipher, decrypt_aead, encrypt_aead};
 use zeroize::Zeroizing;
 
-use super::key::hkdf_sha256;
 use super::wire::TAG_BYTES;
 use crate::clock::{Now, millis};
+use crate::hkdf::hkdf_sha256;
 use crate::proto::{self, payload::Kind};
 
 /// Tells epoch keys apart without revealing them: the first 8 bytes of HKDF-SHA256 (RFC 5869) of the key, with an empty

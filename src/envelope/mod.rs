@@ -15,7 +15,7 @@
 //! | `version` | | 1 |
 //! | `secret_id` | 8 | which farm secret: the first 8 bytes of HKDF-SHA256(secret, salt "", info "resumed/1 id") |
 //! | `epoch` | 8 | which epoch key besides: the first 8 bytes of HKDF-SHA256(epoch key, salt "", info "resumed/1 epoch"); all zero for none |
-//! | `salt` | 16 | random; drawn anew for each broker connection, after a clock jump, and hourly |
+//! | `salt` | 16 | random; drawn anew for each broker connection, after a minute of use, and after a clock jump |
 //! | `sequence` | | counts 0, 1, 2, … for each (salt, route) |
 //! | `ciphertext` | ≥ 16 | the encrypted payload, then the 16-byte tag |
 //!
@@ -25,14 +25,29 @@
 //!   bytes if there is one, with the envelope's salt and the info `resumed/1|` farm `|` route. The route is the exact name of the exchange that the envelope is published
 //!   to, or of the queue if it is published through the default exchange. So an envelope opens in its own farm and on
 //!   its own route only;
-//! - **nonce**: the sequence as a 96-bit big-endian number. A salt is never used twice and a sequence never repeats
-//!   under it, so no (key, nonce) pair ever does, also not after a virtual machine went back to a snapshot;
+//! - **nonce**: the sequence as a 96-bit big-endian number. No salt is drawn twice and no sequence repeats under one, so
+//!   no (key, nonce) pair ever does; for virtual machines that go back to a snapshot see below;
 //! - **associated data**: the header fields in order, each as its length in bytes (32-bit big endian) and then the
 //!   bytes. The version counts as 4 bytes and the sequence as 8, both big endian. Always 64 bytes:
 //!
 //! ```text
 //! 00000004 version   00000008 secret_id   00000008 epoch   00000010 salt   00000008 sequence
 //! ```
+//!
+//! # Nonces after a snapshot
+//!
+//! A virtual machine may be restored twice from one snapshot, or cloned while it runs. Its runs have all memory in common,
+//! and must not seal two messages under one key and nonce. What keeps them apart:
+//!
+//! - **Salts drawn after the snapshot differ.** Each is made of the kernel's randomness, OpenSSL's, and both clocks in
+//!   nanoseconds ([`crate::random`]). The kernel's differs from Linux 5.18 on where the hypervisor offers a VM Generation
+//!   ID. Elsewhere it is the time that differs: two runs would have to draw in the same nanosecond.
+//! - **A salt drawn before the snapshot** goes on in each run, with the same next sequence. It ends with the link, which a
+//!   restored machine finds broken at its next message unless only that one run reaches the broker; at a jump of the wall
+//!   clock by a second; and after a minute of use at the latest. So for at most a minute two runs may seal under the same
+//!   nonces. Both messages must then have got out to an attacker, who learns the XOR of the two, and can forge under
+//!   that one key. A daemon that is stopped for the snapshot, or restarted before the machine is connected, leaves no such
+//!   minute.
 //!
 //! # How often an envelope opens
 //!
@@ -55,7 +70,7 @@ mod secret;
 mod wire;
 
 pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, epoch_name, seal_grant, travels_open};
-pub use open::{Opened, Opener, Refusal};
+pub use open::{MOST_TRACKED, Opened, Opener, Refusal};
 pub use seal::{SealError, Sealer};
 pub use secret::{FarmSecret, SecretError, SecretId, Secrets};
 pub use wire::{MAX_ENVELOPE_BYTES, is_node_name};
@@ -69,9 +84,9 @@ mod tests {
     use prost::Message;
     use serde::Deserialize;
 
-    use super::key::hkdf_sha256;
     use super::*;
     use crate::clock::Now;
+    use crate::hkdf::hkdf_sha256;
     use crate::proto;
 
     #[derive(Deserialize)]

@@ -13,6 +13,18 @@ pub(super) const WINDOW: u64 = 1024;
 
 const WORDS: usize = (WINDOW / 64) as usize;
 
+/// A salt that nothing came under for so long rests: it keeps a [`Narrow`] window and no derived key. Its sender has most
+/// likely changed to another by then, or reports once a minute and derives a key each time. A message that is late by more
+/// sequences than that, and by so much time, is refused.
+const REST_AFTER_MS: u64 = 30_000;
+
+/// How often a table looks for windows that are due, or may rest.
+const SWEEP_EVERY_MS: u64 = 15_000;
+
+/// The most routes that a table follows: the keys exchange, the leader's queue, and an inbox for each link of the last
+/// minutes, or the pod's exchange and as many feeds.
+const MOST_ROUTES: usize = 1_024;
+
 /// Which of the last 1,024 sequences were seen, up to the highest.
 pub(super) struct Window {
     highest: u64,
@@ -51,6 +63,13 @@ impl Window {
         Some(0)
     }
 
+    /// What is left of it once its salt rests.
+    fn narrowed(&self) -> Narrow {
+        let is_seen = |back: &u32| self.highest.checked_sub(u64::from(*back)).is_none_or(|late| self.is_marked(late));
+        let seen = (0..u64::BITS).filter(is_seen).fold(0, |seen, back| seen | 1 << back);
+        Narrow { highest: self.highest, seen }
+    }
+
     fn place(sequence: u64) -> (usize, u64) {
         let bit = sequence % WINDOW;
         ((bit / 64) as usize, 1 << (bit % 64))
@@ -69,6 +88,24 @@ impl Window {
     fn unmark(&mut self, sequence: u64) {
         let (word, bit) = Self::place(sequence);
         self.seen[word] &= !bit;
+    }
+}
+
+/// Which of the last 64 sequences were seen, up to the highest. All before them count as seen: it refuses whatever the
+/// window that it was made of refused, and more.
+struct Narrow {
+    highest: u64,
+    /// The lowest bit for the highest sequence, the next one for the sequence before it, and so on.
+    seen: u64,
+}
+
+impl Narrow {
+    fn widened(&self) -> Window {
+        let mut window = Window { highest: self.highest, seen: [u64::MAX; WORDS] };
+        for back in (0..u64::BITS).filter(|back| self.seen & (1 << back) == 0) {
+            window.unmark(self.highest.wrapping_sub(u64::from(back)));
+        }
+        window
     }
 }
 
@@ -96,14 +133,100 @@ pub(super) enum NotAdmitted {
     Full,
 }
 
-struct Tracked {
+/// What was seen under a salt on a route.
+enum Seen {
+    /// It is in use.
+    Live(Box<Live>),
+    /// Nothing came for a while, or there were too many in use.
+    Resting(Narrow),
+}
+
+struct Live {
     window: Window,
+    /// The key derived last, with its epoch; `None` after its secret or its epoch key was taken away.
+    key: Option<(EpochId, OpeningKey)>,
+}
+
+impl Seen {
+    /// `window` with its key, if there is a place for it, or what is left of it.
+    fn of(window: Window, key: Option<(EpochId, OpeningKey)>, live: &mut Places) -> Self {
+        if live.taken < live.most {
+            live.taken += 1;
+            Self::Live(Box::new(Live { window, key }))
+        } else {
+            Self::Resting(window.narrowed())
+        }
+    }
+}
+
+/// For windows in use.
+struct Places {
+    taken: usize,
+    most: usize,
+}
+
+struct Tracked {
+    seen: Seen,
     /// Monotonic milliseconds of the last admission.
     last_used: u64,
     /// The latest stamp admitted, UTC milliseconds.
     newest: u64,
-    /// The key derived last, with its epoch; `None` after its secret or its epoch key was taken away.
-    key: Option<(EpochId, OpeningKey)>,
+}
+
+/// What [`Limits`] promise of memory.
+const _: () = assert!(size_of::<(Sender, Tracked)>() == 64 && size_of::<Live>() <= 160);
+
+impl Tracked {
+    fn live(&self) -> Option<&Live> {
+        match &self.seen {
+            Seen::Live(live) => Some(live),
+            Seen::Resting(_) => None,
+        }
+    }
+
+    fn live_mut(&mut self) -> Option<&mut Live> {
+        match &mut self.seen {
+            Seen::Live(live) => Some(live),
+            Seen::Resting(_) => None,
+        }
+    }
+
+    /// Admits the message of `mark` at `mono`, once. Only what is admitted takes a place among the live ones.
+    fn admit(
+        &mut self,
+        mark: Mark,
+        derived: Option<(EpochId, OpeningKey)>,
+        mono: u64,
+        live: &mut Places,
+    ) -> Option<u64> {
+        let missed = match &mut self.seen {
+            Seen::Live(live) => {
+                if derived.is_some() {
+                    live.key = derived;
+                }
+                live.window.admit(mark.sequence)?
+            }
+            Seen::Resting(narrow) => {
+                let mut window = narrow.widened();
+                let missed = window.admit(mark.sequence)?;
+                self.seen = Seen::of(window, derived, live);
+                missed
+            }
+        };
+        self.last_used = mono;
+        self.newest = self.newest.max(mark.sent_at);
+        Some(missed)
+    }
+}
+
+/// How much a [`Table`] may hold. A window takes 65 bytes, in a hash table that is between 7/16 and 7/8 full; one in use
+/// about 850 more: 160 for 1,024 sequences, the rest for the cipher's context.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// (secret, salt, route).
+    pub windows: usize,
+    /// Those in use, each with its derived key.
+    pub live: usize,
 }
 
 /// Windows and derived keys of all (secret, salt, route) that were heard of lately.
@@ -111,6 +234,7 @@ pub(super) struct Table {
     routes: HashMap<Box<str>, HashMap<Sender, Tracked>>,
     len: usize,
     limit: usize,
+    live: Places,
     /// Milliseconds.
     max_clock_offset: u64,
     /// When to look for unused windows again, monotonic milliseconds.
@@ -120,9 +244,18 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub fn new(limit: usize, max_clock_offset: Duration) -> Self {
+    pub fn new(limits: Limits, max_clock_offset: Duration) -> Self {
         let max_clock_offset = millis(max_clock_offset);
-        Self { routes: HashMap::new(), len: 0, limit, max_clock_offset, next_sweep: 0, full_until: 0 }
+        let live = Places { taken: 0, most: limits.live };
+        Self {
+            routes: HashMap::new(),
+            len: 0,
+            limit: limits.windows,
+            live,
+            max_clock_offset,
+            next_sweep: 0,
+            full_until: 0,
+        }
     }
 
     /// Windows kept.
@@ -133,7 +266,7 @@ impl Table {
     /// The derived key for `sender` on `route` in `epoch`, if the table has it. It has the one that was used last:
     /// senders change from one epoch key to the next, and rarely back.
     pub fn key(&mut self, route: &str, sender: &Sender, epoch: EpochId) -> Option<&mut OpeningKey> {
-        let (of, key) = self.routes.get_mut(route)?.get_mut(sender)?.key.as_mut()?;
+        let (of, key) = self.routes.get_mut(route)?.get_mut(sender)?.live_mut()?.key.as_mut()?;
         (*of == epoch).then_some(key)
     }
 
@@ -151,19 +284,16 @@ impl Table {
             self.sweep(now);
         }
         if let Some(tracked) = self.routes.get_mut(route).and_then(|senders| senders.get_mut(&sender)) {
-            if derived.is_some() {
-                tracked.key = derived;
+            return tracked.admit(mark, derived, now.mono, &mut self.live).ok_or(NotAdmitted::Replay);
+        }
+        if self.is_full(route) {
+            self.make_room(now);
+            if self.is_full(route) {
+                return Err(NotAdmitted::Full);
             }
-            let missed = tracked.window.admit(mark.sequence).ok_or(NotAdmitted::Replay)?;
-            tracked.last_used = now.mono;
-            tracked.newest = tracked.newest.max(mark.sent_at);
-            return Ok(missed);
         }
-        if self.len >= self.limit && !self.make_room(now) {
-            return Err(NotAdmitted::Full);
-        }
-        let window = Window::starting_at(mark.sequence);
-        let tracked = Tracked { window, last_used: now.mono, newest: mark.sent_at, key: derived };
+        let seen = Seen::of(Window::starting_at(mark.sequence), derived, &mut self.live);
+        let tracked = Tracked { seen, last_used: now.mono, newest: mark.sent_at };
         self.routes.entry(route.into()).or_default().insert(sender, tracked);
         self.len += 1;
         Ok(0)
@@ -173,10 +303,15 @@ impl Table {
     /// for the case that a secret comes back soon.
     pub fn keep_keys(&mut self, known: impl Fn(SecretId, EpochId) -> bool) {
         for (sender, tracked) in self.routes.values_mut().flatten() {
-            if tracked.key.as_ref().is_some_and(|(epoch, _)| !known(sender.secret_id, *epoch)) {
-                tracked.key = None;
+            let Some(live) = tracked.live_mut() else { continue };
+            if live.key.as_ref().is_some_and(|(epoch, _)| !known(sender.secret_id, *epoch)) {
+                live.key = None;
             }
         }
+    }
+
+    fn is_full(&self, route: &str) -> bool {
+        self.len >= self.limit || self.routes.len() >= MOST_ROUTES && !self.routes.contains_key(route)
     }
 
     /// A message admitted now may be stamped `max_clock_offset` ahead and is fresh for as long after its stamp.
@@ -184,10 +319,17 @@ impl Table {
         self.max_clock_offset.saturating_mul(2)
     }
 
-    /// Drops the windows that nothing replayable could hit any more. By the wall clock too: if that was set back, old
-    /// messages are fresh again.
+    /// Drops the windows that nothing replayable could hit any more, and lets rest what is not in use. By the wall clock
+    /// too: if that was set back, old messages are fresh again.
     fn sweep(&mut self, now: Now) {
-        self.next_sweep = now.mono.saturating_add(self.max_clock_offset / 4 + 1);
+        self.next_sweep = now.mono.saturating_add((self.max_clock_offset / 4 + 1).min(SWEEP_EVERY_MS));
+        for tracked in self.routes.values_mut().flat_map(HashMap::values_mut) {
+            if now.mono.saturating_sub(tracked.last_used) >= REST_AFTER_MS
+                && let Some(live) = tracked.live()
+            {
+                tracked.seen = Seen::Resting(live.window.narrowed());
+            }
+        }
         let (span, offset) = (self.replayable_for(), self.max_clock_offset);
         self.evict(|tracked| {
             now.mono.saturating_sub(tracked.last_used) > span && now.wall.saturating_sub(tracked.newest) > offset
@@ -195,16 +337,15 @@ impl Table {
     }
 
     /// Drops what the monotonic clock alone says is due, lest a wall clock set far back keep new senders out for good.
-    fn make_room(&mut self, now: Now) -> bool {
+    fn make_room(&mut self, now: Now) {
         if now.mono < self.full_until {
-            return false;
+            return;
         }
         let span = self.replayable_for();
         self.evict(|tracked| now.mono.saturating_sub(tracked.last_used) > span);
         // Being used only moves a window's end further away, so this stays a lower bound.
         let oldest = self.routes.values().flat_map(HashMap::values).map(|tracked| tracked.last_used).min();
         self.full_until = oldest.unwrap_or(now.mono).saturating_add(span).saturating_add(1);
-        self.len < self.limit
     }
 
     fn evict(&mut self, due: impl Fn(&Tracked) -> bool) {
@@ -213,6 +354,7 @@ impl Table {
         }
         self.routes.retain(|_, senders| !senders.is_empty());
         self.len = self.routes.values().map(HashMap::len).sum();
+        self.live.taken = self.routes.values().flat_map(HashMap::values).filter(|it| it.live().is_some()).count();
     }
 }
 
@@ -302,6 +444,10 @@ mod tests {
         assert_eq!(window.admit(u64::MAX), Some(u64::MAX - 17));
     }
 
+    fn table(windows: usize) -> Table {
+        Table::new(Limits { windows, live: 2 }, OFFSET)
+    }
+
     fn sender(salt: u8) -> Sender {
         Sender { secret_id: [0; 8], salt: [salt; 16] }
     }
@@ -312,7 +458,7 @@ mod tests {
 
     #[test]
     fn senders_and_routes_have_windows_of_their_own() {
-        let mut table = Table::new(10, OFFSET);
+        let mut table = table(10);
         for (route, salt) in [("a", 1), ("a", 2), ("b", 1)] {
             assert_eq!(admit(&mut table, route, salt, 7, START), Ok(0), "the first counts no gap");
             assert_eq!(admit(&mut table, route, salt, 7, START), Err(NotAdmitted::Replay));
@@ -322,7 +468,7 @@ mod tests {
 
     #[test]
     fn a_full_table_refuses_new_senders_and_keeps_the_old() {
-        let mut table = Table::new(2, OFFSET);
+        let mut table = table(2);
         admit(&mut table, "a", 1, 0, START).unwrap();
         admit(&mut table, "a", 2, 0, START.after(OFFSET)).unwrap();
         let last_full = START.after(2 * OFFSET);
@@ -340,7 +486,7 @@ mod tests {
 
     #[test]
     fn a_window_in_use_is_never_evicted() {
-        let mut table = Table::new(2, OFFSET);
+        let mut table = table(2);
         let mut now = START;
         for sequence in 0..20 {
             admit(&mut table, "a", 1, sequence, now).unwrap();
@@ -354,7 +500,7 @@ mod tests {
 
     #[test]
     fn unused_windows_go_by_themselves() {
-        let mut table = Table::new(100, OFFSET);
+        let mut table = table(100);
         for salt in 0..50 {
             admit(&mut table, "a", salt, 0, START).unwrap();
         }
@@ -372,7 +518,7 @@ mod tests {
         let mark = Mark { sequence: 0, sent_at: START.wall };
         let source = Source { secret: &secret, epoch: None, farm: "f" };
         let derive = || Some((NO_EPOCH, OpeningKey::derive(source, "a", &sender.salt).unwrap()));
-        let mut table = Table::new(10, OFFSET);
+        let mut table = table(10);
         table.admit("a", sender, mark, derive(), START).unwrap();
 
         table.keep_keys(|id, epoch| id == secret.id() && epoch == NO_EPOCH);
@@ -386,7 +532,7 @@ mod tests {
 
     #[test]
     fn a_wall_clock_set_back_frees_no_window_early() {
-        let mut table = Table::new(100, OFFSET);
+        let mut table = table(100);
         admit(&mut table, "a", 1, 0, START).unwrap();
         let later = START.after(4 * OFFSET);
         let set_back = Now { wall: START.wall, mono: later.mono };
@@ -396,7 +542,7 @@ mod tests {
 
     #[test]
     fn a_wall_clock_set_far_back_does_not_keep_new_senders_out() {
-        let mut table = Table::new(1, OFFSET);
+        let mut table = table(1);
         admit(&mut table, "a", 1, 0, START).unwrap();
         let set_back = Now { wall: 1_000_000, mono: START.after(3 * OFFSET).mono };
         assert_eq!(admit(&mut table, "a", 2, 0, set_back), Ok(0));
@@ -408,7 +554,7 @@ mod tests {
         fn a_replay_is_never_admitted_while_it_is_fresh(
             events in prop::collection::vec((0..4_u8, 0..40_u64, 0..200_000_u64, -300_000..=300_000_i64), 1..400),
         ) {
-            let mut table = Table::new(3, OFFSET);
+            let mut table = table(3);
             let mut now = START;
             let mut admitted: Vec<(u8, Mark)> = Vec::new();
             for (salt, sequence, wait, ahead) in events {
@@ -423,5 +569,108 @@ mod tests {
                 }
             }
         }
+    }
+
+    proptest! {
+        /// A window that rests now and then, or has no place among those in use, admits no sequence twice; and of those that
+        /// the window admits it refuses only what is 64 behind or more.
+        #[test]
+        fn a_window_that_rested_is_the_window_but_for_what_is_far_behind(
+            start in prop_oneof![Just(0), Just(u64::MAX), any::<u64>()],
+            steps in steps(),
+            rests in prop::collection::vec(any::<bool>(), 600),
+        ) {
+            let mut whole = Window::starting_at(start);
+            let mut resting = Window::starting_at(start);
+            let mut admitted = HashSet::from([start]);
+            let mut sequence = start;
+            for (step, rests) in steps.into_iter().zip(rests) {
+                if rests {
+                    resting = resting.narrowed().widened();
+                }
+                sequence = sequence.saturating_add_signed(step);
+                let behind = whole.highest.saturating_sub(sequence);
+                let (expected, found) = (whole.admit(sequence), resting.admit(sequence));
+                prop_assert!(found == expected || found.is_none() && behind >= 64, "{sequence}: {found:?}, {expected:?}");
+                prop_assert!(found.is_none() || admitted.insert(sequence), "{sequence} twice");
+            }
+        }
+    }
+
+    #[test]
+    fn a_salt_that_rests_keeps_its_window_and_no_key() {
+        let secret = FarmSecret::from_bytes(&[1; 32]).unwrap();
+        let sender = Sender { secret_id: secret.id(), salt: [1; 16] };
+        let source = Source { secret: &secret, epoch: None, farm: "f" };
+        let derive = || Some((NO_EPOCH, OpeningKey::derive(source, "a", &sender.salt).unwrap()));
+        let mut table = table(10);
+        for sequence in [0, 1, 3, 100] {
+            let mark = Mark { sequence, sent_at: START.wall };
+            table.admit("a", sender, mark, derive(), START).unwrap();
+        }
+        assert_eq!(table.live.taken, 1);
+
+        let later = START.after(OFFSET);
+        admit(&mut table, "b", 9, 0, later).unwrap();
+        assert!(table.key("a", &sender, NO_EPOCH).is_none(), "it rests");
+        assert_eq!((table.live.taken, table.len()), (1, 2));
+        let mut again = |sequence| table.admit("a", sender, Mark { sequence, sent_at: START.wall }, derive(), later);
+        for sequence in [0, 1, 3, 100, 2, 36] {
+            assert_eq!(again(sequence), Err(NotAdmitted::Replay), "{sequence}: seen, or 64 behind or more");
+        }
+        assert_eq!(again(37), Ok(0), "63 behind");
+        assert_eq!(again(37), Err(NotAdmitted::Replay));
+        assert_eq!(again(102), Ok(1));
+        assert!(table.key("a", &sender, NO_EPOCH).is_some(), "in use again");
+        assert_eq!(table.live.taken, 2);
+    }
+
+    #[test]
+    fn what_finds_no_place_among_those_in_use_is_still_admitted_once() {
+        let mut table = table(10);
+        for sequence in [5, 4, 7] {
+            for salt in 0..5 {
+                assert!(admit(&mut table, "a", salt, sequence, START).is_ok(), "{sequence} of {salt}");
+                assert_eq!(admit(&mut table, "a", salt, sequence, START), Err(NotAdmitted::Replay));
+            }
+        }
+        assert_eq!((table.live.taken, table.len()), (2, 5));
+    }
+
+    #[test]
+    fn routes_are_bounded() {
+        let mut table = table(10_000);
+        for route in 0..MOST_ROUTES {
+            admit(&mut table, &route.to_string(), 1, 0, START).unwrap();
+        }
+        assert_eq!(admit(&mut table, "one more", 1, 0, START), Err(NotAdmitted::Full));
+        assert_eq!(admit(&mut table, "0", 2, 0, START), Ok(0));
+    }
+
+    /// What 20,000 nodes cost the leader, each with a new salt every minute, and one more for each of three broken links.
+    #[test]
+    fn the_largest_farm_finds_room_at_its_leader() {
+        use crate::envelope::open::LIMITS;
+
+        const NODES: u128 = 20_000;
+        let mut table = Table::new(LIMITS, OFFSET);
+        let (mut now, mut salts, mut most) = (START, 0_u128, 0);
+        for minute in 0..15 {
+            for _link in 0..if (5..8).contains(&minute) { 2 } else { 1 } {
+                for part in 0..4 {
+                    for _node in 0..NODES / 4 {
+                        let sender = Sender { secret_id: [0; 8], salt: salts.to_be_bytes() };
+                        salts += 1;
+                        let mark = Mark { sequence: 0, sent_at: now.wall };
+                        assert_eq!(table.admit("leader", sender, mark, None, now), Ok(0), "minute {minute}, {part}");
+                    }
+                    now = now.after(Duration::from_secs(if (5..8).contains(&minute) { 7 } else { 15 }));
+                }
+            }
+            most = most.max(table.len());
+        }
+        // Eleven of the last ten minutes and what is left of the sweep, and three.
+        assert!(most > 13 * 20_000 && most < 15 * 20_000, "{most}");
+        assert!(table.live.taken <= 20_000, "{}", table.live.taken);
     }
 }

@@ -24,7 +24,7 @@ const MAX_ROUTES: usize = 8192;
 ///
 /// # What the caller must do
 /// Hand in 16 fresh random bytes as the salt with every new sealer and every [`Sealer::resalt`], and call the latter
-/// after any jump between wall and monotonic clock (the machine may have gone back to a snapshot) and hourly. A salt
+/// after any jump between wall and monotonic clock (the machine may have gone back to a snapshot) and after a minute of use. A salt
 /// used twice breaks AES-GCM: it reveals plaintext and lets envelopes be forged.
 pub struct Sealer {
     secrets: Arc<Secrets>,

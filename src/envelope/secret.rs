@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use openssl::error::ErrorStack;
-use openssl::rand::rand_bytes;
 use zeroize::Zeroizing;
 
-use super::key::hkdf_sha256;
+use crate::hkdf::hkdf_sha256;
+use crate::random::{self, NoRandomness};
 
 /// Tells farm secrets apart without revealing them: the first 8 bytes of HKDF-SHA256 (RFC 5869) of the secret, with an
 /// empty salt and the info "resumed/1 id".
@@ -28,13 +28,13 @@ pub struct FarmSecret {
 }
 
 impl FarmSecret {
-    /// A new secret from OpenSSL's random generator.
+    /// A new secret from the randomness of this host.
     ///
     /// # Errors
-    /// [`SecretError::Library`] if it has no randomness to give.
+    /// [`SecretError::Randomness`] if there is none; [`SecretError::Library`] if OpenSSL cannot derive its id.
     pub fn generate() -> Result<Self, SecretError> {
         let mut bytes = Box::new(Zeroizing::new([0; 32]));
-        rand_bytes(&mut bytes[..])?;
+        random::try_fill(&mut bytes[..])?;
         Self::new(bytes)
     }
 
@@ -329,6 +329,9 @@ pub enum SecretError {
     /// OpenSSL failed.
     #[error("farm secret: OpenSSL failed: {0}")]
     Library(#[from] ErrorStack),
+    /// There are no random bytes for a new secret.
+    #[error("farm secret: {0}")]
+    Randomness(#[from] NoRandomness),
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::clock::{Now, millis};
 use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, epoch_name, seal_grant};
 use crate::keys::{HeldRing, KeyMaterial, KeySettings, Ring, RingFault};
 use crate::proto::{self, payload::Kind};
+use crate::random::Randomness;
 
 /// A leader, a lease or an inbox that is silent for this many beats is taken for broken.
 const SILENT_BEATS: u64 = 3;
@@ -79,9 +80,6 @@ const ASK_AGAIN_MS: u64 = 500;
 /// Members are looked at all together no more often than every so many of them a millisecond: at every event in a farm of
 /// fewer, and some times a second in one of 10,000.
 const ASSESSED_IN_A_MS: u64 = 64;
-
-/// A source of random bytes: the operating system's in the daemon, a seed's in a simulation.
-pub type Randomness = Box<dyn FnMut(&mut [u8]) + Send>;
 
 /// Who the node is and how it behaves.
 #[derive(Clone, Debug)]

@@ -15,6 +15,9 @@ const OFFSET_WINDOW: usize = 8;
 /// More nodes than this are not kept: names come from authentic messages, but memory stays bounded whatever happens.
 const MOST_MEMBERS: usize = 20_000;
 
+/// As many must find room in the replay table of the node that leads them.
+const _: () = assert!(16 * MOST_MEMBERS <= crate::envelope::MOST_TRACKED);
+
 /// A node that was silent for this many beats reports no longer.
 const SILENT_BEATS: u64 = 3;
 

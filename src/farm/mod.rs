@@ -8,6 +8,6 @@ mod machine;
 mod members;
 mod operator;
 
-pub use machine::{Action, Event, Farm, FarmSettings, LocalState, Note, Randomness, Via};
+pub use machine::{Action, Event, Farm, FarmSettings, LocalState, Note, Via};
 pub use members::{Member, Members};
 pub use operator::{Ask, Reply};

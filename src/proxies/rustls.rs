@@ -17,13 +17,13 @@ use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::memcmp;
 use openssl::pkey::PKey;
-use openssl::rand::rand_bytes;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, decrypt, encrypt};
 use tokio::sync::watch;
 
 use crate::clock::SystemClock;
 use crate::keys::{Entry, Timetable};
+use crate::random;
 
 const NAME: usize = 16;
 const IV: usize = 16;
@@ -75,7 +75,8 @@ impl ProducesTickets for FarmTicketer {
         let timetable = self.timetable();
         let key = timetable.seal_at(self.clock.now().wall)?;
         let mut iv = [0; IV];
-        let sealed = rand_bytes(&mut iv).and_then(|()| seal(key, iv, plain));
+        random::try_fill(&mut iv).inspect_err(|error| tracing::warn!(%error, "cannot seal a session ticket")).ok()?;
+        let sealed = seal(key, iv, plain);
         sealed.inspect_err(|error| tracing::warn!(%error, "OpenSSL cannot seal a session ticket")).ok()
     }
 

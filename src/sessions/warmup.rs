@@ -22,6 +22,7 @@ use super::{Donation, Position, Store};
 use crate::clock::Now;
 use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest, WarmupState};
+use crate::random::Randomness;
 
 /// Chunks that may be under way to a joiner. With chunks of 32 KiB that is 1 MiB: what live sessions may have to wait
 /// behind in the feed, some ten milliseconds of work, and at the donor's rate enough for a round trip of 23 ms.
@@ -69,9 +70,6 @@ const MAX_KNOCKERS: usize = 4_096;
 const MAX_OFFERS: usize = 1_024;
 /// Ids of earlier calls and warm-ups: what still comes for them is late, not unasked for.
 const REMEMBERED: usize = 16;
-
-/// Random numbers: the operating system's in the daemon, a seed's in a test.
-pub type Random = Box<dyn FnMut() -> u64 + Send>;
 
 /// Who sent a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,7 +235,7 @@ struct Receiving {
 
 /// The side of the node that lacks sessions. A node that has just started lacks everything.
 pub struct Joiner {
-    random: Random,
+    random: Randomness,
     feed: Option<String>,
     /// When the feed was last taken for alive.
     looked_at: Option<Now>,
@@ -259,7 +257,7 @@ pub struct Joiner {
 impl Joiner {
     /// A node that lacks everything and has no feed yet.
     #[must_use]
-    pub fn new(random: Random) -> Self {
+    pub fn new(random: Randomness) -> Self {
         Self {
             random,
             feed: None,
@@ -430,7 +428,7 @@ impl Joiner {
 
     fn call(&mut self, calls: u32, now: Now) {
         let (Some(feed), Some(lack)) = (self.feed.clone(), self.lack) else { return };
-        let id = (self.random)();
+        let id = self.number();
         self.state =
             State::Calling { id, calls: calls + 1, decide_at: now.mono + OFFERS_WITHIN_MS, offers: Vec::new() };
         self.out.push(Action::Call(WarmupCall { id, feed, away_ms: lack.away_ms(now) }));
@@ -476,7 +474,7 @@ impl Joiner {
         self.note(Note::Begins { donor: donor.peer.node.clone(), entries: donor.entries });
         self.begun_at.get_or_insert(now.mono);
         self.state = State::Receiving(Receiving {
-            id: (self.random)(),
+            id: self.number(),
             donor,
             others: offers,
             taken: 0,
@@ -558,8 +556,14 @@ impl Joiner {
         self.out.push(Action::Note(note));
     }
 
+    fn number(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        (self.random)(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
     fn below(&mut self, bound: u64) -> u64 {
-        (self.random)() % bound.max(1)
+        self.number() % bound.max(1)
     }
 }
 
@@ -865,9 +869,9 @@ mod tests {
         /// A node without a feed that lacks everything.
         fn add(&mut self) -> usize {
             let mut state = self.nodes.len() as u64 + 1;
-            let random = move || {
+            let random = move |bytes: &mut [u8]| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                state >> 16
+                bytes.copy_from_slice(&(state >> 16).to_le_bytes());
             };
             let settings = StoreSettings {
                 max_bytes: 64 << 20,
@@ -1239,7 +1243,7 @@ mod tests {
     #[test]
     fn a_node_that_stood_still_asks_for_what_was_made_since_then() {
         for (still, wall) in [(300_000, 300_000), (5, 300_000)] {
-            let mut joiner = Joiner::new(Box::new(|| 0));
+            let mut joiner = Joiner::new(Box::new(|bytes| bytes.fill(0)));
             let at = |mono, wall| Now { wall: START + wall, mono: 1_000 + mono };
             joiner.feed_up("one".to_owned(), at(0, 0));
             joiner.content();
@@ -1305,7 +1309,7 @@ mod tests {
 
     #[test]
     fn a_node_that_may_not_send_yet_calls_as_soon_as_it_may() {
-        let mut joiner = Joiner::new(Box::new(|| 7));
+        let mut joiner = Joiner::new(Box::new(|bytes| bytes.copy_from_slice(&7_u64.to_le_bytes())));
         let at = |mono| Now { wall: START + mono, mono };
         joiner.feed_up("feed".into(), at(1_000));
         // Longer than three calls and their answers take.

@@ -503,6 +503,9 @@ impl World {
         let identity = Identity { farm: FARM.into(), node: host.name.clone(), boot_id: boot_id(index, host.boots) };
         let id = self.links.len();
         host.link = Some(id);
+        // Of a seed of its own, so that what else happens does not hang on how many are drawn.
+        let mut salts = Seeded::new(0x5a17_0000 + id as u64);
+        let salts = Box::new(move |bytes: &mut [u8]| salts.fill(bytes));
         self.links.push(Link {
             host: index,
             broker,
@@ -511,7 +514,7 @@ impl World {
             broker_open: true,
             silent: false,
             waiting: Waiting::default(),
-            sealing: Sealing::new(identity, self.secrets.clone(), self.hosts[index].epochs.subscribe(), now),
+            sealing: Sealing::new(identity, self.secrets.clone(), self.hosts[index].epochs.subscribe(), salts, now),
             up_at: 0,
             down_at: [0; LANES],
             stalled_up: VecDeque::new(),
