@@ -148,7 +148,8 @@ pub struct AtsSettings {
 pub struct ControlSettings {
     /// The Unix socket, at most 107 bytes. Default `/run/resumed/control.sock`.
     pub socket: PathBuf,
-    /// The group that may use it; none: root and the daemon's own user only. Default `resumed`.
+    /// The group that may use it; none: root and the daemon's own user only. Default
+    /// `resumed-control`. It should read no secret.
     pub group: Option<String>,
 }
 
@@ -336,7 +337,7 @@ fn understand(
             socket: reader.socket("control.socket", "/run/resumed/control.sock"),
             group: reader.parsed(
                 "control.group",
-                Some("resumed".to_owned()),
+                Some("resumed-control".to_owned()),
                 "a group's name, or \"\" for none",
                 |text| if text.is_empty() { Ok(None) } else { account(text).map(|()| Some(text.to_owned())) },
                 |group| group.clone().unwrap_or_else(|| "-".into()),
@@ -630,7 +631,7 @@ mod tests {
         assert_eq!(settings.sessions.batch_bytes, 98_304);
         assert_eq!(settings.ats.socket, Path::new("/run/resumed/ats.sock"));
         assert_eq!(settings.ats.users, ["trafficserver"]);
-        assert_eq!(settings.control.group.as_deref(), Some("resumed"));
+        assert_eq!(settings.control.group.as_deref(), Some("resumed-control"));
         assert_eq!(settings.metrics.listen, Some("127.0.0.1:9464".parse().unwrap()));
         assert!(settings.metrics.page);
     }

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Installs, upgrades, breaks, removes and purges the packages on a booted Debian host, and checks what each step leaves.
-# usage: package_lifecycle.sh FOLDER     as root on a host of its own that may be spoilt: nothing is put back
+# usage: package_lifecycle.sh FOLDER [PREVIOUS.deb...]     as root on a host of its own that may be spoilt: nothing is put back
 #
-# FOLDER has revisions 1 and 2 of resumed and resumed-trafficserver. The host has systemd, Traffic Server, python3, man and
-# whatever else the packages depend on. Prints each check; exits 1 at the first that fails.
+# FOLDER has revisions 1 and 2 of resumed and resumed-trafficserver. PREVIOUS are the same packages of release 0.1.0: with
+# them, an upgrade from there is shown as well. The host has systemd, Traffic Server, python3, man and whatever else the
+# packages depend on. Prints each check; exits 1 at the first that fails.
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 folder=$(realpath "$1")
+shift
+previous=("$@")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 config=/etc/resumed/resumed.toml
@@ -66,6 +69,13 @@ metrics_at() { exec 3<>"/dev/tcp/$1/9464" && printf 'GET /healthz HTTP/1.0\r\n\r
 inventory() {
   { find /etc /usr /opt /srv /run/resumed /var/lib/systemd -not -path '*/__pycache__*' 2>/dev/null || true; } | sort
 }
+# as USER GROUP COMMAND...: as a user who is in that one group besides.
+as() { setpriv --reuid "$1" --regid nogroup --groups "$(getent group "$2" | cut -d: -f3)" "${@:3}"; }
+as_nobody() { setpriv --reuid nobody --regid nogroup --clear-groups "$@"; }
+in_group() { id --groups --name "$1" | tr ' ' '\n' | grep -qx "$2"; }
+secret_id() { status 'status["nodes"][0]["secret_ids"]'; }
+reloads() { logged "read the farm secrets again" | wc --lines; }
+is_another_secret() { [ "$(secret_id)" != "$1" ]; }
 set_config() { printf '%s\n' "$@" >"$config.new" && cat "$config.new" >"$config" && rm "$config.new"; }
 
 since=$(date '+%Y-%m-%d %H:%M:%S')
@@ -92,8 +102,11 @@ soon "and is saved there" test -s /run/resumed/ring
 is "to be read by the daemon alone" "600 resumed:resumed" file /run/resumed/ring
 check "the daemon's user understands the configuration" runuser -u resumed -- resumed check
 check "root asks for the status" resumed status
-check "so does who is in the group" setpriv --reuid nobody --regid nogroup --groups "$(getent group resumed | cut -d: -f3)" resumed status
-check "and nobody else" not setpriv --reuid nobody --regid nogroup --clear-groups resumed status --socket /run/resumed/control.sock
+is "the control socket has a group of its own" "660 resumed:resumed-control" file /run/resumed/control.sock
+is "which no secret is given to, and without members" "" sh -c 'getent group resumed-control | cut -d: -f4'
+check "its members ask for the status, without reading the configuration" as nobody resumed-control resumed status
+check "which they may not" not as nobody resumed-control cat "$config"
+check "and no other user asks" not as_nobody resumed status --socket /run/resumed/control.sock
 check "metrics are served" metrics_at 127.0.0.1
 check "the unit has no fault" systemd-analyze verify resumed.service
 is "nor anything to remark" "" systemd-analyze verify resumed.service
@@ -121,6 +134,58 @@ check "the ring outlived the restart" logged "took up the ring of the last run"
 systemctl reload resumed.service
 soon "reload reads root's secret with the service's rights" logged "read the farm secrets again"
 soon "and it is active again" active
+check "who asks for the status does not read the secret" not as nobody resumed-control cat /etc/resumed/farm.secret
+check "but asks" as nobody resumed-control resumed status
+check "who is in no group does neither" not as_nobody cat /etc/resumed/farm.secret
+check "nor the other" not as_nobody resumed status --socket /run/resumed/control.sock
+check "the check has no warning" sh -c '! runuser -u resumed -- resumed check | grep warning'
+check "nor has root's" sh -c '! resumed check | grep warning'
+check "nor the daemon" not logged "may be read by the group"
+
+step "a secret that others read"
+adduser --quiet --system --no-create-home alice
+adduser --quiet alice resumed
+check "the check names them" sh -c 'runuser -u resumed -- resumed check | grep "more members than the daemon.s user: alice"'
+systemctl reload resumed.service
+soon "and so does the daemon" logged "may be read by the group resumed, which has more members than the daemon's user: alice"
+deluser --quiet alice resumed
+chmod 644 /etc/resumed/farm.secret
+check "what every user reads is refused" not runuser -u resumed -- resumed check
+for mode in 400 440; do
+  chown resumed:resumed /etc/resumed/farm.secret
+  chmod "$mode" /etc/resumed/farm.secret
+  check "what is tighter is taken: $mode" runuser -u resumed -- resumed check
+done
+chown root:resumed /etc/resumed/farm.secret
+chmod 640 /etc/resumed/farm.secret
+
+step "a secret that systemd hands over"
+mkdir -p /run/systemd/system/resumed.service.d
+printf '[Service]\nLoadCredential=farm.secret:/etc/resumed/farm.secret\nEnvironment=RESUMED__SECRET__FILES=%%d/farm.secret\n' \
+  >/run/systemd/system/resumed.service.d/credentials.conf
+systemctl daemon-reload
+# The daemon's own group does not read it any more.
+chmod 600 /etc/resumed/farm.secret
+id=$(secret_id)
+systemctl restart resumed.service
+soon "it runs with the secret of before" ready_with "no broker: generation $generation"
+is "which is" "$id" secret_id
+check "though its user cannot read the file" not runuser -u resumed -- cat /etc/resumed/farm.secret
+rm /etc/resumed/farm.secret
+resumed secret new /etc/resumed/farm.secret
+before=$(reloads)
+systemctl reload resumed.service
+reloaded() { [ "$(reloads)" -gt "$before" ]; }
+soon "a reload reads" reloaded
+is "what was handed over at the start" "$id" secret_id
+systemctl restart resumed.service
+soon "a restart is handed the new one" is_another_secret "$id"
+rm -r /run/systemd/system/resumed.service.d
+systemctl daemon-reload
+chown root:resumed /etc/resumed/farm.secret
+chmod 640 /etc/resumed/farm.secret
+systemctl restart resumed.service
+soon "and without it the file is read again" ready_with "no broker: generation $generation"
 
 step "an address that comes later than the daemon"
 set_config '[metrics]' 'listen = "198.51.100.7:9464"'
@@ -256,4 +321,44 @@ soon "it runs" ready_with "leader, *"
 dpkg --purge resumed >"$scratch/purge" 2>&1 || { cat "$scratch/purge"; exit 1; }
 check "leaves no folder" not test -e /etc/resumed
 check "and no word" not grep -i 'not empty\|keeps' "$scratch/purge"
+
+if [ "${#previous[@]}" -gt 0 ]; then
+  step "an upgrade from the release before, whose manual put operators into the group resumed"
+  delgroup --quiet resumed-control
+  dpkg --install "${previous[@]}" >"$scratch/install" 2>&1 || { cat "$scratch/install"; exit 1; }
+  adduser --quiet alice resumed
+  resumed secret new /etc/resumed/farm.secret
+  chown root:resumed /etc/resumed/farm.secret
+  chmod 640 /etc/resumed/farm.secret
+  set_config '[broker]' 'uris = ["amqp://resumed@broker.invalid:5672/%2f"]' '[secret]' 'files = ["/etc/resumed/farm.secret"]'
+  systemctl restart resumed.service
+  soon "it runs" ready_with "no broker: generation *"
+  generation=$(active_generation)
+  check "an operator reads the farm secret there" runuser -u alice -- cat /etc/resumed/farm.secret
+
+  dpkg --force-confdef --force-confold --install "$folder"/resumed_*-1_*.deb "$folder"/resumed-trafficserver_*-1_*.deb \
+    >"$scratch/upgrade" 2>&1 || { cat "$scratch/upgrade"; exit 1; }
+  soon "it runs with the same key" ready_with "no broker: generation $generation"
+  is "the control socket" "660 resumed:resumed-control" file /run/resumed/control.sock
+  check "the operator is named, and what to do" grep -F 'in the group "resumed", besides the daemon: alice' "$scratch/upgrade"
+  check "and is still where the administrator put her" in_group alice resumed
+  soon "the daemon names her too" logged "which has more members than the daemon's user: alice"
+  adduser --quiet alice resumed-control
+  deluser --quiet alice resumed
+  check "moved, she asks for the status" runuser -u alice -- resumed status
+  check "and does not read the secret" not runuser -u alice -- cat /etc/resumed/farm.secret
+
+  step "an upgrade whose configuration has the old group"
+  printf '[control]\ngroup = "resumed"\n' >>"$config"
+  adduser --quiet alice resumed
+  deluser --quiet alice resumed-control
+  dpkg --install "$folder"/resumed_*-2_*.deb >"$scratch/upgrade" 2>&1 || { cat "$scratch/upgrade"; exit 1; }
+  soon "it runs with the same key" ready_with "no broker: generation $generation"
+  is "the control socket is given to that" "660 resumed:resumed" file /run/resumed/control.sock
+  check "the operator goes on working" runuser -u alice -- resumed status
+  check "the package warns" grep -F 'control.group in /etc/resumed/resumed.toml is "resumed"' "$scratch/upgrade"
+  check "so does the check" sh -c 'runuser -u resumed -- resumed check | grep "which is control.group"'
+  soon "and the daemon" logged "which is control.group"
+  dpkg --purge resumed resumed-trafficserver >"$scratch/purge" 2>&1 || { cat "$scratch/purge"; exit 1; }
+fi
 printf '\nall checks passed\n'

@@ -10,6 +10,7 @@ use crate::bus::BusError;
 use crate::bus::rabbitmq::RabbitMqSettings;
 use crate::config::{FileProblem, Mistake, Settings, Understood};
 use crate::envelope::{FarmSecret, SecretError};
+use crate::secret_files::{ACCEPTED_MODES, Warning};
 
 /// One aligned table for each section: key, value, where the value comes from. `file` is the configuration file that
 /// was read, if one was. Passwords stand as `***` in `understood` already.
@@ -69,6 +70,21 @@ pub fn file_problems(problems: &[FileProblem]) -> String {
         line(&mut text, format_args!("\n{key} = {}", path.display()));
         line(&mut text, format_args!("  mistake   {reason}"));
         line(&mut text, format_args!("  accepted  {accepted}"));
+    }
+    text
+}
+
+/// Every secret that others than the daemon may get at: nothing that keeps it from running. Empty if there is none.
+#[must_use]
+pub fn warnings(warnings: &[Warning]) -> String {
+    if warnings.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{}", counted(warnings.len(), "warning", "about files with secrets"));
+    for Warning { key, path, exposure } in warnings {
+        line(&mut text, format_args!("\n{key} = {}", path.display()));
+        line(&mut text, format_args!("  warning   {exposure}"));
+        line(&mut text, format_args!("  better    {}", exposure.remedy()));
     }
     text
 }
@@ -149,7 +165,7 @@ fn holds_a_key(path: &Path) -> bool {
 fn wrong_secret(error: SecretError) -> (String, String) {
     match error {
         SecretError::NotAFile { found, .. } => (format!("is {found}"), "a regular file".into()),
-        SecretError::Mode { found, .. } => (format!("has mode {found:04o}"), "mode 0600 or 0640".into()),
+        SecretError::Mode { found, .. } => (format!("has mode {found:04o}"), ACCEPTED_MODES.into()),
         SecretError::Owner { found, own, .. } => (
             format!("belongs to user id {found}"),
             format!("a file of root (0) or of the user that resumed runs as ({own})"),
@@ -208,6 +224,7 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::config::{Origin, Settings};
+    use crate::secret_files::Exposure;
 
     #[test]
     fn settings_stand_in_one_aligned_table_a_section() {
@@ -293,6 +310,24 @@ secret.files = /x
     }
 
     #[test]
+    fn warnings_stand_in_paragraphs() {
+        let warning = Warning {
+            key: "broker.key_file",
+            path: "/etc/resumed/node.key".into(),
+            exposure: Exposure::Mode { mode: 0o644 },
+        };
+        let expected = "
+1 warning about files with secrets
+
+broker.key_file = /etc/resumed/node.key
+  warning   has mode 0644, which lets others at it
+  better    give it mode 0640 or tighter: 0600, 0440, 0400
+";
+        assert_eq!(warnings(&[warning]), expected);
+        assert_eq!(warnings(&[]), "");
+    }
+
+    #[test]
     fn one_bad_file_hides_no_other_and_no_mistake_hides_a_file() {
         use std::os::unix::fs::PermissionsExt;
         let directory = crate::temporary::Folder::new();
@@ -330,7 +365,7 @@ secret.files = /x
         ];
         assert_eq!(found, expected.map(|(key, path)| (key, path.clone())));
         let text = told(&mistakes, &problems);
-        for part in ["1 mistake in", "keys.keep = 99", "7 files cannot", "has mode 0644", "mode 0600 or 0640", &good] {
+        for part in ["1 mistake in", "keys.keep = 99", "7 files cannot", "has mode 0644", ACCEPTED_MODES, &good] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         assert!(!text.contains(&hex) && !text.contains("hunter2"), "{text}");

@@ -27,7 +27,7 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The user may not open the socket.
-    #[error("may not open {}: be root, or a member of the group in the daemon's control.group (`resumed` by default)", path.display())]
+    #[error("may not open {}: be root, or a member of the group in the daemon's control.group (`resumed-control` by default)", path.display())]
     Permission {
         /// The socket.
         path: PathBuf,

@@ -28,6 +28,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{ConfigError, DEFAULT_FILE, Settings};
 use crate::daemon::run::rabbitmq_settings;
 use crate::envelope::Secrets;
+use crate::secret_files;
 
 /// The command line.
 #[derive(Parser, Clone, Debug)]
@@ -163,7 +164,8 @@ pub struct SocketArg {
 }
 
 impl SocketArg {
-    /// The socket: as given, or from the configuration in `config`.
+    /// The socket: as given, or from the configuration in `config`. Where that is not given, and the default file is one
+    /// that this user may not read, from the environment and the defaults.
     ///
     /// # Errors
     /// If it is not given and the configuration cannot be used.
@@ -172,6 +174,8 @@ impl SocketArg {
             Some(path) => Ok(path.clone()),
             None => match read_settings(config) {
                 Ok(settings) => Ok(settings.control.socket),
+                // As for the members of control.group, who are not to read what is in the file.
+                Err(error) if config.is_none() && is_kept_from_us(&error) => Ok(Settings::load(None)?.control.socket),
                 Err(error @ ConfigError::Unreadable { .. }) => {
                     Err(Failure::Usage(format!("{}; --socket names the control socket without it", in_full(&error))))
                 }
@@ -179,6 +183,11 @@ impl SocketArg {
             },
         }
     }
+}
+
+/// Whether there is a configuration that this user may not read.
+fn is_kept_from_us(error: &ConfigError) -> bool {
+    matches!(error, ConfigError::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Why a command did not do what it should.
@@ -301,6 +310,7 @@ fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
     let problems = check::problems(&settings).map_err(|error| Failure::Failed(error.to_string()))?;
     if mistakes.is_empty() {
         write!(out, "{}", check::understood(&understood, file))?;
+        write!(out, "{}", check::warnings(&secret_files::warnings(&settings, &settings.secret.files)))?;
     }
     if !mistakes.is_empty() || !problems.is_empty() {
         return Err(Failure::Usage(check::told(&mistakes, &problems).trim_end().to_owned()));
@@ -361,6 +371,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::secret_files::ACCEPTED_MODES;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))
@@ -451,6 +462,14 @@ mod tests {
     }
 
     #[test]
+    fn only_a_configuration_that_is_kept_from_the_user_is_done_without() {
+        let unreadable = |kind| ConfigError::Unreadable { path: DEFAULT_FILE.into(), source: io::Error::from(kind) };
+        assert!(is_kept_from_us(&unreadable(io::ErrorKind::PermissionDenied)));
+        assert!(!is_kept_from_us(&unreadable(io::ErrorKind::NotFound)));
+        assert!(!is_kept_from_us(&ConfigError::Mistakes(Vec::new())));
+    }
+
+    #[test]
     fn check_prints_what_it_understood_or_every_mistake() {
         let directory = crate::temporary::Folder::new();
         let file = directory.path().join("resumed.toml");
@@ -463,6 +482,33 @@ mod tests {
         let failure = check(Some(&file), &mut Vec::new()).unwrap_err();
         assert_eq!(failure.code(), 2);
         assert!(failure.to_string().contains("node.farm") && failure.to_string().contains("keys.keep"), "{failure}");
+    }
+
+    #[test]
+    fn check_warns_of_a_password_that_others_read_and_goes_on() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = crate::temporary::Folder::new();
+        let file = |name: &str, text: &str, mode| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let secret = file("secret", &format!("{}\n", "0f".repeat(32)), 0o400);
+        let password = file("password", "hunter2", 0o644);
+        let toml = format!(
+            "[broker]\nuris = [\"amqp://resumed@mq1\"]\npassword_file = {password:?}\n[secret]\nfiles = [{secret:?}]\n"
+        );
+        let mut out = Vec::new();
+        check(Some(&file("resumed.toml", &toml, 0o600)), &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        let expected = format!(
+            "\n1 warning about files with secrets\n\nbroker.password_file = {}\n  warning   has mode 0644, which lets others \
+             at it\n  better    give it {ACCEPTED_MODES}\n",
+            password.display()
+        );
+        assert!(out.starts_with(&directory.path().display().to_string()) && out.contains("[broker]"), "{out}");
+        assert!(out.contains(&expected) && !out.contains("hunter2"), "{out}");
     }
 
     #[test]

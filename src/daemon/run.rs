@@ -29,6 +29,7 @@ use crate::keys::KeySettings;
 use crate::metrics::{self, MetricsError};
 use crate::proto::local::{ControlReply, control_reply, control_request};
 use crate::proxies::ats::{AtsError, AtsSettings, Socket};
+use crate::secret_files;
 use crate::sessions::Removals;
 
 /// From the signal to the end of the process.
@@ -76,6 +77,7 @@ pub async fn run(settings: Settings, secret_files: impl Fn() -> Result<Vec<PathB
         warn!("{weakness}");
     }
     let secrets = read_secrets(&settings)?;
+    warn_of_readers(&settings, &settings.secret.files);
     if settings.broker.uris.is_empty() {
         warn!("no broker.uris: this node runs alone and shares nothing");
         return run_on(Arc::new(InProcess::new(Arc::new(Hub::default()))), settings, secrets, secret_files).await;
@@ -151,7 +153,12 @@ async fn run_on<B: Bus>(
             _ = signals.terminate.recv() => break Ok(()),
             _ = signals.interrupt.recv() => break Ok(()),
             _ = signals.hangup.recv() => {
-                notifier.around_reload(|| reload_secrets(secret_files(), &secret_sender)).await;
+                let reload = || {
+                    let files = secret_files();
+                    warn_of_readers(&settings, files.as_deref().unwrap_or_default());
+                    reload_secrets(files, &secret_sender);
+                };
+                notifier.around_reload(reload).await;
             }
             () = notifier.follow(&mut health, &node.view, clock) => {}
             Some(ended) = servers.join_next() => match ended {
@@ -245,6 +252,13 @@ fn read_secrets(settings: &Settings) -> Result<Secrets, SecretError> {
         return Secrets::new(vec![FarmSecret::generate()?]);
     }
     Secrets::read(&settings.secret.files)
+}
+
+/// Says which secrets others may read: the broker's, and `farm_secrets`.
+fn warn_of_readers(settings: &Settings, farm_secrets: &[PathBuf]) {
+    for warning in secret_files::warnings(settings, farm_secrets) {
+        warn!("{warning}");
+    }
 }
 
 fn reload_secrets(files: Result<Vec<PathBuf>, String>, secrets: &watch::Sender<Arc<Secrets>>) {

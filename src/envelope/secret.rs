@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::hkdf::hkdf_sha256;
 use crate::random::{self, NoRandomness};
+use crate::secret_files::{ACCEPTED_MODES, Access};
 
 /// Tells farm secrets apart without revealing them: the first 8 bytes of HKDF-SHA256 (RFC 5869) of the secret, with an
 /// empty salt and the info "resumed/1 id".
@@ -54,8 +55,9 @@ impl FarmSecret {
 
     /// Reads a secret from the file at `path`, which may be a symbolic link to it.
     ///
-    /// The file must be a regular one of exactly 64 hex digits (of either case) and a newline, have mode 0600 or 0640,
-    /// and belong to root or to the user that this process runs as.
+    /// The file must be a regular one of exactly 64 hex digits (of either case) and a newline, have mode 0640 or a tighter
+    /// one, and belong to root or to the user that this process runs as. In `$CREDENTIALS_DIRECTORY`, where the service
+    /// manager says who gets to it, any mode will do that grants nothing to others.
     ///
     /// # Errors
     /// One for each of these rules, saying what was found and what would be accepted, and [`SecretError::Read`] if the
@@ -76,11 +78,11 @@ impl FarmSecret {
             };
             return Err(SecretError::NotAFile { path: path.into(), found });
         }
-        let mode = metadata.mode() & 0o7777;
-        if mode != 0o600 && mode != 0o640 {
-            return Err(SecretError::Mode { path: path.into(), found: mode });
+        let access = Access::of(path, &metadata);
+        if access.is_too_open() {
+            return Err(SecretError::Mode { path: path.into(), found: access.mode });
         }
-        check_owner(path, metadata.uid(), nix::unistd::geteuid().as_raw())?;
+        check_owner(path, access.uid, nix::unistd::geteuid().as_raw())?;
 
         // One byte more than allowed, to see that there are more.
         let mut text = Zeroizing::new([0; FILE_BYTES + 1]);
@@ -263,8 +265,8 @@ pub enum SecretError {
         /// What is there.
         found: &'static str,
     },
-    /// Too many may read it, or the mode is another than documented.
-    #[error("farm secret {}: has mode {found:04o}; accepted are 0600 and 0640", path.display())]
+    /// Its mode grants more than a secret's may.
+    #[error("farm secret {}: has mode {found:04o}; accepted is {ACCEPTED_MODES}", path.display())]
     Mode {
         /// The file.
         path: PathBuf,
@@ -337,7 +339,7 @@ pub enum SecretError {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
 
@@ -390,18 +392,19 @@ mod tests {
     }
 
     #[test]
-    fn only_two_modes_are_accepted() {
+    fn what_is_tighter_than_0640_is_taken_and_what_is_looser_is_refused() {
         let directory = crate::temporary::Folder::new();
         let path = file(directory.path(), "secret", &format!("{HEX}\n"), 0o600);
         for mode in 0..=0o7777 {
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let is_tight = mode & !0o640 == 0;
             match FarmSecret::read(&path) {
-                Ok(_) => assert!(mode == 0o600 || mode == 0o640, "mode {mode:04o} was accepted"),
+                Ok(_) => assert!(is_tight, "mode {mode:04o} was accepted"),
                 // Without root's powers a file without the owner's read bit cannot be opened at all.
                 Err(SecretError::Read { .. }) => assert_eq!(mode & 0o400, 0, "mode {mode:04o}"),
                 Err(error) => {
-                    assert!(mode != 0o600 && mode != 0o640, "{error}");
-                    let found = format!("has mode {mode:04o}; accepted are 0600 and 0640");
+                    assert!(!is_tight, "{error}");
+                    let found = format!("has mode {mode:04o}; accepted is mode 0640 or tighter: 0600, 0440, 0400");
                     assert!(error.to_string().ends_with(&found), "{error}");
                 }
             }
