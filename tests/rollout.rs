@@ -157,8 +157,20 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
         story.chapter("site.yml again", || {
             let again = site.must_play("site.yml");
             assert_eq!(again.changed, 0, "a second run changes nothing:\n{}", again.text);
+            for host in &site.hosts {
+                host.must(&format!("runuser -u {} -- resumed status", site::OPERATOR));
+                host.must(&format!("! runuser -u {} -- cat /etc/resumed/farm.secret", site::OPERATOR));
+            }
             let check = site.must_play("site.yml --check");
             assert_eq!(check.changed, 0, "there is nothing to change:\n{}", check.text);
+            None
+        });
+        story.chapter("an operator in the group that reads the secret", || {
+            site.hosts[0].must("adduser --quiet news resumed");
+            let stopped = site.play("site.yml --check");
+            let is_named = stopped.text.contains("more members than the daemon: news.");
+            assert!(!stopped.succeeded && is_named, "it went on:\n{}", stopped.text);
+            site.hosts[0].must("deluser --quiet news resumed");
             None
         });
         story.chapter("a release that does not start, and the way back", || {

@@ -22,6 +22,9 @@ pub const SERVER_NAME: &str = "farm.test";
 /// The test's own address among the hosts: that of their load balancer.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 254);
 
+/// The user on each host who may use the control socket; every Debian has this one.
+pub const OPERATOR: &str = "games";
+
 /// Three hosts with a broker and a proxy each, and one to control them.
 #[derive(Debug)]
 pub struct Site {
@@ -150,7 +153,8 @@ impl Site {
         let certificate = Certificate::self_signed(SERVER_NAME);
         fs::write(root.join("srv/farm.test.pem"), &certificate.pem).expect("the certificate");
         fs::write(root.join("srv/farm.test.key"), &certificate.key).expect("its key");
-        control.write("srv/farm/group_vars/all.yml", &VARIABLES.replace("VERSION", env!("CARGO_PKG_VERSION")));
+        let variables = VARIABLES.replace("VERSION", env!("CARGO_PKG_VERSION")).replace("OPERATOR", OPERATOR);
+        control.write("srv/farm/group_vars/all.yml", &variables);
         // Tells the load balancer to send nobody to a host any more, or to send them again.
         let tell = "exec 3<>/dev/tcp/10.79.0.254/9999; echo set server farm/$2 state $1 >&3; cat <&3";
         control.write("srv/balancer", &format!("#!/bin/bash\n{tell}\n"));
@@ -279,6 +283,7 @@ trafficserver_records:
   proxy.config.http.server_ports: STRING 443:ssl
 farm_check_server_name: farm.test
 resumed_settings: {keys: {interval: 1m}}
+resumed_operators: [OPERATOR]
 rabbitmq_unstick_after: 20
 rollout_before_command: /srv/balancer drain
 rollout_after_command: /srv/balancer ready
