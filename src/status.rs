@@ -110,8 +110,30 @@ pub struct FarmStatus {
     pub ring: RingStatus,
     /// The asked node's broker.
     pub broker: BrokerStatus,
+    /// The last requests of operators, oldest first: at most sixteen.
+    #[serde(default)]
+    pub audit: Vec<AuditStatus>,
     /// What an operator should look at, in sentences.
     pub warnings: Vec<String>,
+}
+
+/// One request of an operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// When it was, UTC milliseconds by the clock of the node that keeps it.
+    pub at: u64,
+    /// `rotate`, `revoke` or `revoke_local`; `unknown` for what this release does not know.
+    pub action: String,
+    /// Whether sessions were to be flushed as well.
+    pub flush_sessions: bool,
+    /// The node that was asked.
+    pub node: String,
+    /// Who asked there: a name, or a number; `None` if that node, of an older release, does not say.
+    pub user: Option<String>,
+    /// `done`, `pending`, `refused` or `no_leader`; `unknown` for what this release does not know.
+    pub outcome: String,
+    /// The ticket key that came of it, 0: none.
+    pub generation: u64,
 }
 
 /// One node of the farm.
@@ -137,6 +159,35 @@ pub struct NodeStatus {
     pub proxies: Vec<ProxyStatus>,
     /// The farm secrets that it opens, 16 hex digits each.
     pub secret_ids: Vec<String>,
+    /// What became of its last attempt to read them again.
+    #[serde(default)]
+    pub reload: ReloadStatus,
+}
+
+/// What became of a node's last attempt to read its farm secrets again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// What became of it.
+    pub state: ReloadState,
+    /// When it was, UTC milliseconds by the node's clock; 0: there was none.
+    pub at: u64,
+    /// Why it was refused.
+    pub reason: Option<String>,
+}
+
+/// How an attempt to read the farm secrets again ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReloadState {
+    /// The node, or the leader that tells of it, is of a release that does not say.
+    #[default]
+    NotSaid,
+    /// There was none since the node started.
+    None,
+    /// What it read is in use.
+    Taken,
+    /// It goes on with the secrets of before.
+    Refused,
 }
 
 /// One proxy beside a node.
@@ -151,7 +202,7 @@ pub struct ProxyStatus {
 }
 
 /// The farm secrets in use, and the next step of their rotation. `[old]` → `[old, new]` → `[new, old]` → `[new]` in
-/// `secret.files`, each on every node, with a SIGHUP, before the next.
+/// `secret.files`, each on every node, with a reload, before the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretsStatus {
     /// What nodes seal with, 16 hex digits each: one, save while the second step is being taken.
@@ -183,7 +234,7 @@ impl SecretsStatus {
             }
         };
         let when = match (safe, waiting_for.len()) {
-            (true, _) => "safe now, on every node, each with a SIGHUP".to_owned(),
+            (true, _) => "safe now, on every node, each with a reload".to_owned(),
             (false, 0) => "not safe yet".to_owned(),
             (false, _) => format!("NOT SAFE yet, waiting for {}", waiting_for.join(", ")),
         };

@@ -1,11 +1,14 @@
 //! What an operator can do in an emergency, on farms of real processes: revoke, with and without a broker, and change the
 //! farm's secret.
 
-use std::process::Output;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
 use std::time::Instant;
 
 use resumed::probe::{Client, Mode, Options, Session, Target};
-use resumed::status::SecretStep;
+use resumed::proto::{Request, Rotate, payload, request};
+use resumed::status::{AuditStatus, ReloadState, SecretStep};
 use testkit::attacker::Attacker;
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, new_secret, wait_for};
@@ -214,4 +217,113 @@ fn a_host_with_a_wrong_clock_is_named_in_status() {
         let warned = status.warnings.iter().any(|warning| warning.starts_with("the clock of host7 is 1h"));
         if warned { Ok(()) } else { Err(format!("{:?}", status.warnings)) }
     });
+}
+
+/// The requests of operators that `status` at `host` tells of, oldest first, once `wanted` takes them.
+fn requests_at(farm: &Farm, host: usize, wanted: impl Fn(&[AuditStatus]) -> bool) -> Vec<AuditStatus> {
+    let (audit, _) = wait_for("the requests of operators", || {
+        let audit = farm.hosts[host].daemon.try_status()?.audit;
+        if wanted(&audit) { Ok(audit) } else { Err(format!("{audit:?}")) }
+    });
+    audit
+}
+
+/// This process's user, as the daemons name it.
+fn own_user() -> String {
+    let ask = |option| Command::new("id").arg(option).output().expect("id (package coreutils)");
+    let name = ask("-un");
+    let answer = if name.status.success() { name } else { ask("-u") };
+    text(&answer.stdout).trim().to_owned()
+}
+
+#[test]
+fn every_node_tells_which_operator_asked_for_what_at_which_node() {
+    let broker = Broker::shared();
+    let mut farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::None, ..FarmSetup::new(3, &broker.uri()) });
+    let leader = farm.leader();
+    let (asked, third) = (farm.others(leader)[0], farm.others(leader)[1]);
+    let (asked_name, leader_name) = (farm.hosts[asked].name.clone(), farm.hosts[leader].name.clone());
+    succeeded(&farm.hosts[asked].daemon.command(&["rotate"]));
+    succeeded(&farm.hosts[leader].daemon.command(&["revoke", "--flush-sessions"]));
+    let audit = requests_at(&farm, third, |audit| audit.len() == 2);
+    let told: Vec<_> = audit.iter().map(|entry| (&*entry.action, &*entry.node, entry.flush_sessions)).collect();
+    assert_eq!(told, [("rotate", &*asked_name, false), ("revoke", &*leader_name, true)], "{audit:?}");
+    for entry in &audit {
+        assert_eq!((entry.user.as_deref(), &*entry.outcome), (Some(&*own_user()), "done"), "{entry:?}");
+        assert!(entry.generation > 0 && entry.at > 1_700_000_000_000, "{entry:?}");
+    }
+    let shown = text(&farm.hosts[third].daemon.command(&["status"]).stdout);
+    assert!(shown.contains("Operators asked last: 2 requests") && shown.contains("revoke --flush-sessions"), "{shown}");
+
+    // One line with fixed fields, where it was asked and where it was done.
+    for host in [asked, leader] {
+        let (log, user) = (farm.hosts[host].daemon.log(), own_user());
+        let fields = format!(
+            "request of an operator action=\"rotate\" flush_sessions=false node=\"{asked_name}\" user=\"{user}\" \
+             outcome=\"done\" generation={}",
+            audit[0].generation
+        );
+        assert_eq!(log.matches(&fields).count(), 1, "{fields}\n{log}");
+    }
+
+    // A node of a release that does not say who asked.
+    let mut old = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
+    let ask = |id, highest_generation| {
+        let inbox = old.names.inbox("host7", "0");
+        let kind = Some(request::Kind::Rotate(Rotate {}));
+        payload::Kind::Request(Request { id, inbox, highest_generation, kind, ..Request::default() })
+    };
+    let leaders = old.names.leader.clone();
+    let asks = ask(7, farm.hosts[leader].daemon.generations().last().copied().unwrap_or_default());
+    let sealed = old.seal(&leaders, "host7", asks);
+    old.to_leader(&sealed);
+    let audit = requests_at(&farm, third, |audit| audit.len() == 3);
+    assert_eq!((&*audit[2].node, audit[2].user.as_deref()), ("host7", None), "{audit:?}");
+    let shown = text(&farm.hosts[third].daemon.command(&["status"]).stdout);
+    assert!(shown.contains("user not said"), "{shown}");
+
+    // Who asked is known as long as either the asked node or the leader of then lives.
+    farm.hosts[leader].daemon.kill();
+    let (next, _) = farm.another_leads(&[asked, third]);
+    let kept = requests_at(&farm, third, |audit| audit.iter().any(|entry| entry.node == asked_name));
+    assert!(kept.iter().all(|entry| entry.node != "host7"), "the leader {next} never heard of it: {kept:?}");
+}
+
+#[test]
+fn a_host_that_refuses_a_new_farm_secret_is_named_by_every_node_and_fails_its_reload() {
+    let broker = Broker::shared();
+    let farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::None, ..FarmSetup::new(2, &broker.uri()) });
+    let new = farm.dir().join("new.secret");
+    new_secret(&new);
+    fs::set_permissions(&new, Permissions::from_mode(0o644)).expect("a mode");
+    farm.set_secrets(1, &["farm.secret", "new.secret"]);
+    let reload_of = |host: usize, at: usize| {
+        let status = farm.hosts[at].daemon.try_status()?;
+        let node = status.nodes.iter().find(|node| node.name == farm.hosts[host].name);
+        let node = node.ok_or_else(|| format!("{:?}", status.nodes))?;
+        Ok::<_, String>((node.reload.clone(), node.secret_ids.len(), status.warnings.clone()))
+    };
+    // Its SIGHUP has no answer, so the other node tells.
+    let ((_, secrets, warnings), _) = wait_for("the refused reload", || match reload_of(1, 0)? {
+        seen if seen.0.state == ReloadState::Refused => Ok(seen),
+        seen => Err(format!("{seen:?}")),
+    });
+    assert_eq!(secrets, 1, "it goes on with the one of before");
+    let named =
+        |warning: &String| warning.starts_with("host1 refused its farm secrets") && warning.contains("mode 0644");
+    assert!(warnings.iter().any(named), "{warnings:?}");
+    let why = failed(&farm.hosts[1].daemon.command(&["reload"]));
+    assert!(why.contains("new.secret") && why.contains("mode 0644"), "{why}");
+    assert!(farm.hosts[1].daemon.is_running());
+    farm.wait_in_step();
+
+    fs::set_permissions(&new, Permissions::from_mode(0o600)).expect("a mode");
+    let said = succeeded(&farm.hosts[1].daemon.command(&["reload"]));
+    assert!(said.contains(" seals; ") && said.contains(" opens too"), "{said}");
+    wait_for("the taken reload", || match reload_of(1, 0)? {
+        (reload, 2, _) if reload.state == ReloadState::Taken => Ok(()),
+        seen => Err(format!("{seen:?}")),
+    });
+    let shown = text(&farm.hosts[0].daemon.command(&["status"]).stdout);
+    assert!(shown.contains("secrets read again") && !shown.contains("REFUSED"), "{shown}");
 }

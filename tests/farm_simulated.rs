@@ -157,7 +157,7 @@ fn a_rotation_asked_for_anywhere_reaches_everybody() {
         let mut world = farm(seed, 4);
         world.run_for(3 * BEAT);
         let asker = usize::try_from(seed % 4).expect("small");
-        world.give(asker, Event::Ask { id: 9, ask: Ask::Rotate });
+        world.give(asker, Event::Ask { id: 9, ask: Ask::Rotate, user: String::new() });
         world.run_for(1_000);
         let replies = world.hosts[asker].replies.clone();
         let [(9, Reply::Rotating { generation, pending: false })] = replies[..] else {
@@ -165,7 +165,7 @@ fn a_rotation_asked_for_anywhere_reaches_everybody() {
         };
         world.assert_one_farm(&format!("seed {seed}"));
         // A second request while the first is pending changes nothing.
-        world.give((asker + 1) % 4, Event::Ask { id: 10, ask: Ask::Rotate });
+        world.give((asker + 1) % 4, Event::Ask { id: 10, ask: Ask::Rotate, user: String::new() });
         world.run_for(500);
         let again = &world.hosts[(asker + 1) % 4].replies;
         assert_eq!(again[..], [(10, Reply::Rotating { generation, pending: true })], "seed {seed}");
@@ -189,7 +189,7 @@ fn a_new_leader_shows_no_half_of_the_farm_as_the_whole() {
             asked += 1;
             for node in 0..5 {
                 if world.hosts[node].link.is_some() {
-                    world.give(node, Event::Ask { id: asked, ask: Ask::Status });
+                    world.give(node, Event::Ask { id: asked, ask: Ask::Status, user: String::new() });
                 }
             }
             world.run_for(20);
@@ -332,7 +332,7 @@ fn a_key_asked_for_of_a_new_leader_is_everywhere_before_it_seals() {
         let leader = world.leaders()[0];
         // It has just heard from most of them.
         world.run_for(200);
-        world.give(leader, Event::Ask { id: 1, ask: Ask::Rotate });
+        world.give(leader, Event::Ask { id: 1, ask: Ask::Rotate, user: String::new() });
         let [(1, Reply::Rotating { generation, .. })] = world.hosts[leader].replies[..] else {
             panic!("seed {seed}: {:?}", world.hosts[leader].replies)
         };
@@ -401,7 +401,8 @@ fn a_revocation_asked_for_anywhere_leaves_no_older_key_anywhere_and_happens_once
         let old = world.generations(0);
         let asker = usize::try_from(seed % 4).expect("small");
         world.crash(3 - asker);
-        world.give(asker, Event::Ask { id: 9, ask: Ask::Revoke { flush_sessions: seed % 2 == 0 } });
+        world
+            .give(asker, Event::Ask { id: 9, ask: Ask::Revoke { flush_sessions: seed % 2 == 0 }, user: String::new() });
         // Longer than it takes to ask again: the answer may come late, and a second try is no second request.
         world.run_for(2_500);
         let (floor, sessions_from) = world.revoked(asker, 9);
@@ -426,7 +427,7 @@ fn a_revocation_is_at_every_node_of_a_large_farm_within_a_second() {
         let mut world = World::new(seed, setup, false);
         world.run_for(5 * BEAT);
         let asker = usize::try_from(seed).expect("small");
-        world.give(asker, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true } });
+        world.give(asker, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
         world.run_for(1_000);
         let floors = world.revoked(asker, 1);
         for node in 0..40 {
@@ -445,7 +446,7 @@ fn a_revocation_request_that_is_replayed_does_nothing() {
     let request = || {
         let revoke = proto::request::Kind::Revoke(proto::Revoke { flush_sessions: true });
         let inbox = Names::new(simulation::world::FARM, "pod").inbox("node", "x");
-        Kind::Request(proto::Request { id: 1, inbox, highest_generation, kind: Some(revoke) })
+        Kind::Request(proto::Request { id: 1, inbox, highest_generation, kind: Some(revoke), ..Default::default() })
     };
     world.hand(leader, request(), Via::Lease);
     world.run_for(100);
@@ -473,7 +474,7 @@ fn a_revocation_wins_after_a_partition_whatever_the_other_side_minted_before() {
         world.run_for(300_000);
         let minted = world.generations(away);
         assert!(minted[0] > world.generations(leader).last().copied().unwrap_or(0), "it has minted nothing");
-        world.give(leader, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true } });
+        world.give(leader, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
         let (floor, sessions_from) = world.revoked(leader, 1);
         world.run_for(BEAT);
         assert_eq!(world.generations(away), minted, "nothing has reached it");
@@ -498,9 +499,9 @@ fn a_host_that_is_cut_off_revokes_alone_and_the_farm_follows_when_it_is_back() {
         world.cut(away);
         // Until it has given up its link.
         world.run_for(20_000);
-        world.give(away, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true } });
+        world.give(away, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
         assert_eq!(world.hosts[away].replies[..], [(1, Reply::NoLeader)], "seed {seed}");
-        world.give(away, Event::Ask { id: 2, ask: Ask::RevokeLocal { flush_sessions: true } });
+        world.give(away, Event::Ask { id: 2, ask: Ask::RevokeLocal { flush_sessions: true }, user: String::new() });
         let (floor, sessions_from) = world.revoked(away, 2);
         assert_eq!(world.generations(away), [floor]);
         world.run_for(BEAT);
@@ -540,7 +541,7 @@ fn a_node_with_a_wrong_clock_is_shown_by_name_with_its_offset_and_sees_the_other
     let wrong = (leader + 1) % 4;
     world.set_clock(wrong, -3_600_000, 0);
     world.run_for(6 * BEAT);
-    world.give(leader, Event::Ask { id: 1, ask: Ask::Status });
+    world.give(leader, Event::Ask { id: 1, ask: Ask::Status, user: String::new() });
     let Some((_, Reply::Members { members, .. })) = world.hosts[leader].replies.last() else { panic!("no table") };
     let shown = members.iter().find(|member| member.name == world.hosts[wrong].name).expect("it is in the table");
     assert!((-3_600_100..=-3_600_000).contains(&shown.clock_offset_ms), "{shown:?}");
@@ -685,7 +686,7 @@ fn two_leaders_of_a_healed_farm_open_each_others_rings_and_end_in_one_epoch() {
         let leaders = world.leaders();
         assert!(leaders.contains(&one), "seed {seed}: {leaders:?}");
         for (id, leader) in leaders.iter().enumerate() {
-            world.give(*leader, Event::Ask { id: id as u64, ask: Ask::Rotate });
+            world.give(*leader, Event::Ask { id: id as u64, ask: Ask::Rotate, user: String::new() });
         }
         let minted: Vec<u64> =
             leaders.iter().map(|leader| *world.generations(*leader).last().expect("minted")).collect();

@@ -22,7 +22,7 @@ use resumed::proto::local::{
 };
 use resumed::proto::payload::Kind;
 use resumed::proto::{
-    Announcement, EpochGrant, Farewell, Join, Payload, Proxy, Report, Request, Ring, Rotate, SessionBatch,
+    Announcement, AuditEntry, EpochGrant, Farewell, Join, Payload, Proxy, Report, Request, Ring, Rotate, SessionBatch,
     SessionEntry, SessionFormat, TicketKey, local, request,
 };
 use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
@@ -374,15 +374,17 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
         Kind::Join(Join { inbox: elsewhere(), public_key: public_key.clone(), epochs: Vec::new() }),
         Kind::Join(Join { inbox: here.clone(), public_key, epochs: vec![vec![0; 8]; 17] }),
         Kind::Request(Request { inbox: elsewhere(), kind: rotate, ..Request::default() }),
+        Kind::Request(Request { inbox: here.clone(), kind: rotate, user: "a\nb".to_owned(), ..Request::default() }),
         Kind::Request(Request { inbox: here, kind: None, ..Request::default() }),
         Kind::Report(Report { inbox: elsewhere(), ..report.clone() }),
         Kind::Report(Report { pod: "p".repeat(1 << 19), ..report.clone() }),
-        Kind::Report(Report { proxies: vec![Proxy::default(); 10_000], ..report }),
+        Kind::Report(Report { proxies: vec![Proxy::default(); 10_000], ..report.clone() }),
+        Kind::Report(Report { audit: vec![AuditEntry::default(); 10_000], ..report }),
     ] {
         let sealed = attacker.seal(&leaders, "mallory", kind);
         attacker.to_leader(&sealed);
     }
-    let expected = [(refused("bad_join"), 2), (refused("bad_request"), 2), (refused("bad_report"), 3)];
+    let expected = [(refused("bad_join"), 2), (refused("bad_request"), 3), (refused("bad_report"), 4)];
     siege.counted_at(farm.leader(), &expected);
 
     // A flood: what is due is done all the same, and questions are answered.

@@ -134,6 +134,14 @@ check "the ring outlived the restart" logged "took up the ring of the last run"
 systemctl reload resumed.service
 soon "reload reads root's secret with the service's rights" logged "read the farm secrets again"
 soon "and it is active again" active
+pid=$(the MainPID)
+chmod 644 /etc/resumed/farm.secret
+check "a reload fails when the daemon refuses a secret" not systemctl reload resumed.service
+soon "systemctl status says so" says "RELOAD REFUSED, *mode 0644*"
+is "the daemon goes on" "$pid" the MainPID
+chmod 640 /etc/resumed/farm.secret
+check "a reload succeeds when it takes it" systemctl reload resumed.service
+soon "and systemctl status says nothing of it any more" says "no broker: generation $generation"
 check "who asks for the status does not read the secret" not as nobody resumed-control cat /etc/resumed/farm.secret
 check "but asks" as nobody resumed-control resumed status
 check "who is in no group does neither" not as_nobody cat /etc/resumed/farm.secret

@@ -1,11 +1,12 @@
 //! What a service manager hears of the daemon, as systemd would.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -91,6 +92,22 @@ impl Managed {
         if text.starts_with("HTTP/1.1 200 ") { Ok(text) } else { Err(text) }
     }
 
+    /// Runs a `resumed` command with this daemon's configuration.
+    fn command(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(built("resumed"));
+        command.args(words).arg("--config").arg(self.at("resumed.toml")).output().expect("resumed runs")
+    }
+
+    /// `status --json`, once it says so of the last reload.
+    fn status_once_reload_is(&self, state: &str) -> serde_json::Value {
+        let (status, _) = wait_for("the state of the reload", || {
+            let status: serde_json::Value = serde_json::from_slice(&self.command(&["status", "--json"]).stdout)
+                .map_err(|error| error.to_string())?;
+            if status["nodes"][0]["reload"]["state"] == state { Ok(status) } else { Err(status.to_string()) }
+        });
+        status
+    }
+
     fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -137,6 +154,80 @@ fn it_is_ready_when_it_serves_and_says_how_it_is_until_it_ends() {
     managed.signal(Signal::SIGTERM);
     managed.until("that it ends", |message| message == "STOPPING=1");
     managed.ends_well();
+}
+
+#[test]
+fn a_reload_that_is_refused_is_said_with_its_reason_until_one_is_taken() {
+    let managed = Managed::start(Duration::from_secs(60), "");
+    managed.until("READY=1", is_ready);
+    managed.until("that it leads", |message| message.starts_with("STATUS=leader, "));
+    fs::set_permissions(managed.at("farm.secret"), Permissions::from_mode(0o644)).expect("a mode");
+    managed.signal(Signal::SIGHUP);
+    let heard = managed.until("READY=1 again", is_ready);
+    let position = |begins: &str| heard.iter().position(|message| message.starts_with(begins));
+    let (reloads, says) = (position("RELOADING=1\n"), position("STATUS=RELOAD REFUSED, "));
+    assert!(reloads.is_some() && reloads < says, "{heard:?}");
+    let verdict = says.map_or("", |at| heard[at].as_str());
+    assert!(
+        verdict.contains("goes on with the farm secrets of before: ") && verdict.contains("mode 0644"),
+        "{verdict}"
+    );
+
+    fs::set_permissions(managed.at("farm.secret"), Permissions::from_mode(0o600)).expect("a mode");
+    managed.signal(Signal::SIGHUP);
+    let heard = managed.until("READY=1 again", is_ready);
+    assert!(heard.iter().any(|message| message.starts_with("STATUS=leader, ")), "{heard:?}");
+    managed.signal(Signal::SIGTERM);
+    managed.ends_well();
+}
+
+#[test]
+fn the_reload_command_exits_1_with_the_reason_after_the_service_manager_has_heard_it() {
+    let managed = Managed::start(Duration::from_secs(60), "");
+    managed.until("READY=1", is_ready);
+    let taken = managed.command(&["reload"]);
+    assert!(taken.status.success(), "{taken:?}");
+    // All of it was said before the command ended: the service manager takes it for one reload, and that for over.
+    let heard: Vec<String> = std::iter::from_fn(|| managed.next(Duration::from_millis(1))).collect();
+    let order: Vec<_> =
+        heard.iter().filter(|message| is_ready(message) || message.starts_with("RELOADING=1")).collect();
+    assert!(order.len() == 2 && is_ready(order[1]), "{heard:?}");
+
+    fs::set_permissions(managed.at("farm.secret"), Permissions::from_mode(0o644)).expect("a mode");
+    let refused = managed.command(&["reload"]);
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{why}");
+    assert!(why.contains("farm.secret") && why.contains("mode 0644"), "{why}");
+    let heard: Vec<String> = std::iter::from_fn(|| managed.next(Duration::from_millis(1))).collect();
+    assert!(heard.iter().any(|message| message.starts_with("STATUS=RELOAD REFUSED, ")), "{heard:?}");
+    assert!(heard.iter().any(|message| is_ready(message)), "{heard:?}");
+
+    // It goes on, and `status` tells what became of the reload.
+    managed.health().expect("it serves");
+    let status = managed.status_once_reload_is("refused");
+    let reload = &status["nodes"][0]["reload"];
+    assert!(reload["reason"].as_str().is_some_and(|reason| reason.contains("mode 0644")), "{status}");
+    assert!(status["warnings"].to_string().contains("refused its farm secrets"), "{status}");
+
+    // Without a file that can be read there is nothing to compare, and nothing is forgotten.
+    fs::remove_file(managed.at("farm.secret")).expect("it was there");
+    let gone = managed.command(&["reload"]);
+    assert_eq!(gone.status.code(), Some(1), "{gone:?}");
+    // A configuration that cannot be used is the daemon's to refuse, too: its state says so, and not the command alone.
+    let config = fs::read_to_string(managed.at("resumed.toml")).expect("the configuration");
+    fs::write(managed.at("resumed.toml"), format!("nonsense = true\n{config}")).expect("the configuration");
+    let broken = managed.command(&["reload"]);
+    let why = String::from_utf8_lossy(&broken.stderr);
+    assert!(broken.status.code() == Some(1) && why.contains("nonsense"), "{broken:?}");
+    fs::write(managed.at("resumed.toml"), config).expect("the configuration");
+    new_secret(&managed.at("farm.secret"));
+    let taken = managed.command(&["reload"]);
+    let said = String::from_utf8_lossy(&taken.stdout);
+    assert!(taken.status.success(), "{taken:?}");
+    let status = managed.status_once_reload_is("taken");
+    let id = status["nodes"][0]["secret_ids"][0].as_str().expect("an id");
+    assert!(said.contains(id), "{said} {status}");
+    assert!(!status["warnings"].to_string().contains("refused"), "{status}");
 }
 
 #[test]

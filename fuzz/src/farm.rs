@@ -142,7 +142,8 @@ pub fn payload(data: &[u8]) {
         drop(farm.handle(now, Event::LeaseGranted));
     }
     if start & 8 != 0 {
-        drop(farm.handle(now, Event::Ask { id: 1, ask: if start & 16 == 0 { Ask::Status } else { Ask::Rotate } }));
+        let ask = if start & 16 == 0 { Ask::Status } else { Ask::Rotate };
+        drop(farm.handle(now, Event::Ask { id: 1, ask, user: String::new() }));
     }
     while rest.remaining() >= 3 {
         let how = rest.get_u8();

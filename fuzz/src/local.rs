@@ -71,11 +71,11 @@ pub fn control(data: &[u8]) {
         let (calls, mut called) = mpsc::channel::<ControlCall>(1);
         let answers = tokio::spawn(async move {
             let mut count = 0_usize;
-            while let Some(ControlCall { request, replies }) = called.recv().await {
+            while let Some(ControlCall { request, replies, .. }) = called.recv().await {
                 match request {
                     control_request::Kind::Rotate(command) => assert!(wait_of(command.wait_ms) > Duration::ZERO),
                     control_request::Kind::Revoke(command) => assert!(wait_of(command.wait_ms) > Duration::ZERO),
-                    control_request::Kind::Status(_) => {}
+                    control_request::Kind::Status(_) | control_request::Kind::Reload(_) => {}
                 }
                 let kind = Some(control_reply::Kind::StatusJson(b"{}".to_vec()));
                 // Who closed misses it.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use prost::Message;
 
 use crate::proto::local::{
-    ControlReply, ControlRequest, RotateProgress, StatusCommand, control_reply, control_request,
+    ControlReply, ControlRequest, ReloadCommand, Reloaded, RotateProgress, StatusCommand, control_reply,
+    control_request,
 };
 use crate::status::FarmStatus;
 
@@ -122,6 +123,20 @@ impl Control {
         }
     }
 
+    /// Has the daemon read its farm secrets again. Returns the ids of those that it opens from then on, the one that seals
+    /// first.
+    ///
+    /// # Errors
+    /// [`ControlError::Daemon`] says why it refused them; otherwise it did not answer within `limit`, or not with that.
+    pub fn reload(&mut self, limit: Duration) -> Result<Vec<String>, ControlError> {
+        let until = Instant::now() + limit;
+        self.send(control_request::Kind::Reload(ReloadCommand {}), until, limit)?;
+        match self.receive(until, limit)? {
+            control_reply::Kind::Reloaded(Reloaded { secret_ids }) => Ok(secret_ids),
+            other => Err(self.not_asked_for(other)),
+        }
+    }
+
     fn send(&mut self, request: control_request::Kind, until: Instant, limit: Duration) -> Result<(), ControlError> {
         let body = ControlRequest { kind: Some(request) }.encode_to_vec();
         let mut frame = u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes().to_vec();
@@ -175,6 +190,7 @@ impl Control {
         self.nonsense(match reply {
             control_reply::Kind::StatusJson(_) => "with a status that was not asked for".into(),
             control_reply::Kind::Rotate(_) => "with a rotation that was not asked for".into(),
+            control_reply::Kind::Reloaded(_) => "with a reload that was not asked for".into(),
             control_reply::Kind::Error(text) => text,
         })
     }

@@ -7,6 +7,7 @@ pub mod check;
 pub mod control;
 pub mod demo;
 pub mod probe;
+pub mod reload;
 pub mod revoke;
 pub mod rotate;
 pub mod run;
@@ -77,8 +78,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a node of the farm, beside a proxy
     #[command(after_long_help = "\
-SIGTERM ends it: it says farewell, so that the lease moves at once. SIGHUP reads the farm secrets again. Without \
-broker.uris it runs alone.
+SIGTERM ends it: it says farewell, so that the lease moves at once. SIGHUP reads the farm secrets again, as `resumed \
+reload` does. Without broker.uris it runs alone.
 
 Examples:
   resumed run
@@ -113,10 +114,13 @@ Asks the daemon on this host, which asks the leader. Never shows key material. A
 leader's ticket keys and reports in time.
 
 JSON keys: farm, pod, asked, leader, nodes[] {name, boot_id, pod, version, last_report_ms, in_step, clock_offset_ms, \
-sessions, proxies[] {kind, version, certificate_digest}, secret_ids[]}, secrets {sealing[], next_step, other, safe, \
+sessions, proxies[] {kind, version, certificate_digest}, secret_ids[], reload {state, at, reason}}, secrets {sealing[], next_step, other, safe, \
 waiting_for[]}, ring {fingerprint, floor, sessions_from, keys[] {name_prefix, generation, state, seal_from, seal_until, \
-open_until}}, broker {connected, uri}, warnings[]. Times are milliseconds, those of the ring since 1970 in UTC. next_step \
-of the farm secrets is add, seal_first, remove, seal_first_or_remove or unknown.
+open_until}}, broker {connected, uri}, audit[] {at, action, flush_sessions, node, user, outcome, generation}, warnings[]. \
+Times are milliseconds, those of the ring and those called at since 1970 in UTC. next_step of the farm secrets is add, \
+seal_first, remove, seal_first_or_remove or unknown. state of a node's last reload is none, taken, refused or not_said (by \
+an older release). audit has the last requests of operators: action is rotate, revoke or revoke_local, outcome is done, \
+pending, refused or no_leader, user is null where an older release does not say it.
 
 Examples:
   resumed status
@@ -149,6 +153,16 @@ Examples:
   resumed revoke --flush-sessions --wait 30s
   resumed revoke --local")]
     Revoke(revoke::RevokeArgs),
+
+    /// Have the daemon on this host read the farm secrets again, and say whether it took them
+    #[command(after_long_help = "\
+The files are those that secret.files names now; nothing else of the configuration is taken up. Exits 1 with the reason if \
+one of them cannot be used: the daemon then goes on with the secrets of before, and `resumed status` on any node says so \
+until a reload is taken. `systemctl reload resumed` does the same. SIGHUP does it without an answer.
+
+Example:
+  resumed reload && resumed status")]
+    Reload(reload::ReloadArgs),
 
     /// See which TLS servers resume each other's sessions
     #[command(after_long_help = probe::LONG_HELP)]
@@ -188,6 +202,24 @@ impl SocketArg {
 /// Whether there is a configuration that this user may not read.
 fn is_kept_from_us(error: &ConfigError) -> bool {
     matches!(error, ConfigError::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+}
+
+impl SocketArg {
+    /// The same from a configuration that may be wrong in other places, or in all: the daemon is to say so itself, and not
+    /// this command alone.
+    ///
+    /// # Errors
+    /// If it is not given and the configuration cannot be read.
+    pub fn path_despite_mistakes(&self, config: Option<&Path>) -> Result<PathBuf, Failure> {
+        if self.socket.is_some() {
+            return self.path(config);
+        }
+        match Settings::load_explained(config_file(config)) {
+            Ok((settings, ..)) => Ok(settings.control.socket),
+            Err(ConfigError::Syntax { .. }) => Ok(Settings::default().control.socket),
+            Err(_) => self.path(config),
+        }
+    }
 }
 
 /// Why a command did not do what it should.
@@ -286,6 +318,7 @@ impl Cli {
             Command::Status(args) => status::run(args, &args.socket.path(config)?, out),
             Command::Rotate(args) => rotate::run(args, &args.socket.path(config)?, out),
             Command::Revoke(args) => revoke::run(args, &args.socket.path(config)?, out),
+            Command::Reload(args) => reload::run(&args.socket.path_despite_mistakes(config)?, out),
             Command::Probe(args) => probe::run(args, out),
         }
     }
@@ -391,6 +424,7 @@ mod tests {
             "resumed --log debug status --wait-in-step 60s --json",
             "resumed rotate --wait 1m --config /x.toml --socket /y.sock",
             "resumed revoke --flush-sessions --local --wait 30s",
+            "resumed reload --socket /y.sock",
             "resumed probe 192.0.2.11:443 192.0.2.12:443 --sni www.example.com",
             "resumed probe [2001:db8::11]:8443 --mode ticket12,ticket13 --timeout 500ms --tries 3 --ca ca.pem --json",
         ] {
@@ -456,6 +490,13 @@ mod tests {
         assert_eq!(from_file, Path::new("/run/other/control.sock"));
         let given = SocketArg { socket: Some("/x.sock".into()) };
         assert_eq!(given.path(Some(&file)).unwrap(), Path::new("/x.sock"));
+        std::fs::write(&file, "nonsense = 1\n[control]\nsocket = \"/run/other/control.sock\"\n").unwrap();
+        assert_eq!(SocketArg::default().path(Some(&file)).unwrap_err().code(), 2);
+        let despite = |file: &Path| SocketArg::default().path_despite_mistakes(Some(file));
+        assert_eq!(despite(&file).unwrap(), Path::new("/run/other/control.sock"));
+        std::fs::write(&file, "[control\n").unwrap();
+        assert_eq!(despite(&file).unwrap(), Path::new("/run/resumed/control.sock"));
+        assert_eq!(despite(&directory.path().join("none.toml")).unwrap_err().code(), 2);
         let missing = SocketArg::default().path(Some(&directory.path().join("none.toml"))).unwrap_err();
         assert!(missing.code() == 2 && missing.to_string().contains("--socket"), "{missing}");
         assert!(missing.to_string().contains("none.toml"), "{missing}");

@@ -13,7 +13,9 @@ use super::control::{Control, ControlError};
 use super::table::{counted, plain, relative, span, table};
 use super::{Failure, SocketArg};
 use crate::clock::SystemClock;
-use crate::status::{BrokerStatus, FarmStatus, KeyStatus, NodeStatus, RingStatus};
+use crate::status::{
+    AuditStatus, BrokerStatus, FarmStatus, KeyStatus, NodeStatus, ReloadState, ReloadStatus, RingStatus,
+};
 
 /// The arguments of `resumed status`.
 #[derive(Args, Clone, Debug)]
@@ -99,7 +101,7 @@ pub fn out_of_step(status: &FarmStatus) -> Option<String> {
 /// The farm as tables, with times as seen at `now` (UTC milliseconds). Ends with a newline.
 #[must_use]
 pub fn render(status: &FarmStatus, now: u64) -> String {
-    let FarmStatus { farm, pod, asked, leader, nodes, secrets, ring, broker, warnings } = status;
+    let FarmStatus { farm, pod, asked, leader, nodes, secrets, ring, broker, audit, warnings } = status;
     let leads = match leader {
         Some(leader) => format!("led by {}", plain(leader)),
         None => "without a leader".to_owned(),
@@ -113,7 +115,7 @@ pub fn render(status: &FarmStatus, now: u64) -> String {
     line(connection(broker));
     let in_step = nodes.iter().filter(|node| node.in_step).count();
     line(format!("\n{}, {in_step} in step", counted(nodes.len(), "node")));
-    line(nodes_table(nodes, leader.as_deref()));
+    line(nodes_table(nodes, leader.as_deref(), now));
     if let Some(secrets) = common_secrets(nodes) {
         line(format!("Every node opens what is sealed with {secrets}."));
     }
@@ -123,6 +125,10 @@ pub fn render(status: &FarmStatus, now: u64) -> String {
     line(format!("\n{} in the ring of {}, {}", counted(ring.keys.len(), "key"), plain(asked), ring_line(ring)));
     if !ring.keys.is_empty() {
         line(ring_table(&ring.keys, now));
+    }
+    if !audit.is_empty() {
+        line(format!("\nOperators asked last: {}", counted(audit.len(), "request")));
+        line(audit_table(audit, now));
     }
     if !warnings.is_empty() {
         line(format!("\n{}", counted(warnings.len(), "warning")));
@@ -143,10 +149,14 @@ fn connection(broker: &BrokerStatus) -> String {
     }
 }
 
-fn nodes_table(nodes: &[NodeStatus], leader: Option<&str>) -> String {
+fn nodes_table(nodes: &[NodeStatus], leader: Option<&str>, now: u64) -> String {
     let shows_secrets = common_secrets(nodes).is_none() && nodes.iter().any(|node| !node.secret_ids.is_empty());
     let header = ["node", "pod", "version", "in step", "last report", "clock", "sessions", "proxies"];
-    let mut table = table(header.into_iter().chain(shows_secrets.then_some("opens secrets")));
+    // Whoever gives the farm a new secret wants to see who has taken it.
+    let shows_reloads = nodes.iter().any(|node| matches!(node.reload.state, ReloadState::Taken | ReloadState::Refused));
+    let more =
+        shows_secrets.then_some("opens secrets").into_iter().chain(shows_reloads.then_some("secrets read again"));
+    let mut table = table(header.into_iter().chain(more));
     for node in nodes {
         let name = plain(&node.name);
         let row = [
@@ -159,7 +169,8 @@ fn nodes_table(nodes: &[NodeStatus], leader: Option<&str>) -> String {
             node.sessions.to_string(),
             proxies(node),
         ];
-        table.add_row(row.into_iter().chain(shows_secrets.then(|| secrets(node))));
+        let secrets = shows_secrets.then(|| secrets(node));
+        table.add_row(row.into_iter().chain(secrets).chain(shows_reloads.then(|| reload(&node.reload, now))));
     }
     table.to_string()
 }
@@ -174,6 +185,44 @@ fn common_secrets(nodes: &[NodeStatus]) -> Option<String> {
 
 fn secrets(node: &NodeStatus) -> String {
     node.secret_ids.iter().map(|id| plain(id)).collect::<Vec<_>>().join(" ")
+}
+
+fn reload(reload: &ReloadStatus, now: u64) -> String {
+    match reload.state {
+        ReloadState::NotSaid => "not said".to_owned(),
+        ReloadState::None => "no".to_owned(),
+        ReloadState::Taken => relative(reload.at, now),
+        ReloadState::Refused => format!("REFUSED {}", relative(reload.at, now)),
+    }
+}
+
+fn audit_table(audit: &[AuditStatus], now: u64) -> String {
+    let mut table = table(["when", "what", "at", "by", "outcome"]);
+    for request in audit {
+        let user = request.user.as_deref().map_or_else(|| "user not said".to_owned(), plain);
+        table.add_row([relative(request.at, now), action(request), plain(&request.node), user, outcome(request)]);
+    }
+    table.to_string()
+}
+
+/// As on the command line.
+fn action(request: &AuditStatus) -> String {
+    let action = match request.action.as_str() {
+        "revoke_local" => "revoke --local",
+        other => other,
+    };
+    plain(&format!("{action}{}", if request.flush_sessions { " --flush-sessions" } else { "" }))
+}
+
+fn outcome(request: &AuditStatus) -> String {
+    let generation = request.generation;
+    match request.outcome.as_str() {
+        "done" => format!("done, generation {generation}"),
+        "pending" => format!("was under way, generation {generation}"),
+        "no_leader" => "no leader answered".to_owned(),
+        "refused" => "refused by the leader".to_owned(),
+        other => plain(other),
+    }
 }
 
 /// `2 × ats 9.2.9, rustls 0.23`.
@@ -247,6 +296,7 @@ mod tests {
                 2
             ],
             secret_ids: vec!["00112233445566ff".into()],
+            reload: ReloadStatus::default(),
         }
     }
 
@@ -273,6 +323,7 @@ mod tests {
                 keys: vec![key("01020304", "next", NOW + 5 * HOUR), key("a1b2c3d4", "active", NOW - 3 * HOUR)],
             },
             broker: BrokerStatus { connected: true, uri: "amqp://resumed:***@192.0.2.9/".into() },
+            audit: Vec::new(),
             warnings: vec!["a and b name their certificates differently".into()],
         }
     }
@@ -361,7 +412,7 @@ Every node opens what is sealed with the farm secret 00112233445566ff.
         );
         let safe =
             SecretsStatus { next_step: SecretStep::Remove, safe: true, waiting_for: Vec::new(), ..secrets.clone() };
-        let next = "remove ffeeddccbbaa9988 from secret.files; safe now, on every node, each with a SIGHUP.";
+        let next = "remove ffeeddccbbaa9988 from secret.files; safe now, on every node, each with a reload.";
         assert_eq!(shown(safe), Some(format!("{begins}{next}")));
         assert_eq!(shown(SecretsStatus { next_step: SecretStep::Add, other: None, ..secrets }), None);
     }
@@ -377,15 +428,83 @@ Every node opens what is sealed with the farm secret 00112233445566ff.
             keys.sort();
             keys
         };
-        assert_eq!(keys(&json), sorted("farm pod asked leader nodes secrets ring broker warnings"));
-        let node = "name boot_id pod version last_report_ms in_step clock_offset_ms sessions proxies secret_ids";
+        assert_eq!(keys(&json), sorted("farm pod asked leader nodes secrets ring broker audit warnings"));
+        let node = "name boot_id pod version last_report_ms in_step clock_offset_ms sessions proxies secret_ids reload";
         assert_eq!(keys(&json["nodes"][0]), sorted(node));
+        assert_eq!(keys(&json["nodes"][0]["reload"]), sorted("state at reason"));
+        assert_eq!(json["nodes"][0]["reload"]["state"], "not_said");
         assert_eq!(keys(&json["secrets"]), sorted("sealing next_step other safe waiting_for"));
         assert_eq!(json["secrets"]["next_step"], "unknown");
         assert_eq!(keys(&json["ring"]), sorted("fingerprint floor sessions_from keys"));
         let key = "name_prefix generation state seal_from seal_until open_until";
         assert_eq!(keys(&json["ring"]["keys"][0]), sorted(key));
         assert_eq!(keys(&json["broker"]), sorted("connected uri"));
+    }
+
+    #[test]
+    fn a_status_of_the_first_release_is_read() {
+        let mut json = serde_json::to_value(farm(vec![node("a", true)])).unwrap();
+        json.as_object_mut().unwrap().remove("audit").expect("it is a newer field");
+        json["nodes"][0].as_object_mut().unwrap().remove("reload").expect("it is a newer field");
+        assert_eq!(serde_json::from_value::<FarmStatus>(json).unwrap(), farm(vec![node("a", true)]));
+    }
+
+    #[test]
+    fn who_has_read_the_secrets_again_is_shown_once_somebody_has() {
+        let reloaded = |name: &str, state, at| {
+            let reload = ReloadStatus { state, at, reason: Some("mode 0644".into()) };
+            NodeStatus { reload, ..node(name, true) }
+        };
+        let none = reloaded("b", ReloadState::None, 0);
+        let quiet = render(&farm(vec![node("a", true), none.clone()]), NOW);
+        assert!(!quiet.contains("secrets read again"), "{quiet}");
+        let nodes = vec![
+            node("a", true),
+            none,
+            reloaded("c", ReloadState::Taken, NOW - 3_000),
+            reloaded("d", ReloadState::Refused, NOW - 60_000),
+        ];
+        let text = render(&farm(nodes), NOW);
+        let ends = [
+            "secrets read again │",
+            "not said           │",
+            "no                 │",
+            "3s ago             │",
+            "REFUSED 1m ago     │",
+        ];
+        for end in ends {
+            assert!(text.lines().any(|line| line.ends_with(end)), "{end}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_last_requests_of_operators_are_a_table_as_on_the_command_line() {
+        let request = |ago, action: &str, user: Option<&str>, outcome: &str, flush_sessions| AuditStatus {
+            at: NOW - ago,
+            action: action.into(),
+            flush_sessions,
+            node: "a".into(),
+            user: user.map(str::to_owned),
+            outcome: outcome.into(),
+            generation: 17,
+        };
+        let audit = vec![
+            request(9_000, "rotate", None, "pending", false),
+            request(5_000, "revoke", Some("ali\u{7}ce"), "done", true),
+            request(0, "revoke_local", Some("1000"), "no_leader", false),
+        ];
+        let text = render(&FarmStatus { audit, ..farm(vec![node("a", true)]) }, NOW);
+        let expected = "\
+Operators asked last: 3 requests
+┌────────┬─────────────────────────┬────┬───────────────┬──────────────────────────────┐
+│ when   ┆ what                    ┆ at ┆ by            ┆ outcome                      │
+╞════════╪═════════════════════════╪════╪═══════════════╪══════════════════════════════╡
+│ 9s ago ┆ rotate                  ┆ a  ┆ user not said ┆ was under way, generation 17 │
+│ 5s ago ┆ revoke --flush-sessions ┆ a  ┆ ali?ce        ┆ done, generation 17          │
+│ now    ┆ revoke --local          ┆ a  ┆ 1000          ┆ no leader answered           │
+└────────┴─────────────────────────┴────┴───────────────┴──────────────────────────────┘
+";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The control socket, on which the commands `status`, `rotate` and `revoke` reach the daemon.
+//! The control socket, on which the commands `status`, `rotate`, `revoke` and `reload` reach the daemon.
 //!
 //! Each message is a protobuf ([`ControlRequest`], [`ControlReply`]) behind its length in bytes as a 32-bit big-endian
 //! number. A connection carries any number of requests, one at a time: the next may be sent when the last reply to the
@@ -47,6 +47,8 @@ pub const IDLE: Duration = Duration::from_secs(30);
 pub struct ControlCall {
     /// What is asked.
     pub request: control_request::Kind,
+    /// The effective user of the process that connected, as the kernel says it (`SO_PEERCRED`), if it does.
+    pub uid: Option<u32>,
     /// Where the replies go.
     pub replies: mpsc::Sender<ControlReply>,
 }
@@ -183,6 +185,7 @@ type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 /// Why this side ended it.
 pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>, idle: Duration) -> Result<(), Refusal> {
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_REQUEST).new_codec();
+    let uid = stream.peer_cred().ok().map(|peer| peer.uid());
     let mut frames = Framed::new(stream, codec);
     loop {
         let frame = tokio::time::timeout(idle, frames.next()).await.map_err(|_| Refusal::Idle)?;
@@ -193,7 +196,7 @@ pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>, idl
             return Err(Refusal::Malformed);
         };
         let (replies, mut answers) = mpsc::channel(16);
-        if calls.send(ControlCall { request, replies }).await.is_err() {
+        if calls.send(ControlCall { request, uid, replies }).await.is_err() {
             reply(&mut frames, &error("the daemon is stopping"), idle).await?;
             return Ok(());
         }
@@ -220,7 +223,9 @@ pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>, idl
 fn is_last(reply: &ControlReply) -> bool {
     match &reply.kind {
         Some(control_reply::Kind::Rotate(progress)) => progress.done,
-        Some(control_reply::Kind::Error(_) | control_reply::Kind::StatusJson(_)) => true,
+        Some(control_reply::Kind::Error(_) | control_reply::Kind::StatusJson(_) | control_reply::Kind::Reloaded(_)) => {
+            true
+        }
         None => false,
     }
 }
@@ -322,7 +327,7 @@ mod tests {
         for n in 0..3_u8 {
             stream.write_all(&frame(status())).await.unwrap();
             let call = served.calls.recv().await.unwrap();
-            assert_eq!(call.request, status());
+            assert_eq!((&call.request, call.uid), (&status(), Some(nix::unistd::geteuid().as_raw())));
             let json = control_reply::Kind::StatusJson(vec![n]);
             call.replies.send(ControlReply { kind: Some(json.clone()) }).await.unwrap();
             drop(call);

@@ -20,7 +20,7 @@ use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
 use super::secret_steps::SecretHistory;
 use super::session_plane::SessionLink;
-use super::view::{NodeView, hex};
+use super::view::{NodeView, audit_status, hex};
 use crate::bus::backoff::Redial;
 use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Source};
 use crate::clock::{Now, SystemClock};
@@ -28,9 +28,10 @@ use crate::envelope::{Epochs, Opener, Refusal, Secrets};
 use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
 use crate::keys::Timetable;
 use crate::metrics::{self, Plane};
+use crate::proto::{AuditEntry, AuditOutcome};
 use crate::quiet::Quiet;
 use crate::random;
-use crate::status::BrokerStatus;
+use crate::status::{AuditStatus, BrokerStatus};
 
 /// Key-plane deliveries between link and driver.
 const KEY_EVENTS: usize = 256;
@@ -56,6 +57,8 @@ const FAREWELL_WITHIN: Duration = Duration::from_millis(1_000);
 pub struct Question {
     /// What is asked.
     pub ask: Ask,
+    /// Who asks.
+    pub user: String,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Reply>,
 }
@@ -179,7 +182,7 @@ impl<B: Bus> Driver<B> {
                 Happened::Question(question) => {
                     next_ask = next_ask.wrapping_add(1);
                     replies.insert(next_ask, question.reply);
-                    Event::Ask { id: next_ask, ask: question.ask }
+                    Event::Ask { id: next_ask, ask: question.ask, user: question.user }
                 }
                 Happened::DialNow => {
                     connection = self.dial();
@@ -382,6 +385,7 @@ impl<B: Bus> Driver<B> {
                 warn!("{note}");
                 return;
             }
+            Note::Audited(entry) => return self.audit(entry),
             Note::Minted { .. }
             | Note::Leads
             | Note::StepsDown(_)
@@ -413,6 +417,16 @@ impl<B: Bus> Driver<B> {
         };
         if let Some(held_back) = self.quiet.pass(what, reason, self.clock.now()) {
             warn!(held_back, "{note}");
+        }
+    }
+
+    /// One line for each request of an operator. Other nodes may ask in vain as often as they like.
+    fn audit(&mut self, entry: &AuditEntry) {
+        let AuditStatus { action, flush_sessions, node, user, outcome, generation, .. } = audit_status(entry);
+        let done_here = node == self.identity.node || entry.outcome() == AuditOutcome::Done;
+        if done_here || self.quiet.pass("request", "in vain", self.clock.now()).is_some() {
+            let user = user.as_deref().unwrap_or("not said");
+            info!(action, flush_sessions, node, user, outcome, generation, "request of an operator");
         }
     }
 

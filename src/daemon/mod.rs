@@ -15,6 +15,7 @@ pub mod node;
 pub mod operator;
 pub mod overview;
 pub mod page;
+pub mod reload;
 pub mod ring_file;
 pub mod run;
 pub mod sealing;
@@ -22,6 +23,7 @@ pub mod secret_steps;
 pub mod service;
 pub mod session_plane;
 pub mod unix_socket;
+mod users;
 pub mod view;
 pub mod warmup;
 

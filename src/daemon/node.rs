@@ -14,6 +14,7 @@ use super::driver::{ALIVE_FOR_MS, Driver};
 use super::gauges;
 use super::http::Health;
 use super::operator::Operator;
+use super::reload::LastReload;
 use super::ring_file::RingFile;
 use super::sealing::Identity;
 use super::secret_steps::SecretHistory;
@@ -79,6 +80,8 @@ pub struct Node {
     pub view: watch::Receiver<NodeView>,
     /// Asks the farm.
     pub operator: Operator,
+    /// What became of the last attempt to read the farm secrets again: whoever reads them says it here.
+    pub reloads: watch::Sender<LastReload>,
     /// Whether it is fit to serve, for `/healthz`.
     pub health: watch::Receiver<Health>,
     /// Which of its tasks has ended in a panic, once one has. The node is good for nothing then.
@@ -116,6 +119,7 @@ impl Node {
         let (epoch_sender, epochs) = watch::channel(Arc::new(farm.epochs().clone()));
         let unknown_epoch = Arc::new(Notify::new());
         let (question_sender, questions) = mpsc::channel(64);
+        let reloads = watch::Sender::new(LastReload::default());
 
         let proxies = Arc::new(ProxyPlane {
             timetable,
@@ -179,12 +183,12 @@ impl Node {
         tasks.spawn(watched("the consumer of sessions", Box::pin(sessions.consume(opener()))));
         tasks.spawn(watched("the flush", Box::pin(flush(Arc::clone(&proxies), sessions_from, stop.clone()))));
         tasks.spawn(watched("the sweep", Box::pin(sweep(Arc::clone(&proxies), clock, stop.clone()))));
-        let look = watch_local(Arc::clone(&proxies), secrets, local_sender, stop.clone());
+        let look = watch_local(Arc::clone(&proxies), (secrets, reloads.subscribe()), local_sender, stop.clone());
         tasks.spawn(watched("the look at the proxies", Box::pin(look)));
         tasks.close();
         let operator =
             Operator::new((settings.farm, settings.pod), settings.keys.max_clock_offset, question_sender, view.clone());
-        Self { proxies, view, operator, health, broken, stop_sessions, publisher, stop, tasks }
+        Self { proxies, view, operator, reloads, health, broken, stop_sessions, publisher, stop, tasks }
     }
 
     /// Sends what the outbox holds, says farewell, so that the lease moves at once, and ends every task.
@@ -281,7 +285,7 @@ fn outbox_bytes(settings: &NodeSettings) -> usize {
 /// Keeps what reports say of this host up to date.
 async fn watch_local(
     proxies: Arc<ProxyPlane>,
-    secrets: watch::Receiver<Arc<Secrets>>,
+    (mut secrets, mut reloads): (watch::Receiver<Arc<Secrets>>, watch::Receiver<LastReload>),
     local: watch::Sender<LocalState>,
     stop: CancellationToken,
 ) {
@@ -290,11 +294,14 @@ async fn watch_local(
         tokio::select! {
             () = stop.cancelled() => return,
             _ = every.tick() => {}
+            Ok(()) = secrets.changed() => {}
+            Ok(()) = reloads.changed() => {}
         }
         let state = LocalState {
             sessions: u64::try_from(proxies.store.len()).unwrap_or(u64::MAX),
             proxies: proxies.registry.list(),
-            secret_ids: secrets.borrow().ids().map(|id| id.to_vec()).collect(),
+            secret_ids: secrets.borrow_and_update().ids().map(|id| id.to_vec()).collect(),
+            reload: reloads.borrow_and_update().to_proto(),
         };
         local.send_if_modified(|last| {
             let changed = *last != state;

@@ -1,6 +1,6 @@
 //! What operators ask of a node: the state of the whole farm, a rotation, a revocation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -8,18 +8,23 @@ use tokio::time::Instant;
 
 use super::driver::Question;
 use super::secret_steps::{refusals, secrets_status};
-use super::view::{NodeView, node_status};
+use super::view::{NodeView, audit_status, node_status};
 use crate::clock::{SystemClock, millis};
 use crate::farm::{Ask, Reply};
-use crate::proto;
-use crate::status::{FarmStatus, NodeStatus, SecretsStatus};
+use crate::proto::{self, AuditEntry, AuditOutcome};
+use crate::status::{AuditStatus, FarmStatus, NodeStatus, ReloadState, SecretsStatus};
 
 /// How often a rotation or a revocation looks who has confirmed it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// So many requests of operators are shown at most, of all that the nodes keep: the last ones.
+const MOST_SHOWN: usize = 16;
+
 /// Asks the farm through one node. Clones share the node.
 #[derive(Clone, Debug)]
 pub struct Operator {
+    /// Who asks; empty: not said.
+    user: String,
     farm: String,
     pod: String,
     max_clock_offset: Duration,
@@ -81,12 +86,19 @@ impl Operator {
         questions: mpsc::Sender<Question>,
         view: watch::Receiver<NodeView>,
     ) -> Self {
-        Self { farm, pod, max_clock_offset, questions, view }
+        Self { user: String::new(), farm, pod, max_clock_offset, questions, view }
+    }
+
+    /// The same for `user`, who is named where requests are kept: see [`is_user`](crate::farm::is_user).
+    #[must_use]
+    pub fn for_user(self, user: String) -> Self {
+        Self { user, ..self }
     }
 
     async fn ask(&self, ask: Ask) -> Reply {
         let (reply, answer) = oneshot::channel();
-        if self.questions.send(Question { ask, reply }).await.is_err() {
+        let user = self.user.clone();
+        if self.questions.send(Question { ask, user, reply }).await.is_err() {
             return Reply::NoLeader; // the node is stopping
         }
         answer.await.unwrap_or(Reply::NoLeader)
@@ -96,8 +108,12 @@ impl Operator {
     pub async fn status(&self) -> FarmStatus {
         let reply = self.ask(Ask::Status).await;
         let view = self.view.borrow().clone();
+        let mut requests = view.audit.clone();
         let (leader, nodes) = match reply {
-            Reply::Members { leader, members } => (Some(leader), members.into_iter().map(node_status).collect()),
+            Reply::Members { leader, mut members } => {
+                requests.extend(members.iter_mut().flat_map(|member| std::mem::take(&mut member.audit)));
+                (Some(leader), members.into_iter().map(|member| told_or_own(node_status(member), &view.own)).collect())
+            }
             _ => (None, vec![NodeStatus { in_step: false, ..view.own.clone() }]),
         };
         let mut status = FarmStatus {
@@ -109,6 +125,7 @@ impl Operator {
             secrets: SecretsStatus::default(),
             ring: view.ring,
             broker: view.broker,
+            audit: last_requests(requests),
             warnings: Vec::new(),
         };
         // One node's view of its own secrets says nothing of the others'.
@@ -204,6 +221,30 @@ impl Operator {
     }
 }
 
+/// A node as the leader tells of it; what a leader of an older release leaves out, the asked node knows of itself.
+fn told_or_own(node: NodeStatus, own: &NodeStatus) -> NodeStatus {
+    if node.boot_id == own.boot_id && node.reload.state == ReloadState::NotSaid {
+        return NodeStatus { reload: own.reload.clone(), ..node };
+    }
+    node
+}
+
+/// The last of `requests`, oldest first, each once: the node that was asked keeps one, and so does the leader that took it.
+/// If the asker has heard of no leader, the leader knows better.
+fn last_requests(requests: Vec<AuditEntry>) -> Vec<AuditStatus> {
+    let mut known = BTreeMap::<(String, u64), AuditEntry>::new();
+    for request in requests {
+        let key = (request.node.clone(), request.id);
+        let kept = known.entry(key).or_insert_with(|| request.clone());
+        if kept.outcome() == AuditOutcome::NoLeader {
+            *kept = request;
+        }
+    }
+    let mut last: Vec<AuditEntry> = known.into_values().collect();
+    last.sort_by_key(|request| (request.at, request.id));
+    last.iter().skip(last.len().saturating_sub(MOST_SHOWN)).map(audit_status).collect()
+}
+
 fn holders(members: &[proto::Member], wanted: Wanted) -> (BTreeSet<String>, BTreeSet<String>) {
     let (have, missing): (Vec<_>, Vec<_>) = members.iter().partition(|member| wanted.is_confirmed_by(member));
     let names = |members: Vec<&proto::Member>| members.into_iter().map(|member| member.name.clone()).collect();
@@ -223,10 +264,21 @@ fn warnings(status: &FarmStatus, now: u64) -> Vec<String> {
     for node in status.nodes.iter().filter(|node| !node.in_step) {
         warnings.push(format!("{} is not in step: last report {} ago", node.name, span(node.last_report_ms)));
     }
+    warnings.extend(refused_reloads(&status.nodes, now));
     warnings.extend(refusals(&status.nodes));
     warnings.extend(same_names(status));
     warnings.extend(different_certificates(status));
     warnings
+}
+
+/// Nodes that did not take the farm secrets that they were given last: the old ones may be known to somebody.
+fn refused_reloads(nodes: &[NodeStatus], now: u64) -> Vec<String> {
+    let refused = nodes.iter().filter(|node| node.reload.state == ReloadState::Refused);
+    let sentence = |node: &NodeStatus| {
+        let (ago, why) = (span(now.saturating_sub(node.reload.at)), node.reload.reason.as_deref().unwrap_or_default());
+        format!("{} refused its farm secrets {ago} ago and goes on with those of before: {why}", node.name)
+    };
+    refused.map(sentence).collect()
 }
 
 /// What becomes of the ticket keys if nobody leads for long (`keys.max_seal_age`).
@@ -319,7 +371,7 @@ pub fn wait_of(wait_ms: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::ProxyStatus;
+    use crate::status::{ProxyStatus, ReloadStatus};
 
     fn node(name: &str, digest: &str) -> NodeStatus {
         let proxy = ProxyStatus { kind: "ats".into(), version: "9".into(), certificate_digest: digest.into() };
@@ -374,6 +426,52 @@ mod tests {
         assert_eq!(missing, BTreeSet::from(["c".to_owned(), "d".to_owned()]));
         let (_, missing) = holders(&members, Wanted::Floors(7, 0));
         assert_eq!(missing, BTreeSet::from(["c".to_owned()]), "where no sessions were to be flushed");
+    }
+
+    #[test]
+    fn a_node_that_refused_its_farm_secrets_is_named_with_the_reason() {
+        let mut status = farm(vec![node("a", ""), node("b", "")]);
+        let reason = Some("farm secret /x: has mode 0644".to_owned());
+        status.nodes[1].reload = ReloadStatus { state: ReloadState::Refused, at: 5_000, reason };
+        assert_eq!(
+            warnings(&status, 8_000),
+            ["b refused its farm secrets 3s ago and goes on with those of before: farm secret /x: has mode 0644"]
+        );
+        status.nodes[1].reload.state = ReloadState::Taken;
+        assert_eq!(warnings(&status, 8_000), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_an_old_leader_does_not_say_of_the_asked_node_it_says_itself() {
+        let taken = ReloadStatus { state: ReloadState::Taken, at: 5, reason: None };
+        let mut own = node("a", "");
+        (own.boot_id, own.reload) = ("01".into(), taken.clone());
+        let told = NodeStatus { boot_id: "01".into(), in_step: false, ..node("a", "") };
+        let shown = told_or_own(told, &own);
+        assert_eq!((shown.reload, shown.in_step), (taken, false));
+        assert_eq!(told_or_own(node("b", ""), &own).reload.state, ReloadState::NotSaid);
+    }
+
+    #[test]
+    fn the_last_requests_are_shown_in_order_and_each_once() {
+        let entry = |node: &str, id, at, outcome: AuditOutcome| AuditEntry {
+            id,
+            at,
+            node: node.into(),
+            outcome: outcome.into(),
+            ..AuditEntry::default()
+        };
+        // The asker gave up; the leader had taken it. Two nodes may choose one id.
+        let both = vec![
+            entry("a", 1, 10, AuditOutcome::NoLeader),
+            entry("a", 1, 12, AuditOutcome::Done),
+            entry("b", 1, 11, AuditOutcome::Pending),
+        ];
+        let shown: Vec<_> = last_requests(both).into_iter().map(|request| (request.node, request.outcome)).collect();
+        assert_eq!(shown, [("b".to_owned(), "pending".to_owned()), ("a".to_owned(), "done".to_owned())]);
+        let many = (0..40).map(|id| entry("a", id, 40 - id, AuditOutcome::Done)).collect();
+        let shown: Vec<u64> = last_requests(many).iter().map(|request| request.at).collect();
+        assert_eq!(shown, (25..=40).collect::<Vec<_>>());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch::error::RecvError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -17,8 +17,10 @@ use super::memory;
 use super::node::{Node, NodeSettings};
 use super::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
 use super::page::Page;
+use super::reload::{ReloadCall, Reloader};
 use super::service::Notifier;
 use super::unix_socket::SocketError;
+use super::users::user_name;
 use crate::bus::in_process::{Hub, InProcess};
 use crate::bus::rabbitmq::{RabbitMq, RabbitMqSettings};
 use crate::bus::{Bus, BusError};
@@ -27,7 +29,7 @@ use crate::config::{RemovalPolicy, Settings};
 use crate::envelope::{FarmSecret, SecretError, Secrets};
 use crate::keys::KeySettings;
 use crate::metrics::{self, MetricsError};
-use crate::proto::local::{ControlReply, control_reply, control_request};
+use crate::proto::local::{ControlReply, Reloaded, control_reply, control_request};
 use crate::proxies::ats::{AtsError, AtsSettings, Socket};
 use crate::secret_files;
 use crate::sessions::Removals;
@@ -67,8 +69,8 @@ pub enum RunError {
     Notify(#[source] std::io::Error),
 }
 
-/// Runs a node until SIGTERM or SIGINT. SIGHUP reads the farm secrets again, from the files that `secret_files` then names;
-/// its error says why they cannot be known. Nothing else of the settings changes.
+/// Runs a node until SIGTERM or SIGINT. SIGHUP, and a request on the control socket, read the farm secrets again, from the
+/// files that `secret_files` then names; its error says why they cannot be known. Nothing else of the settings changes.
 ///
 /// # Errors
 /// What keeps the node from starting, or a socket that fails later.
@@ -112,7 +114,16 @@ async fn run_on<B: Bus>(
     let mut servers: JoinSet<Result<(), RunError>> = JoinSet::new();
     let (calls, answers) = mpsc::channel(16);
     servers.spawn(serve_control(control, calls, stop.clone()));
-    servers.spawn(answer_calls(answers, node.operator.clone(), stop.clone()));
+    let (reload_calls, mut reloads) = mpsc::channel(1);
+    servers.spawn(answer_calls(answers, Asked { operator: node.operator.clone(), reload_calls }, stop.clone()));
+    let had_files = !settings.secret.files.is_empty();
+    let watched = settings.clone();
+    let files_to_read = move || {
+        let files = secret_files();
+        warn_of_readers(&watched, files.as_deref().unwrap_or_default());
+        files
+    };
+    let reloader = Reloader::new(files_to_read, had_files, secret_sender, node.reloads.clone());
     let proxies = Arc::clone(&node.proxies);
     let ats_stop = stop.clone();
     servers.spawn(async move {
@@ -153,12 +164,12 @@ async fn run_on<B: Bus>(
             _ = signals.terminate.recv() => break Ok(()),
             _ = signals.interrupt.recv() => break Ok(()),
             _ = signals.hangup.recv() => {
-                let reload = || {
-                    let files = secret_files();
-                    warn_of_readers(&settings, files.as_deref().unwrap_or_default());
-                    reload_secrets(files, &secret_sender);
-                };
-                notifier.around_reload(reload).await;
+                let reload = || reloader.reload("SIGHUP", clock.now().wall);
+                let _logged_and_shown = notifier.around_reload(&node.view, reload).await;
+            }
+            Some(ReloadCall { user, verdict }) = reloads.recv() => {
+                let reload = || reloader.reload(&user, clock.now().wall);
+                let _gone = verdict.send(notifier.around_reload(&node.view, reload).await);
             }
             () = notifier.follow(&mut health, &node.view, clock) => {}
             Some(ended) = servers.join_next() => match ended {
@@ -203,16 +214,23 @@ async fn serve_control(
     Ok(())
 }
 
+/// Who answers commands.
+#[derive(Clone)]
+struct Asked {
+    operator: Operator,
+    reload_calls: mpsc::Sender<ReloadCall>,
+}
+
 async fn answer_calls(
     mut calls: mpsc::Receiver<ControlCall>,
-    operator: Operator,
+    asked: Asked,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let mut answers = JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            Some(call) = calls.recv() => { answers.spawn(answer(call, operator.clone())); }
+            Some(call) = calls.recv() => { answers.spawn(answer(call, asked.clone())); }
             Some(ended) = answers.join_next() => if let Err(error) = ended {
                 error!(%error, "answering a command ended in a panic");
             },
@@ -220,7 +238,9 @@ async fn answer_calls(
     }
 }
 
-async fn answer(call: ControlCall, operator: Operator) {
+async fn answer(call: ControlCall, Asked { operator, reload_calls }: Asked) {
+    let user = call.uid.map(user_name).unwrap_or_default();
+    let operator = operator.for_user(user.clone());
     let reply = |kind| ControlReply { kind: Some(kind) };
     // An asker who has gone away, or is slow, does not hold up the change.
     let progress = |rotation: &Rotation| {
@@ -242,8 +262,23 @@ async fn answer(call: ControlCall, operator: Operator) {
         control_request::Kind::Revoke(command) => {
             done(operator.revoke(command.flush_sessions, wait_of(command.wait_ms), progress).await)
         }
+        control_request::Kind::Reload(_) => reloaded(user, &reload_calls).await,
     };
     let _gone = call.replies.send(reply(last)).await;
+}
+
+/// Has the secrets read again, and says what became of it.
+async fn reloaded(user: String, calls: &mpsc::Sender<ReloadCall>) -> control_reply::Kind {
+    let (verdict, told) = oneshot::channel();
+    let error = |text: String| control_reply::Kind::Error(text);
+    if calls.send(ReloadCall { user, verdict }).await.is_err() {
+        return error("the daemon is stopping".to_owned());
+    }
+    match told.await {
+        Ok(Ok(secret_ids)) => control_reply::Kind::Reloaded(Reloaded { secret_ids }),
+        Ok(Err(refused)) => error(format!("refused, going on with the farm secrets of before: {refused}")),
+        Err(_) => error("the daemon is stopping".to_owned()),
+    }
 }
 
 /// Without a broker nothing leaves the process, and a secret of the moment will do.
@@ -258,21 +293,6 @@ fn read_secrets(settings: &Settings) -> Result<Secrets, SecretError> {
 fn warn_of_readers(settings: &Settings, farm_secrets: &[PathBuf]) {
     for warning in secret_files::warnings(settings, farm_secrets) {
         warn!("{warning}");
-    }
-}
-
-fn reload_secrets(files: Result<Vec<PathBuf>, String>, secrets: &watch::Sender<Arc<Secrets>>) {
-    let read = match files {
-        Ok(files) if files.is_empty() => return info!("SIGHUP: no secret.files to read again"),
-        Ok(files) => Secrets::read(&files).map_err(|error| error.to_string()),
-        Err(error) => Err(error),
-    };
-    match read {
-        Ok(read) => {
-            info!(secrets = read.ids().count(), "SIGHUP: read the farm secrets again");
-            secrets.send_replace(Arc::new(read));
-        }
-        Err(error) => error!(%error, "SIGHUP: keeping the farm secrets of before"),
     }
 }
 

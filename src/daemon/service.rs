@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 use super::http::Health;
+use super::reload::ReloadError;
 use super::view::NodeView;
 use crate::clock::{Now, SystemClock, millis};
 
@@ -75,6 +76,8 @@ pub struct Service {
     asked_at: Option<u64>,
     ready: bool,
     status: String,
+    /// Why the last reload was refused, if it was.
+    refused: Option<String>,
 }
 
 impl Service {
@@ -82,7 +85,7 @@ impl Service {
     #[must_use]
     pub fn new(watchdog: Option<Duration>) -> Self {
         let feed_every = watchdog.map(|within| (millis(within) / 2).max(1));
-        Self { feed_every, fed_at: None, asked_at: None, ready: false, status: String::new() }
+        Self { feed_every, fed_at: None, asked_at: None, ready: false, status: String::new(), refused: None }
     }
 
     /// What to say of a node that shows `view` and `health` at `now`. The sockets listen already. A node that does not
@@ -94,11 +97,7 @@ impl Service {
             self.ready = true;
             messages.push(Message::Ready);
         }
-        let status = status(view);
-        if status != self.status {
-            messages.push(Message::Status(status.clone()));
-            self.status = status;
-        }
+        messages.extend(self.new_status(view));
         let due = |last: Option<u64>, every: u64| last.is_none_or(|at| now.mono.saturating_sub(at) >= every);
         if alive && !self.ready && due(self.asked_at, ASK_EVERY_MS) {
             self.asked_at = Some(now.mono);
@@ -109,6 +108,18 @@ impl Service {
             messages.push(Message::Watchdog);
         }
         messages
+    }
+
+    /// How the node is, if that is not what was said last.
+    fn new_status(&mut self, view: &NodeView) -> Option<Message> {
+        let mut status = status(view);
+        if let Some(why) = &self.refused {
+            status = format!("RELOAD REFUSED, goes on with the farm secrets of before: {why}; {status}");
+        }
+        (status != self.status).then(|| {
+            self.status.clone_from(&status);
+            Message::Status(status)
+        })
     }
 
     /// When to look again if the node shows nothing new, given that the last look was at `now`. Monotonic milliseconds.
@@ -122,14 +133,21 @@ impl Service {
 
     /// What was said did not arrive: the next look says all of it again.
     pub fn not_heard(&mut self) {
-        *self = Self { feed_every: self.feed_every, fed_at: None, asked_at: None, ready: false, status: String::new() };
+        *self = Self { feed_every: self.feed_every, refused: self.refused.take(), ..Self::new(None) };
     }
 
-    /// What to say before the secrets are read again, and afterwards. Nothing before the node is ready: it would be
-    /// taken to be ready then.
+    /// What to say before the secrets are read again. Nothing before the node is ready: with the reload's end it would be
+    /// taken to be ready.
     #[must_use]
-    pub fn reload(&self) -> Option<(Message, Message)> {
-        self.ready.then_some((Message::Reloading, Message::Ready))
+    pub fn reloads(&self) -> Option<Message> {
+        self.ready.then_some(Message::Reloading)
+    }
+
+    /// What to say after they were, to a service manager that has heard of it: the verdict first, because the reload is over
+    /// with the last message. `refused` says why those of before stay in use, if they do; it is told until a reload is taken.
+    pub fn reloaded(&mut self, refused: Option<String>, view: &NodeView) -> Vec<Message> {
+        self.refused = refused;
+        self.new_status(view).into_iter().chain([Message::Ready]).collect()
     }
 }
 
@@ -200,24 +218,34 @@ impl Notifier {
         }
     }
 
-    /// Does `reload`, and says before that it is being done, and afterwards that it is over.
-    pub async fn around_reload(&mut self, reload: impl FnOnce()) {
-        let Some((before, after)) = self.service.reload() else { return reload() };
+    /// Does `reload`, and says before that it is being done, and afterwards what became of it and that it is over. Hands on
+    /// what `reload` returns once that is said, so that a command that waits for it ends after the service manager has heard.
+    pub async fn around_reload<T>(
+        &mut self,
+        view: &watch::Receiver<NodeView>,
+        reload: impl FnOnce() -> Result<T, ReloadError>,
+    ) -> Result<T, ReloadError> {
+        let before = self.service.reloads();
+        let is_heard = before.is_some();
         self.say(before).await;
-        reload();
-        self.say(after).await;
+        let done = reload();
+        let refused = done.as_ref().err().map(ReloadError::in_a_line);
+        let after = self.service.reloaded(refused, &view.borrow());
+        // Without a reload that it knows of it would take the end of one for a node that is ready.
+        self.say(after.into_iter().filter(|message| is_heard || *message != Message::Ready)).await;
+        done
     }
 
     /// Says that the daemon ends.
     pub async fn stopping(&mut self) {
-        self.say(Message::Stopping).await;
+        self.say([Message::Stopping]).await;
     }
 
-    async fn say(&mut self, message: Message) {
+    async fn say(&mut self, messages: impl IntoIterator<Item = Message>) {
         if self.socket.is_none() {
             return;
         }
-        self.waiting.push_back(message);
+        self.waiting.extend(messages);
         if timeout(TAKEN_WITHIN, self.send_waiting()).await.is_err() {
             self.complain("it takes no message");
         }
@@ -355,11 +383,29 @@ mod tests {
     }
 
     #[test]
+    fn what_became_of_a_reload_is_said_before_its_end_and_until_one_is_taken() {
+        let (mut service, view) = (Service::new(None), view(false, Some("a"), Some(9)));
+        let plain = Message::Status(status(&view));
+        assert_eq!(service.look(&view, health(true, 1_000), at(0)), [Message::Ready, plain.clone()]);
+        let refused = Message::Status(format!(
+            "RELOAD REFUSED, goes on with the farm secrets of before: mode 0644; {}",
+            status(&view)
+        ));
+        assert_eq!(service.reloaded(Some("mode 0644".into()), &view), [refused.clone(), Message::Ready]);
+        assert_eq!(service.look(&view, health(true, 1_000), at(1)), [], "it was said");
+        // Also to a service manager that has forgotten everything.
+        service.not_heard();
+        assert_eq!(service.look(&view, health(true, 1_000), at(2)), [Message::Ready, refused]);
+        assert_eq!(service.reloaded(None, &view), [plain, Message::Ready]);
+        assert_eq!(service.reloaded(None, &view), [Message::Ready]);
+    }
+
+    #[test]
     fn a_reload_is_announced_by_a_node_that_is_ready_alone() {
         let mut service = Service::new(None);
-        assert_eq!(service.reload(), None);
+        assert_eq!(service.reloads(), None);
         service.look(&view(true, None, Some(1)), health(true, 1), at(0));
-        assert_eq!(service.reload(), Some((Message::Reloading, Message::Ready)));
+        assert_eq!(service.reloads(), Some(Message::Reloading));
         let text = Message::Reloading.text().unwrap();
         let time: u64 = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
         assert!(time > 0);

@@ -4,7 +4,10 @@ use super::secret_steps::SecretHistory;
 use crate::clock::Now;
 use crate::farm::Farm;
 use crate::proto;
-use crate::status::{BrokerStatus, KeyStatus, NodeStatus, ProxyStatus, RingStatus};
+use crate::proto::{AuditAction, AuditOutcome};
+use crate::status::{
+    AuditStatus, BrokerStatus, KeyStatus, NodeStatus, ProxyStatus, ReloadState, ReloadStatus, RingStatus,
+};
 
 /// One node at one instant.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +34,8 @@ pub struct NodeView {
     pub skewed: Vec<(String, i64)>,
     /// This node's farm secrets since its start.
     pub secret_history: SecretHistory,
+    /// The last requests of operators that this node knows of.
+    pub audit: Vec<proto::AuditEntry>,
 }
 
 impl NodeView {
@@ -38,6 +43,8 @@ impl NodeView {
     #[must_use]
     pub fn of(farm: &Farm, broker: BrokerStatus, now: Now) -> Self {
         let (members, members_in_step) = farm.member_counts();
+        let mut own = farm.own_member();
+        let audit = std::mem::take(&mut own.audit);
         Self {
             leader: farm.leader(now).map(str::to_owned),
             leads: farm.is_leader(),
@@ -47,9 +54,10 @@ impl NodeView {
             clock_offset_ms: farm.clock_offset_ms(),
             ring: ring_status(farm, now),
             broker,
-            own: node_status(farm.own_member()),
+            own: node_status(own),
             skewed: farm.skewed_nodes().map(|(name, offset)| (name.to_owned(), offset)).collect(),
             secret_history: SecretHistory::default(),
+            audit,
         }
     }
 
@@ -79,6 +87,44 @@ pub fn node_status(member: proto::Member) -> NodeStatus {
         sessions: member.sessions,
         proxies: member.proxies.into_iter().map(proxy).collect(),
         secret_ids: member.secret_ids.iter().map(|id| hex(id)).collect(),
+        reload: member.reload.map(reload_status).unwrap_or_default(),
+    }
+}
+
+fn reload_status(reload: proto::LastReload) -> ReloadStatus {
+    let state = match (reload.at, reload.refused.is_empty()) {
+        (0, _) => ReloadState::None,
+        (_, true) => ReloadState::Taken,
+        (_, false) => ReloadState::Refused,
+    };
+    let reason = (state == ReloadState::Refused).then_some(reload.refused);
+    ReloadStatus { state, at: reload.at, reason }
+}
+
+/// A request of an operator, in the words of `status --json` and of the log.
+#[must_use]
+pub fn audit_status(entry: &proto::AuditEntry) -> AuditStatus {
+    let action = match entry.action() {
+        AuditAction::Rotate => "rotate",
+        AuditAction::Revoke => "revoke",
+        AuditAction::RevokeLocal => "revoke_local",
+        AuditAction::Unspecified => "unknown",
+    };
+    let outcome = match entry.outcome() {
+        AuditOutcome::Done => "done",
+        AuditOutcome::Pending => "pending",
+        AuditOutcome::Refused => "refused",
+        AuditOutcome::NoLeader => "no_leader",
+        AuditOutcome::Unspecified => "unknown",
+    };
+    AuditStatus {
+        at: entry.at,
+        action: action.to_owned(),
+        flush_sessions: entry.flush_sessions,
+        node: entry.node.clone(),
+        user: Some(entry.user.clone()).filter(|user| !user.is_empty()),
+        outcome: outcome.to_owned(),
+        generation: entry.generation,
     }
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::audit::{Asked, AuditTrail, MOST_AUDITED, is_entry, is_user};
 use super::members::{Member, Members};
 use super::operator::{Ask, PartialTable, Pending, Reply, in_parts};
 use crate::bus::{Names, Route};
 use crate::clock::{Now, millis};
 use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, epoch_name, seal_grant};
 use crate::keys::{HeldRing, KeyMaterial, KeySettings, Ring, RingFault};
-use crate::proto::{self, payload::Kind};
+use crate::proto::{self, AuditOutcome, payload::Kind};
 use crate::random::Randomness;
 
 /// A leader, a lease or an inbox that is silent for this many beats is taken for broken.
@@ -113,6 +114,8 @@ pub struct LocalState {
     pub proxies: Vec<proto::Proxy>,
     /// The farm secrets that the node opens, 8 bytes each.
     pub secret_ids: Vec<Vec<u8>>,
+    /// What became of the last attempt to read them again; its reason within 256 bytes.
+    pub reload: proto::LastReload,
 }
 
 /// The queue that a message came out of.
@@ -178,6 +181,8 @@ pub enum Event {
         id: u64,
         /// What is asked.
         ask: Ask,
+        /// Who asks: see [`is_user`].
+        user: String,
     },
     /// The node is stopping.
     Stop,
@@ -240,6 +245,8 @@ pub enum Note {
         /// Whether the session-ID sessions are flushed, too.
         flush_sessions: bool,
     },
+    /// An operator's request was taken here, or came to its end: as it is kept.
+    Audited(proto::AuditEntry),
     /// This node drew an epoch key, or was granted one.
     Epoch {
         /// The key's id.
@@ -293,6 +300,10 @@ impl fmt::Display for Note {
             Self::Revoked { generation, flush_sessions } => {
                 let sessions = if *flush_sessions { " and flushed the sessions" } else { "" };
                 write!(f, "revoked every ticket key below {generation}{sessions}")
+            }
+            Self::Audited(entry) => {
+                let user = if entry.user.is_empty() { "a user who is not said" } else { &entry.user };
+                write!(f, "{user} asked through {}: {:?}, {:?}", entry.node, entry.action(), entry.outcome())
             }
             Self::Epoch { id, from } => write!(f, "epoch key {} from {from}", epoch_name(*id)),
             Self::BadKey { node, reason } => write!(f, "skipped a ticket key of {node}: {reason}"),
@@ -355,6 +366,7 @@ pub struct Farm {
     mint_at: Option<u64>,
     /// The last revocation requested here: by which request, and what it was answered with.
     revoked: Option<(u64, Revocation)>,
+    audit: AuditTrail,
     out: Vec<Action>,
 }
 
@@ -482,6 +494,7 @@ impl Farm {
             senior_heard_at: None,
             mint_at: None,
             revoked: None,
+            audit: AuditTrail::default(),
             out: Vec::new(),
         }
     }
@@ -508,7 +521,7 @@ impl Farm {
             Event::Message { payload, via } => self.message(*payload, via, now),
             Event::Skewed { node, boot_id, offset_ms, via } => self.skewed(node, boot_id, offset_ms, via, now),
             Event::UnknownEpoch { via } => self.unknown_epoch(via, now),
-            Event::Ask { id, ask } => self.ask(id, ask, now),
+            Event::Ask { id, ask, user } => self.ask(id, ask, user, now),
             Event::Stop => {
                 self.farewell();
                 return std::mem::take(&mut self.out);
@@ -650,6 +663,8 @@ impl Farm {
             highest_generation: self.held.ring().highest_generation(),
             floor: self.held.ring().floor(),
             sessions_from: self.held.ring().sessions_from(),
+            reload: Some(self.local.reload.clone()),
+            audit: self.audit.to_proto(),
         }
     }
 
@@ -1186,7 +1201,7 @@ impl Farm {
 
     // Requests of operators.
 
-    fn ask(&mut self, id: u64, ask: Ask, now: Now) {
+    fn ask(&mut self, id: u64, ask: Ask, user: String, now: Now) {
         // What is minted or revoked goes beyond every generation of the ring, and must not go with a faulty one.
         self.drop_faulty(now);
         if let Ask::RevokeLocal { flush_sessions } = ask {
@@ -1194,23 +1209,26 @@ impl Farm {
             // To whoever can be reached.
             self.report_at = now.mono;
             self.announce_now(now);
+            self.audit_own(id, ask, user, (AuditOutcome::Done, floor), now);
             self.out.push(Action::Reply { id, reply: Reply::Revoked { floor, sessions_from } });
         } else if self.is_leader() && !self.must_wait(ask, now) {
             let answer = self.decide(ask, self.held.ring().highest_generation(), id, now);
+            self.audit_own(id, ask, user, outcome_of(&answer), now);
             let leader = self.settings.node.clone();
             self.reply(id, leader, answer);
         } else if self.link.is_none() {
+            self.audit_own(id, ask, user, (AuditOutcome::NoLeader, 0), now);
             self.out.push(Action::Reply { id, reply: Reply::NoLeader });
         } else {
             let known = self.held.ring().highest_generation();
             let give_up_at = now.mono + ASK_FOR_MS;
-            let pending = Pending { ask, known, give_up_at, retry_at: now.mono, table: PartialTable::default() };
+            let pending = Pending { ask, user, known, give_up_at, retry_at: now.mono, table: PartialTable::default() };
             self.asks.insert(id, pending);
         }
     }
 
     fn request(&mut self, from: Sender, request: &proto::Request, now: Now) {
-        if !self.settings.names.is_inbox(&request.inbox) {
+        if !self.settings.names.is_inbox(&request.inbox) || !is_user(&request.user) {
             self.note(Note::Refused { node: from.node, reason: "bad_request" });
             return;
         }
@@ -1222,7 +1240,12 @@ impl Farm {
             return; // likewise
         }
         let answer = match &request.kind {
-            Some(kind) => self.decide(Ask::of(kind), request.highest_generation, request.id, now),
+            Some(kind) => {
+                let answer = self.decide(Ask::of(kind), request.highest_generation, request.id, now);
+                let asked = (Ask::of(kind), from.node, request.user.clone());
+                self.audit(request.id, asked, outcome_of(&answer), now);
+                answer
+            }
             // Of a later release, which learns that this leader cannot do it.
             None => {
                 self.note(Note::Refused { node: from.node, reason: "bad_request" });
@@ -1324,7 +1347,9 @@ impl Farm {
         }
         let Some(members) = pending.table.add(&mut answer) else { return };
         answer.members = members;
-        self.asks.remove(&answer.id);
+        if let Some(pending) = self.asks.remove(&answer.id) {
+            self.audit_own(answer.id, pending.ask, pending.user, outcome_of(&answer), now);
+        }
         self.reply(answer.id, from.node.clone(), answer);
     }
 
@@ -1353,17 +1378,41 @@ impl Farm {
                 over.push(*id);
             } else if sealable && now.mono >= pending.retry_at {
                 pending.retry_at = now.mono + ASK_AGAIN_MS;
-                send.push((*id, pending.ask, pending.known));
+                send.push((*id, pending.ask, pending.known, pending.user.clone()));
             }
         }
         for id in over {
-            self.asks.remove(&id);
+            if let Some(pending) = self.asks.remove(&id) {
+                self.audit_own(id, pending.ask, pending.user, (AuditOutcome::NoLeader, 0), now);
+            }
             self.out.push(Action::Reply { id, reply: Reply::NoLeader });
         }
-        for (id, ask, highest_generation) in send {
+        for (id, ask, highest_generation, user) in send {
             let inbox = self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default();
-            let request = proto::Request { id, inbox, highest_generation, kind: ask.to_proto() };
+            let request = proto::Request { id, inbox, highest_generation, user, kind: ask.to_proto() };
             self.send(Route::Leader, Kind::Request(request));
+        }
+    }
+
+    /// Keeps what became of a request that was made at this node.
+    fn audit_own(&mut self, id: u64, ask: Ask, user: String, outcome: (AuditOutcome, u64), now: Now) {
+        self.audit(id, (ask, self.settings.node.clone(), user), outcome, now);
+    }
+
+    /// Keeps what became of a request of `user` at `node`. One that the asker will repeat is not over yet.
+    fn audit(
+        &mut self,
+        id: u64,
+        (ask, node, user): (Ask, String, String),
+        (outcome, generation): (AuditOutcome, u64),
+        now: Now,
+    ) {
+        if outcome == AuditOutcome::Unspecified {
+            return;
+        }
+        let asked = Asked { id, ask, node, user };
+        if let Some(entry) = self.audit.note(asked, outcome, generation, now.wall) {
+            self.note(Note::Audited(entry));
         }
     }
 
@@ -1598,6 +1647,8 @@ impl Farm {
             can_lead: self.settings.can_lead,
             floor: ring.floor(),
             sessions_from: ring.sessions_from(),
+            reload: Some(self.local.reload.clone()),
+            audit: self.audit.to_proto(),
         };
         if let Some(inbox) = self.acting_inbox() {
             self.send(Route::Inbox(inbox), Kind::Report(report.clone()));
@@ -1679,6 +1730,8 @@ impl Farm {
                 highest_generation: report.highest_generation,
                 floor: report.floor,
                 sessions_from: report.sessions_from,
+                reload: report.reload,
+                audit: report.audit,
             });
         }
         table.sort_by(|a, b| (&a.name, &a.boot_id).cmp(&(&b.name, &b.boot_id)));
@@ -1714,6 +1767,17 @@ struct Sender {
     offset_ms: i64,
 }
 
+/// What an answer says of a request, and the generation that came of it; unspecified if the asker is to ask again.
+fn outcome_of(answer: &proto::Answer) -> (AuditOutcome, u64) {
+    let outcome = match answer.outcome() {
+        proto::Outcome::Done => AuditOutcome::Done,
+        proto::Outcome::Pending => AuditOutcome::Pending,
+        proto::Outcome::Stale => AuditOutcome::Unspecified,
+        proto::Outcome::Refused | proto::Outcome::Unspecified => AuditOutcome::Refused,
+    };
+    (outcome, answer.generation.max(answer.floor))
+}
+
 /// Whether a report is one that a node sends: whole, and of bounded size, for the last one of each node is kept.
 fn is_sound(report: &proto::Report, names: &Names) -> bool {
     let is_word = |word: &String| word.len() <= LONGEST_WORD;
@@ -1728,6 +1792,9 @@ fn is_sound(report: &proto::Report, names: &Names) -> bool {
         && report.secret_ids.iter().all(|id| id.len() == 8)
         && report.proxies.len() <= MOST_PROXIES
         && report.proxies.iter().all(is_proxy)
+        && report.reload.as_ref().is_none_or(|reload| is_word(&reload.refused))
+        && report.audit.len() <= MOST_AUDITED
+        && report.audit.iter().all(is_entry)
 }
 
 /// `theirs` minus `ours`, saturating.
@@ -1785,7 +1852,19 @@ mod tests {
             version: "9".repeat(version),
             certificate_digest: vec![1; digest],
         };
-        let good = proto::Report { secret_ids: vec![vec![1; 8]; 16], proxies: vec![proxy(256, 8); 16], ..own_report() };
+        let refused = |bytes: usize| proto::LastReload { at: 1, refused: "r".repeat(bytes) };
+        let entry = |node: &str, user: &str| proto::AuditEntry {
+            node: node.to_owned(),
+            user: user.to_owned(),
+            ..proto::AuditEntry::default()
+        };
+        let good = proto::Report {
+            secret_ids: vec![vec![1; 8]; 16],
+            proxies: vec![proxy(256, 8); 16],
+            reload: Some(refused(256)),
+            audit: vec![entry("b", "root"); 8],
+            ..own_report()
+        };
         let bad = [
             proto::Report { inbox: "resumed.other.node.a.1".to_owned(), ..good.clone() },
             proto::Report { fingerprint: vec![0; 9], ..good.clone() },
@@ -1796,6 +1875,10 @@ mod tests {
             proto::Report { proxies: vec![proxy(1, 8); 17], ..good.clone() },
             proto::Report { proxies: vec![proxy(257, 8)], ..good.clone() },
             proto::Report { proxies: vec![proxy(1, 7)], ..good.clone() },
+            proto::Report { reload: Some(refused(257)), ..good.clone() },
+            proto::Report { audit: vec![entry("b", "root"); 9], ..good.clone() },
+            proto::Report { audit: vec![entry("", "root")], ..good.clone() },
+            proto::Report { audit: vec![entry("b", "root\n")], ..good.clone() },
         ];
         let mut hear = |report: proto::Report| {
             let kind = Some(Kind::Report(report));
@@ -1808,6 +1891,94 @@ mod tests {
             assert_eq!(hear(report.clone()), (true, false), "{report:?}");
         }
         assert_eq!(hear(good), (false, true));
+    }
+
+    /// The entries that these actions tell of.
+    fn audited(actions: &[Action]) -> Vec<proto::AuditEntry> {
+        let entry = |action: &Action| match action {
+            Action::Note(Note::Audited(entry)) => Some(entry.clone()),
+            _ => None,
+        };
+        actions.iter().filter_map(entry).collect()
+    }
+
+    fn request(id: u64, user: &str, highest_generation: u64, now: Now) -> Event {
+        let request = proto::Request {
+            id,
+            inbox: "resumed.f.node.b.1".to_owned(),
+            highest_generation,
+            user: user.to_owned(),
+            kind: Some(proto::request::Kind::Revoke(proto::Revoke { flush_sessions: true })),
+        };
+        let kind = Some(Kind::Request(request));
+        let payload = proto::Payload { node: "b".to_owned(), boot_id: vec![2; 16], sent_at: now.wall, kind };
+        Event::Message { payload: Box::new(payload), via: Via::Lease }
+    }
+
+    #[test]
+    fn a_leader_keeps_who_asked_it_through_which_node_once_and_only_for_what_it_did() {
+        let mut leader = follower(at(0));
+        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        let highest = |leader: &Farm| leader.held().ring().highest_generation();
+        let _first_key = leader.handle(at(3), Event::Wake);
+        let stale = highest(&leader) - 1;
+        assert_eq!(audited(&leader.handle(at(4), request(7, "alice", stale, at(4)))), [], "it is to ask again");
+        let known = highest(&leader);
+        let [done] = &audited(&leader.handle(at(5), request(7, "alice", known, at(5))))[..] else { panic!("one") };
+        let expected = proto::AuditEntry {
+            id: 7,
+            at: at(5).wall,
+            action: proto::AuditAction::Revoke.into(),
+            flush_sessions: true,
+            node: "b".into(),
+            user: "alice".into(),
+            outcome: AuditOutcome::Done.into(),
+            generation: highest(&leader),
+        };
+        assert_eq!(*done, expected);
+        assert_eq!(audited(&leader.handle(at(6), request(7, "alice", known, at(6)))), [], "its answer was lost");
+        // A release that says nothing of users, and one that says what no user is called.
+        let known = highest(&leader);
+        let old = audited(&leader.handle(at(7), request(8, "", known, at(7))));
+        assert!(matches!(&old[..], [entry] if entry.user.is_empty()), "{old:?}");
+        let known = highest(&leader);
+        let bad = leader.handle(at(8), request(9, "a\nb", known, at(8)));
+        assert!(bad.iter().any(|action| matches!(action, Action::Note(Note::Refused { reason: "bad_request", .. }))));
+        assert_eq!((audited(&bad), highest(&leader)), (vec![], known), "it changes nothing");
+        let own = leader.own_member();
+        assert_eq!(own.audit.iter().map(|entry| entry.id).collect::<Vec<_>>(), [7, 8]);
+    }
+
+    #[test]
+    fn the_asked_node_says_who_asks_and_keeps_what_became_of_it() {
+        let mut asker = follower(at(0));
+        let ask = |id| Event::Ask { id, ask: Ask::Rotate, user: "bob".to_owned() };
+        let key = EpochKey::from_random(&[5; 32]).expect("OpenSSL has HKDF-SHA256");
+        asker.epochs.lead_to(key, at(0));
+        let said = asker.handle(at(1), ask(1));
+        let users = said.iter().filter_map(|action| match action {
+            Action::Send { kind: Kind::Request(request), .. } => Some(request.user.as_str()),
+            _ => None,
+        });
+        assert_eq!(users.collect::<Vec<_>>(), ["bob"]);
+        let answer = proto::Answer { id: 1, outcome: proto::Outcome::Done.into(), generation: 9, ..Default::default() };
+        let kind = Some(Kind::Answer(answer));
+        let payload = proto::Payload { node: "b".to_owned(), boot_id: vec![2; 16], sent_at: at(1).wall, kind };
+        let answered = audited(&asker.handle(at(1), Event::Message { payload: Box::new(payload), via: Via::Inbox }));
+        assert!(matches!(&answered[..], [entry] if entry.node == "a" && entry.generation == 9), "{answered:?}");
+        // In vain: no leader answers within five seconds, and then none can be asked.
+        let _asked = asker.handle(at(2), ask(2));
+        let late = audited(&asker.handle(at(8), Event::Wake));
+        let _gone = asker.handle(at(9), Event::Disconnected);
+        let alone = audited(&asker.handle(at(9), ask(3)));
+        for entries in [&late, &alone] {
+            assert!(matches!(&entries[..], [entry] if entry.outcome() == AuditOutcome::NoLeader), "{entries:?}");
+        }
+        let local = Event::Ask { id: 4, ask: Ask::RevokeLocal { flush_sessions: false }, user: String::new() };
+        let local = audited(&asker.handle(at(10), local));
+        assert!(matches!(&local[..], [entry] if entry.action() == proto::AuditAction::RevokeLocal), "{local:?}");
+        let kept: Vec<u64> = asker.own_member().audit.iter().map(|entry| entry.id).collect();
+        assert_eq!(kept, [1, 2, 3, 4]);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! and draws no randomness but from the source that it was given, so that one test can drive a thousand farms through
 //! partitions. `daemon::driver` carries its actions out.
 
+mod audit;
 mod machine;
 mod members;
 mod operator;
 
+pub use audit::{MOST_AUDITED, is_user};
 pub use machine::{Action, Event, Farm, FarmSettings, LocalState, Note, Via};
 pub use members::{Member, Members};
 pub use operator::{Ask, Reply};

@@ -80,6 +80,8 @@ pub enum Reply {
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) ask: Ask,
+    /// Who asked, at this node.
+    pub(super) user: String,
     /// The highest generation when it was asked, or when the leader last said that it was stale. Not that of now: what
     /// an earlier try did must not make a later one look like another request.
     pub(super) known: u64,

@@ -192,7 +192,7 @@ impl LargeFarm {
     /// Asks `node` something, and waits for the answer.
     pub fn ask(&mut self, node: usize, ask: Ask) -> Reply {
         self.nodes[node].answer = None;
-        self.give(node, Event::Ask { id: 1, ask });
+        self.give(node, Event::Ask { id: 1, ask, user: String::new() });
         assert!(self.run_until(60_000, |farm| farm.nodes[node].answer.is_some()), "no answer to {ask:?}");
         self.nodes[node].answer.take().expect("just seen")
     }

@@ -274,7 +274,7 @@ impl Run {
         let id = self.world.sequence_of_asks();
         self.world.say(|world| format!("an operator asks {}: {ask:?}", world.hosts[host].name));
         if self.world.hosts[host].stopped.is_none() {
-            self.world.give(host, Event::Ask { id, ask });
+            self.world.give(host, Event::Ask { id, ask, user: String::new() });
         }
     }
 
