@@ -52,7 +52,7 @@ demo: build dependencies-farm ## A broker and three proxies on loopback: probe, 
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
-test: build deb dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+test: build deb previous dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
 	$(SAY) 'building the tests: about 3 min when nothing of them is built'
 	$(CARGO) test $(RELEASE) --no-run --quiet
 	$(SAY) 'documentation and unit tests: about 30 s'
@@ -61,12 +61,12 @@ test: build deb dependencies-farm dependencies-test ## Every test, those against
 	$(SAY) 'whole farms, test after test: about 10 min'
 	$(CARGO) test $(RELEASE) --no-fail-fast $(FARM_TESTS:%=--test %) -- $(TEST)
 
-# Revision 2 of the packages is what the hosts are upgraded to.
+# The farm begins with the packages of the release before. On a host of its own, revision 1 is upgraded to revision 2.
 .PHONY: test-rollout
 test-rollout: dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
 	$(MAKE) deb REVISION=2
-	$(MAKE) deb REVISION=1
-	$(SAY) 'the hosts: about 3 min to make their base system the first time, then 9 min'
+	$(MAKE) deb-previous REVISION=1
+	$(SAY) 'the hosts: about 3 min to make their base system the first time, then 10 min'
 	$(CARGO) test $(RELEASE) --test rollout -- --nocapture --test-threads 1 $(TEST)
 
 .PHONY: bench
@@ -95,6 +95,17 @@ build: dependencies-build ## The release binary and the plugin: target/release/r
 deb: build dependencies-deb $(CARGO_DEB) ## The Debian packages, in target/debian: resumed and resumed-trafficserver (REVISION=2 for the next one of a release)
 	$(CARGO) build $(RELEASE) --example manual
 	CARGO_DEB='$(CARGO_DEB)' scripts/make-packages.sh '$(TARGET)' '$(REVISION)'
+
+# A peer for the tests of two releases in one farm. Its crates from the registry are those of the present build.
+.PHONY: previous
+previous: build ## The release before this one, as tests/previous-release names it, in target/previous-release
+	$(SAY) 'the release before this one, beside which this one is tested: about 2 min the first time'
+	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' scripts/build-previous-release.sh '$(TARGET)' release
+
+.PHONY: deb-previous
+deb-previous: deb previous ## The Debian packages of the release before this one
+	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' CARGO_DEB='$(CARGO_DEB)' \
+	  scripts/build-previous-release.sh '$(TARGET)' packages
 
 $(CARGO_DEB):
 	$(SAY) 'building cargo-deb: about 1 min, once'

@@ -20,6 +20,7 @@ use testkit::dashboard::Dashboard;
 use testkit::farm::{built, wait_for};
 use testkit::namespaces::{Network, apart};
 use testkit::prometheus::{Prometheus, ScrapeTarget, Watch};
+use testkit::release::previous_package;
 
 /// How long a farm may take to be whole again after a fault has ended, a host's boot included.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -117,8 +118,11 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
     apart(|| {
         let network = Network::new(1);
         let mut site = Site::boot(&network, &base);
+        let before = site::version(&previous_package("resumed"));
+        let now = site::version(&site::package("resumed", 1));
+        let (before, now) = (before.as_str(), now.as_str());
 
-        // From nothing to a farm, as an operator does it.
+        // From nothing to a farm of the release before this one, as an operator does it.
         let check = site.must_play("site.yml --check");
         println!("site.yml --check on fresh hosts took {:.0?}", check.took);
         let first = site.must_play("site.yml");
@@ -174,25 +178,37 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
             None
         });
         story.chapter("a release that does not start, and the way back", || {
-            site.offer_broken_package("2~broken");
-            let stopped = site.play("rollout.yml -e packages_revision=2~broken -e farm_check_wait=5s");
+            let broken = site.offer_broken_package("2~broken");
+            let stopped = site.play(&format!("rollout.yml -e packages_version={broken} -e farm_check_wait=5s"));
             assert!(!stopped.succeeded, "it went on:\n{}", stopped.text);
-            assert_eq!(revisions(&site), ["2~broken", "1", "1"], "{}", stopped.text);
-            site.must_play("site.yml -e resumed_allow_downgrade=true -e trafficserver_allow_downgrade=true");
-            assert_eq!(revisions(&site), ["1", "1", "1"]);
+            assert_eq!(versions(&site), [&broken, before, before], "{}", stopped.text);
+            site.must_play(&format!("site.yml {DOWNGRADE}"));
+            assert_eq!(versions(&site), [before; 3]);
             balancer.say("set server farm/a state ready");
             None
         });
-        story.chapter("an upgrade that a probe stops, taken up again, host by host", || {
+        story.chapter("an upgrade to this release that a probe stops, taken up again, host by host", || {
             let nowhere = "10.79.0.254:9";
             let targets = format!("{{\"farm_check_targets\": [\"10.79.0.1:443\", \"{nowhere}\"]}}");
-            let words = format!("rollout.yml -e packages_revision=2 -e rollout_check_before=false -e '{targets}'");
+            let words = format!("rollout.yml -e packages_version={now} -e rollout_check_before=false -e '{targets}'");
             let stopped = site.play(&words);
             assert!(!stopped.succeeded && stopped.text.contains(nowhere), "it went on:\n{}", stopped.text);
             assert!(stopped.text.contains("The rollout stops at a"), "it does not say where:\n{}", stopped.text);
-            assert_eq!(revisions(&site), ["2", "1", "1"], "{}", stopped.text);
-            let rolled = site.must_play("rollout.yml -e packages_revision=2");
-            assert_eq!(revisions(&site), ["2", "2", "2"], "{}", rolled.text);
+            assert_eq!(versions(&site), [now, before, before], "{}", stopped.text);
+            let rolled = site.must_play(&format!("rollout.yml -e packages_version={now}"));
+            assert_eq!(versions(&site), [now; 3], "{}", rolled.text);
+            site.hosts.iter().for_each(goes_on_with_its_ring);
+            balancer.wait_for_hosts(3, PATIENCE);
+            None
+        });
+        story.chapter("one host back to the release before, and up again", || {
+            let back = site.must_play(&format!("rollout.yml --limit b -e packages_version={before} {DOWNGRADE}"));
+            assert_eq!(versions(&site), [now, before, now], "{}", back.text);
+            goes_on_with_its_ring(&site.hosts[1]);
+            balancer.wait_for_hosts(3, PATIENCE);
+            let rolled = site.must_play(&format!("rollout.yml -e packages_version={now}"));
+            assert_eq!(versions(&site), [now; 3], "{}", rolled.text);
+            goes_on_with_its_ring(&site.hosts[1]);
             balancer.wait_for_hosts(3, PATIENCE);
             None
         });
@@ -320,10 +336,26 @@ fn after_the_floors_second(site: &Site) {
     });
 }
 
-/// The revision of the daemon's package on each host.
-fn revisions(site: &Site) -> Vec<String> {
-    let revision = |version: String| version.rsplit('-').next().unwrap_or_default().to_owned();
-    site.hosts.iter().map(|host| revision(host.must("dpkg-query -W -f '${Version}' resumed"))).collect()
+/// What lets the playbooks put an older package into the place of a newer one.
+const DOWNGRADE: &str = "-e resumed_allow_downgrade=true -e trafficserver_allow_downgrade=true";
+
+/// The version of the daemon's package on each host; the plugin's is the same.
+fn versions(site: &Site) -> Vec<String> {
+    let version = |host: &Host, package| host.must(&format!("dpkg-query -W -f '${{Version}}' {package}"));
+    let both = |host| (version(host, "resumed"), version(host, "resumed-trafficserver"));
+    let both: Vec<_> = site.hosts.iter().map(both).collect();
+    // A release that does not start leaves the plugin of the one before.
+    assert!(both.iter().all(|(daemon, plugin)| daemon == plugin || daemon.contains("broken")), "{both:?}");
+    both.into_iter().map(|(daemon, _)| daemon).collect()
+}
+
+/// The daemon that runs on `host` is the installed one, and began with the keys of the one before it.
+fn goes_on_with_its_ring(host: &Host) {
+    host.must("systemctl is-active resumed trafficserver");
+    let running = host.must("readlink /proc/$(systemctl show --value --property MainPID resumed)/exe");
+    assert_eq!(running, "/usr/bin/resumed", "on {}, the daemon that runs was replaced", host.name());
+    let invocation = "_SYSTEMD_INVOCATION_ID=$(systemctl show --value --property InvocationID resumed)";
+    host.must(&format!("journalctl --quiet --output cat --grep 'took up the ring of the last run' {invocation}"));
 }
 
 /// Waits until all three hosts serve clients, are in step and have all sessions, and their brokers are one cluster again.

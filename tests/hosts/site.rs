@@ -14,6 +14,7 @@ use super::host::Host;
 use testkit::ats::Certificate;
 use testkit::farm::{built, wait_for};
 use testkit::namespaces::Network;
+use testkit::release::previous_package;
 use testkit::watcher::Folder;
 
 /// The name in the proxies' certificate.
@@ -55,6 +56,12 @@ pub fn package(name: &str, revision: u32) -> PathBuf {
     let file = target.join(format!("debian/{name}_{}-{revision}_amd64.deb", env!("CARGO_PKG_VERSION")));
     assert!(file.is_file(), "{} is missing: make deb REVISION={revision}", file.display());
     file
+}
+
+/// The version of `package`, from its file's name.
+pub fn version(package: &Path) -> String {
+    let name = package.file_name().expect("a file").to_string_lossy();
+    name.split('_').nth(1).expect("name_version_architecture.deb").to_owned()
 }
 
 /// Where hosts are kept: on a file system that overlays can lie on.
@@ -130,8 +137,7 @@ impl Site {
         assert!(copied.expect("cp").success(), "the playbooks are copied");
         fs::create_dir_all(root.join("srv/farm/group_vars")).expect("a folder for the inventory");
         for name in ["resumed", "resumed-trafficserver"] {
-            for revision in [1, 2] {
-                let package = package(name, revision);
+            for package in [previous_package(name), package(name, 1)] {
                 fs::copy(&package, root.join("srv").join(package.file_name().expect("a name"))).expect("a package");
             }
         }
@@ -153,7 +159,8 @@ impl Site {
         let certificate = Certificate::self_signed(SERVER_NAME);
         fs::write(root.join("srv/farm.test.pem"), &certificate.pem).expect("the certificate");
         fs::write(root.join("srv/farm.test.key"), &certificate.key).expect("its key");
-        let variables = VARIABLES.replace("VERSION", env!("CARGO_PKG_VERSION")).replace("OPERATOR", OPERATOR);
+        let first = version(&previous_package("resumed"));
+        let variables = VARIABLES.replace("FIRST", &first).replace("OPERATOR", OPERATOR);
         control.write("srv/farm/group_vars/all.yml", &variables);
         // Tells the load balancer to send nobody to a host any more, or to send them again.
         let tell = "exec 3<>/dev/tcp/10.79.0.254/9999; echo set server farm/$2 state $1 >&3; cat <&3";
@@ -161,18 +168,19 @@ impl Site {
         control.must("chmod 755 /srv/balancer");
     }
 
-    /// Puts packages of this revision onto the control host whose daemon ends as soon as it is started.
-    pub fn offer_broken_package(&self, revision: &str) {
+    /// Puts packages of this revision onto the control host whose daemon ends as soon as it is started. Returns their
+    /// version.
+    pub fn offer_broken_package(&self, revision: &str) -> String {
         for name in ["resumed", "resumed-trafficserver"] {
             let folder = self.dir().join(format!("{name}-{revision}"));
             let dpkg_deb = |words: &[&Path]| {
                 let done = Command::new("dpkg-deb").args(words).output().expect("dpkg-deb");
                 assert!(done.status.success(), "dpkg-deb {words:?}: {}", String::from_utf8_lossy(&done.stderr));
             };
-            dpkg_deb(&[Path::new("--raw-extract"), &package(name, 2), &folder]);
+            dpkg_deb(&[Path::new("--raw-extract"), &package(name, 1), &folder]);
             let control = folder.join("DEBIAN/control");
             let text = fs::read_to_string(&control).expect("the control file");
-            let versions = ["2", revision].map(|revision| format!("{}-{revision}\n", env!("CARGO_PKG_VERSION")));
+            let versions = ["1", revision].map(|revision| format!("{}-{revision}\n", env!("CARGO_PKG_VERSION")));
             fs::write(&control, text.replace(&versions[0], &versions[1])).expect("the control file");
             if name == "resumed" {
                 fs::write(folder.join("usr/bin/resumed"), "#!/bin/sh\nexit 1\n").expect("a daemon that ends");
@@ -180,6 +188,7 @@ impl Site {
             let file = format!("srv/{name}_{}-{revision}_amd64.deb", env!("CARGO_PKG_VERSION"));
             dpkg_deb(&[Path::new("--build"), &folder, &self.control.root().join(file)]);
         }
+        format!("{}-{revision}", env!("CARGO_PKG_VERSION"))
     }
 
     /// Runs `ansible-playbook` with these words on the control host.
@@ -273,8 +282,8 @@ impl Site {
 const VARIABLES: &str = "\
 resumed_farm: test
 farm_secrets_directory: /root/farm-secrets
-resumed_deb: /srv/resumed_VERSION-{{ packages_revision | default(1) }}_amd64.deb
-trafficserver_plugin_deb: /srv/resumed-trafficserver_VERSION-{{ packages_revision | default(1) }}_amd64.deb
+resumed_deb: /srv/resumed_{{ packages_version | default('FIRST') }}_amd64.deb
+trafficserver_plugin_deb: /srv/resumed-trafficserver_{{ packages_version | default('FIRST') }}_amd64.deb
 resumed_metrics_listen: 0.0.0.0:9464
 trafficserver_certificates:
   - certificate: /srv/farm.test.pem

@@ -17,6 +17,7 @@ use resumed::status::{FarmStatus, SecretStep};
 
 use crate::ats::{Ats, AtsSetup, Certificate, free_port};
 use crate::namespaces::{at, command_at};
+use crate::release::Release;
 use crate::watcher::{Folder, Process};
 
 /// How long a condition may take to become true before a test fails. Generous: the machine may be busy.
@@ -79,6 +80,10 @@ pub struct FarmSetup {
     pub rings: Option<PathBuf>,
     /// What the daemons log.
     pub log: String,
+    /// The releases of the hosts' daemons; those of hosts that it does not reach to are of this release.
+    pub daemons: Vec<Release>,
+    /// The same of the proxies' plugins.
+    pub plugins: Vec<Release>,
 }
 
 /// The proxies of a farm.
@@ -114,6 +119,8 @@ impl FarmSetup {
             networks: Vec::new(),
             rings: None,
             log: "info,resumed=debug".to_owned(),
+            daemons: Vec::new(),
+            plugins: Vec::new(),
         }
     }
 }
@@ -164,13 +171,18 @@ impl Farm {
 
     /// Starts every daemon and every proxy of a farm that was laid out, and waits until the proxies serve.
     pub fn launch(&mut self) {
-        for host in &mut self.hosts {
+        Self::launch_hosts(&mut self.hosts);
+    }
+
+    /// Starts the daemon and the proxy of each of `hosts`, and waits until the proxies serve.
+    pub fn launch_hosts(hosts: &mut [Host]) {
+        for host in &mut *hosts {
             host.daemon.launch();
             if let Some(ats) = &mut host.ats {
                 ats.launch();
             }
         }
-        for host in &mut self.hosts {
+        for host in hosts {
             if let Some(ats) = &mut host.ats {
                 ats.wait_until_serving();
             }
@@ -315,7 +327,7 @@ fn host(setup: &FarmSetup, index: usize, dir: &Path, secret: &Path, certificate:
     fs::create_dir(&home).expect("a fresh folder");
     let daemon = Daemon::lay_out(setup, index, &name, &home, secret);
     let ats = (setup.proxies != Proxies::None).then(|| {
-        let plugin = built("libresumed_ats.so");
+        let plugin = setup.plugins.get(index).copied().unwrap_or_default().plugin();
         let socket = home.join("ats.sock");
         let line = format!("{} --socket={} {}", plugin.display(), socket.display(), setup.plugin);
         let mut ats = AtsSetup::new(certificate, line);
@@ -333,6 +345,7 @@ pub struct Daemon {
     metrics_port: u16,
     network: Option<Pid>,
     log: String,
+    release: Release,
     child: Option<Process>,
 }
 
@@ -371,6 +384,7 @@ impl Daemon {
             metrics_port,
             network: setup.networks.get(index).copied(),
             log: setup.log.clone(),
+            release: setup.daemons.get(index).copied().unwrap_or_default(),
             child: None,
         }
     }
@@ -379,7 +393,7 @@ impl Daemon {
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("daemon.log");
-        let mut command = command_at(self.network, built("resumed"));
+        let mut command = command_at(self.network, self.release.program());
         command
             .args(["run", "--log", &self.log, "--config"])
             .arg(self.config())
@@ -388,6 +402,16 @@ impl Daemon {
             .stdout(log.try_clone().expect("the log twice"))
             .stderr(log);
         self.child = Some(Process::spawn(&mut command).expect("resumed runs"));
+    }
+
+    /// Puts another release into its place, which the next launch starts.
+    pub fn install(&mut self, release: Release) {
+        self.release = release;
+    }
+
+    /// The release of the daemon that was started last, or will be started first.
+    pub fn release(&self) -> Release {
+        self.release
     }
 
     /// The node's name.
@@ -442,9 +466,14 @@ impl Daemon {
         status
     }
 
-    /// Runs a `resumed` command with this daemon's configuration.
+    /// Runs a `resumed` command of this release, whichever the daemon is of, with the daemon's configuration.
     pub fn command(&self, words: &[&str]) -> Output {
-        Command::new(built("resumed")).args(words).arg("--config").arg(self.config()).output().expect("resumed runs")
+        self.command_of(Release::Current, words)
+    }
+
+    /// The same with a command of `release`.
+    pub fn command_of(&self, release: Release, words: &[&str]) -> Output {
+        Command::new(release.program()).args(words).arg("--config").arg(self.config()).output().expect("resumed runs")
     }
 
     /// `status --json`.
