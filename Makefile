@@ -61,7 +61,8 @@ test: build deb previous dependencies-farm dependencies-test ## Every test, thos
 	$(SAY) 'whole farms, test after test: about 10 min'
 	$(CARGO) test $(RELEASE) --no-fail-fast $(FARM_TESTS:%=--test %) -- $(TEST)
 
-# The farm begins with the packages of the release before. On a host of its own, revision 1 is upgraded to revision 2.
+# The farm goes back to the packages of the release before and up again. On a host of its own, revision 1 is upgraded to
+# revision 2.
 .PHONY: test-rollout
 test-rollout: dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
 	$(MAKE) deb REVISION=2

@@ -159,7 +159,7 @@ impl Site {
         let certificate = Certificate::self_signed(SERVER_NAME);
         fs::write(root.join("srv/farm.test.pem"), &certificate.pem).expect("the certificate");
         fs::write(root.join("srv/farm.test.key"), &certificate.key).expect("its key");
-        let first = version(&previous_package("resumed"));
+        let first = version(&package("resumed", 1));
         let variables = VARIABLES.replace("FIRST", &first).replace("OPERATOR", OPERATOR);
         control.write("srv/farm/group_vars/all.yml", &variables);
         // Tells the load balancer to send nobody to a host any more, or to send them again.
