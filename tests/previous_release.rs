@@ -1,15 +1,14 @@
 //! This release and the one before it in one farm, either leading: daemons, plugins, saved rings and commands, both ways
 //! round. What an operator relies on who upgrades host by host, or goes back. `--nocapture` shows the figures.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Output};
 use std::time::Instant;
 
 use resumed::probe::{Client, Mode, Options, Session};
-use resumed::status::{FarmStatus, RingStatus, SecretStep};
+use resumed::status::{FarmStatus, NodeStatus, RingStatus, SecretStep};
 use testkit::broker::Broker;
-use testkit::farm::{Daemon, Farm, FarmSetup, Proxies, new_secret, wait_for};
+use testkit::farm::{Daemon, Farm, FarmSetup, Host, Proxies, new_secret, wait_for};
 use testkit::hopping::Hopping;
 use testkit::release::Release;
 use testkit::sessions::{new_ones_resume, refused_at, resumes};
@@ -91,22 +90,32 @@ fn rotates(farm: &Farm) {
 
 /// `status` by a command of each release, at every daemon.
 fn shows_the_farm(farm: &Farm) {
-    let names: BTreeSet<String> = farm.hosts.iter().map(|host| host.name.clone()).collect();
     for daemon in farm.hosts.iter().map(|host| &host.daemon) {
         for by in RELEASES {
             let shown = succeeded(&daemon.command_of(by, &["status", "--wait-in-step", "60s"]));
-            assert!(names.iter().all(|name| shown.contains(name)), "{by:?} at {}: {shown}", daemon.name());
+            assert!(farm.hosts.iter().all(|host| shown.contains(&host.name)), "{by:?} at {}: {shown}", daemon.name());
             // What scripts read: this release's documents by those written for the one before, and the reverse.
-            let document = succeeded(&daemon.command_of(by, &["status", "--json"]));
-            let status: FarmStatus = serde_json::from_str(&document).expect("a status");
-            let seen: BTreeSet<String> = status.nodes.iter().map(|node| node.name.clone()).collect();
-            assert_eq!((&seen, status.leader.as_deref()), (&names, Some("host0")), "{by:?}: {document}");
-            for (node, host) in status.nodes.iter().zip(&farm.hosts) {
-                assert!(node.in_step, "{by:?}: {document}");
-                assert_eq!((node.version.as_str(), node.proxies.len()), (&*host.daemon.release().version(), 1));
-            }
+            wait_for("the whole farm in a status", || {
+                let document = succeeded(&daemon.command_of(by, &["status", "--json"]));
+                let status: FarmStatus = serde_json::from_str(&document).map_err(|error| error.to_string())?;
+                let told = || format!("{by:?} at {}: {document}", daemon.name());
+                if is_of(&status, farm) { Ok(()) } else { Err(told()) }
+            });
         }
     }
+}
+
+/// Whether `status` shows each host as it is, in step, and the first as the leader.
+fn is_of(status: &FarmStatus, farm: &Farm) -> bool {
+    let is_host = |(node, host): (&NodeStatus, &Host)| {
+        node.name == host.name
+            && node.version == host.daemon.release().version()
+            && node.in_step
+            && node.proxies.len() == 1
+    };
+    status.leader.as_ref() == Some(&farm.hosts[0].name)
+        && status.nodes.len() == farm.hosts.len()
+        && status.nodes.iter().zip(&farm.hosts).all(is_host)
 }
 
 /// A new farm secret by its three steps, a host of each release last.
