@@ -1,7 +1,9 @@
 //! What the plugin does to ATS's memory: nothing invalid, nothing lost, nothing that grows.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -11,8 +13,9 @@ use testkit::plugin;
 use testkit::watcher::Folder;
 
 use bytes::Bytes;
+use prost::Message;
 use resumed::keys::Timetable;
-use resumed::proto::local::Session;
+use resumed::proto::local::{Session, ToProxy, Welcome, to_proxy};
 use testkit::ats::{Ats, AtsSetup, Certificate};
 use testkit::node::{Node, NodeSetup, key};
 use testkit::tls::{Client, Mode};
@@ -146,4 +149,92 @@ fn under_load_ats_does_not_grow() {
     // The replica keeps what it was given, about 250 bytes a session; the rest is noise of the allocator.
     let allowed = 6 * 1024 + made as u64 / 2;
     assert!(after < before + allowed, "from {before} to {after} KiB in {handshakes} handshakes");
+}
+
+/// A daemon that is no use.
+struct BadDaemon(UnixListener);
+
+/// How it ends connections.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// One at once, as it does to a user who may not connect, and the next after the greeting. Only a greeted plugin comes back as
+    /// soon as it can; one that is refused waits for longer each time.
+    RefusesAndCrashes,
+    /// With a message that is none.
+    Babbles,
+}
+
+impl BadDaemon {
+    /// Takes the plugin's next connection, and greets it once it has introduced itself.
+    fn greets(&self) -> UnixStream {
+        let (mut stream, _) = self.0.accept().expect("a connection");
+        stream.set_read_timeout(Some(ats::PATIENCE)).expect("a limit");
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).expect("an introduction");
+        let mut hello = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut hello).expect("an introduction");
+        let welcome = Welcome { node: "n1".to_owned(), farm: "test".to_owned(), ..Welcome::default() };
+        let welcome = ToProxy { kind: Some(to_proxy::Kind::Welcome(welcome)) }.encode_to_vec();
+        let length = u32::try_from(welcome.len()).expect("a short message").to_be_bytes();
+        stream.write_all(&[&length[..], &welcome].concat()).expect("a plugin that reads");
+        stream
+    }
+
+    fn ends(&self, ending: Ending) {
+        match ending {
+            Ending::RefusesAndCrashes => {
+                drop(self.0.accept().expect("a connection"));
+                drop(self.greets());
+            }
+            Ending::Babbles => {
+                let mut stream = self.greets();
+                stream.write_all(b"\x00\x00\x00\x04\xff\xff\xff\xff").expect("a plugin that reads");
+                while stream.read(&mut [0; 100]).is_ok_and(|len| len > 0) {}
+            }
+        }
+    }
+}
+
+/// How many entries a folder of `/proc` has.
+fn entries(pid: nix::unistd::Pid, folder: &str) -> usize {
+    fs::read_dir(format!("/proc/{pid}/{folder}")).expect("its folder").count()
+}
+
+#[test]
+fn a_connection_of_the_plugin_leaves_nothing_behind() {
+    let folder = Folder::temporary("resumed-");
+    let socket = folder.path().join("ats.sock");
+    let daemon = BadDaemon(UnixListener::bind(&socket).expect("the socket"));
+    let line = format!("{} --socket={} --wait-ms=0", plugin::library().display(), socket.display());
+    let mut setup = AtsSetup::new(&Certificate::self_signed("farm.test"), line);
+    setup.manager = false;
+    let ats = Ats::start(&folder.path().join("a"), &setup);
+    let pid = ats.server_pid();
+    let endings = [Ending::RefusesAndCrashes, Ending::Babbles];
+    // Whatever the first few make is made once.
+    (0..5).for_each(|_| endings.into_iter().for_each(|ending| daemon.ends(ending)));
+    for ending in endings {
+        let standing = daemon.greets();
+        let (before, files, threads) = (resident(pid), entries(pid, "fd"), entries(pid, "task"));
+        drop(standing);
+        (0..100).for_each(|_| daemon.ends(ending));
+        let standing = daemon.greets();
+        let after = resident(pid);
+        eprintln!(
+            "a daemon that {ending:?}, 100 times: from {before} to {after} KiB, {files} files, {threads} threads"
+        );
+        assert!(after < before + 5 * 1024, "{ending:?}: from {before} to {after} KiB");
+        let start = Instant::now();
+        // The last connection but one may still be closing.
+        while (entries(pid, "fd"), entries(pid, "task")) != (files, threads) {
+            let now = (entries(pid, "fd"), entries(pid, "task"));
+            assert!(
+                start.elapsed() < ats::PATIENCE,
+                "{ending:?}: {now:?}, not {:?} files and threads",
+                (files, threads)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(standing);
+    }
 }

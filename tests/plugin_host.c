@@ -64,6 +64,8 @@ void *TSThreadInit(void) NAME("", "_Z12TSThreadInitv");
 void *
 TSThreadInit(void)
 {
+  /* ATS keeps what it makes here until it ends, whatever becomes of the thread. */
+  printf("thread\n");
   return &held;
 }
 

@@ -341,6 +341,22 @@ async fn a_daemon_that_sends_nonsense_costs_a_connection_and_no_more() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn ats_hears_of_two_threads_however_often_the_daemon_goes() {
+    let folder = Folder::temporary("resumed-");
+    let socket = folder.path().join("ats.sock");
+    let program = host(folder.path(), 9);
+    let mut host = Host::start(&program, &[&format!("--socket={}", socket.display()), "--wait-ms=20000"]);
+    for n in 1..=3 {
+        let node = Node::start(&socket, &NodeSetup::default()).await;
+        node.keys.send_replace(Arc::new(Timetable::new(vec![key(n, -10..1000, 3000)])));
+        // The keys' thread takes them after the link's has brought them: both have begun.
+        host.wait_for(&format!("keys {}", record(n)));
+        node.stop().await;
+    }
+    assert_eq!(host.said("thread").len(), 2, "{:?}", host.seen);
+}
+
 #[test]
 fn an_argument_that_cannot_be_meant_is_named_and_the_plugin_stays_out() {
     let folder = Folder::temporary("resumed-");

@@ -3,6 +3,7 @@
 //! ATS 9 exports C names; ATS 10 exports the same functions as C++, under mangled names; ATS 11 has no session
 //! functions any more. Everything unsafe about calling ATS is in this file.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::OnceLock;
@@ -178,9 +179,15 @@ impl Api {
         unsafe { register(&raw const registration) == SUCCESS }
     }
 
-    /// Makes the calling thread one that may call ATS.
+    /// Makes the calling thread one that may call ATS. For threads that live as long as ATS: it keeps a megabyte and a file
+    /// descriptor for each thread that was made one, also when the thread has ended. Another call by the same thread does nothing.
     pub fn thread_init(&self) {
-        if let Some(init) = self.thread_init {
+        thread_local! {
+            static IS_ONE: Cell<bool> = const { Cell::new(false) };
+        }
+        if let Some(init) = self.thread_init
+            && !IS_ONE.replace(true)
+        {
             // SAFETY: called once by a thread that ATS did not start.
             unsafe { init() };
         }

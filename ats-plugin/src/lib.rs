@@ -1,8 +1,8 @@
 //! The Apache Traffic Server plugin of resumed.
 //!
 //! ATS's session hook runs on its network threads inside a handshake: it copies and enqueues, or looks one session up,
-//! and never waits. One thread talks to the daemon, one keeps the ticket keys by their times. `plugin.rs` is the room
-//! they share; everything unsafe is in `api.rs` and at the entries below. What is public touches nothing of ATS: `fuzz/`
+//! and never waits. One thread talks to the daemon, one keeps the ticket keys by their times; both live as long as ATS, which they
+//! may call, and a third, which lives as long as a connection, may not. `plugin.rs` is the room they share; everything unsafe is in `api.rs` and at the entries below. What is public touches nothing of ATS: `fuzz/`
 //! feeds it and the benchmarks time it.
 
 mod api;

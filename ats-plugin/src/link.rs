@@ -40,12 +40,12 @@ pub fn run(plugin: &'static Plugin) {
                     && !plugin.stops()
                     && let Some(times) = losses.pass(Instant::now())
                 {
-                    say(Level::Warning, &format!("lost the daemon at {path}: {error}; ATS serves on{times}"));
+                    plugin.say(Level::Warning, &format!("lost the daemon at {path}: {error}; ATS serves on{times}"));
                 }
             }
             Err(error) => {
                 if let Some(times) = absences.pass(Instant::now()) {
-                    say(Level::Warning, &format!("no daemon at {path}: {error}; ATS serves on{times}"));
+                    plugin.say(Level::Warning, &format!("no daemon at {path}: {error}; ATS serves on{times}"));
                 }
             }
         }
@@ -56,22 +56,23 @@ pub fn run(plugin: &'static Plugin) {
 
 /// One connection, until it fails. Always ends in an error that says why.
 fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet, keys: &mut FarmKeys) -> io::Result<()> {
+    // Here and not where it is sent: this thread alone may call ATS, and it is one for all connections.
+    let Some(hello) = hello(plugin)? else { return Ok(()) };
     let over = AtomicBool::new(false);
     let to_daemon = stream.try_clone()?;
+    let ends = Ends { over: &over, stream: stream.try_clone()?, plugin };
     thread::scope(|scope| {
         let writer = thread::Builder::new().name("[RESUMED_OUT]".into()).spawn_scoped(scope, || {
-            plugin.api.thread_init();
             let goes_on = || !over.load(Ordering::Acquire) && !plugin.stops();
-            let result = hello(plugin, &to_daemon).and_then(|()| plugin.outgoing.send_all(goes_on, || plugin.count()));
+            let result = write_all(plugin, &to_daemon, &hello, goes_on);
             plugin.outgoing.close();
             // Whichever side fails, both end.
             let _ = to_daemon.shutdown(Shutdown::Both);
             result
         })?;
+        let ends = ends;
         let read = read_all(plugin, &mut stream, connects, keys);
-        over.store(true, Ordering::Release);
-        let _ = stream.shutdown(Shutdown::Both);
-        plugin.outgoing.wake();
+        drop(ends);
         let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
         match (read, written) {
             // Nobody to write to is no news beside nobody to read from.
@@ -82,14 +83,30 @@ fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet, k
     })
 }
 
+/// Ends the writing thread when the reading one is through, also by a panic, which would otherwise wait for the writer.
+struct Ends<'a> {
+    over: &'a AtomicBool,
+    stream: UnixStream,
+    plugin: &'static Plugin,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        let _ = self.stream.shutdown(Shutdown::Both);
+        self.plugin.outgoing.wake();
+    }
+}
+
 /// Whether this only says that the other end has gone.
 fn ended(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// Introduces the plugin, and opens the hook's way.
-fn hello(plugin: &Plugin, mut stream: &UnixStream) -> io::Result<()> {
+/// The plugin's introduction; none once ATS is stopping.
+fn hello(plugin: &Plugin) -> io::Result<Option<Vec<u8>>> {
+    let Some(_running) = plugin.gate.enter() else { return Ok(None) };
     let multicert = settings::multicert(&plugin.api, plugin.api.config_dir().as_deref());
     let digest = multicert.map(|text| settings::certificate_digest(&plugin.api, &text).to_vec());
     let hello = proto::Hello {
@@ -102,9 +119,20 @@ fn hello(plugin: &Plugin, mut stream: &UnixStream) -> io::Result<()> {
         sessions: plugin.api.has_sessions(),
         keeps_keys: true,
     };
-    stream.write_all(&frame(from_proxy::Kind::Hello(hello))?)?;
+    frame(from_proxy::Kind::Hello(hello)).map(Some)
+}
+
+/// Introduces the plugin, opens the hook's way, and sends what waits. On a thread that ends with its connection: it must call nothing
+/// of ATS, which would keep a megabyte for each such thread, and nothing of OpenSSL.
+fn write_all(
+    plugin: &'static Plugin,
+    mut stream: &UnixStream,
+    hello: &[u8],
+    goes_on: impl Fn() -> bool,
+) -> io::Result<()> {
+    stream.write_all(hello)?;
     plugin.outgoing.open(stream.try_clone()?);
-    Ok(())
+    plugin.outgoing.send_all(goes_on, || plugin.count())
 }
 
 fn read_all(

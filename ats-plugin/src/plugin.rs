@@ -112,6 +112,13 @@ impl Plugin {
         self.gate.is_shut()
     }
 
+    /// Writes a line to ATS's log, unless ATS is stopping: then it may be taking its log apart.
+    pub fn say(&self, level: Level, message: &str) {
+        if let Some(_running) = self.gate.enter() {
+            say(level, message);
+        }
+    }
+
     /// Takes over what the daemon says about itself.
     pub fn welcome(&self, welcome: &proto::Welcome) {
         self.replicate.store(welcome.replicate, Ordering::Relaxed);
@@ -345,7 +352,7 @@ impl TicketKeeper {
         if let Some(timetable) = news.timetable {
             let keys = timetable.entries().len();
             if !self.heard && keys > 0 {
-                say(Level::Note, &format!("the farm's first ticket keys are here: {keys}"));
+                self.plugin.say(Level::Note, &format!("the farm's first ticket keys are here: {keys}"));
                 self.heard = true;
             }
             self.timetable = timetable;
@@ -372,9 +379,10 @@ impl TicketKeeper {
         if choice.new_own_key {
             self.plugin.counters.own_keys.fetch_add(1, Ordering::Relaxed);
             let why = if self.heard { "no key of the farm may seal now" } else { "no ticket keys from a daemon yet" };
-            say(Level::Warning, &format!("{why}: sealing tickets with a random key that only this host has"));
+            self.plugin
+                .say(Level::Warning, &format!("{why}: sealing tickets with a random key that only this host has"));
         } else if self.own_key_seals && !choice.own_key_seals {
-            say(Level::Note, "sealing tickets with the farm's key again");
+            self.plugin.say(Level::Note, "sealing tickets with the farm's key again");
         }
         self.own_key_seals = choice.own_key_seals;
         let reloading = self.reloaded_at.is_some_and(|at| at.elapsed() < RELOAD_TAKES);
@@ -393,7 +401,7 @@ impl TicketKeeper {
     fn fail(&mut self, error: &str) {
         self.plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
         if let Some(times) = self.errors.pass(Instant::now()) {
-            say(Level::Error, &format!("{error}; trying again every second{times}"));
+            self.plugin.say(Level::Error, &format!("{error}; trying again every second{times}"));
         }
     }
 }
