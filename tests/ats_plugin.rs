@@ -10,7 +10,7 @@ use testkit::watcher::Folder;
 use resumed::keys::{Entry, Timetable};
 use testkit::ats::{Ats, AtsSetup, Certificate, PATIENCE};
 use testkit::node::{Node, NodeSetup, key, until};
-use testkit::tls::{Client, Mode};
+use testkit::tls::{Client, Mode, under_the_id};
 use tokio::runtime::Runtime;
 
 fn runtime() -> Runtime {
@@ -111,10 +111,7 @@ fn a_session_removed_on_one_ats_is_removed_from_the_other() {
     let client = Client::new(Mode::Id);
     let made = client.visit(a, None).expect("a full handshake");
     // From the node it has a socket to cross to its proxy. A visit before that would make another session.
-    let start = Instant::now();
-    while pair.ats[1].metric("plugin.resumed.replicas").is_none_or(|replicas| replicas < 1) {
-        assert!(start.elapsed() < PATIENCE, "the proxy never got its replica");
-    }
+    pair.replicas_at_b(1);
     assert!(client.visit(b, Some(&made.session)).expect("a handshake").resumed);
     // Closing without an orderly end makes OpenSSL drop the session.
     client.abandon(a, Some(&made.session)).expect("a handshake");
@@ -125,6 +122,112 @@ fn a_session_removed_on_one_ats_is_removed_from_the_other() {
         assert!(start.elapsed() < PATIENCE, "b goes on resuming a removed session");
     }
     assert!(!client.visit(a, Some(&made.session)).expect("a handshake").resumed);
+}
+
+impl Pair {
+    /// Waits until the proxy of `b` has a replica of each of so many sessions.
+    fn replicas_at_b(&self, count: i64) {
+        let start = Instant::now();
+        while self.ats[1].metric("plugin.resumed.replicas").is_none_or(|replicas| replicas < count) {
+            assert!(start.elapsed() < PATIENCE, "the proxy never got its replicas");
+        }
+    }
+
+    /// Makes a session at `a` that its own client removes, and waits until both nodes know. What was reported before that has
+    /// arrived by then as well.
+    fn remove_one(&self) {
+        let client = Client::new(Mode::Id);
+        let stores = self.nodes.each_ref().map(|node| &node.plane.store);
+        let before = stores.map(|store| store.len());
+        let made = client.visit(self.servers()[0], None).expect("a full handshake");
+        let arrived = || stores.iter().zip(before).all(|(store, before)| store.len() > before);
+        self.runtime.block_on(until("the session at both", arrived));
+        assert!(client.abandon(self.servers()[0], Some(&made.session)).expect("a handshake"));
+        let gone = || stores.iter().zip(before).all(|(store, before)| store.len() == before);
+        self.runtime.block_on(until("its removal at both", gone));
+    }
+
+    fn tombstones(&self) -> [usize; 2] {
+        self.nodes.each_ref().map(|node| node.plane.store.tombstones())
+    }
+}
+
+#[test]
+fn no_client_ends_a_session_that_is_not_its_own() {
+    let pair = Pair::start(true, always());
+    let servers = pair.servers();
+    let victim = Client::new(Mode::Id);
+    let made = victim.visit(servers[0], None).expect("a full handshake");
+    pair.replicas_at_b(1);
+    assert!(victim.visit(servers[1], Some(&made.session)).expect("a handshake").resumed);
+    // An ID travels in the clear. A stranger has seen it, and offers it with a ticket of its own, and with a key of its own.
+    let holder = Client::new(Mode::Ticket12);
+    let ticket = holder.visit(servers[0], None).expect("a full handshake").session;
+    let ticket = under_the_id(&ticket, made.session.id());
+    let keyless = Client::new(Mode::Id);
+    let key = keyless.visit(servers[0], None).expect("a full handshake").session;
+    let key = under_the_id(&key, made.session.id());
+    let attacks: [(&str, &dyn Fn(SocketAddr) -> bool); 2] = [
+        ("without the key", &|server| keyless.fail(server, &key).expect("a failed handshake")),
+        ("with a ticket", &|server| holder.abandon(server, Some(&ticket)).expect("a handshake")),
+    ];
+    // Both of ATS's threads take connections, and each has seen the victim's or not.
+    for server in servers {
+        for round in 0..6 {
+            for (what, attack) in attacks {
+                assert!(attack(server), "{server}, round {round}: resumed nothing {what}");
+                let visit = victim.visit(server, Some(&made.session)).expect("a handshake");
+                assert!(visit.resumed, "{server}, round {round}: a stranger {what} ended the session");
+            }
+        }
+    }
+    pair.remove_one();
+    assert_eq!(pair.tombstones(), [1, 1], "a stranger had the farm forget a session");
+    for server in servers {
+        assert!(victim.visit(server, Some(&made.session)).expect("a handshake").resumed);
+    }
+    // Its own client still may.
+    assert!(victim.abandon(servers[0], Some(&made.session)).expect("a handshake"));
+    pair.runtime.block_on(until("the removal at both", || pair.tombstones() == [2, 2]));
+}
+
+#[test]
+fn what_is_no_session_is_never_removed() {
+    let pair = Pair::start(true, always());
+    let server = pair.servers()[0];
+    // A client that closes its socket as most do, with an ID made up for its ticket.
+    for mode in [Mode::Ticket12, Mode::Ticket13] {
+        let honest = Client::new(mode);
+        let made = honest.visit(server, None).expect("a full handshake");
+        for _ in 0..20 {
+            assert!(honest.abandon(server, Some(&made.session)).expect("a handshake"));
+        }
+    }
+    // One that makes up a thousand.
+    let flood = Client::new(Mode::Ticket12);
+    let ticket = flood.visit(server, None).expect("a full handshake").session;
+    std::thread::scope(|scope| {
+        for part in 0..8 {
+            let ticket = &ticket;
+            scope.spawn(move || {
+                let flood = Client::new(Mode::Ticket12);
+                for n in 0..125 {
+                    let made_up = under_the_id(ticket, &[[0xa5; 30].as_slice(), &[part, n]].concat());
+                    assert!(flood.abandon(server, Some(&made_up)).expect("a handshake"));
+                }
+            });
+        }
+    });
+    pair.remove_one();
+    assert_eq!(pair.tombstones(), [1, 1]);
+    // That one's session and its removal.
+    let queued = || pair.ats[0].metric("plugin.resumed.queued");
+    let start = Instant::now();
+    while queued().is_none_or(|queued| queued < 2) {
+        assert!(start.elapsed() < PATIENCE, "{:?}", queued());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(queued(), Some(2), "the proxy reported what is no news");
 }
 
 #[test]

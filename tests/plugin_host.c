@@ -4,6 +4,7 @@
  * HOST 9: C names. HOST 10: C++ names, mangled. HOST 11: C++ names, no session functions.
  */
 #include <dlfcn.h>
+#include <openssl/ssl.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -23,12 +24,10 @@ struct session_id {
   char bytes[32];
 };
 
-static event_function hooked, reloaded, stopping;
+static event_function hooked, closing, reloaded, stopping;
 static struct session_id held_id;
 static unsigned char held[4096];
 static int held_len;
-
-int i2d_SSL_SESSION(const void *session, unsigned char **out);
 
 __attribute__((unused)) static void
 hex(const void *bytes, size_t len)
@@ -82,7 +81,11 @@ void
 TSHttpHookAdd(int hook, void *cont)
 {
   printf("hook %d\n", hook);
-  hooked = (event_function)cont;
+  if (hook == 24 || hook == 27) {
+    hooked = (event_function)cont;
+  } else {
+    closing = (event_function)cont;
+  }
 }
 
 void TSLifecycleHookAdd(int hook, void *cont) NAME("", "_Z18TSLifecycleHookAdd17TSLifecycleHookIDP10tsapi_cont");
@@ -213,6 +216,147 @@ TSSslSessionRemove(const struct session_id *id)
   hooked(NULL, 2002, (void *)id);
   return 0;
 }
+
+/* A connection is its TLS state here. */
+void *TSVConnSslConnectionGet(void *connection) NAME("", "_Z23TSVConnSslConnectionGetP10tsapi_cont");
+void *
+TSVConnSslConnectionGet(void *connection)
+{
+  return connection;
+}
+
+void TSVConnReenable(void *connection) NAME("", "_Z15TSVConnReenableP10tsapi_cont");
+void
+TSVConnReenable(void *connection)
+{
+  (void)connection;
+  printf("reenabled\n");
+}
+
+static struct session_id
+id_of(const SSL_SESSION *session)
+{
+  struct session_id id = {0};
+  unsigned int len;
+  const unsigned char *bytes = SSL_SESSION_get_id(session, &len);
+  id.len                     = len;
+  memcpy(id.bytes, bytes, len);
+  return id;
+}
+
+/* ATS's callbacks of OpenSSL, which call the plugin's hook. */
+static int
+session_made(SSL *ssl, SSL_SESSION *session)
+{
+  (void)ssl;
+  unsigned char *out = held;
+  held_id            = id_of(session);
+  held_len           = i2d_SSL_SESSION(session, &out);
+  hooked(NULL, 2001, &held_id);
+  return 0;
+}
+
+static SSL_SESSION *
+session_asked_for(SSL *ssl, const unsigned char *bytes, int len, int *copy)
+{
+  (void)ssl;
+  struct session_id id = {0};
+  id.len               = len;
+  memcpy(id.bytes, bytes, len);
+  *copy = 0;
+  hooked(NULL, 2000, &id);
+  const unsigned char *at = held;
+  int is_it               = held_len > 0 && held_id.len == id.len && memcmp(held_id.bytes, id.bytes, id.len) == 0;
+  return is_it ? d2i_SSL_SESSION(NULL, &at, held_len) : NULL;
+}
+
+static void
+session_dropped(SSL_CTX *context, SSL_SESSION *session)
+{
+  (void)context;
+  struct session_id id = id_of(session);
+  hooked(NULL, 2002, &id);
+  if (held_id.len == id.len && memcmp(held_id.bytes, id.bytes, id.len) == 0) {
+    held_len = 0;
+  }
+}
+
+/* A key that both ends know, in place of a certificate. */
+static unsigned int
+server_key(SSL *ssl, const char *identity, unsigned char *key, unsigned int room)
+{
+  (void)ssl, (void)identity, (void)room;
+  memset(key, 7, 16);
+  return 16;
+}
+
+static unsigned int
+client_key(SSL *ssl, const char *hint, char *identity, unsigned int identity_room, unsigned char *key, unsigned int room)
+{
+  (void)hint, (void)identity_room;
+  strcpy(identity, "client");
+  return server_key(ssl, identity, key, room);
+}
+
+static SSL_CTX *
+context(const SSL_METHOD *method)
+{
+  SSL_CTX *made = SSL_CTX_new(method);
+  SSL_CTX_set_max_proto_version(made, TLS1_2_VERSION);
+  SSL_CTX_set_options(made, SSL_OP_NO_TICKET);
+  SSL_CTX_set_cipher_list(made, "PSK-AES128-GCM-SHA256");
+  SSL_CTX_set_psk_server_callback(made, server_key);
+  SSL_CTX_set_psk_client_callback(made, client_key);
+  return made;
+}
+
+/* A client's visit that ends without close_notify, unless it is to `keep` its session: when the handshake is over or, if `early`, when
+ * the server has said its part. It comes back to the session of the last visit if `again`. */
+static void
+visit(int keep, int again, int early)
+{
+  static SSL_CTX *servers, *clients;
+  static SSL_SESSION *last;
+  if (!servers) {
+    servers = context(TLS_server_method());
+    clients = context(TLS_client_method());
+    SSL_CTX_set_session_cache_mode(servers, SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL);
+    SSL_CTX_set_session_id_context(servers, (const unsigned char *)"host", 4);
+    SSL_CTX_sess_set_new_cb(servers, session_made);
+    SSL_CTX_sess_set_get_cb(servers, session_asked_for);
+    SSL_CTX_sess_set_remove_cb(servers, session_dropped);
+  }
+  SSL *server = SSL_new(servers), *client = SSL_new(clients);
+  BIO *near, *far;
+  BIO_new_bio_pair(&near, 0, &far, 0);
+  SSL_set_bio(server, near, near);
+  SSL_set_bio(client, far, far);
+  SSL_set_accept_state(server);
+  SSL_set_connect_state(client);
+  if (again) {
+    SSL_set_session(client, last);
+  }
+  for (int turn = 0; turn < 10 && !(early && turn == 1) && SSL_do_handshake(client) != 1; turn++) {
+    SSL_do_handshake(server);
+  }
+  if (!early) {
+    SSL_do_handshake(server);
+    SSL_SESSION_free(last);
+    last = SSL_get1_session(client);
+  }
+  printf("visit %s %s\n", SSL_session_reused(server) ? "resumed" : "made", SSL_is_init_finished(server) ? "whole" : "broken");
+  if (keep) {
+    SSL_shutdown(server);
+  }
+  BIO_shutdown_wr(far);
+  char byte;
+  SSL_read(server, &byte, 1);
+  closing(NULL, 108, server);
+  SSL_set_quiet_shutdown(client, 1);
+  SSL_shutdown(client);
+  SSL_free(client);
+  SSL_free(server);
+}
 #endif
 
 static size_t
@@ -252,8 +396,13 @@ main(int argc, const char *argv[])
     } else if (!strcmp(word, "get")) {
       hooked(NULL, 2000, &id);
     } else if (!strcmp(word, "removed")) {
-      held_len = 0;
+      /* ATS calls the hook before it removes. */
       hooked(NULL, 2002, &id);
+      held_len = 0;
+#if HOST < 11
+    } else if (!strcmp(word, "visit")) {
+      visit(!strcmp(first, "keep"), !strcmp(first, "again"), !strcmp(second, "early"));
+#endif
     } else if (!strcmp(word, "evict")) {
       held_len = 0;
     } else if (!strcmp(word, "impossible")) {

@@ -143,12 +143,12 @@ impl Bench {
     }
 }
 
-async fn keys_and_sessions_pass(major: u32, hook: &str) {
+async fn keys_and_sessions_pass(major: u32, hook: &str, close_hook: &str) {
     let mut bench = Bench::start(major, &NodeSetup::default()).await;
     let host = &mut bench.host;
     host.wait_for("ready");
     assert_eq!(host.said("register"), ["register resumed"]);
-    assert_eq!(host.said("hook"), [format!("hook {hook}")]);
+    assert_eq!(host.said("hook"), [format!("hook {hook}"), format!("hook {close_hook}")]);
     assert_eq!(host.said("lifecycle"), ["lifecycle 7"]);
     assert_eq!(host.said("update"), ["update resumed"]);
     // Before ATS takes its first connection, and nothing but the farm's keys.
@@ -160,9 +160,14 @@ async fn keys_and_sessions_pass(major: u32, hook: &str) {
     host.tell(&format!("new {} {}", hex(&id), hex(&der)));
     let batch = bench.node.plane.outbox.next_batch(1 << 20).await;
     assert_eq!((&batch.entries[0].id[..], &batch.entries[0].session[..]), (&id[..], &der[..]));
-    host.tell(&format!("removed {}", hex(&id)));
-    let batch = bench.node.plane.outbox.next_batch(1 << 20).await;
-    assert_eq!((&batch.entries[0].id[..], batch.entries[0].session.len()), (&id[..], 0));
+
+    // One that its client makes, and ends without a word.
+    host.tell("visit");
+    assert_eq!(host.said("visit").last(), Some(&"visit made whole"));
+    assert_eq!(host.said("reenabled").len(), 1, "other plugins wait for it");
+    let entries = published(&bench.node, 2).await;
+    assert_eq!(entries[0].id, entries[1].id);
+    assert!(!entries[0].session.is_empty() && entries[1].session.is_empty());
 
     // Another one comes from the farm: into ATS when its client comes, and not before.
     let (id, der) = tls::server_session();
@@ -205,13 +210,62 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_c_names_only_it_takes_hook_24() {
-    keys_and_sessions_pass(9, "24").await;
+async fn with_c_names_only_it_takes_hooks_24_and_18() {
+    keys_and_sessions_pass(9, "24", "18").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_mangled_names_only_it_takes_hook_27() {
-    keys_and_sessions_pass(10, "27").await;
+async fn with_mangled_names_only_it_takes_hooks_27_and_21() {
+    keys_and_sessions_pass(10, "27", "21").await;
+}
+
+/// The sessions and removals that the node has to publish once `count` of them are there.
+async fn published(node: &Node, count: usize) -> Vec<SessionEntry> {
+    let mut entries = Vec::new();
+    while entries.len() < count {
+        entries.extend(node.plane.outbox.next_batch(1 << 20).await.entries);
+    }
+    entries
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_connection_with_the_sessions_key_removes_it() {
+    let mut bench = Bench::start(9, &NodeSetup::default()).await;
+    let host = &mut bench.host;
+    host.wait_for("ready");
+    let (id, der) = tls::server_session();
+    host.tell(&format!("new {} {}", hex(&id), hex(&der)));
+    // What a ticket's owner brings about who names that ID, and what OpenSSL says of an ID that never was.
+    host.tell(&format!("removed {}", hex(&id)));
+    host.tell(&format!("removed {}", hex(&[5; 32])));
+    // ATS has dropped it by now: its client's next visit brings it back.
+    host.tell(&format!("get {}", hex(&id)));
+    assert_eq!(host.said("insert"), [format!("insert {} {}", hex(&id), hex(&der))]);
+
+    host.tell("visit");
+    let entries = published(&bench.node, 3).await;
+    let made = entries[1].id.clone();
+    assert_eq!([&entries[0].id[..], &entries[2].id[..]], [&id[..], &made[..]]);
+    assert!(entries[2].session.is_empty(), "the one visit that ended its own session");
+    assert_eq!(bench.host.end_after_stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_breaks_off_removes_nothing_and_one_that_resumed_removes_its_session() {
+    let mut bench = Bench::start(10, &NodeSetup::default()).await;
+    let host = &mut bench.host;
+    host.wait_for("ready");
+    host.tell("visit keep");
+    let made = published(&bench.node, 1).await;
+    assert!(!made[0].session.is_empty());
+    let host = &mut bench.host;
+    host.tell("visit again early");
+    assert_eq!(host.said("visit").last(), Some(&"visit resumed broken"));
+    host.tell("visit again");
+    assert_eq!(host.said("visit").last(), Some(&"visit resumed whole"));
+    let removed = published(&bench.node, 1).await;
+    assert_eq!((&removed[0].id, removed[0].session.len(), removed.len()), (&made[0].id, 0, 1));
+    assert_eq!(bench.host.end_after_stop(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,9 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::OnceLock;
 
-use crate::session::SessionId;
+use zeroize::Zeroizing;
+
+use crate::session::{MASTER_KEY_BYTES, SessionId};
 
 /// A `TSEventFunc`.
 pub type EventFunction = unsafe extern "C" fn(cont: *mut c_void, event: c_int, data: *mut c_void) -> c_int;
@@ -84,11 +86,23 @@ enum UpdateRegister {
 /// The part of the API that ATS 11 lacks.
 struct Sessions {
     hook: c_int,
+    close_hook: c_int,
     hook_add: unsafe extern "C" fn(c_int, *mut c_void),
     get_buffer: unsafe extern "C" fn(*const RawSessionId, *mut c_char, *mut c_int) -> c_int,
     insert: unsafe extern "C" fn(*const RawSessionId, *mut c_void, *mut c_void) -> c_int,
     remove: unsafe extern "C" fn(*const RawSessionId) -> c_int,
+    tls_of: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
+    reenable: unsafe extern "C" fn(*mut c_void),
 }
+
+// What openssl-sys leaves out.
+unsafe extern "C" {
+    fn SSL_SESSION_is_resumable(session: *const openssl_sys::SSL_SESSION) -> c_int;
+    fn SSL_get_state(ssl: *const openssl_sys::SSL) -> c_int;
+}
+
+/// `TLS_ST_OK` of OpenSSL's `OSSL_HANDSHAKE_STATE`: the handshake is over. It stays so when the connection fails later.
+const HANDSHAKE_OVER: c_int = 1;
 
 /// The first of `names` that the process exports, as a function.
 ///
@@ -198,6 +212,51 @@ impl Api {
         if let (Some(sessions), Some(cont)) = (&self.sessions, self.continuation(function)) {
             // SAFETY: a continuation that is never destroyed, and this version's number of the hook.
             unsafe { (sessions.hook_add)(sessions.hook, cont) };
+        }
+    }
+
+    /// Has ATS call `function` when a client's TLS connection ends, before its TLS state is freed. It must end with
+    /// [`Self::go_on`]. No effect without session functions.
+    pub fn on_close(&self, function: EventFunction) {
+        if let (Some(sessions), Some(cont)) = (&self.sessions, self.continuation(function)) {
+            // SAFETY: a continuation that is never destroyed, and this version's number of the hook.
+            unsafe { (sessions.hook_add)(sessions.close_hook, cont) };
+        }
+    }
+
+    /// Lets ATS go on with a connection that it handed to a hook: other plugins hear of it then.
+    ///
+    /// # Safety
+    /// `connection` is what ATS has handed to this call of the hook.
+    pub unsafe fn go_on(&self, connection: *mut c_void) {
+        if let Some(sessions) = &self.sessions {
+            // SAFETY: by this function's contract.
+            unsafe { (sessions.reenable)(connection) };
+        }
+    }
+
+    /// The TLS 1.2 session of a connection, if OpenSSL has dropped it while the connection was established.
+    ///
+    /// # Safety
+    /// `connection` is what ATS has handed to this call of the hook of a connection's end.
+    pub unsafe fn dropped_session(&self, connection: *mut c_void) -> Option<Dropped> {
+        let tls_of = self.sessions.as_ref()?.tls_of;
+        // SAFETY: a live connection by this function's contract; ATS gives null or the SSL that it frees later.
+        let ssl = unsafe { tls_of(connection) }.cast::<openssl_sys::SSL>();
+        if ssl.is_null() {
+            return None;
+        }
+        // SAFETY: a live SSL, whose session lives as long unless it is null, and is asked in one step; all of it only reads.
+        unsafe {
+            let session = openssl_sys::SSL_get_session(ssl);
+            if session.is_null()
+                || SSL_SESSION_is_resumable(session) == 1
+                || openssl_sys::SSL_SESSION_get_protocol_version(session) > openssl_sys::TLS1_2_VERSION
+                || SSL_get_state(ssl) != HANDSHAKE_OVER
+            {
+                return None;
+            }
+            Dropped::of(session, openssl_sys::SSL_session_reused(ssl) == 1)
         }
     }
 
@@ -314,6 +373,7 @@ impl Sessions {
         unsafe {
             Some(Self {
                 hook: if major == 9 { 24 } else { 27 },
+                close_hook: if major == 9 { 18 } else { 21 },
                 hook_add: function(&[c"TSHttpHookAdd", c"_Z13TSHttpHookAdd12TSHttpHookIDP10tsapi_cont"])?,
                 get_buffer: function(&[c"TSSslSessionGetBuffer", c"_Z21TSSslSessionGetBufferPK14TSSslSessionIDPcPi"])?,
                 insert: function(&[
@@ -321,6 +381,8 @@ impl Sessions {
                     c"_Z18TSSslSessionInsertPK14TSSslSessionIDP17tsapi_ssl_sessionP13tsapi_ssl_obj",
                 ])?,
                 remove: function(&[c"TSSslSessionRemove", c"_Z18TSSslSessionRemovePK14TSSslSessionID"])?,
+                tls_of: function(&[c"TSVConnSslConnectionGet", c"_Z23TSVConnSslConnectionGetP10tsapi_cont"])?,
+                reenable: function(&[c"TSVConnReenable", c"_Z15TSVConnReenableP10tsapi_cont"])?,
             })
         }
     }
@@ -337,6 +399,40 @@ unsafe fn text(pointer: *const c_char) -> String {
     }
     // SAFETY: by this function's contract.
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+/// A session that OpenSSL has dropped in the course of a connection.
+pub struct Dropped {
+    pub id: SessionId,
+    /// The connection came back to it; else it was made for the connection.
+    pub resumed: bool,
+    /// What the connection's keys come from.
+    pub master_key: Zeroizing<[u8; MASTER_KEY_BYTES]>,
+    /// How long its DER is.
+    pub der_len: usize,
+}
+
+impl Dropped {
+    /// None without an ID: nothing but a ticket comes back to such a session.
+    ///
+    /// # Safety
+    /// `session` is alive.
+    unsafe fn of(session: *mut openssl_sys::SSL_SESSION, resumed: bool) -> Option<Self> {
+        let mut len = 0;
+        let mut master_key = Zeroizing::new([0; MASTER_KEY_BYTES]);
+        // SAFETY: by this function's contract; the ID has `len` bytes, at most `MASTER_KEY_BYTES` of the key are written, and a
+        // null pointer asks for nothing but the DER's length.
+        let (id, der_len) = unsafe {
+            let id = openssl_sys::SSL_SESSION_get_id(session, &raw mut len);
+            if id.is_null() || len == 0 {
+                return None;
+            }
+            let id = SessionId::new(std::slice::from_raw_parts(id, usize::try_from(len).ok()?))?;
+            openssl_sys::SSL_SESSION_get_master_key(session, master_key.as_mut_ptr(), MASTER_KEY_BYTES);
+            (id, openssl_sys::i2d_SSL_SESSION(session, ptr::null_mut()))
+        };
+        Some(Self { id, resumed, master_key, der_len: usize::try_from(der_len).unwrap_or(0) })
+    }
 }
 
 /// A session that OpenSSL has decoded in full.
@@ -413,6 +509,13 @@ pub fn hkdf_sha256(secret: &[u8], info: &[u8], out: &mut [u8]) -> bool {
         }
         derived && len == out.len()
     }
+}
+
+/// Whether two secrets are the same, in a time that does not say where they differ.
+pub fn same_secret(one: &[u8], other: &[u8]) -> bool {
+    // SAFETY: both are `one.len()` bytes long.
+    one.len() == other.len()
+        && unsafe { openssl_sys::CRYPTO_memcmp(one.as_ptr().cast(), other.as_ptr().cast(), one.len()) } == 0
 }
 
 /// SHA-256.

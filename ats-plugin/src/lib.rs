@@ -1,9 +1,10 @@
 //! The Apache Traffic Server plugin of resumed.
 //!
 //! ATS's session hook runs on its network threads inside a handshake: it copies and enqueues, or looks one session up,
-//! and never waits. One thread talks to the daemon, one keeps the ticket keys by their times; both live as long as ATS, which they
-//! may call, and a third, which lives as long as a connection, may not. `plugin.rs` is the room they share; everything unsafe is in `api.rs` and at the entries below. What is public touches nothing of ATS: `fuzz/`
-//! feeds it and the benchmarks time it.
+//! and never waits. One thread talks to the daemon, one keeps the ticket keys by their times; both live as long as ATS,
+//! which they may call. A third, which writes to the daemon, ends with its connection, and may not. `plugin.rs` is the
+//! room they share; everything unsafe is in `api.rs` and at the entries below. What is public touches nothing of ATS:
+//! `fuzz/` feeds it and the benchmarks time it.
 
 mod api;
 mod args;
@@ -88,6 +89,7 @@ fn start(arguments: &[String]) -> Result<(), String> {
     plugin.api.on_shutdown(on_shutdown);
     plugin.api.on_reload(on_reload);
     plugin.api.on_session(on_session);
+    plugin.api.on_close(on_close);
     spawn("[RESUMED_LINK]", plugin, move || link::run(plugin))?;
     // ATS takes its first connection after this returns: the first ticket should be one that the farm can open.
     let mut keeper = TicketKeeper::new(plugin);
@@ -117,6 +119,23 @@ unsafe extern "C" fn on_session(_cont: *mut c_void, event: c_int, data: *mut c_v
         if let Some(id) = unsafe { api::session_id(data) } {
             plugin.on_session(event, &id);
         }
+    })
+}
+
+/// A client's connection ends.
+unsafe extern "C" fn on_close(_cont: *mut c_void, _event: c_int, data: *mut c_void) -> c_int {
+    guarded(|plugin| {
+        if plugin.shares_removals()
+            // SAFETY: this hook's data.
+            && let Some(dropped) = unsafe { plugin.api.dropped_session(data) }
+        {
+            plugin.on_dropped(&dropped);
+        }
+    });
+    // Also after a panic: ATS and other plugins wait for it.
+    guarded(|plugin| {
+        // SAFETY: this hook's data.
+        unsafe { plugin.api.go_on(data) };
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use zeroize::Zeroizing;
 
-use crate::api::{self, Api, Level, OpensslSession, Statistic, say};
+use crate::api::{self, Api, Dropped, Level, OpensslSession, Statistic, say};
 use crate::gate::Gate;
 use crate::hook_times::{BOUNDS, HookTimes};
 use crate::outgoing::Outgoing;
@@ -16,7 +16,7 @@ use crate::quiet::Quiet;
 use crate::random;
 use crate::replica::Replica;
 use crate::report::Report;
-use crate::session::{LARGEST_FOR_ATS, SessionId, is_older};
+use crate::session::{LARGEST_FOR_ATS, SessionId, expiry, is_older, master_key};
 use crate::settings;
 use crate::tickets::{Mailbox, OwnKeys, RECORD_BYTES};
 use crate::timetable::Timetable;
@@ -200,7 +200,7 @@ impl Plugin {
         match event {
             api::SESSION_GET => self.on_get(id),
             api::SESSION_NEW => self.on_new(id, call.since()),
-            api::SESSION_REMOVE => self.on_remove(id, call.since()),
+            api::SESSION_REMOVE => self.on_remove(id),
             _ => {}
         }
     }
@@ -264,16 +264,59 @@ impl Plugin {
         }
     }
 
-    /// OpenSSL has dropped a session.
+    /// OpenSSL drops whatever session stands under an ID, and ATS is about to. Whose doing it is shows when the connection ends, if
+    /// ever: a client can name any ID that it has seen, with a ticket of its own or without the key. Until then the session stays.
     #[inline(never)]
-    fn on_remove(&self, id: &SessionId, now: Instant) {
+    fn on_remove(&self, id: &SessionId) {
         // A farm that keeps removed sessions keeps them on this host too.
-        if self.removals.load(Ordering::Relaxed) {
-            self.replica.remove(id);
-            if let Some(removal) = Report::new(id, wall_ms(), |_| 0) {
-                self.outgoing.report(&removal, now);
-            }
+        if !self.removals.load(Ordering::Relaxed) {
+            return;
         }
+        let now = wall_ms() / 1000;
+        let mut der = Zeroizing::new([0; LARGEST_FOR_ATS]);
+        if self.replica.copy(id, now, der.as_mut_slice()).is_some() {
+            return;
+        }
+        let len = self.api.session_der(id, der.as_mut_slice());
+        if let Some(der) = der.get(..len)
+            && let Some(expires) = expiry(der, id).filter(|expires| *expires > now)
+        {
+            self.replica.insert(id, der, expires);
+        }
+    }
+
+    /// Whether the end of a connection may be the end of its session.
+    pub fn shares_removals(&self) -> bool {
+        self.removals.load(Ordering::Relaxed) && self.replicate.load(Ordering::Relaxed)
+    }
+
+    /// A connection ends whose session OpenSSL has dropped. The farm hears of it if the connection was this session's: both ends have
+    /// shown that they have its key.
+    #[inline(never)]
+    pub fn on_dropped(&self, dropped: &Dropped) {
+        let call = self.hook_times.call();
+        let shared = if dropped.resumed { self.is_keyed(dropped) } else { dropped.der_len <= LARGEST_FOR_ATS };
+        if !shared {
+            return;
+        }
+        let id = &dropped.id;
+        self.replica.remove(id);
+        // Another connection may have come back to it in between.
+        if self.api.session_der(id, &mut []) > 0 {
+            self.silently(|| self.api.remove_session(id));
+        }
+        if let Some(removal) = Report::new(id, wall_ms(), |_| 0) {
+            self.outgoing.report(&removal, call.since());
+        }
+    }
+
+    /// Whether the session that stands under the ID here has the connection's key.
+    fn is_keyed(&self, dropped: &Dropped) -> bool {
+        let mut der = Zeroizing::new([0; LARGEST_FOR_ATS]);
+        let len = self.replica.copy(&dropped.id, 0, der.as_mut_slice());
+        let len = len.unwrap_or_else(|| self.api.session_der(&dropped.id, der.as_mut_slice()));
+        let key = der.get(..len).and_then(|der| master_key(der, &dropped.id));
+        key.is_some_and(|key| api::same_secret(key, dropped.master_key.as_slice()))
     }
 }
 

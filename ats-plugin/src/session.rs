@@ -5,6 +5,9 @@ use std::fmt;
 /// ATS 9 and 10 keep no session of more DER than this (`SSL_MAX_SESSION_SIZE`): they drop it without a word.
 pub const LARGEST_FOR_ATS: usize = 256;
 
+/// The length of a TLS 1.2 master secret (RFC 5246 section 8.1).
+pub const MASTER_KEY_BYTES: usize = 48;
+
 /// An RFC 5246 session ID of 1 to 32 bytes.
 #[derive(Clone, Copy)]
 pub struct SessionId {
@@ -52,23 +55,32 @@ pub fn is_older(der: &[u8], id: &SessionId, from: u64) -> bool {
     lifetime(der, id).is_none_or(|(time, _)| time.saturating_mul(1000) < from)
 }
 
-/// When it was created, in seconds since the Unix epoch, and for how many seconds.
-fn lifetime(der: &[u8], id: &SessionId) -> Option<(u64, u64)> {
+/// The master secret of the session; none unless its ID is `id`.
+pub fn master_key<'a>(der: &'a [u8], id: &SessionId) -> Option<&'a [u8]> {
+    key_and_rest(der, id).map(|(key, _)| key)
+}
+
+/// The master secret, and the fields behind it.
+fn key_and_rest<'a>(der: &'a [u8], id: &SessionId) -> Option<(&'a [u8], &'a [u8])> {
     const INTEGER: u8 = 0x02;
     const OCTET_STRING: u8 = 0x04;
     const SEQUENCE: u8 = 0x30;
-    const TIME: u8 = 0xa1;
-    const TIMEOUT: u8 = 0xa2;
 
     let (SEQUENCE, fields, []) = element(der)? else { return None };
     let (INTEGER, _, fields) = element(fields)? else { return None };
     let (INTEGER, _, fields) = element(fields)? else { return None };
     let (OCTET_STRING, _, fields) = element(fields)? else { return None };
     let (OCTET_STRING, own_id, fields) = element(fields)? else { return None };
-    let (OCTET_STRING, _, mut fields) = element(fields)? else { return None };
-    if own_id != id.as_bytes() {
-        return None;
-    }
+    let (OCTET_STRING, key, fields) = element(fields)? else { return None };
+    (own_id == id.as_bytes()).then_some((key, fields))
+}
+
+/// When it was created, in seconds since the Unix epoch, and for how many seconds.
+fn lifetime(der: &[u8], id: &SessionId) -> Option<(u64, u64)> {
+    const TIME: u8 = 0xa1;
+    const TIMEOUT: u8 = 0xa2;
+
+    let (_, mut fields) = key_and_rest(der, id)?;
     let (mut time, mut timeout) = (None, None);
     while time.is_none() || timeout.is_none() {
         let (tag, content, rest) = element(fields)?;
@@ -148,6 +160,14 @@ pub(crate) mod tests {
         let id = SessionId::new(&[9; 32]).unwrap();
         assert_eq!(expiry(&der(&[9; 32], 1_700_000_000, 7200), &id), Some(1_700_007_200));
         assert_eq!(expiry(&der(&[9; 32], u32::MAX, u32::MAX), &id), Some(u64::from(u32::MAX) * 2));
+    }
+
+    #[test]
+    fn the_master_secret_is_that_of_the_id() {
+        let id = SessionId::new(&[9; 32]).unwrap();
+        assert_eq!(master_key(&der(&[9; 32], 1, 1), &id), Some(&[7; MASTER_KEY_BYTES][..]));
+        assert_eq!(master_key(&der(&[8; 32], 1, 1), &id), None);
+        assert_eq!(master_key(b"no session", &id), None);
     }
 
     #[test]

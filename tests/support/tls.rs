@@ -1,7 +1,7 @@
 //! A TLS client that resumes: by session ID, by TLS 1.2 ticket, by TLS 1.3 ticket.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -75,14 +75,41 @@ impl Client {
         Ok(Visit { resumed, session: session.ok_or_else(|| format!("{server}: no session"))? })
     }
 
-    /// Connects, offers `session`, and closes the socket without a word.
-    pub fn abandon(&self, server: SocketAddr, session: Option<&SslSession>) -> Result<(), String> {
-        self.connect(server, session).map(drop)
+    /// Connects, offers `session`, ends its side without a word, and waits until the server has closed the connection too. Returns
+    /// whether the server resumed the session.
+    pub fn abandon(&self, server: SocketAddr, session: Option<&SslSession>) -> Result<bool, String> {
+        let mut stream = self.connect(server, session)?;
+        let resumed = stream.ssl().session_reused();
+        let tcp = stream.get_mut();
+        tcp.shutdown(Shutdown::Write).map_err(|error| format!("{server}: end: {error}"))?;
+        // A server that resets the connection has closed it as well.
+        while tcp.read(&mut [0; 1024]).is_ok_and(|len| len > 0) {}
+        Ok(resumed)
+    }
+
+    /// Offers a session whose key the client does not have. A server that takes it sends what the client does not understand: a
+    /// fatal alert inside the handshake. Waits until the server has closed the connection, and returns whether it was so.
+    pub fn fail(&self, server: SocketAddr, session: &SslSession) -> Result<bool, String> {
+        let tcp = TcpStream::connect(server).map_err(|error| format!("{server}: connect: {error}"))?;
+        let mut rest = tcp.try_clone().map_err(|error| format!("{server}: {error}"))?;
+        let failed = self.shake_hands(tcp, server, Some(session)).is_err();
+        let _ = rest.shutdown(Shutdown::Write);
+        while rest.read(&mut [0; 1024]).is_ok_and(|len| len > 0) {}
+        Ok(failed)
     }
 
     fn connect(&self, server: SocketAddr, session: Option<&SslSession>) -> Result<SslStream<TcpStream>, String> {
+        let tcp = TcpStream::connect(server).map_err(|error| format!("{server}: connect: {error}"))?;
+        self.shake_hands(tcp, server, session)
+    }
+
+    fn shake_hands(
+        &self,
+        tcp: TcpStream,
+        server: SocketAddr,
+        session: Option<&SslSession>,
+    ) -> Result<SslStream<TcpStream>, String> {
         let failed = |what: &str, error: &dyn std::fmt::Display| format!("{server}: {what}: {error}");
-        let tcp = TcpStream::connect(server).map_err(|error| failed("connect", &error))?;
         tcp.set_nodelay(true).map_err(|error| failed("no delay", &error))?;
         tcp.set_read_timeout(Some(Duration::from_secs(10))).map_err(|error| failed("timeout", &error))?;
         let mut ssl = Ssl::new(&self.context).map_err(|error| failed("TLS", &error))?;
@@ -96,6 +123,16 @@ impl Client {
         }
         ssl.connect(tcp).map_err(|error| failed("handshake", &error))
     }
+}
+
+/// The same session under another ID of the same length: what a client offers who has seen that ID on the wire.
+pub fn under_the_id(session: &SslSession, id: &[u8]) -> SslSession {
+    let mut der = session.to_der().expect("DER");
+    let own = session.id();
+    assert_eq!(own.len(), id.len(), "the DER's lengths are to stay");
+    let at = der.windows(own.len()).position(|bytes| bytes == own).expect("its ID");
+    der[at..at + id.len()].copy_from_slice(id);
+    SslSession::from_der(&der).expect("a session")
 }
 
 /// A TLS 1.2 session as a server keeps it, from one handshake over a socket pair: its ID and its DER.
