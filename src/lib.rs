@@ -24,3 +24,4 @@ pub mod sessions;
 pub mod status;
 #[cfg(test)]
 mod temporary;
+pub mod token_bucket;

@@ -926,7 +926,7 @@ fn bad_company_on_the_unix_sockets_is_shown_the_door_while_others_are_served() {
             "user 0: the first message is no introduction",
             "user 0: the connection ended in the middle of a message",
             "user 0: no introduction within 5s",
-            "a new connection: more than 64 connections",
+            "user 0: more than 64 connections",
             "user 0 reported a session ID of 33 bytes",
             "user 0 reported a session whose DER is broken",
             "user 0 reported a session of 16385 bytes",

@@ -1,4 +1,5 @@
-//! TCP connections that cannot use the daemon up: so many at a time, and none that goes on without an answer.
+//! TCP connections that cannot use the daemon up: so many at a time, so many a second, and none that goes on without an
+//! answer or needs many pieces for a request.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,20 +14,30 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::turns::Turns;
+
+/// How many times a client may be read from before it gets an answer. A request comes in one piece or a few; each one more
+/// wakes the daemon.
+const MOST_PIECES: u32 = 16;
+/// The longest such piece, in bytes. The HTTP server keeps what it has not answered: 64 KiB at most.
+const LONGEST_PIECE: usize = 4096;
+
 /// A listener that takes at most so many connections at a time. More wait in the system's backlog, without a file
 /// descriptor of the daemon's.
 #[derive(Debug)]
 pub struct BoundedListener {
     listener: TcpListener,
     room: Arc<Semaphore>,
+    arrivals: Turns,
     patience: Duration,
 }
 
 impl BoundedListener {
-    /// Takes up to `connections` at a time from `listener`. One on which nothing was written for `patience` ends.
+    /// Takes up to `connections` at a time from `listener`, each in its turn. One on which nothing was written for `patience`
+    /// ends.
     #[must_use]
-    pub fn new(listener: TcpListener, connections: usize, patience: Duration) -> Self {
-        Self { listener, room: Arc::new(Semaphore::new(connections)), patience }
+    pub fn new(listener: TcpListener, connections: usize, arrivals: Turns, patience: Duration) -> Self {
+        Self { listener, room: Arc::new(Semaphore::new(connections)), arrivals, patience }
     }
 }
 
@@ -36,10 +47,11 @@ impl Listener for BoundedListener {
 
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
         let room = Arc::clone(&self.room).acquire_owned().await.expect("the semaphore is never closed");
+        self.arrivals.next().await;
         // Its errors are told and waited out there.
         let (stream, peer) = Listener::accept(&mut self.listener).await;
         let end = Box::pin(sleep(self.patience));
-        (BoundedStream { stream, end, patience: self.patience, _room: room }, peer)
+        (BoundedStream { stream, end, patience: self.patience, pieces: 0, _room: room }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -54,6 +66,8 @@ pub struct BoundedStream {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
     patience: Duration,
+    /// How many times it was read from since the last answer.
+    pieces: u32,
     _room: OwnedSemaphorePermit,
 }
 
@@ -67,6 +81,7 @@ impl BoundedStream {
 
     fn wrote(&mut self, written: io::Result<usize>) -> io::Result<usize> {
         if matches!(written, Ok(bytes) if bytes > 0) {
+            self.pieces = 0;
             self.end.as_mut().reset(Instant::now() + self.patience);
         }
         written
@@ -80,7 +95,15 @@ impl AsyncRead for BoundedStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.still_in_time(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        if self.pieces >= MOST_PIECES {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a request in too many pieces")));
+        }
+        let mut piece = [0; LONGEST_PIECE];
+        let mut read = ReadBuf::new(&mut piece[..buffer.remaining().min(LONGEST_PIECE)]);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+        buffer.put_slice(read.filled());
+        self.pieces += 1;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -129,7 +152,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(|| async { "here" }));
-        tokio::spawn(axum::serve(BoundedListener::new(listener, connections, patience), router).into_future());
+        let arrivals = Turns::new(64, Duration::from_millis(1));
+        let listener = BoundedListener::new(listener, connections, arrivals, patience);
+        tokio::spawn(axum::serve(listener, router).into_future());
         address
     }
 
@@ -183,6 +208,26 @@ mod tests {
         ended.await.expect("the end of a slow client");
         assert_eq!(hear_out(silent).await, "");
         assert!(waiting.await.unwrap().ends_with("here"));
+    }
+
+    #[tokio::test]
+    async fn a_request_in_more_pieces_than_any_has_ends_the_connection_and_one_in_a_few_is_answered() {
+        let address = serve(2, PATIENCE).await;
+        for (pieces, answered) in [(1, true), (WHOLE.len() / 2, true), (usize::MAX, false)] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let long = format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: {}\r\n\r\n", "x".repeat(8_000));
+            let text = if answered { WHOLE } else { &long };
+            let size = text.len().div_ceil(pieces);
+            for piece in text.as_bytes().chunks(size) {
+                // Each as a piece of its own: the daemon's task runs on this thread, in between.
+                if stream.write_all(piece).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(hear_out(stream).await.ends_with("here"), answered, "{pieces} pieces");
+        }
     }
 
     #[tokio::test]

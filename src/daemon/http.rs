@@ -1,14 +1,23 @@
 //! The HTTP server for `/metrics` (Prometheus text format 0.0.4), `/healthz`, and the page for people unless it is turned off.
+//!
+//! It runs on the daemon's one thread, which has keys and sessions to see to, and every process that reaches it may ask. So what it
+//! does in a second is bounded, however many ask and however fast: connections, pieces of requests ([`BoundedListener`]),
+//! and answers. Those that ask for more wait, first come, first served.
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::IncomingStream;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
@@ -18,6 +27,7 @@ use tracing::warn;
 
 use super::bounded_listener::BoundedListener;
 use super::page::Page;
+use super::turns::Turns;
 use crate::clock::{Now, SystemClock};
 
 /// How a node is, as its main loop last said.
@@ -73,6 +83,17 @@ const BACKLOG: u32 = 128;
 /// The most connections at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
 
+/// How many connections are taken at once, and how often one more.
+const ARRIVALS: (u32, Duration) = (8, Duration::from_millis(10));
+
+/// How many answers are given at once, and how often one more: with those of `/metrics`, some hundredths of a core at most. Only
+/// one at once: the runtime looks at the sockets of the farm and of the proxies between two of them, also where the daemon gets so
+/// little of a processor that it is late with all of them.
+const ANSWERS: (u32, Duration) = (1, Duration::from_millis(10));
+
+/// How many answers a connection gets; then it makes room. As many as Apache gives (`MaxKeepAliveRequests`).
+const ANSWERS_EACH: u32 = 100;
+
 /// How long a connection may go on without an answer, between requests too.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -119,9 +140,12 @@ impl HttpServer {
             .route("/healthz", get(healthz))
             .with_state(observed)
             .merge(page)
-            .fallback(move || async move { (StatusCode::NOT_FOUND, hint) });
-        let listener = BoundedListener::new(self.listener, MAX_CONNECTIONS, IDLE);
-        let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+            .fallback(move || async move { (StatusCode::NOT_FOUND, hint) })
+            .layer(from_fn_with_state(Arc::new(Turns::new(ANSWERS.0, ANSWERS.1)), in_turn));
+        let arrivals = Turns::new(ARRIVALS.0, ARRIVALS.1);
+        let listener = BoundedListener::new(self.listener, MAX_CONNECTIONS, arrivals, IDLE);
+        let service = router.into_make_service_with_connect_info::<AnswersGiven>();
+        let served = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
         let too_late = async {
             stop.cancelled().await;
             tokio::time::sleep(DRAIN).await;
@@ -153,6 +177,31 @@ pub struct Observed {
     pub page: Option<Page>,
     /// This host's clock.
     pub clock: SystemClock,
+}
+
+/// How many answers a connection got.
+#[derive(Clone, Debug, Default)]
+struct AnswersGiven(Arc<AtomicU32>);
+
+impl Connected<IncomingStream<'_, BoundedListener>> for AnswersGiven {
+    fn connect_info(_: IncomingStream<'_, BoundedListener>) -> Self {
+        Self::default()
+    }
+}
+
+/// Answers in turn, and ends a connection that got its share.
+async fn in_turn(
+    State(turns): State<Arc<Turns>>,
+    ConnectInfo(given): ConnectInfo<AnswersGiven>,
+    request: Request,
+    next: Next,
+) -> Response {
+    turns.next().await;
+    let mut answer = next.run(request).await;
+    if given.0.fetch_add(1, Ordering::Relaxed) + 1 >= ANSWERS_EACH {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
 }
 
 async fn render(State(observed): State<Observed>) -> impl IntoResponse {
@@ -307,6 +356,24 @@ mod tests {
         timeout(Duration::from_secs(10), running.task).await.expect("an end").unwrap().unwrap();
         assert!(told.elapsed() < Duration::from_millis(1_900), "took {:?}", told.elapsed());
         assert!(TcpStream::connect(running.address).await.is_err(), "it still listens");
+    }
+
+    #[tokio::test]
+    async fn a_connection_gets_its_share_of_answers_at_the_pace_of_all_and_then_ends() {
+        let running = start().await;
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        let begun = Instant::now();
+        let asks = "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2 * ANSWERS_EACH as usize);
+        stream.write_all(asks.as_bytes()).await.unwrap();
+        let mut answers = Vec::new();
+        // What it did not read of the questions may end the connection in a reset.
+        let _reset = timeout(Duration::from_secs(30), stream.read_to_end(&mut answers)).await.expect("an end");
+        let answers = String::from_utf8(answers).unwrap();
+        assert_eq!(answers.matches("HTTP/1.1 404 ").count(), ANSWERS_EACH as usize, "{answers}");
+        assert_eq!(answers.matches("connection: close\r\n").count(), 1, "{answers}");
+        let (burst, every) = ANSWERS;
+        assert!(begun.elapsed() >= every * (ANSWERS_EACH - burst - 1), "took {:?}", begun.elapsed());
+        assert!(request(running.address, "GET /healthz").await.contains("no ring yet"));
     }
 
     #[tokio::test]

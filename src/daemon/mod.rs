@@ -22,6 +22,7 @@ pub mod sealing;
 pub mod secret_steps;
 pub mod service;
 pub mod session_plane;
+pub mod turns;
 pub mod unix_socket;
 mod users;
 pub mod view;

@@ -70,7 +70,8 @@ pub enum RunError {
 }
 
 /// Runs a node until SIGTERM or SIGINT. SIGHUP, and a request on the control socket, read the farm secrets again, from the
-/// files that `secret_files` then names; its error says why they cannot be known. Nothing else of the settings changes.
+/// files that `secret_files` then names; its error says why they cannot be known. They also look up the ids of `ats.users`
+/// again. Nothing else of the settings changes.
 ///
 /// # Errors
 /// What keeps the node from starting, or a socket that fails later.
@@ -105,6 +106,7 @@ async fn run_on<B: Bus>(
         None => None,
     };
     let ats = Socket::bind(ats).await?;
+    let users_changed = ats.users_changed();
 
     let (secret_sender, secret_receiver) = watch::channel(Arc::new(secrets));
     let node = Node::start(node_settings(&settings), secret_receiver, bus, clock);
@@ -164,10 +166,12 @@ async fn run_on<B: Bus>(
             _ = signals.terminate.recv() => break Ok(()),
             _ = signals.interrupt.recv() => break Ok(()),
             _ = signals.hangup.recv() => {
+                users_changed.notify_one();
                 let reload = || reloader.reload("SIGHUP", clock.now().wall);
                 let _logged_and_shown = notifier.around_reload(&node.view, reload).await;
             }
             Some(ReloadCall { user, verdict }) = reloads.recv() => {
+                users_changed.notify_one();
                 let reload = || reloader.reload(&user, clock.now().wall);
                 let _gone = verdict.send(notifier.around_reload(&node.view, reload).await);
             }

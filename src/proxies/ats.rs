@@ -2,17 +2,27 @@
 //!
 //! One task a connection reads, one writes. The writer of one proxy never waits for another, and a proxy that stops
 //! reading loses its connection. Messages are preceded by their length as a 32-bit big-endian number.
+//!
+//! The socket's mode is 0666, so every process of the host can connect. Who it is says the kernel (`SO_PEERCRED`), and a
+//! stranger is turned away before it is counted or a task begins: it costs one accept, one getsockopt and one close. After a
+//! number of them the daemon takes no connection for a moment, and they wait in a short queue. Mode 0660 with the
+//! proxy's group would keep them from connecting, but a daemon that is not root may give its socket only to a group that it is
+//! in, and a member of the proxy's group can read the proxy's private keys on many hosts. Also, refusals would no
+//! longer be counted and logged, which is how a user that is missing in `ats.users` is found.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use metrics::counter;
+use nix::errno::Errno;
+use nix::sys::socket::{Backlog, listen};
 use nix::unistd::{User, geteuid};
 use prost::Message;
 use thiserror::Error;
@@ -20,14 +30,17 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::allowed_users::{AllowedUsers, Answers};
 use super::{ProxyInfo, ProxyPlane};
+use crate::clock::Now;
 use crate::keys::Timetable;
 use crate::metrics::{
     APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
@@ -36,6 +49,7 @@ use crate::proto::SessionEntry;
 use crate::proto::local::{self, FromProxy, ToProxy, from_proxy, to_proxy};
 use crate::quiet::Quiet;
 use crate::sessions::SessionFault;
+use crate::token_bucket::TokenBucket;
 
 /// The largest message in either direction, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
@@ -48,6 +62,12 @@ pub const READS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What one message of sessions carries at most, in bytes of payload.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// How many connections wait to be taken: the proxies of a host at once. Behind strangers each waits as long as these take.
+const BACKLOG: i32 = 64;
+/// How many connections are refused in a row, and how often one more: a hundredth of a core or so.
+const REFUSALS: (u32, Duration) = (32, Duration::from_millis(1));
+/// How long the first connection waits for what the user database says.
+const USERS_WITHIN: Duration = Duration::from_secs(5);
 /// After an `accept` that failed for want of file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// What is taken from a proxy's introduction: characters of a name or release, which go into reports to the leader, and
@@ -95,6 +115,7 @@ pub enum AtsError {
 pub struct Socket {
     listener: UnixListener,
     settings: AtsSettings,
+    users_changed: Arc<Notify>,
     /// Device and inode, to remove at the end only what was made here.
     made: (u64, u64),
 }
@@ -109,51 +130,159 @@ impl Socket {
         let failed = |source| AtsError::Io { path: path.clone(), source };
         make_way(&path).await?;
         let listener = UnixListener::bind(&path).map_err(failed)?;
-        // Anybody may connect, and who it is decides the kernel's answer to SO_PEERCRED: the proxy's user is in no group
-        // of the daemon's.
+        // It listens already: this sets how many may wait.
+        let backlog = Backlog::new(BACKLOG).map_err(io::Error::from).map_err(failed)?;
+        listen(&listener, backlog).map_err(io::Error::from).map_err(failed)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
         let made = std::fs::symlink_metadata(&path).map(|meta| (meta.dev(), meta.ino())).map_err(failed)?;
-        for user in &settings.users {
-            if uid_of(user.clone()).await.is_none() {
-                warn!(user, "ats.users names a user that does not exist here, yet; looked up again at each connection");
-            }
-        }
-        Ok(Self { listener, settings, made })
+        Ok(Self { listener, settings, users_changed: Arc::default(), made })
     }
 
-    /// Serves proxies until `stop`, then removes the socket.
+    /// What to notify when the ids of `ats.users` are to be looked up again, as on SIGHUP.
+    #[must_use]
+    pub fn users_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.users_changed)
+    }
+
+    /// Serves proxies until `stop`, then removes the socket. The first waits until the ids of `ats.users` are known, but 5 s at
+    /// most.
     pub async fn serve(self, plane: Arc<ProxyPlane>, stop: CancellationToken) {
-        let Self { listener, settings, made } = self;
-        let door = Arc::new(Door { plane, users: settings.users, quiet: Mutex::default(), last: Mutex::default() });
+        let Self { listener, settings, users_changed, made } = self;
+        let door = Arc::new(Door { plane, quiet: Mutex::default(), last: Mutex::default() });
+        let mut users = Users::new(settings.users, users_changed, Arc::clone(&door));
+        if users.is_asking() {
+            stop.run_until_cancelled(timeout(USERS_WITHIN, users.turn())).await;
+        }
         let mut connections = JoinSet::new();
+        let mut refusals = TokenBucket::new(REFUSALS.0, REFUSALS.1);
         loop {
+            let rest = refusals.empty_for(door.now());
             let stream = tokio::select! {
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = listener.accept() => match accepted {
+                () = users.turn() => continue,
+                () = sleep(rest), if !rest.is_zero() => continue,
+                accepted = listener.accept(), if rest.is_zero() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
                         door.complain("connection", "accept", &error);
-                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                        sleep(ACCEPT_AGAIN).await;
                         continue;
                     }
                 },
             };
-            if connections.len() >= MAX_PROXIES {
-                door.refuse(&Refusal::TooMany, "a new connection");
-                continue;
+            match users.admit(&stream, &mut connections) {
+                Ok(who) => {
+                    let door = Arc::clone(&door);
+                    connections.spawn(async move { door.serve(stream, &who.to_string()).await });
+                }
+                Err((refusal, who)) => {
+                    door.refuse(&refusal, &who);
+                    refusals.take(door.now());
+                }
             }
-            let door = Arc::clone(&door);
-            connections.spawn(async move { door.admit(stream).await });
         }
         connections.shutdown().await;
-        let path = &settings.socket;
-        if std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == made)
-            && let Err(error) = std::fs::remove_file(path)
-        {
-            warn!(%error, path = %path.display(), "the socket stays behind");
+        remove(&settings.socket, made);
+    }
+}
+
+/// Removes the socket at `path`, unless it is another than the one that was made.
+fn remove(path: &Path, made: (u64, u64)) {
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == made)
+        && let Err(error) = std::fs::remove_file(path)
+    {
+        warn!(%error, path = %path.display(), "the socket stays behind");
+    }
+}
+
+/// A process that connects, as the kernel names it.
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Known { pid: i32, uid: u32 },
+    Unknown,
+}
+
+impl Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known { pid, uid } => write!(f, "process {pid} of user {uid}"),
+            Self::Unknown => f.write_str("an unknown process"),
         }
     }
+}
+
+/// Asks the user database, on a thread of its own, for what [`AllowedUsers`] wants to know.
+struct Users {
+    allowed: AllowedUsers,
+    changed: Arc<Notify>,
+    /// The answer to the question under way.
+    answers: Option<oneshot::Receiver<Answers<Errno>>>,
+    door: Arc<Door>,
+}
+
+impl Users {
+    fn new(names: Vec<String>, changed: Arc<Notify>, door: Arc<Door>) -> Self {
+        let mut users = Self { allowed: AllowedUsers::new(geteuid().as_raw(), names), changed, answers: None, door };
+        users.ask();
+        users
+    }
+
+    /// Whether a question is under way.
+    fn is_asking(&self) -> bool {
+        self.answers.is_some()
+    }
+
+    /// Decides about one connection: before it is counted, and without waiting.
+    fn admit(&mut self, stream: &UnixStream, connections: &mut JoinSet<()>) -> Result<Who, (Refusal, Who)> {
+        let peer = stream.peer_cred().map_err(|error| (Refusal::Io(error), Who::Unknown))?;
+        let (uid, who) = (peer.uid(), Who::Known { pid: peer.pid().unwrap_or_default(), uid: peer.uid() });
+        let allowed = self.allowed.admit(uid, self.door.now());
+        self.ask();
+        if !allowed {
+            return Err((Refusal::Peer { uid }, who));
+        }
+        // Those that have ended hold no place.
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= MAX_PROXIES { Err((Refusal::TooMany, who)) } else { Ok(who) }
+    }
+
+    /// Takes an answer or a change in. Nothing is lost if it is not waited for to its end.
+    async fn turn(&mut self) {
+        let Some(answers) = &mut self.answers else {
+            self.changed.notified().await;
+            self.allowed.ask_again();
+            return self.ask();
+        };
+        // No answer at all: the thread died.
+        let answers = answers.await.unwrap_or_default();
+        self.answers = None;
+        self.allowed.take(&answers);
+        self.door.tell_of(&answers);
+        self.ask();
+    }
+
+    /// Begins to ask if there is something to ask. The thread may hang for as long as the user database does, also beyond the
+    /// end of the daemon.
+    fn ask(&mut self) {
+        let Some(names) = self.allowed.begin_asking(self.door.now()) else { return };
+        let (sender, receiver) = oneshot::channel();
+        let ask = || {
+            let answers = names.into_iter().map(answer_for).collect();
+            // None is waited for if the socket is no longer served.
+            let _gone = sender.send(answers);
+        };
+        if let Err(error) = thread::Builder::new().name("users".into()).spawn(ask) {
+            self.door.complain("users", "thread", &error);
+        }
+        self.answers = Some(receiver);
+    }
+}
+
+/// The user's number. Looks into the system's user database, which may be far away.
+fn answer_for(name: String) -> (String, Result<Option<u32>, Errno>) {
+    let found = User::from_name(&name).map(|found| found.map(|user| user.uid.as_raw()));
+    (name, found)
 }
 
 /// Talks to one proxy over `stream` until either side ends it. Which user that is has been checked, or does not matter.
@@ -161,7 +290,7 @@ impl Socket {
 /// # Errors
 /// The reason, as counted in `resumed_proxies_refused_total`, for which this side ended it.
 pub async fn converse(stream: UnixStream, plane: Arc<ProxyPlane>) -> Result<(), &'static str> {
-    let door = Door { plane, users: Vec::new(), quiet: Mutex::default(), last: Mutex::default() };
+    let door = Door { plane, quiet: Mutex::default(), last: Mutex::default() };
     door.talk(stream, "a proxy").await.map_err(|refusal| refusal.reason())
 }
 
@@ -182,12 +311,6 @@ async fn make_way(path: &Path) -> Result<(), AtsError> {
         // Also when its queue of connections is full: somebody is there.
         _ => Err(AtsError::InUse { path: path.to_owned() }),
     }
-}
-
-/// The user's number. Looks into the system's user database, which may be far away.
-async fn uid_of(user: String) -> Option<u32> {
-    let found = tokio::task::spawn_blocking(move || User::from_name(&user)).await;
-    found.ok()?.ok()?.map(|user| user.uid.as_raw())
 }
 
 /// Why a connection is refused or ended: one counted reason each.
@@ -235,7 +358,6 @@ impl Refusal {
 /// What all connections share.
 struct Door {
     plane: Arc<ProxyPlane>,
-    users: Vec<String>,
     /// Strangers can cause most of what goes wrong here.
     quiet: Mutex<Quiet>,
     /// The last counters of each proxy process, so that a new connection of the same process counts nothing twice.
@@ -246,7 +368,11 @@ struct Door {
 type Messages = FramedRead<OwnedReadHalf, LengthDelimitedCodec>;
 
 impl Door {
-    fn refuse(&self, refusal: &Refusal, who: &str) {
+    fn now(&self) -> Now {
+        self.plane.clock.now()
+    }
+
+    fn refuse(&self, refusal: &Refusal, who: &dyn Display) {
         counter!(PROXIES_REFUSED, "reason" => refusal.reason()).increment(1);
         self.complain("connection", refusal.reason(), &format_args!("{who}: {refusal}"));
     }
@@ -259,32 +385,26 @@ impl Door {
         }
     }
 
-    async fn admit(&self, stream: UnixStream) {
-        let credentials = stream.peer_cred();
-        let who = match &credentials {
-            Ok(peer) => format!("process {} of user {}", peer.pid().unwrap_or_default(), peer.uid()),
-            Err(_) => "an unknown process".to_owned(),
-        };
-        let talked = match credentials {
-            Ok(peer) if self.allows(peer.uid()).await => self.talk(stream, &who).await,
-            Ok(peer) => Err(Refusal::Peer { uid: peer.uid() }),
-            Err(error) => Err(Refusal::Io(error)),
-        };
-        if let Err(refusal) = talked {
-            self.refuse(&refusal, &who);
+    /// Says which of `ats.users` cannot connect, as far as the user database says.
+    fn tell_of(&self, answers: &Answers<Errno>) {
+        let unknown = answers.iter().filter(|(_, answer)| *answer == Ok(None)).map(|(user, _)| user.as_str());
+        let unknown: Vec<&str> = unknown.collect();
+        if !unknown.is_empty() {
+            let users = unknown.join(", ");
+            let text = "who do not exist here, yet: looked up again when another user connects, and on SIGHUP";
+            self.complain("users", "unknown", &format_args!("ats.users names {users}, {text}"));
+        }
+        for (user, answer) in answers {
+            if let Err(error) = answer {
+                self.complain("users", "no_answer", &format_args!("cannot look up {user} of ats.users: {error}"));
+            }
         }
     }
 
-    async fn allows(&self, uid: u32) -> bool {
-        if uid == 0 || uid == geteuid().as_raw() {
-            return true;
+    async fn serve(&self, stream: UnixStream, who: &str) {
+        if let Err(refusal) = self.talk(stream, who).await {
+            self.refuse(&refusal, &who);
         }
-        for user in &self.users {
-            if uid_of(user.clone()).await == Some(uid) {
-                return true;
-            }
-        }
-        false
     }
 
     async fn talk(&self, stream: UnixStream, who: &str) -> Result<(), Refusal> {

@@ -3,6 +3,7 @@
 //! An adapter hands a proxy the timetable of ticket keys and the farm's sessions, and takes the sessions that the proxy
 //! makes. It decides nothing about either.
 
+pub mod allowed_users;
 pub mod ats;
 pub mod rustls;
 
