@@ -213,7 +213,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_in_more_pieces_than_any_has_ends_the_connection_and_one_in_a_few_is_answered() {
         let address = serve(2, PATIENCE).await;
-        for (pieces, answered) in [(1, true), (WHOLE.len() / 2, true), (usize::MAX, false)] {
+        for (pieces, answered) in [(1, true), (8, true), (usize::MAX, false)] {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.set_nodelay(true).unwrap();
             let long = format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: {}\r\n\r\n", "x".repeat(8_000));
