@@ -58,7 +58,7 @@ test: build deb previous dependencies-farm dependencies-test ## Every test, thos
 	$(SAY) 'documentation and unit tests: about 30 s'
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
-	$(SAY) 'whole farms, test after test: about 10 min'
+	$(SAY) 'whole farms, test after test: about 11 min'
 	$(CARGO) test $(RELEASE) --no-fail-fast $(FARM_TESTS:%=--test %) -- $(TEST)
 
 # The farm goes back to the packages of the release before and up again. On a host of its own, revision 1 is upgraded to
