@@ -179,7 +179,7 @@ pub const KEY_FAULTS: [&str; 6] = [
 
 /// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed or flushed before, or there was
 /// no room or no way for it.
-pub const DROPS: [&str; 24] = [
+pub const DROPS: [&str; 25] = [
     "bad_id",
     "too_large",
     "broken_der",
@@ -195,6 +195,7 @@ pub const DROPS: [&str; 24] = [
     "over_limit",
     "bad_tombstone",
     "removal_kept",
+    "removal_unknown",
     "outbox_full",
     "broker_blocked",
     "broker_away",

@@ -105,6 +105,10 @@ pub enum SessionFault {
     /// A removal where `sessions.removals` is `keep`.
     #[error("a removal where sessions.removals is \"keep\"")]
     RemovalKept,
+    /// A proxy reported the removal of a session that this node does not hold. Clients name any ID they like, and OpenSSL has the
+    /// proxy remove it. A session that the node's cache has evicted is among them: it stays on the pod's other nodes.
+    #[error("a removal of a session that is not held here")]
+    RemovalUnknown,
 }
 
 impl SessionFault {
@@ -127,6 +131,7 @@ impl SessionFault {
             Self::OverLimit => "over_limit",
             Self::BadTombstone { .. } => "bad_tombstone",
             Self::RemovalKept => "removal_kept",
+            Self::RemovalUnknown => "removal_unknown",
         }
     }
 }

@@ -122,6 +122,18 @@ pub(super) struct Room {
 }
 
 impl Held {
+    /// Whether one of this node's proxies may say so. OpenSSL has a proxy remove whatever ID a client named: a removal of what is not
+    /// held here is not the pod's business, and would only take the place of tombstones that are. One that the farm removed has its
+    /// tombstone, and is an echo.
+    fn judge_local(&mut self, change: &Change, mono: u64) -> Result<(), SessionFault> {
+        match change {
+            Change::Removed(id) if self.cache.get(id).is_none() && !self.tombstones.holds(&Grave::of(id), mono) => {
+                Err(SessionFault::RemovalUnknown)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Applies a change, or says why not: a tombstone, or nothing new. `der` is a new session's.
     pub fn apply(&mut self, change: &Change, der: &[u8], mono: u64, room: &mut Room) -> Result<(), SessionFault> {
         match change {
@@ -174,7 +186,8 @@ impl Store {
     ///
     /// There is nothing to publish where removals are kept, and for what is known already: a proxy may report a
     /// session that the farm gave to it, or remove one that the farm removed. Such echoes are recognised as long as
-    /// the session is in the cache, or its tombstone stands.
+    /// the session is in the cache, or its tombstone stands. Nor is there for the removal of a session that is not held here:
+    /// see [`SessionFault::RemovalUnknown`].
     #[must_use]
     pub fn local(&self, entries: Vec<local::Session>, now: Now) -> Reported {
         let mut reported = Reported { news: Vec::with_capacity(entries.len()), faults: Vec::new() };
@@ -182,16 +195,17 @@ impl Store {
         let mut refuse = |fault: SessionFault| {
             let fault = if fault == SessionFault::Duplicate { SessionFault::Echo } else { fault };
             count_dropped(fault.reason(), 1);
-            if !matches!(fault, SessionFault::Echo | SessionFault::RemovalKept) {
+            if !matches!(fault, SessionFault::Echo | SessionFault::RemovalKept | SessionFault::RemovalUnknown) {
                 reported.faults.push(fault);
             }
         };
         self.in_turns(
             entries,
             |entry| self.read(&entry.id, &entry.session, now),
-            |held, entry, change| match change
-                .and_then(|change| held.apply(&change, &entry.session, now.mono, &mut room))
-            {
+            |held, entry, change| match change.and_then(|change| {
+                held.judge_local(&change, now.mono)?;
+                held.apply(&change, &entry.session, now.mono, &mut room)
+            }) {
                 Ok(()) => {
                     let at = if entry.at == 0 { now.wall } else { entry.at };
                     reported.news.push(SessionEntry { id: entry.id, session: entry.session, at });
@@ -610,6 +624,23 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_removes_nothing_that_this_node_does_not_hold() {
+        let store = store();
+        let Reported { news, faults } = store.local((1..=1000).map(removed).collect(), START);
+        assert!(news.is_empty() && faults.is_empty(), "{} to publish, {} complaints", news.len(), faults.len());
+        assert_eq!(store.tombstones(), 0);
+        assert_eq!(store.remote(batch([made(1)]), START).sessions, 1, "nothing keeps the session out");
+        // Made and removed in one report: the removal is of a session that is held by then.
+        let both = store.local(vec![made(2), removed(2), removed(1)], START);
+        let published: Vec<_> = both.news.iter().map(|entry| (&entry.id, entry.session.is_empty())).collect();
+        assert_eq!(published, [(&id(2), false), (&id(2), true), (&id(1), true)]);
+        assert_eq!((store.len(), store.tombstones()), (0, 2));
+        // Removed and made is the wrong order, which no proxy reports; the session stays.
+        let _ = store.local(vec![removed(3), made(3)], START);
+        assert_eq!((store.len(), store.tombstones()), (1, 2));
+    }
+
+    #[test]
     fn a_removal_from_the_pod_reaches_the_proxies_also_for_a_session_that_was_never_here() {
         let store = store();
         local(&store, &made(1), START).unwrap();
@@ -624,6 +655,7 @@ mod tests {
     #[test]
     fn a_tombstone_stands_on_the_monotonic_clock() {
         let store = store();
+        local(&store, &made(1), START).unwrap();
         local(&store, &removed(1), START).unwrap();
         let jumped = Now { wall: START.wall + 200_000, mono: START.mono + 599_999 };
         assert_eq!(store.remote(batch([made(1)]), jumped).dropped, BTreeMap::from([("tombstone", 1)]));
@@ -946,9 +978,16 @@ mod tests {
                 match step {
                     Step::Local(event) => {
                         let entry = event.entry(now);
-                        let expected = match model.apply(event.number, &entry, keep, now) {
+                        model.tombstones.retain(|_, until| *until > now.mono);
+                        let known = model.held.contains_key(&event.number) || model.tombstones.contains_key(&event.number);
+                        let judged = if entry.session.is_empty() && !known {
+                            Err("removal_unknown")
+                        } else {
+                            model.apply(event.number, &entry, keep, now)
+                        };
+                        let expected = match judged {
                             Ok(()) => Ok(true),
-                            Err("duplicate" | "removal_kept") => Ok(false),
+                            Err("duplicate" | "removal_kept" | "removal_unknown") => Ok(false),
                             Err(reason) => Err(reason),
                         };
                         let published = local(&store, &entry, now).map_err(|fault| fault.reason());

@@ -191,7 +191,7 @@
     ['missed', 'Messages missed', 'lost on the way to this node'],
   ];
   // Drops of every healthy farm: data has them, the page does not count them.
-  const ORDINARY = ['echo', 'duplicate', 'tombstone'];
+  const ORDINARY = ['echo', 'duplicate', 'tombstone', 'removal_unknown'];
   const ALARMING = ['refused', 'missed'];
   const REASONS = {
     unknown_secret: 'sealed with a farm secret that this node does not have', unknown_epoch: 'sealed in an epoch that this node does not know yet',
@@ -201,7 +201,7 @@
     bad_id: 'no session ID', broken_der: 'not a session', unknown_version: 'of a TLS version without session IDs', unknown_format: 'of a format that this release does not know',
     wrong_id: 'not the session of that ID', expired: 'over already', from_the_future: 'created in the future', flushed: 'flushed by a revocation',
     over_limit: 'more than the cache holds', bad_tombstone: 'a removal that makes no sense',
-    removal_kept: 'a removal that sessions.removals keeps from spreading', outbox_full: 'more than waits for the broker', broker_blocked: 'the broker takes nothing at the moment',
+    removal_kept: 'a removal that sessions.removals keeps from spreading', removal_unknown: 'a removal of what this node does not hold', outbox_full: 'more than waits for the broker', broker_blocked: 'the broker takes nothing at the moment',
     broker_away: 'no connection to the broker', no_epoch: 'no epoch key yet', not_sent: 'the broker did not take it', stopping: 'the node was stopping',
     plugin_queue_full: 'the proxy’s plugin had no room', too_large_for_proxy: 'larger than the proxy takes', proxy_slow: 'the proxy took too long',
   };
