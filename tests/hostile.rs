@@ -22,8 +22,8 @@ use resumed::proto::local::{
 };
 use resumed::proto::payload::Kind;
 use resumed::proto::{
-    Announcement, AuditEntry, EpochGrant, Farewell, Join, Payload, Proxy, Report, Request, Ring, Rotate, SessionBatch,
-    SessionEntry, SessionFormat, TicketKey, local, request,
+    Announcement, AuditEntry, EpochGrant, Farewell, Join, OperatorTrail, Payload, Proxy, Report, Request, Ring, Rotate,
+    SessionBatch, SessionEntry, SessionFormat, TicketKey, local, request,
 };
 use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
@@ -370,6 +370,7 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     let public_key = vec![9; 32];
     let rotate = Some(request::Kind::Rotate(Rotate {}));
     let report = Report { inbox: here.clone(), fingerprint: vec![0; 8], ..Report::default() };
+    let many = OperatorTrail { audit: vec![AuditEntry::default(); 10_000], ..OperatorTrail::default() };
     for kind in [
         Kind::Join(Join { inbox: elsewhere(), public_key: public_key.clone(), epochs: Vec::new() }),
         Kind::Join(Join { inbox: here.clone(), public_key, epochs: vec![vec![0; 8]; 17] }),
@@ -379,7 +380,7 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
         Kind::Report(Report { inbox: elsewhere(), ..report.clone() }),
         Kind::Report(Report { pod: "p".repeat(1 << 19), ..report.clone() }),
         Kind::Report(Report { proxies: vec![Proxy::default(); 10_000], ..report.clone() }),
-        Kind::Report(Report { audit: vec![AuditEntry::default(); 10_000], ..report }),
+        Kind::Report(Report { operators: Some(Box::new(many)), ..report }),
     ] {
         let sealed = attacker.seal(&leaders, "mallory", kind);
         attacker.to_leader(&sealed);

@@ -111,7 +111,8 @@ impl Operator {
         let mut requests = view.audit.clone();
         let (leader, nodes) = match reply {
             Reply::Members { leader, mut members } => {
-                requests.extend(members.iter_mut().flat_map(|member| std::mem::take(&mut member.audit)));
+                let trails = members.iter_mut().filter_map(|member| member.operators.as_mut());
+                requests.extend(trails.flat_map(|trail| std::mem::take(&mut trail.audit)));
                 (Some(leader), members.into_iter().map(|member| told_or_own(node_status(member), &view.own)).collect())
             }
             _ => (None, vec![NodeStatus { in_step: false, ..view.own.clone() }]),

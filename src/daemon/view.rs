@@ -44,7 +44,7 @@ impl NodeView {
     pub fn of(farm: &Farm, broker: BrokerStatus, now: Now) -> Self {
         let (members, members_in_step) = farm.member_counts();
         let mut own = farm.own_member();
-        let audit = std::mem::take(&mut own.audit);
+        let audit = own.operators.as_mut().map(|trail| std::mem::take(&mut trail.audit)).unwrap_or_default();
         Self {
             leader: farm.leader(now).map(str::to_owned),
             leads: farm.is_leader(),
@@ -87,7 +87,7 @@ pub fn node_status(member: proto::Member) -> NodeStatus {
         sessions: member.sessions,
         proxies: member.proxies.into_iter().map(proxy).collect(),
         secret_ids: member.secret_ids.iter().map(|id| hex(id)).collect(),
-        reload: member.reload.map(reload_status).unwrap_or_default(),
+        reload: member.operators.and_then(|trail| trail.reload).map(reload_status).unwrap_or_default(),
     }
 }
 

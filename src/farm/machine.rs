@@ -663,9 +663,13 @@ impl Farm {
             highest_generation: self.held.ring().highest_generation(),
             floor: self.held.ring().floor(),
             sessions_from: self.held.ring().sessions_from(),
-            reload: Some(self.local.reload.clone()),
-            audit: self.audit.to_proto(),
+            operators: Some(self.operator_trail()),
         }
+    }
+
+    fn operator_trail(&self) -> Box<proto::OperatorTrail> {
+        let reload = Some(self.local.reload.clone());
+        Box::new(proto::OperatorTrail { reload, audit: self.audit.to_proto() })
     }
 
     /// Nodes whose clock is too far from this node's to be listened to, each with its clock minus ours in milliseconds. A
@@ -1647,8 +1651,7 @@ impl Farm {
             can_lead: self.settings.can_lead,
             floor: ring.floor(),
             sessions_from: ring.sessions_from(),
-            reload: Some(self.local.reload.clone()),
-            audit: self.audit.to_proto(),
+            operators: Some(self.operator_trail()),
         };
         if let Some(inbox) = self.acting_inbox() {
             self.send(Route::Inbox(inbox), Kind::Report(report.clone()));
@@ -1730,8 +1733,7 @@ impl Farm {
                 highest_generation: report.highest_generation,
                 floor: report.floor,
                 sessions_from: report.sessions_from,
-                reload: report.reload,
-                audit: report.audit,
+                operators: report.operators,
             });
         }
         table.sort_by(|a, b| (&a.name, &a.boot_id).cmp(&(&b.name, &b.boot_id)));
@@ -1792,9 +1794,11 @@ fn is_sound(report: &proto::Report, names: &Names) -> bool {
         && report.secret_ids.iter().all(|id| id.len() == 8)
         && report.proxies.len() <= MOST_PROXIES
         && report.proxies.iter().all(is_proxy)
-        && report.reload.as_ref().is_none_or(|reload| is_word(&reload.refused))
-        && report.audit.len() <= MOST_AUDITED
-        && report.audit.iter().all(is_entry)
+        && report.operators.as_ref().is_none_or(|trail| {
+            trail.reload.as_ref().is_none_or(|reload| is_word(&reload.refused))
+                && trail.audit.len() <= MOST_AUDITED
+                && trail.audit.iter().all(is_entry)
+        })
 }
 
 /// `theirs` minus `ours`, saturating.
@@ -1852,7 +1856,10 @@ mod tests {
             version: "9".repeat(version),
             certificate_digest: vec![1; digest],
         };
-        let refused = |bytes: usize| proto::LastReload { at: 1, refused: "r".repeat(bytes) };
+        let trail = |bytes: usize, audit: Vec<proto::AuditEntry>| {
+            let reload = Some(proto::LastReload { at: 1, refused: "r".repeat(bytes) });
+            Some(Box::new(proto::OperatorTrail { reload, audit }))
+        };
         let entry = |node: &str, user: &str| proto::AuditEntry {
             node: node.to_owned(),
             user: user.to_owned(),
@@ -1861,8 +1868,7 @@ mod tests {
         let good = proto::Report {
             secret_ids: vec![vec![1; 8]; 16],
             proxies: vec![proxy(256, 8); 16],
-            reload: Some(refused(256)),
-            audit: vec![entry("b", "root"); 8],
+            operators: trail(256, vec![entry("b", "root"); 8]),
             ..own_report()
         };
         let bad = [
@@ -1875,10 +1881,10 @@ mod tests {
             proto::Report { proxies: vec![proxy(1, 8); 17], ..good.clone() },
             proto::Report { proxies: vec![proxy(257, 8)], ..good.clone() },
             proto::Report { proxies: vec![proxy(1, 7)], ..good.clone() },
-            proto::Report { reload: Some(refused(257)), ..good.clone() },
-            proto::Report { audit: vec![entry("b", "root"); 9], ..good.clone() },
-            proto::Report { audit: vec![entry("", "root")], ..good.clone() },
-            proto::Report { audit: vec![entry("b", "root\n")], ..good.clone() },
+            proto::Report { operators: trail(257, Vec::new()), ..good.clone() },
+            proto::Report { operators: trail(1, vec![entry("b", "root"); 9]), ..good.clone() },
+            proto::Report { operators: trail(1, vec![entry("", "root")]), ..good.clone() },
+            proto::Report { operators: trail(1, vec![entry("b", "root\n")]), ..good.clone() },
         ];
         let mut hear = |report: proto::Report| {
             let kind = Some(Kind::Report(report));
@@ -1947,7 +1953,10 @@ mod tests {
         assert!(bad.iter().any(|action| matches!(action, Action::Note(Note::Refused { reason: "bad_request", .. }))));
         assert_eq!((audited(&bad), highest(&leader)), (vec![], known), "it changes nothing");
         let own = leader.own_member();
-        assert_eq!(own.audit.iter().map(|entry| entry.id).collect::<Vec<_>>(), [7, 8]);
+        assert_eq!(
+            own.operators.iter().flat_map(|trail| &trail.audit).map(|entry| entry.id).collect::<Vec<_>>(),
+            [7, 8]
+        );
     }
 
     #[test]
@@ -1978,7 +1987,7 @@ mod tests {
         let local = Event::Ask { id: 4, ask: Ask::RevokeLocal { flush_sessions: false }, user: String::new() };
         let local = audited(&asker.handle(at(10), local));
         assert!(matches!(&local[..], [entry] if entry.action() == proto::AuditAction::RevokeLocal), "{local:?}");
-        let kept: Vec<u64> = asker.own_member().audit.iter().map(|entry| entry.id).collect();
+        let kept: Vec<u64> = asker.operator_trail().audit.iter().map(|entry| entry.id).collect();
         assert_eq!(kept, [1, 2, 3, 4]);
     }
 

@@ -81,6 +81,7 @@ pub struct Peer {
 }
 
 /// What is to be done.
+#[allow(clippy::large_enum_variant, reason = "a few at a time, and each is handed on at once")]
 #[derive(Debug)]
 pub enum Action {
     /// Publish to the pod's sessions exchange.
