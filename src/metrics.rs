@@ -140,7 +140,7 @@ impl Plane {
 pub const KEY_STATES: [&str; 4] = ["next", "active", "previous", "expired"];
 
 /// Why an envelope, or what was in it, is refused.
-pub const REFUSALS: [&str; 24] = [
+pub const REFUSALS: [&str; 26] = [
     "unknown_secret",
     "unknown_epoch",
     "bad_tag",
@@ -152,6 +152,7 @@ pub const REFUSALS: [&str; 24] = [
     "clock",
     "malformed",
     "too_large",
+    "too_many",
     "table_full",
     "unknown_kind",
     "bad_fingerprint",
@@ -159,6 +160,7 @@ pub const REFUSALS: [&str; 24] = [
     "bad_report",
     "bad_request",
     "bad_join",
+    "bad_answer",
     "as_of_far_off",
     "warmup_unasked",
     "warmup_over_credit",
@@ -427,13 +429,13 @@ pub fn missed(messages: u64) {
 }
 
 /// Counts a key, or a floor, that was skipped.
-pub fn key_skipped(reason: &'static str) {
-    counter!(KEYS_SKIPPED, "reason" => reason).increment(1);
+pub fn keys_skipped(reason: &'static str, keys: u64) {
+    counter!(KEYS_SKIPPED, "reason" => reason).increment(keys);
 }
 
-/// Counts a key that had the name of another, and other bytes.
-pub fn key_conflict() {
-    counter!(KEY_CONFLICTS).increment(1);
+/// Counts `keys` that had the name of another, and other bytes.
+pub fn key_conflicts(keys: u64) {
+    counter!(KEY_CONFLICTS).increment(keys);
 }
 
 /// Counts `entries` sent to the pod.

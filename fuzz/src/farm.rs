@@ -263,7 +263,7 @@ pub fn ring(mut data: &[u8]) {
         data = rest;
         let Ok(message) = proto::Ring::decode(message) else { return };
         let (ring, faults) = Ring::read(&message, NOW, &settings);
-        assert!(ring.keys().len() + faults.len() <= message.keys.len() + 1);
+        assert!(ring.keys().len() as u64 + faults.count() <= message.keys.len() as u64 + 2);
         rings.push(ring);
     }
     let joined = |first: &Ring, second: &Ring| {

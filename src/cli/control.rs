@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 
+use crate::proto::limits::decode_within;
 use crate::proto::local::{
-    ControlReply, ControlRequest, ReloadCommand, Reloaded, RotateProgress, StatusCommand, control_reply,
+    CONTROL_REPLY, ControlReply, ControlRequest, ReloadCommand, Reloaded, RotateProgress, StatusCommand, control_reply,
     control_request,
 };
 use crate::status::FarmStatus;
@@ -154,7 +155,7 @@ impl Control {
         }
         let mut body = vec![0; length];
         self.read(&mut body, until).map_err(|error| self.failed(error, limit))?;
-        match ControlReply::decode(&body[..]) {
+        match decode_within(&body[..], &CONTROL_REPLY) {
             Ok(ControlReply { kind: Some(control_reply::Kind::Error(text)) }) => Err(ControlError::Daemon(text)),
             Ok(ControlReply { kind: Some(kind) }) => Ok(kind),
             Ok(ControlReply { kind: None }) => Err(self.nonsense("a reply of an unknown kind".into())),

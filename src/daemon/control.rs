@@ -24,7 +24,8 @@ use super::unix_socket::{FreshSocket, SocketError, bind_fresh};
 use crate::clock::SystemClock;
 use crate::config::ControlSettings;
 use crate::metrics::CONTROL_REFUSED;
-use crate::proto::local::{ControlReply, ControlRequest, control_reply, control_request};
+use crate::proto::limits::decode_within;
+use crate::proto::local::{CONTROL_REQUEST, ControlReply, ControlRequest, control_reply, control_request};
 use crate::quiet::Quiet;
 
 /// The longest frame in either direction, in bytes, its length not included: the status of some 100,000 nodes.
@@ -190,7 +191,7 @@ pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>, idl
     loop {
         let frame = tokio::time::timeout(idle, frames.next()).await.map_err(|_| Refusal::Idle)?;
         let Some(frame) = whole(frame)? else { return Ok(()) };
-        let Ok(ControlRequest { kind: Some(request) }) = ControlRequest::decode(frame) else {
+        let Ok(ControlRequest { kind: Some(request) }) = decode_within(frame, &CONTROL_REQUEST) else {
             let text = "the daemon does not know this request; are the command and the daemon of the same release?";
             reply(&mut frames, &error(text), idle).await?;
             return Err(Refusal::Malformed);

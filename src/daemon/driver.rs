@@ -397,16 +397,16 @@ impl<B: Bus> Driver<B> {
             }
             // Counted and logged when it was refused.
             Note::Skewed { .. } => return,
-            Note::BadKey { reason, .. } => {
-                metrics::key_skipped(reason);
+            Note::BadKey { reason, count, .. } => {
+                metrics::keys_skipped(reason, *count);
                 ("key", *reason)
             }
             Note::Refused { reason, .. } => {
                 metrics::refused(reason);
                 ("message", *reason)
             }
-            Note::KeyConflict { .. } => {
-                metrics::key_conflict();
+            Note::KeyConflict { count, .. } => {
+                metrics::key_conflicts(*count);
                 ("key", "conflict")
             }
             Note::UnknownKind { .. } => {

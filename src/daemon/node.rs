@@ -239,9 +239,9 @@ fn saved_ring(settings: &NodeSettings, clock: SystemClock) -> (Option<RingFile>,
     let held = match file.load(settings.keys, clock.now()) {
         Ok(Some(restored)) => {
             info!(keys = restored.held.ring().keys().len(), "took up the ring of the last run");
-            for fault in restored.faults {
-                crate::metrics::key_skipped(fault.as_str());
-                warn!(%fault, "left a part of the saved ring out");
+            for (fault, count) in restored.faults.iter() {
+                crate::metrics::keys_skipped(fault.as_str(), count);
+                warn!(%fault, count, "left a part of the saved ring out");
             }
             restored.held
         }

@@ -46,6 +46,9 @@ pub enum RotateError {
     /// The leader is of another release.
     #[error("the leader {0} cannot do this: is it of an older release?")]
     Refused(String),
+    /// What came for an answer is nothing that a leader sends.
+    #[error("{0} answered what no leader does, and it was not acted on: is that host in other hands?")]
+    BadAnswer(String),
 }
 
 /// How far a rotation or a revocation has come.
@@ -154,6 +157,7 @@ impl Operator {
                 Ok(self.follow((generation, pending), Wanted::Key(generation), give_up, progress).await)
             }
             Reply::Refused { leader } => Err(RotateError::Refused(leader)),
+            Reply::BadAnswer { from } => Err(RotateError::BadAnswer(from)),
             Reply::Revoked { .. } | Reply::Members { .. } | Reply::NoLeader => Err(RotateError::NoLeader),
         }
     }
@@ -175,6 +179,7 @@ impl Operator {
                 Ok(self.follow((floor, false), Wanted::Floors(floor, sessions_from), give_up, progress).await)
             }
             Reply::Refused { leader } => Err(RotateError::Refused(leader)),
+            Reply::BadAnswer { from } => Err(RotateError::BadAnswer(from)),
             Reply::Rotating { .. } | Reply::Members { .. } | Reply::NoLeader => Err(RotateError::NobodyToRevoke),
         }
     }

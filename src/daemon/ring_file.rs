@@ -18,8 +18,9 @@ use prost::Message;
 use zeroize::Zeroizing;
 
 use crate::clock::{Now, millis};
-use crate::keys::{HeldRing, KeySettings, Ring, RingFault};
+use crate::keys::{HeldRing, KeySettings, Ring, RingFaults};
 use crate::proto;
+use crate::proto::limits::{Limit, Limits, decode_within};
 
 const FILE: &str = "ring";
 const NEW_FILE: &str = "ring.new";
@@ -43,7 +44,7 @@ pub struct Restored {
     /// The ring, each key held for as long as before, and for the time since.
     pub held: HeldRing,
     /// What was skipped.
-    pub faults: Vec<RingFault>,
+    pub faults: RingFaults,
 }
 
 /// Why a ring could not be saved or read. No case is fatal: a node without a file starts with an empty ring.
@@ -96,6 +97,13 @@ struct Saved {
     #[prost(uint64, repeated, tag = "4")]
     held_for: Vec<u64>,
 }
+
+/// What a saved ring may hold.
+static SAVED: Limits =
+    Limits(&[Limit::once(3, "ring", &proto::RING), Limit::packed(4, "held_for", proto::MOST_KEYS * LONGEST_NUMBER)]);
+
+/// Bytes of the longest number.
+const LONGEST_NUMBER: usize = 10;
 
 impl RingFile {
     /// The file of a node of `farm` in `directory`, which has to be there already and, unless `allow_disk`, in memory
@@ -283,7 +291,7 @@ fn decode(contents: &[u8], farm: &str) -> Result<Saved, String> {
     if digest != sha256(body) {
         return Err("it is damaged or cut short".into());
     }
-    let saved = Saved::decode(body).map_err(|error| error.to_string())?;
+    let saved: Saved = decode_within(body, &SAVED).map_err(|error| error.to_string())?;
     if saved.farm != farm {
         return Err(format!("it is of farm {:?}, this is {farm:?}", saved.farm));
     }
@@ -495,7 +503,7 @@ mod tests {
         file.save(&held, at(100 * HOUR + 500)).unwrap();
         let next_boot = Now { wall: 100 * HOUR + 900, mono: 24 * HOUR };
         let restored = file.load(KeySettings::default(), next_boot).unwrap().unwrap();
-        assert_eq!(restored.faults, []);
+        assert!(restored.faults.is_empty());
         assert_eq!(restored.held.ring(), held.ring());
         assert_eq!(restored.held.held_for(&[1; 16], next_boot), Some(Duration::from_millis(900)));
     }
@@ -551,7 +559,7 @@ mod tests {
         let (_directory, file) = on_disk();
         file.save(&two_keys(), at(100 * HOUR)).unwrap();
         let restored = file.load(KeySettings::default(), at(50 * HOUR)).unwrap().unwrap();
-        assert_eq!(restored.faults.len(), 2);
+        assert_eq!(restored.faults.count(), 2);
         assert!(restored.held.ring().keys().is_empty());
     }
 

@@ -52,7 +52,8 @@
 //! # How often an envelope opens
 //!
 //! Once on each [`Opener`], within the largest clock offset of its stamp. Checks come in this order, and the first that
-//! fails is the refusal: size, encoding and field lengths, secret, epoch, tag, payload, whether its kind may travel without
+//! fails is the refusal: size, encoding and field lengths, secret, epoch, tag, how much the payload holds
+//! ([`PAYLOAD`](crate::proto::PAYLOAD)), payload, whether its kind may travel without
 //! an epoch key ([`travels_open`]), clock, replay. Only an envelope
 //! that passed all of them leaves a trace in the replay table.
 //!

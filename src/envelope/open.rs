@@ -13,9 +13,10 @@ use super::epoch::{EpochId, Epochs, travels_open};
 use super::key::{OpeningKey, Source};
 use super::replay::{Limits, Mark, NotAdmitted, Sender, Table};
 use super::secret::{SecretId, Secrets};
-use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, payload_fault};
+use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, is_node_name, payload_fault};
 use crate::clock::{Now, millis};
 use crate::proto;
+use crate::proto::limits::{Undecodable, decode_within};
 
 /// The most (secret, salt, route) that an [`Opener`] follows at a time: 16 for each of the 20,000 members that a farm may
 /// have.
@@ -215,15 +216,31 @@ fn decrypt(key: &mut OpeningKey, header: &Header, body: Bytes, start: usize) -> 
 
 /// The payload in `text`, checked as far as every message must be.
 fn decode(text: Bytes) -> Result<proto::Payload, Refusal> {
-    let decoded = proto::Payload::decode(text.clone());
+    let decoded = decode_within::<proto::Payload>(text.clone(), &proto::PAYLOAD).map_err(|why| refused_as(&why, &text));
     // Only sessions stay where they are. Ticket keys were copied out, and nothing of them may stay behind.
     if !matches!(&decoded, Ok(proto::Payload { kind: Some(proto::payload::Kind::Sessions(_)), .. })) {
         drop(wiped(text));
     }
-    let payload = decoded.map_err(|_| Refusal::Malformed("payload"))?;
+    let payload = decoded?;
     match payload_fault(&payload) {
         Some(field) => Err(Refusal::Malformed(field)),
         None => Ok(payload),
+    }
+}
+
+/// The part of a payload that says who sent it.
+#[derive(Clone, PartialEq, Message)]
+struct SentBy {
+    #[prost(string, tag = "1")]
+    node: String,
+}
+
+/// Why a payload was not decoded, as a refusal that names its sender where that can be told.
+fn refused_as(why: &Undecodable, text: &[u8]) -> Refusal {
+    match (why, SentBy::decode(text)) {
+        (Undecodable::TooMany(_), Ok(SentBy { node })) if !is_node_name(&node) => Refusal::Malformed("node"),
+        (Undecodable::TooMany(field), Ok(SentBy { node })) => Refusal::TooMany { node, field },
+        _ => Refusal::Malformed("payload"),
     }
 }
 
@@ -262,6 +279,14 @@ pub enum Refusal {
     /// It was altered, forged, made for another farm, or moved from another route.
     #[error("the tag does not fit")]
     BadTag,
+    /// A holder of the farm secret sealed more of something than any node sends: see [`proto::PAYLOAD`].
+    #[error("{node} sent more {field} than any node does")]
+    TooMany {
+        /// The sender.
+        node: String,
+        /// The field, by its name in `farm.proto`.
+        field: &'static str,
+    },
     /// A holder of the farm secret sealed a kind without an epoch key that never travels without.
     #[error("{node} sealed it without an epoch key")]
     NotInEpoch {
@@ -309,6 +334,7 @@ impl Refusal {
             Self::UnknownSecret => "unknown_secret",
             Self::UnknownEpoch => "unknown_epoch",
             Self::BadTag => "bad_tag",
+            Self::TooMany { .. } => "too_many",
             Self::NotInEpoch { .. } => "not_in_epoch",
             Self::Clock { .. } => "clock",
             Self::Replay { .. } => "replay",

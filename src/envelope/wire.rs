@@ -5,6 +5,7 @@ use prost::Message;
 
 use super::secret::SecretId;
 use crate::proto;
+use crate::proto::limits::decode_within;
 
 /// The most bytes of one envelope on the broker, header and tag included.
 pub const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
@@ -86,7 +87,7 @@ impl Header {
     ///
     /// The error names the field at fault.
     pub fn decode(body: &Bytes) -> Result<(Self, usize), &'static str> {
-        let envelope = proto::Envelope::decode(body.clone()).map_err(|_| "encoding")?;
+        let envelope: proto::Envelope = decode_within(body.clone(), &proto::ENVELOPE).map_err(|_| "encoding")?;
         if envelope.version != VERSION {
             return Err("version");
         }

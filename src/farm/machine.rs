@@ -8,11 +8,11 @@ use zeroize::Zeroizing;
 
 use super::audit::{Asked, AuditTrail, MOST_AUDITED, is_entry, is_user};
 use super::members::{Member, Members};
-use super::operator::{Ask, PartialTable, Pending, Reply, in_parts};
+use super::operator::{Added, Ask, MOST_WAITING_BYTES, PartialTable, Pending, Reply, in_parts};
 use crate::bus::{Names, Route};
 use crate::clock::{Now, millis};
 use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, epoch_name, seal_grant};
-use crate::keys::{HeldRing, KeyMaterial, KeySettings, Ring, RingFault};
+use crate::keys::{HeldRing, KeyMaterial, KeySettings, Ring, RingFaults};
 use crate::proto::{self, AuditOutcome, payload::Kind};
 use crate::random::Randomness;
 
@@ -254,12 +254,14 @@ pub enum Note {
         /// Who granted it; this node itself if it drew it.
         from: String,
     },
-    /// A key, or a floor, of a node was not taken over.
+    /// Keys, or a floor, of a node were not taken over.
     BadKey {
-        /// Who sent it; this node itself for keys that went bad in its own ring.
+        /// Who sent them; this node itself for keys that went bad in its own ring.
         node: String,
         /// The counted reason.
         reason: &'static str,
+        /// How many of its ring were bad for this reason.
+        count: u64,
     },
     /// A message was not acted on although it is authentic and in time.
     Refused {
@@ -272,6 +274,8 @@ pub enum Note {
     KeyConflict {
         /// Who sent the other one.
         node: String,
+        /// How many of its ring did.
+        count: u64,
     },
     /// A message of a kind that this release does not know, or that has no business in the queue.
     UnknownKind {
@@ -306,9 +310,10 @@ impl fmt::Display for Note {
                 write!(f, "{user} asked through {}: {:?}, {:?}", entry.node, entry.action(), entry.outcome())
             }
             Self::Epoch { id, from } => write!(f, "epoch key {} from {from}", epoch_name(*id)),
-            Self::BadKey { node, reason } => write!(f, "skipped a ticket key of {node}: {reason}"),
+            Self::BadKey { node, reason, count: 1 } => write!(f, "skipped a ticket key of {node}: {reason}"),
+            Self::BadKey { node, reason, count } => write!(f, "skipped {count} ticket keys of {node}: {reason}"),
             Self::Refused { node, reason } => write!(f, "refused a message of {node}: {reason}"),
-            Self::KeyConflict { node } => write!(f, "{node} sent another key under a known name; kept the higher"),
+            Self::KeyConflict { node, .. } => write!(f, "{node} sent another key under a known name; kept the higher"),
             Self::UnknownKind { node } => write!(f, "ignored a message of unknown kind from {node}"),
             Self::Skewed { node, offset_ms } => {
                 write!(f, "the clock of {node} differs from ours by {offset_ms} ms: its messages are not acted on")
@@ -1008,8 +1013,8 @@ impl Farm {
         if ring.open_at(now.wall).next().is_some() {
             self.meet_others();
         }
-        for _ in 0..merge.conflicts {
-            self.note(Note::KeyConflict { node: node.to_owned() });
+        if merge.conflicts > 0 {
+            self.note(Note::KeyConflict { node: node.to_owned(), count: merge.conflicts.into() });
         }
         if merge.changed {
             self.out.push(Action::RingChanged);
@@ -1024,9 +1029,9 @@ impl Farm {
         }
     }
 
-    fn note_faults(&mut self, node: &str, faults: &[RingFault]) {
-        for fault in faults {
-            self.note(Note::BadKey { node: node.to_owned(), reason: fault.as_str() });
+    fn note_faults(&mut self, node: &str, faults: &RingFaults) {
+        for (fault, count) in faults.iter() {
+            self.note(Note::BadKey { node: node.to_owned(), reason: fault.as_str(), count });
         }
     }
 
@@ -1335,6 +1340,7 @@ impl Farm {
     }
 
     fn answer(&mut self, from: &Sender, mut answer: proto::Answer, now: Now) {
+        let others = self.asks.iter().filter(|(id, _)| **id != answer.id).map(|(_, other)| other.table.bytes()).sum();
         let Some(pending) = self.asks.get_mut(&answer.id) else {
             return; // an answer that came after we gave up, or twice
         };
@@ -1349,12 +1355,24 @@ impl Farm {
             }
             return;
         }
-        let Some(members) = pending.table.add(&mut answer) else { return };
-        answer.members = members;
-        if let Some(pending) = self.asks.remove(&answer.id) {
-            self.audit_own(answer.id, pending.ask, pending.user, outcome_of(&answer), now);
+        let room = MOST_WAITING_BYTES.saturating_sub(others);
+        match pending.table.add(&mut answer, room) {
+            Added::Incomplete => {}
+            Added::Whole(members) => {
+                answer.members = members;
+                if let Some(pending) = self.asks.remove(&answer.id) {
+                    self.audit_own(answer.id, pending.ask, pending.user, outcome_of(&answer), now);
+                }
+                self.reply(answer.id, from.node.clone(), answer);
+            }
+            Added::Bad(reason) => {
+                if let Some(pending) = self.asks.remove(&answer.id) {
+                    self.audit_own(answer.id, pending.ask, pending.user, (AuditOutcome::NoLeader, 0), now);
+                }
+                self.note(Note::Refused { node: from.node.clone(), reason });
+                self.out.push(Action::Reply { id: answer.id, reply: Reply::BadAnswer { from: from.node.clone() } });
+            }
         }
-        self.reply(answer.id, from.node.clone(), answer);
     }
 
     fn reply(&mut self, id: u64, leader: String, answer: proto::Answer) {

@@ -4,16 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use crate::clock::Now;
-use crate::proto;
+use crate::proto::{self, MOST_MEMBERS};
 
 /// A node that stays silent this long is forgotten; until then an operator sees that it is missing.
 const FORGET_AFTER_MS: u64 = 5 * 60 * 1000;
 
 /// Offsets of the last reports; the one least delayed is the best estimate.
 const OFFSET_WINDOW: usize = 8;
-
-/// More nodes than this are not kept: names come from authentic messages, but memory stays bounded whatever happens.
-const MOST_MEMBERS: usize = 20_000;
 
 /// As many must find room in the replay table of the node that leads them.
 const _: () = assert!(16 * MOST_MEMBERS <= crate::envelope::MOST_TRACKED);

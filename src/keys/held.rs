@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::key::{KeyMaterial, TicketKey};
-use super::ring::{Merge, Ring, RingFault};
+use super::ring::{Merge, Ring, RingFaults};
 use super::settings::KeySettings;
 use super::timetable::{Entry, Times, Timetable, sealing};
 use crate::clock::{Now, millis};
@@ -111,7 +111,7 @@ impl HeldRing {
 
     /// Drops what is impossible by this node's own clock: call it at every beat. It heals a ring that was made while
     /// the clock was ahead.
-    pub fn drop_faulty(&mut self, now: Now) -> Vec<RingFault> {
+    pub fn drop_faulty(&mut self, now: Now) -> RingFaults {
         let settings = self.settings;
         self.change(now, |ring| ring.drop_faulty(now, &settings))
     }
@@ -297,6 +297,7 @@ mod tests {
 
     use super::super::ring::testing::{any_message, key, ring};
     use super::*;
+    use crate::keys::RingFault;
 
     const HOUR: u64 = 3_600_000;
     /// `settle` of the rings in this module's properties.
@@ -674,8 +675,8 @@ mod tests {
         let generation = held.revoke(material(3), 0, at(101 * HOUR)).generation;
         let set_back = Now { wall: 50 * HOUR, mono: 0 };
         let faults = held.drop_faulty(set_back);
-        assert_eq!(faults[0], RingFault::FloorFarAhead(generation));
-        assert_eq!(faults.len(), 2);
+        assert_eq!(faults.iter().next(), Some((&RingFault::FloorFarAhead(generation), 1)));
+        assert_eq!(faults.count(), 2);
         assert!(held.is_empty(set_back));
         assert_eq!(held.mint(set_back.wall, material(4), set_back).generation, set_back.wall);
     }

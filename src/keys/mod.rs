@@ -15,6 +15,6 @@ mod two_nodes;
 
 pub use held::{HeldRing, KeyState};
 pub use key::{KeyFault, KeyMaterial, TicketKey};
-pub use ring::{Merge, Ring, RingFault};
+pub use ring::{Merge, Ring, RingFault, RingFaults};
 pub use settings::{KeySettings, SettingsError};
 pub use timetable::{Entry, KeySet, Timetable};

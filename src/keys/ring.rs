@@ -63,29 +63,60 @@ impl RingFault {
     }
 }
 
+/// The faults of one ring by reason, however many there are: the first of each, and how often it was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RingFaults(Vec<(RingFault, u64)>);
+
+impl RingFaults {
+    fn add(&mut self, fault: RingFault) {
+        // A handful of reasons.
+        match self.0.iter_mut().find(|(first, _)| first.as_str() == fault.as_str()) {
+            Some((_, count)) => *count += 1,
+            None => self.0.push((fault, 1)),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many there are in all.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(|(_, count)| count).sum()
+    }
+
+    /// The first fault of each reason, with the number of those of its reason.
+    pub fn iter(&self) -> impl Iterator<Item = (&RingFault, u64)> {
+        self.0.iter().map(|(fault, count)| (fault, *count))
+    }
+}
+
 impl Ring {
     /// The most keys that a ring holds: of more, the highest in order.
     pub const CAP: usize = 64;
 
-    /// Takes a ring from a message. Bad keys and a bad floor are skipped, each with its fault; the rest is taken.
+    /// Takes a ring from a message. Bad keys and a bad floor are skipped, counted by reason; the rest is taken.
     #[must_use]
-    pub fn read(message: &proto::Ring, now: Now, settings: &KeySettings) -> (Self, Vec<RingFault>) {
-        let mut faults = Vec::new();
+    pub fn read(message: &proto::Ring, now: Now, settings: &KeySettings) -> (Self, RingFaults) {
+        let mut faults = RingFaults::default();
         let mut ring = Self::default();
         if is_far_ahead(message.floor, now, settings) {
-            faults.push(RingFault::FloorFarAhead(message.floor));
+            faults.add(RingFault::FloorFarAhead(message.floor));
         } else {
             ring.floor = message.floor;
         }
         if is_far_ahead(message.sessions_from, now, settings) {
-            faults.push(RingFault::SessionsFarAhead(message.sessions_from));
+            faults.add(RingFault::SessionsFarAhead(message.sessions_from));
         } else {
             ring.sessions_from = message.sessions_from;
         }
         for key in &message.keys {
             match TicketKey::read(key, now, settings) {
                 Ok(key) => drop(ring.add(key)),
-                Err(fault) => faults.push(RingFault::Key { generation: key.generation, fault }),
+                Err(fault) => faults.add(RingFault::Key { generation: key.generation, fault }),
             }
         }
         (ring, faults)
@@ -172,19 +203,21 @@ impl Ring {
     }
 
     /// Drops what [`Ring::read`] would skip now. It heals a ring that was made while the clock was ahead.
-    pub fn drop_faulty(&mut self, now: Now, settings: &KeySettings) -> Vec<RingFault> {
-        let mut faults = Vec::new();
+    pub fn drop_faulty(&mut self, now: Now, settings: &KeySettings) -> RingFaults {
+        let mut faults = RingFaults::default();
         if is_far_ahead(self.floor, now, settings) {
-            faults.push(RingFault::FloorFarAhead(self.floor));
+            faults.add(RingFault::FloorFarAhead(self.floor));
             self.floor = 0;
         }
         if is_far_ahead(self.sessions_from, now, settings) {
-            faults.push(RingFault::SessionsFarAhead(self.sessions_from));
+            faults.add(RingFault::SessionsFarAhead(self.sessions_from));
             self.sessions_from = 0;
         }
         self.keys.retain(|key| {
             let check = key.check(now, settings);
-            faults.extend(check.err().map(|fault| RingFault::Key { generation: key.generation, fault }));
+            if let Err(fault) = check {
+                faults.add(RingFault::Key { generation: key.generation, fault });
+            }
             check.is_ok()
         });
         faults
@@ -369,7 +402,7 @@ mod tests {
         #[test]
         fn a_ring_comes_back_from_its_message(a in any_ring()) {
             let ring = read(&a);
-            prop_assert_eq!(Ring::read(&ring.to_proto(0), NOW, &KeySettings::default()), (ring, vec![]));
+            prop_assert_eq!(Ring::read(&ring.to_proto(0), NOW, &KeySettings::default()), (ring, RingFaults::default()));
         }
 
         #[test]
@@ -420,7 +453,7 @@ mod tests {
         let message = proto::Ring { floor: NOW.wall + 300_001, keys, sessions_from: NOW.wall + 300_002 };
         let (ring, faults) = Ring::read(&message, NOW, &KeySettings::default());
         assert_eq!(ring, super::testing::ring(0, &[key(1, 10, 0, 5, 5)]));
-        let reasons: Vec<_> = faults.iter().map(RingFault::as_str).collect();
+        let reasons: Vec<_> = faults.iter().map(|(fault, _)| fault.as_str()).collect();
         let expected = [
             "floor_far_ahead",
             "sessions_from_far_ahead",
@@ -430,7 +463,18 @@ mod tests {
             "generation_far_ahead",
         ];
         assert_eq!(reasons, expected);
-        assert!(faults[2].to_string().starts_with("ticket key of generation 11: "));
+        let (third, count) = faults.iter().nth(2).unwrap();
+        assert!(third.to_string().starts_with("ticket key of generation 11: ") && count == 1);
+    }
+
+    #[test]
+    fn faults_of_one_reason_are_one_with_their_number() {
+        let keys = vec![proto::TicketKey::default(); 100_000];
+        let (ring, faults) = Ring::read(&proto::Ring { keys, ..proto::Ring::default() }, NOW, &KeySettings::default());
+        assert!(ring.keys().is_empty());
+        let fault = RingFault::Key { generation: 0, fault: KeyFault::WrongLength };
+        assert_eq!(faults.iter().collect::<Vec<_>>(), [(&fault, 100_000)]);
+        assert_eq!(faults.count(), 100_000);
     }
 
     #[test]
@@ -457,11 +501,11 @@ mod tests {
         let mut merged = Ring { sessions_from: 30, ..ring(0, &[]) };
         assert!(!merged.merge(&Ring { sessions_from: 20, ..ring(0, &[]) }).changed);
         assert!(merged.merge(&Ring { sessions_from: NOW.wall + 300_000, ..ring(0, &[]) }).changed);
-        assert_eq!(merged.drop_faulty(NOW, &KeySettings::default()), []);
+        assert!(merged.drop_faulty(NOW, &KeySettings::default()).is_empty());
         assert_eq!(merged.sessions_from(), NOW.wall + 300_000);
         let set_back = Now { wall: NOW.wall - 1, mono: 0 };
         let fault = RingFault::SessionsFarAhead(NOW.wall + 300_000);
-        assert_eq!(merged.drop_faulty(set_back, &KeySettings::default()), [fault]);
+        assert_eq!(merged.drop_faulty(set_back, &KeySettings::default()), RingFaults(vec![(fault, 1)]));
         assert_eq!(merged, ring(0, &[]));
     }
 
@@ -488,10 +532,10 @@ mod tests {
         let year_ahead = NOW.wall + 365 * 86_400_000;
         let mut own = ring(5, &[key(1, 10, 0, 5, 5), key(2, year_ahead, year_ahead, year_ahead, 5)]);
         let faults = own.drop_faulty(NOW, &settings);
-        assert_eq!(faults.iter().map(RingFault::as_str).collect::<Vec<_>>(), ["seal_from_far_ahead"]);
+        assert_eq!(faults.iter().map(|(fault, _)| fault.as_str()).collect::<Vec<_>>(), ["seal_from_far_ahead"]);
         assert_eq!(own, ring(5, &[key(1, 10, 0, 5, 5)]));
         let mut revoked = ring(year_ahead, &[]);
-        assert_eq!(revoked.drop_faulty(NOW, &settings), [RingFault::FloorFarAhead(year_ahead)]);
+        assert_eq!(revoked.drop_faulty(NOW, &settings).0, [(RingFault::FloorFarAhead(year_ahead), 1)]);
         assert_eq!(revoked, Ring::default());
     }
 

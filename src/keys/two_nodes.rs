@@ -100,7 +100,7 @@ impl Farm {
         for (_, node, message) in arrived {
             let (now, receiver) = (self.nodes[node].now(time), &mut self.nodes[node]);
             let (ring, faults) = Ring::read(&message, now, receiver.held.settings());
-            assert_eq!(faults, [], "an honest ring has no faults");
+            assert!(faults.is_empty(), "an honest ring has no faults");
             if receiver.held.merge(&ring, now).changed {
                 self.ring_changed(node);
             }

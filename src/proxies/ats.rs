@@ -46,7 +46,8 @@ use crate::metrics::{
     APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
 };
 use crate::proto::SessionEntry;
-use crate::proto::local::{self, FromProxy, ToProxy, from_proxy, to_proxy};
+use crate::proto::limits::{Undecodable, decode_within};
+use crate::proto::local::{self, FROM_PROXY, FromProxy, ToProxy, from_proxy, to_proxy};
 use crate::quiet::Quiet;
 use crate::sessions::SessionFault;
 use crate::token_bucket::TokenBucket;
@@ -331,7 +332,7 @@ enum Refusal {
     #[error("the connection ended in the middle of a message")]
     Truncated,
     #[error("a message that is none: {0}")]
-    Garbage(prost::DecodeError),
+    Garbage(Undecodable),
     #[error("it left a message unread for {READS_WITHIN:?}")]
     StoppedReading,
     #[error("{0}")]
@@ -572,7 +573,7 @@ async fn next_message(messages: &mut Messages) -> Result<Option<FromProxy>, Refu
         io::ErrorKind::Other | io::ErrorKind::UnexpectedEof => Refusal::Truncated,
         _ => Refusal::Io(error),
     })?;
-    FromProxy::decode(frame.freeze()).map(Some).map_err(Refusal::Garbage)
+    decode_within(frame.freeze(), &FROM_PROXY).map(Some).map_err(Refusal::Garbage)
 }
 
 /// Whether a proxy is better off with `timetable`. A plugin of release 0.1.0 does not keep the farm's keys beside those that

@@ -1,0 +1,301 @@
+//! What a member of the farm can make a node spend on one message: memory, counted by the allocator of this very program,
+//! and time, beside what an honest message of the same length takes.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prost::Message;
+use resumed::bus::Names;
+use resumed::clock::Now;
+use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Sealer, Secrets};
+use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
+use resumed::keys::{HeldRing, KeySettings};
+use resumed::proto::{
+    Announcement, Answer, Member, Outcome, Payload, Proxy, Ring, SessionBatch, SessionEntry, TicketKey, payload::Kind,
+};
+
+/// Counts what each thread holds.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static MOST: Cell<isize> = const { Cell::new(0) };
+}
+
+fn hold(bytes: isize) {
+    // A thread that ends may free what it held when its counters are gone.
+    let _ended = HELD.try_with(|held| {
+        held.set(held.get() + bytes);
+        let _ended = MOST.try_with(|most| most.set(most.get().max(held.get())));
+    });
+}
+
+fn signed(bytes: usize) -> isize {
+    isize::try_from(bytes).unwrap_or(isize::MAX)
+}
+
+// SAFETY: all of it is left to the system's allocator; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        hold(signed(layout.size()));
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        hold(-signed(layout.size()));
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What `work` held at its peak beyond what was held before, in bytes, and how long it took.
+fn cost<T>(work: impl FnOnce() -> T) -> (T, usize, Duration) {
+    let before = HELD.get();
+    MOST.set(before);
+    let begun = Instant::now();
+    let done = work();
+    (done, usize::try_from(MOST.get() - before).unwrap_or(0), begun.elapsed())
+}
+
+const FARM: &str = "bounds";
+const MIB: usize = 1 << 20;
+const NOW: Now = Now { wall: 1_800_000_000_000, mono: 86_400_000 };
+
+/// A node and a member of its farm that sends it what no node would.
+struct Pair {
+    names: Names,
+    epochs: Arc<Epochs>,
+    sealer: Sealer,
+    opener: Opener,
+    farm: Farm,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let secrets = Secrets::new(vec![FarmSecret::from_bytes(&[7; 32]).expect("a secret")]).expect("one secret");
+        let secrets = Arc::new(secrets);
+        let mut epochs = Epochs::new(Duration::ZERO);
+        epochs.lead_to(EpochKey::from_random(&[8; 32]).expect("an epoch key"), NOW);
+        let epochs = Arc::new(epochs);
+        let mut opener = Opener::new(Arc::clone(&secrets), FARM, Duration::from_secs(300));
+        opener.set_epochs(Arc::clone(&epochs));
+        let names = Names::new(FARM, "pod");
+        let keys = KeySettings::default();
+        let settings = FarmSettings {
+            node: "honest".into(),
+            boot_id: [1; 16],
+            pod: "pod".into(),
+            version: "0".into(),
+            names: names.clone(),
+            keys,
+            report_every: Duration::from_secs(2),
+            start_alone_after: Duration::from_secs(10),
+            can_lead: true,
+        };
+        let mut drawn = 0_u8;
+        let random = Box::new(move |bytes: &mut [u8]| {
+            drawn = drawn.wrapping_add(1);
+            bytes.fill(drawn);
+        });
+        let mut farm = Farm::new(settings, HeldRing::new(keys), random, NOW);
+        drop(farm.handle(NOW, Event::Connected { inbox: names.inbox("honest", "1") }));
+        Self { sealer: Sealer::new(secrets, FARM, [9; 16]), names, epochs, opener, farm }
+    }
+
+    /// Any bytes that are a payload's beginning, sealed for all in the epoch.
+    fn seal(&mut self, kind: Kind) -> Bytes {
+        let payload = Payload { node: "mallory".into(), boot_id: vec![2; 16], sent_at: NOW.wall, kind: Some(kind) };
+        let route = self.names.keys.clone();
+        self.sealer.seal_in(self.epochs.current(), &route, &payload).expect("sealed").into()
+    }
+
+    /// What the node does with it, and the reason if it is refused.
+    fn take(&mut self, sealed: Bytes) -> (Vec<Action>, Option<&'static str>) {
+        match self.opener.open(&self.names.keys, sealed, NOW) {
+            Ok(opened) => {
+                let event = Event::Message { payload: Box::new(opened.payload), via: Via::Inbox };
+                (self.farm.handle(NOW, event), None)
+            }
+            Err(refusal) => (Vec::new(), Some(refusal.reason())),
+        }
+    }
+}
+
+fn announcement(keys: usize) -> Kind {
+    let ring = Ring { keys: vec![TicketKey::default(); keys], ..Ring::default() };
+    Kind::Announcement(Announcement {
+        ring: Some(ring),
+        as_of: NOW.wall,
+        fingerprint: vec![0; 8],
+        ..Announcement::default()
+    })
+}
+
+/// As many sessions as fit into a mebibyte.
+fn honest() -> Kind {
+    let entry = |n: u32| {
+        let id = Bytes::copy_from_slice(&n.to_be_bytes().repeat(8));
+        SessionEntry { id, session: Bytes::from(vec![3; 200]), at: NOW.wall }
+    };
+    Kind::Sessions(SessionBatch { entries: (0..4_200).map(entry).collect(), format: 1 })
+}
+
+#[test]
+fn a_mebibyte_of_empty_ticket_keys_costs_little_memory_and_no_more_time_than_an_honest_message() {
+    let mut pair = Pair::new();
+    // Nine tenths of the longest envelope: what is left is for the header.
+    let [honest, hostile] = [honest(), announcement(MIB * 9 / 20)].map(|kind| pair.seal(kind));
+    assert!(
+        honest.len() > MIB * 9 / 10 && hostile.len() > MIB * 9 / 10 - 1024,
+        "{} and {}",
+        honest.len(),
+        hostile.len()
+    );
+    let (_, _, honest_took) = cost(|| pair.take(honest));
+    let ((actions, refused), bytes, took) = cost(|| pair.take(hostile));
+    println!("{} actions, {bytes} bytes, {took:?}; an honest message {honest_took:?}", actions.len());
+    assert!(actions.len() < 100, "{} actions", actions.len());
+    assert_eq!(refused, Some("too_many"));
+    assert!(bytes < 4 * MIB, "{bytes} bytes");
+    assert!(took < 5 * honest_took + Duration::from_millis(50), "{took:?}, an honest message {honest_took:?}");
+}
+
+#[test]
+fn a_ring_of_as_many_bad_keys_as_are_read_is_a_few_notes_with_their_counts() {
+    let mut pair = Pair::new();
+    let full = pair.seal(announcement(256));
+    let (actions, refused) = pair.take(full);
+    let notes: Vec<String> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Note(note @ Note::BadKey { .. }) => Some(note.to_string()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((refused, notes.len()), (None, 1), "{notes:?}");
+    assert!(notes[0].contains("256") && notes[0].contains("mallory"), "{notes:?}");
+    let over = pair.seal(announcement(257));
+    assert_eq!(pair.take(over).1, Some("too_many"));
+}
+
+/// Asks the farm for its status; the id that the answer must have.
+fn ask(farm: &mut Farm, id: u64) {
+    // Known to the node: with no epoch key it asks nothing.
+    drop(farm.handle(NOW, Event::Ask { id, ask: Ask::Status, user: String::new() }));
+}
+
+fn part(id: u64, part: u32, members: Vec<Member>) -> Kind {
+    Kind::Answer(Answer {
+        id,
+        outcome: Outcome::Done.into(),
+        leader: "mallory".into(),
+        members,
+        part,
+        parts: 1024,
+        as_of: 9,
+        ..Answer::default()
+    })
+}
+
+/// Feeds `parts` to a node that has asked until it has had enough: bytes held at the peak, reasons of refusals, replies.
+fn answered(parts: impl Iterator<Item = Vec<Member>>) -> (usize, Vec<&'static str>, Vec<Reply>) {
+    let mut pair = Pair::new();
+    ask(&mut pair.farm, 5);
+    let (mut reasons, mut replies) = (Vec::new(), Vec::new());
+    let (mut most, before) = (0, HELD.get());
+    for (number, members) in (0..).zip(parts) {
+        let sealed = pair.seal(part(5, number, members));
+        let held = usize::try_from(HELD.get() - before).unwrap_or(0) - sealed.len();
+        let ((actions, refused), bytes, _) = cost(|| pair.take(sealed));
+        most = most.max(held + bytes);
+        reasons.extend(refused);
+        for action in actions {
+            match action {
+                Action::Note(Note::Refused { reason, .. }) => reasons.push(reason),
+                Action::Reply { reply, .. } => replies.push(reply),
+                _ => {}
+            }
+        }
+        if most > 512 * MIB {
+            break;
+        }
+    }
+    (most, reasons, replies)
+}
+
+#[test]
+fn an_answer_to_status_of_any_parts_takes_less_than_64_mib() {
+    let empty = |_| vec![Member::default(); MIB / 2 - 100];
+    let (most, reasons, replies) = answered((0..20).map(empty));
+    println!("empty members: {most} bytes, {reasons:?}, {} replies", replies.len());
+    assert!(most < 64 * MIB, "{most} bytes");
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| *reason == "too_many"), "{reasons:?}");
+
+    // As many as one part may have, each as small as a node's can be: few parts are a table too many.
+    let small = |_| vec![Member { name: "a".into(), boot_id: vec![1; 16], ..Member::default() }; 20_000];
+    let (most, reasons, replies) = answered((0..20).map(small));
+    println!("small members: {most} bytes, {reasons:?}, {} replies", replies.len());
+    assert!(most < 64 * MIB, "{most} bytes");
+    assert_eq!((reasons, replies.len()), (vec!["too_many"], 1));
+
+    // Few members, long words and empty proxies.
+    let proxies = |_| {
+        let member = Member {
+            name: "a".into(),
+            boot_id: vec![1; 16],
+            pod: "p".repeat(256),
+            proxies: vec![Proxy::default(); 128],
+            ..Member::default()
+        };
+        vec![member; 800]
+    };
+    let (most, reasons, replies) = answered((0..60).map(proxies));
+    println!("empty proxies: {most} bytes, {reasons:?}, {} replies", replies.len());
+    assert!(most < 64 * MIB, "{most} bytes");
+    assert_eq!((reasons, replies.len()), (vec!["too_many"], 1));
+}
+
+#[test]
+fn the_status_of_the_largest_farm_comes_whole() {
+    let mut pair = Pair::new();
+    ask(&mut pair.farm, 5);
+    let member = |n: usize| Member {
+        name: format!("proxy{n:05}.example.net"),
+        boot_id: vec![1; 16],
+        pod: "default".into(),
+        version: "0.2.0".into(),
+        proxies: vec![Proxy { kind: "ats".into(), version: "9.2.9".into(), certificate_digest: vec![2; 8] }],
+        secret_ids: vec![vec![3; 8]; 2],
+        ..Member::default()
+    };
+    let members: Vec<Member> = (0..20_000).map(member).collect();
+    let answers: Vec<Vec<Member>> = members.chunks(2_000).map(<[Member]>::to_vec).collect();
+    let mut whole = None;
+    for (number, members) in (0..).zip(answers) {
+        let Kind::Answer(answer) = part(5, number, members) else { unreachable!() };
+        let sealed = pair.seal(Kind::Answer(Answer { parts: 10, ..answer }));
+        let (actions, refused) = pair.take(sealed);
+        assert_eq!(refused, None);
+        whole = whole.or(actions.into_iter().find_map(|action| match action {
+            Action::Reply { reply: Reply::Members { members, .. }, .. } => Some(members),
+            _ => None,
+        }));
+    }
+    assert!(whole.expect("the whole table") == members);
+}
+
+#[test]
+fn an_honest_batch_of_the_longest_length_is_taken() {
+    let mut pair = Pair::new();
+    let kind = honest();
+    assert!(Payload { kind: Some(kind.clone()), ..Payload::default() }.encoded_len() > MIB * 9 / 10);
+    let sealed = pair.seal(kind);
+    assert_eq!(pair.take(sealed).1, None);
+}
