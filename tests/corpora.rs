@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
@@ -29,6 +30,47 @@ fn every_input_of_every_corpus_is_taken_without_a_panic() {
             println!("fuzz/corpus/{name}/{input}");
             target(&bytes);
         }
+    }
+}
+
+/// What no fuzzer comes to within its time: messages of the longest length, of elements that are as short as can be. Each is a
+/// head, and an element again and again behind its length.
+fn longest() -> Vec<(&'static str, Vec<u8>)> {
+    const MIB: usize = 1 << 20;
+    let field = |number: u8, content: &[u8]| {
+        let mut bytes = vec![(number << 3) | 2];
+        prost::encode_length_delimiter(content.len(), &mut bytes).expect("a Vec grows");
+        bytes.extend_from_slice(content);
+        bytes
+    };
+    let empty = |number: u8| vec![(number << 3) | 2, 0].repeat(MIB * 9 / 20);
+    let keys = empty(2);
+    let announcement = field(10, &field(1, &keys));
+    let answer = field(15, &[&[8, 1][..], &empty(5)].concat());
+    let sessions = field(13, &empty(1));
+    let join = [&[0x82, 0x01][..], &field(0, &empty(3))[1..]].concat();
+    let mut inputs = vec![("ring_file", [&[1][..], &field(3, &keys)].concat())];
+    for text in [&announcement, &answer, &sessions, &join] {
+        inputs.push(("payload", [&[12, 0, 0xff, 0xff][..], text].concat()));
+        inputs.push(("payload", [&[0, 2, 0xff, 0xff][..], text].concat()));
+        inputs.push(("envelope", [&[3, 0, 0][..], text].concat()));
+    }
+    inputs.push(("envelope", [&[0][..], &empty(2)].concat()));
+    inputs.push(("to_proxy", [&[0, 0][..], &field(2, &empty(1))].concat()));
+    inputs.push(("to_proxy", [&[0, 0][..], &field(3, &empty(1))].concat()));
+    inputs.push(("control", field(3, &empty(2))));
+    inputs
+}
+
+#[test]
+fn the_longest_messages_of_the_shortest_elements_cost_no_more_than_their_length_is_worth() {
+    for (name, input) in longest() {
+        let (_, target) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target");
+        let begun = Instant::now();
+        target(&input);
+        println!("{name}: {} bytes took {:?}", input.len(), begun.elapsed());
+        // Some tens of milliseconds on a machine that has nothing else to do.
+        assert!(begun.elapsed() < Duration::from_secs(20), "{name}: {:?}", begun.elapsed());
     }
 }
 

@@ -22,8 +22,8 @@ use resumed::proto::local::{
 };
 use resumed::proto::payload::Kind;
 use resumed::proto::{
-    Announcement, AuditEntry, EpochGrant, Farewell, Join, OperatorTrail, Payload, Proxy, Report, Request, Ring, Rotate,
-    SessionBatch, SessionEntry, SessionFormat, TicketKey, local, request,
+    Announcement, Answer, AuditEntry, EpochGrant, Farewell, Join, Member, OperatorTrail, Outcome, Payload, Proxy,
+    Report, Request, Ring, Rotate, SessionBatch, SessionEntry, SessionFormat, TicketKey, local, request,
 };
 use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
@@ -379,7 +379,7 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
         Kind::Request(Request { inbox: here, kind: None, ..Request::default() }),
         Kind::Report(Report { inbox: elsewhere(), ..report.clone() }),
         Kind::Report(Report { pod: "p".repeat(1 << 19), ..report.clone() }),
-        Kind::Report(Report { proxies: vec![Proxy::default(); 10_000], ..report.clone() }),
+        Kind::Report(Report { proxies: vec![Proxy::default(); 17], ..report.clone() }),
         Kind::Report(Report { operators: Some(Box::new(many)), ..report }),
     ] {
         let sealed = attacker.seal(&leaders, "mallory", kind);
@@ -523,24 +523,112 @@ fn only_the_bad_keys_of_a_ring_are_skipped_and_each_is_counted() {
     }
     siege.counted_at(1 - leader, &[]);
 
-    // As many as fit into a message: counted one by one, logged once.
-    let ring = Ring { floor: 0, keys: vec![TicketKey::default(); 20_000], ..Ring::default() };
-    let sealed = attacker.seal(&keys, "mallory", Kind::Announcement(announcement(ring, now)));
-    attacker.to_all(&sealed);
-    siege.counted(&[(skipped("wrong_length"), 20_000)]);
+    // As many as are read: counted one by one, logged once. One more, and nothing of the message is.
+    for (keys_in_it, expected) in [(256, (skipped("wrong_length"), 256)), (257, (refused("too_many"), 1))] {
+        let ring = Ring { floor: 0, keys: vec![TicketKey::default(); keys_in_it], ..Ring::default() };
+        let sealed = attacker.seal(&keys, "mallory", Kind::Announcement(announcement(ring, now)));
+        attacker.to_all(&sealed);
+        siege.counted(&[expected]);
+    }
 
     // Whoever announces is followed for a moment, and shown as a member until it says farewell.
     let gone = attacker.seal(&leaders, "mallory", farewell());
     attacker.to_leader(&gone);
     siege.warned(&[
-        "skipped a ticket key of mallory: wrong_length",
+        "skipped 3 ticket keys of mallory: wrong_length",
+        "refused a message (too_many): mallory sent more keys than any node does",
         "skipped a ticket key of mallory: seal_from_far_ahead",
         "skipped a ticket key of mallory: seals_backwards",
-        "skipped a ticket key of mallory: generation_far_ahead",
+        "skipped 2 ticket keys of mallory: generation_far_ahead",
         "skipped a ticket key of mallory: floor_far_ahead",
         "mallory sent another key under a known name",
     ]);
     siege.withstood(&taken);
+}
+
+/// The most physical memory that a daemon ever had.
+fn most_resident_kib(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("the daemon runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+}
+
+#[test]
+fn messages_that_would_swell_up_take_no_memory_and_hold_nobody_up() {
+    let broker = Broker::shared();
+    let mut farm = Farm::lay_out(&farm(2, &broker.uri(), Proxies::None));
+    // The second never leads: its leader's place is the attacker's to take.
+    let config = farm.hosts[1].daemon.config();
+    let text =
+        fs::read_to_string(&config).expect("a configuration").replacen("[keys]\n", "[keys]\ncan_lead = false\n", 1);
+    fs::write(&config, text).expect("a configuration");
+    farm.launch();
+    let mut siege = Siege::begin(&farm);
+    let mut attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
+    let (keys, leaders) = (attacker.names.keys.clone(), attacker.names.leader.clone());
+    let before: Vec<u64> = farm.hosts.iter().map(|host| most_resident_kib(&host.daemon)).collect();
+
+    // Nearly a mebibyte of empty ticket keys, ten times, while a follower asks its leader.
+    let hostile: Vec<Bytes> = (0..10)
+        .map(|_| {
+            let ring = Ring { keys: vec![TicketKey::default(); 470_000], ..Ring::default() };
+            let now = attacker.wall();
+            attacker.seal(&keys, "mallory", Kind::Announcement(announcement(ring, now)))
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| attacker.flood(&keys, "", hostile.iter().map(|body| &body[..])));
+        for _ in 0..5 {
+            let begun = Instant::now();
+            let status = farm.hosts[1].daemon.try_status().expect("a status among hostile messages");
+            assert!(status.leader.is_some(), "no leader answered: {status:?}");
+            println!("a status took {:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(4));
+        }
+    });
+    siege.counted(&[(refused("too_many"), 10)]);
+
+    // A member that took the leader's place answers with parts of a table.
+    let mut wanted = siege.counts[1].clone();
+    farm.hosts[0].daemon.kill();
+    attacker.take_the_lease();
+    let member = |name: &str| Member { name: name.into(), boot_id: vec![1; 16], ..Member::default() };
+    let tables = [vec![Member::default(); 500_000], vec![member("a"); 15_000], vec![member("a\u{1b}[2J"); 1]];
+    for (members, counted) in
+        tables.into_iter().zip([(refused("too_many"), 8), (refused("too_many"), 1), (refused("bad_answer"), 1)])
+    {
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| farm.hosts[1].daemon.try_status().expect("what the node knows itself"));
+            let request = |payload: Payload| match payload.kind {
+                Some(Kind::Request(request)) => Some(request),
+                _ => None,
+            };
+            let (request, _) = attacker.record_until(&leaders, request);
+            for part in 0..8 {
+                let outcome = Outcome::Done.into();
+                let answer = Answer {
+                    id: request.id,
+                    outcome,
+                    part,
+                    parts: 9,
+                    as_of: 1,
+                    members: members.clone(),
+                    ..Answer::default()
+                };
+                let sealed = attacker.seal(&request.inbox, "mallory", Kind::Answer(answer));
+                attacker.publish("", &request.inbox, &sealed);
+            }
+            assert_eq!(asked.join().expect("a status").leader, None);
+        });
+        *wanted.get_mut(&counted.0).expect("shown from the start") += counted.1;
+        wait_for("the refusals", || {
+            let now = counts(&farm.hosts[1].daemon)[&counted.0];
+            if now == wanted[&counted.0] { Ok(()) } else { Err(now.to_string()) }
+        });
+    }
+    let (before, now) = (before[1], most_resident_kib(&farm.hosts[1].daemon));
+    println!("at most {before} KiB before, {now} KiB after");
+    assert!(now < before + 96 * 1024, "grew from {before} to {now} KiB");
 }
 
 /// `der` with its creation time replaced; OpenSSL must agree.

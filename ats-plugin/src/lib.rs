@@ -15,6 +15,8 @@ mod gate;
 mod hook_times;
 pub mod incoming;
 pub mod lane;
+#[path = "../../src/proto/limits.rs"]
+pub mod limits;
 mod link;
 pub mod outgoing;
 mod pace;

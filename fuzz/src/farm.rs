@@ -16,6 +16,7 @@ use resumed::daemon::ring_file::read_back;
 use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Refusal, Secrets, is_node_name, travels_open};
 use resumed::farm::{Ask, Event, Farm, FarmSettings, Via};
 use resumed::keys::{HeldRing, KeySettings, Ring};
+use resumed::proto::limits::decode_within;
 use resumed::proto::{self, payload::Kind};
 use resumed::sessions::warmup::{Action, Donor, Due, Joiner, Peer};
 use resumed::sessions::{Removals, Store, StoreSettings, validate};
@@ -29,6 +30,8 @@ const EPOCH: [u8; 32] = [0xe9; 32];
 const SALT: [u8; 16] = [0x11; 16];
 /// What the joiner draws for everything: a chunk that answers can be made beforehand.
 const WARMUP_ID: u64 = 7;
+/// What one message makes a node do, at most: a note for each reason, and what is due anyway.
+const MOST_ACTIONS: usize = 64;
 const MAX_CLOCK_OFFSET: Duration = Duration::from_secs(300);
 
 static SECRETS: LazyLock<Arc<Secrets>> = LazyLock::new(|| {
@@ -110,7 +113,11 @@ pub fn envelope(data: &[u8]) {
         }
         Err(refusal) => {
             let of_alone = !in_epoch && matches!(refusal, Refusal::NotInEpoch { .. });
-            assert!(of_alone || matches!(refusal, Refusal::Malformed(_) | Refusal::Clock { .. }), "{refusal}");
+            let of_text = matches!(
+                refusal,
+                Refusal::Malformed(_) | Refusal::TooMany { .. } | Refusal::Clock { .. } | Refusal::TooLarge
+            );
+            assert!(of_alone || of_text, "{refusal}");
             assert_eq!(opener.tracked(), 0, "a refused envelope left a trace");
         }
     }
@@ -147,12 +154,16 @@ pub fn payload(data: &[u8]) {
     }
     while rest.remaining() >= 3 {
         let how = rest.get_u8();
-        let length = usize::from(rest.get_u16()).min(rest.len());
+        // The longest length stands for all that is left.
+        let length = match rest.get_u16() {
+            u16::MAX => rest.len(),
+            length => usize::from(length).min(rest.len()),
+        };
         let (message, after) = rest.split_at(length);
         rest = after;
         now = now.after(Duration::from_millis(u64::from(how >> 2).pow(3)));
         let via = if how & 1 == 0 { Via::Inbox } else { Via::Lease };
-        let Ok(mut payload) = proto::Payload::decode(message) else { continue };
+        let Ok(mut payload) = decode_within::<proto::Payload>(message, &proto::PAYLOAD) else { continue };
         // What an opener has seen to.
         payload.boot_id.resize(16, 0);
         if !is_node_name(&payload.node) {
@@ -196,7 +207,8 @@ pub fn payload(data: &[u8]) {
             assert!(store.bytes() <= 1 << 20);
             continue;
         }
-        drop(farm.handle(now, Event::Message { payload: Box::new(payload), via }));
+        let actions = farm.handle(now, Event::Message { payload: Box::new(payload), via });
+        assert!(actions.len() <= MOST_ACTIONS, "{} actions after one message", actions.len());
         check(farm.held(), now);
         assert!(farm.next_wake(now) > now.mono);
         let (members, in_step) = farm.member_counts();
@@ -261,7 +273,7 @@ pub fn ring(mut data: &[u8]) {
         let length = usize::from(data.get_u16()).min(data.len());
         let (message, rest) = data.split_at(length);
         data = rest;
-        let Ok(message) = proto::Ring::decode(message) else { return };
+        let Ok(message) = decode_within::<proto::Ring>(message, &proto::RING) else { return };
         let (ring, faults) = Ring::read(&message, NOW, &settings);
         assert!(ring.keys().len() as u64 + faults.count() <= message.keys.len() as u64 + 2);
         rings.push(ring);

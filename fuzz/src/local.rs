@@ -7,12 +7,14 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use prost::Message;
 use resumed::clock::SystemClock;
 use resumed::daemon::control::{ControlCall, IDLE, converse};
 use resumed::daemon::operator::wait_of;
 use resumed::keys::Timetable;
-use resumed::proto::local::{ControlReply, ControlRequest, Welcome, control_reply, control_request};
+use resumed::proto::limits::decode_within;
+use resumed::proto::local::{
+    CONTROL_REPLY, CONTROL_REQUEST, ControlReply, ControlRequest, Welcome, control_reply, control_request,
+};
 use resumed::proxies::{ProxyPlane, Registry, ats};
 use resumed::sessions::{Outbox, Removals, Store, StoreSettings};
 use resumed_ats::from_daemon::{FromDaemon, decode};
@@ -89,11 +91,11 @@ pub fn control(data: &[u8]) {
         (ended, answers.await.expect("no panic"))
     });
     let (ended, answered) = ended;
-    let asks = |frame: &[u8]| matches!(ControlRequest::decode(frame), Ok(ControlRequest { kind: Some(_) }));
+    let asks = |frame: &[u8]| matches!(decode_within(frame, &CONTROL_REQUEST), Ok(ControlRequest { kind: Some(_) }));
     let good = frames(data).take_while(|frame| asks(frame)).count();
     assert!(answered <= good, "{answered} requests were taken for {good}: {ended:?}");
     // The other direction: what the command reads.
-    let _reply = ControlReply::decode(data);
+    let _reply = decode_within::<ControlReply>(data, &CONTROL_REPLY);
 }
 
 fn frames(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
