@@ -176,23 +176,6 @@ impl Attacker {
         self.publish("", &self.names.leader, body);
     }
 
-    /// Takes the leader's place as soon as it is free: from then on [`Attacker::record_until`] hears what goes to the leader.
-    pub fn take_the_lease(&mut self) {
-        let leader = self.names.leader.clone();
-        let consumer = self.runtime.block_on(tokio::time::timeout(SOON, async {
-            loop {
-                let channel = self._connection.create_channel().await.expect("a channel");
-                let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-                // Held by another, the broker closes the channel.
-                match channel.queue_declare(leader.as_str().into(), options, FieldTable::default()).await {
-                    Ok(_) => break consume(&channel, &leader).await,
-                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
-            }
-        }));
-        self.records.insert(leader, consumer.expect("the lease becomes free"));
-    }
-
     /// To every session feed of the pod.
     pub fn to_feeds(&self, body: &[u8]) {
         self.publish(&self.names.sessions, "", body);
