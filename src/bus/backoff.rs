@@ -22,7 +22,7 @@ pub const STEADY: Duration = Duration::from_secs(10);
 /// [`STEADY`], each pause shortened by up to a half at random. A steady link that ends is dialled again within [`FIRST`]. All
 /// of that is random, so that a farm does not knock on a restarted broker in step.
 ///
-/// It decides alone: whoever drives it says what happened, hands in monotonic milliseconds and a random number, all equally
+/// It decides alone: its driver says what happened, hands in monotonic milliseconds and a random number, all equally
 /// likely, and dials when it says.
 #[derive(Clone, Debug, Default)]
 pub struct Redial {

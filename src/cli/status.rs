@@ -152,7 +152,7 @@ fn connection(broker: &BrokerStatus) -> String {
 fn nodes_table(nodes: &[NodeStatus], leader: Option<&str>, now: u64) -> String {
     let shows_secrets = common_secrets(nodes).is_none() && nodes.iter().any(|node| !node.secret_ids.is_empty());
     let header = ["node", "pod", "version", "in step", "last report", "clock", "sessions", "proxies"];
-    // Whoever gives the farm a new secret wants to see who has taken it.
+    // An operator who gives the farm a new secret wants to see who has taken it.
     let shows_reloads = nodes.iter().any(|node| matches!(node.reload.state, ReloadState::Taken | ReloadState::Refused));
     let more =
         shows_secrets.then_some("opens secrets").into_iter().chain(shows_reloads.then_some("secrets read again"));

@@ -80,7 +80,7 @@ pub struct Node {
     pub view: watch::Receiver<NodeView>,
     /// Asks the farm.
     pub operator: Operator,
-    /// What became of the last attempt to read the farm secrets again: whoever reads them says it here.
+    /// What became of the last attempt to read the farm secrets again: their reader says it here.
     pub reloads: watch::Sender<LastReload>,
     /// Whether it is fit to serve, for `/healthz`.
     pub health: watch::Receiver<Health>,

@@ -45,7 +45,7 @@ pub enum ReloadError {
 }
 
 impl ReloadError {
-    /// Why, in one line of at most 256 bytes, for whoever sees the farm's state: mistakes in the configuration are not for
+    /// Why, in one line of at most 256 bytes, for anyone who sees the farm's state: mistakes in the configuration are not for
     /// all of them.
     #[must_use]
     pub fn in_a_line(&self) -> String {

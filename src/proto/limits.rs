@@ -43,7 +43,7 @@ impl Limits {
 pub struct Limit {
     /// As in the .proto file.
     pub number: u32,
-    /// As in the .proto file, for whoever has to be told.
+    /// As in the .proto file, for messages to people.
     pub name: &'static str,
     /// So often in one message.
     most: usize,
