@@ -94,6 +94,7 @@ build: dependencies-build ## The release binary and the plugin: target/release/r
 
 .PHONY: deb
 deb: build dependencies-deb $(CARGO_DEB) ## The Debian packages, in target/debian: resumed and resumed-trafficserver (REVISION=2 for the next one of a release)
+	$(SAY) 'building what writes the manual pages, and the packages: about 30 s'
 	$(CARGO) build $(RELEASE) --example manual
 	CARGO_DEB='$(CARGO_DEB)' scripts/make-packages.sh '$(TARGET)' '$(REVISION)'
 
@@ -157,7 +158,7 @@ fuzz: $(CARGO_FUZZ) dependencies-build ## Fuzz every decoder for SECONDS each, 6
 	for target in $(FUZZ_TARGETS); do \
 	  mkdir -p fuzz/target/found/$$target; \
 	  $(CARGO_FUZZ) run -s none --target-dir fuzz/target $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
-	    -max_total_time=$(SECONDS) -max_len=1048576 -rss_limit_mb=512 -malloc_limit_mb=64 -timeout=10 -print_final_stats=1; \
+	    -max_total_time=$(SECONDS) -max_len=1048576 -len_control=0 -rss_limit_mb=512 -malloc_limit_mb=64 -timeout=10 -print_final_stats=1; \
 	done
 
 $(CARGO_FUZZ):

@@ -82,7 +82,9 @@ package() {
   if [ "$home/build/debian/made" -nt "$home/release.made-by" ]; then return; fi
   mkdir -p "$home/build/release/examples"
   ln --symbolic --force "$target/release/examples/manual" "$home/build/release/examples/manual"
-  (cd "$home/tree" && SOURCE_DATE_EPOCH=$(git log -1 --format=%ct "$commit") CARGO_DEB=$cargo_deb \
+  local made_at
+  made_at=$(git log -1 --format=%ct "$commit")
+  (cd "$home/tree" && SOURCE_DATE_EPOCH=$made_at CARGO_DEB=$cargo_deb \
     scripts/make-packages.sh "$home/build" 1 >&2)
   touch "$home/build/debian/made"
 }

@@ -30,7 +30,8 @@ grep --quiet --extended-regexp "^## \[${version//./\\.}\] - [0-9]{4}-[0-9]{2}-[0
 commit=$(git rev-parse HEAD)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH CARGO_DEB
-unset CARGO_TARGET_DIR
+# What was said on make's command line reaches a make within it by these.
+unset CARGO_TARGET_DIR MAKEFLAGS MAKEOVERRIDES
 copies=("$work/one" "$work/another-folder")
 rm -rf "$work" "$out"
 for copy in "${copies[@]}"; do

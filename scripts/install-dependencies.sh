@@ -179,7 +179,7 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-printf 'install-dependencies: installing %s\n' "${missing[*]}" >&2
+printf 'install-dependencies: installing %s: a minute or two\n' "${missing[*]}" >&2
 restore_policy
 if [ "${#new_services[@]}" -gt 0 ]; then put_policy_in_place; fi
 run_apt update

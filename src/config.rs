@@ -143,7 +143,7 @@ pub struct AtsSettings {
     pub users: Vec<String>,
 }
 
-/// `[control]`: the socket for `status`, `rotate` and `revoke`.
+/// `[control]`: the socket for `status`, `rotate`, `revoke` and `reload`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ControlSettings {
     /// The Unix socket, at most 107 bytes. Default `/run/resumed/control.sock`.

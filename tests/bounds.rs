@@ -14,7 +14,8 @@ use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Sealer, Secrets};
 use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
 use resumed::keys::{HeldRing, KeySettings};
 use resumed::proto::{
-    Announcement, Answer, Member, Outcome, Payload, Proxy, Ring, SessionBatch, SessionEntry, TicketKey, payload::Kind,
+    Announcement, Answer, AuditEntry, LastReload, Member, OperatorTrail, Outcome, Payload, Proxy, Ring, SessionBatch,
+    SessionEntry, TicketKey, payload::Kind,
 };
 
 /// Counts what each thread holds.
@@ -152,6 +153,11 @@ fn a_mebibyte_of_empty_ticket_keys_costs_little_memory_and_no_more_time_than_an_
     let mut pair = Pair::new();
     // Nine tenths of the longest envelope: what is left is for the header.
     let [honest, hostile] = [honest(), announcement(MIB * 9 / 20)].map(|kind| pair.seal(kind));
+    // The best of a few: the machine may be busy.
+    let again: Vec<Bytes> = (0..5).map(|_| pair.seal(announcement(MIB * 9 / 20))).collect();
+    let best = again.into_iter().map(|message| cost(|| pair.take(message)).2).min().expect("five");
+    let most = Duration::from_millis(if cfg!(debug_assertions) { 250 } else { 5 });
+    assert!(best < most, "{best:?}");
     assert!(
         honest.len() > MIB * 9 / 10 && hostile.len() > MIB * 9 / 10 - 1024,
         "{} and {}",
@@ -274,6 +280,10 @@ fn the_status_of_the_largest_farm_comes_whole() {
         version: "0.2.0".into(),
         proxies: vec![Proxy { kind: "ats".into(), version: "9.2.9".into(), certificate_digest: vec![2; 8] }],
         secret_ids: vec![vec![3; 8]; 2],
+        operators: Some(Box::new(OperatorTrail {
+            reload: Some(LastReload::default()),
+            audit: vec![AuditEntry { node: "a".into(), user: "alice".into(), ..AuditEntry::default() }; 2],
+        })),
         ..Member::default()
     };
     let members: Vec<Member> = (0..20_000).map(member).collect();

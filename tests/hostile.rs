@@ -370,7 +370,7 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     let public_key = vec![9; 32];
     let rotate = Some(request::Kind::Rotate(Rotate {}));
     let report = Report { inbox: here.clone(), fingerprint: vec![0; 8], ..Report::default() };
-    let many = OperatorTrail { audit: vec![AuditEntry::default(); 10_000], ..OperatorTrail::default() };
+    let many = OperatorTrail { audit: vec![AuditEntry::default(); 9], ..OperatorTrail::default() };
     for kind in [
         Kind::Join(Join { inbox: elsewhere(), public_key: public_key.clone(), epochs: Vec::new() }),
         Kind::Join(Join { inbox: here.clone(), public_key, epochs: vec![vec![0; 8]; 17] }),

@@ -335,7 +335,7 @@ fn the_unit_has_no_fault_and_an_exposure_of_at_most_1_5() {
     // Checked among this machine's own units, with the program where it lies.
     let unit = fs::read_to_string(package.at("usr/lib/systemd/system/resumed.service")).expect("the unit");
     let program = package.at("usr/bin/resumed");
-    let unit = unit.replace("ExecStart=/usr/bin/resumed ", &format!("ExecStart={} ", text(&program)));
+    let unit = unit.replace("=/usr/bin/resumed ", &format!("={} ", text(&program)));
     assert!(unit.contains(text(&program)), "{unit}");
     fs::write(package.at("resumed.service"), unit).expect("a unit");
     let output = run("systemd-analyze", &["verify", "--man=no", text(&package.at("resumed.service"))]);

@@ -85,6 +85,12 @@ fn rotates(farm: &Farm) {
         assert!(said.contains("all 3 nodes"), "{by:?} at host{host}: {said}");
         let after = farm.hosts[2].daemon.generations();
         assert!(after.last() > before.last(), "no newer key: {before:?}, then {after:?}");
+        // Until it seals, another `rotate` is told of this one.
+        wait_for("the new key seals at the leader", || {
+            let status = farm.hosts[farm.leader()].daemon.try_status()?;
+            let sealing = status.ring.keys.iter().find(|key| key.state == "active").map(|key| key.generation);
+            if sealing >= after.last().copied() { Ok(()) } else { Err(format!("{sealing:?} of {after:?}")) }
+        });
     }
 }
 

@@ -177,6 +177,22 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
             site.hosts[0].must("deluser --quiet news resumed");
             None
         });
+        story.chapter("a farm secret that a daemon refuses", || {
+            // As the manual of 0.1.0 said; the role moves this one, who is named as an operator.
+            site.hosts[0].must(&format!("adduser --quiet {} resumed", site::OPERATOR));
+            let secret = "/root/farm-secrets/farm.secret";
+            site.control.must(&format!("cp {secret} /root/good && echo of-no-use >{secret}"));
+            let stopped = site.play("site.yml");
+            let is_named = stopped.text.contains("a did not take the farm secret that it was given");
+            assert!(!stopped.succeeded && is_named, "it went on:\n{}", stopped.text);
+            site.control.must(&format!("cp /root/good {secret}"));
+            site.must_play("site.yml");
+            let groups = site.hosts[0].must(&format!("id -nG {}", site::OPERATOR));
+            let groups: Vec<&str> = groups.split_whitespace().collect();
+            assert!(groups.contains(&"resumed-control") && !groups.contains(&"resumed"), "{groups:?}");
+            site.hosts[0].must("resumed status --json | grep -q '\"state\":\"taken\"'");
+            None
+        });
         story.chapter("a release that does not start, and the way back", || {
             let broken = site.offer_broken_package("2~broken");
             let stopped = site.play(&format!("rollout.yml -e packages_version={broken} -e farm_check_wait=5s"));

@@ -27,6 +27,9 @@ pub struct FarmKeys {
     current: Vec<Entry>,
     /// The daemon minted `current` for itself.
     alone: bool,
+    /// Names of keys that a daemon minted for itself, as it said at the time. One that has them from its saved ring does not
+    /// say it again.
+    minted_alone: Vec<[u8; 16]>,
     /// Those of the farm first.
     former: Vec<Entry>,
     floor: u64,
@@ -51,7 +54,8 @@ impl FarmKeys {
     pub fn hear(&mut self, said: &Timetable, wall: u64) -> Timetable {
         let names_one_of =
             |entries: &[Entry]| entries.iter().any(|ours| said.entries().iter().any(|key| key.name == ours.name));
-        let revoked = said.floor() > believable(self.floor, wall);
+        // A floor that is below the known one, and not 0, is a revocation too, where a wrong clock set the known one.
+        let revoked = said.floor() != 0 && said.floor() != believable(self.floor, wall);
         let has_their_ring = names_one_of(&self.former);
         if std::mem::take(&mut self.first) && !names_one_of(&self.current) {
             self.former = self.farm_first(&self.current, self.alone);
@@ -63,9 +67,24 @@ impl FarmKeys {
         self.current = joined(said.entries(), &[]);
         self.floor = believable(self.floor, wall).max(said.floor());
         self.sessions_from = believable(self.sessions_from, wall).max(said.sessions_from());
-        self.alone = said.is_alone();
+        self.alone = self.hear_alone(said);
         let keys = self.farm_first(&self.current, self.alone);
         Timetable::new(keys).with_floors(self.floor, self.sessions_from).with_alone(self.alone)
+    }
+
+    /// Whether all that `said` names was minted by daemons for themselves.
+    fn hear_alone(&mut self, said: &Timetable) -> bool {
+        let names = said.entries().iter().map(|key| key.name);
+        if said.is_alone() {
+            let new: Vec<_> = names.filter(|name| !self.minted_alone.contains(name)).collect();
+            self.minted_alone.extend(new);
+            let excess = self.minted_alone.len().saturating_sub(MOST_FORMER);
+            self.minted_alone.drain(..excess);
+            return true;
+        }
+        !self.former.is_empty()
+            && !said.entries().is_empty()
+            && names.into_iter().all(|name| self.minted_alone.contains(&name))
     }
 
     /// `keys` beside the former ones. What only this host has comes last: it seals when the others no longer may.
@@ -189,6 +208,15 @@ mod tests {
     }
 
     #[test]
+    fn a_revocation_below_a_floor_that_a_wrong_clock_set_ends_every_key_that_is_not_named() {
+        let mut keys = restarted();
+        keys.hear(&Timetable::default().with_floors(9_000, 0), 100);
+        keys.hear(&farm().with_floors(9_000, 0), 100);
+        keys.greeted("farm");
+        assert_eq!(names(&keys.hear(&Timetable::default().with_floors(200, 0), 210)), []);
+    }
+
+    #[test]
     fn a_revocation_that_was_known_ends_nothing() {
         let mut keys = restarted();
         let kept = keys.hear(&Timetable::default().with_floors(50, 0), 100);
@@ -203,7 +231,11 @@ mod tests {
         assert_eq!(names(&keys.hear(&alone(8), 130)), [2, 1, 9, 8]);
         // With its own keys out of the file that it saved meanwhile it does not know those of the farm, either.
         keys.greeted("farm");
-        assert_eq!(names(&keys.hear(&alone(8).with_alone(false), 140)), [8, 2, 1, 9]);
+        let saved = keys.hear(&alone(8).with_alone(false), 140);
+        assert_eq!((names(&saved), sealer(&saved, 140)), (vec![2, 1, 9, 8], Some(1)));
+        // Once it leads, there is a key beside it that others have.
+        let led = Timetable::new(vec![key(10, 130, 5_000, 6_000), key(8, 100, 5_000, 6_000)]);
+        assert_eq!(sealer(&keys.hear(&led, 150), 150), Some(10));
     }
 
     #[test]

@@ -262,16 +262,22 @@ fn check(held: &HeldRing, now: Now) {
     assert!(held.next_change(now).is_none_or(|change| change > now.wall));
 }
 
+/// The first message behind its length in two bytes, and the rest; the longest length stands for all that is there.
+fn one_of_two(mut data: &[u8]) -> Option<(&[u8], &[u8])> {
+    if data.remaining() < 2 {
+        return None;
+    }
+    let length = data.get_u16();
+    let length = if length == u16::MAX { data.len() } else { usize::from(length).min(data.len()) };
+    Some(data.split_at(length))
+}
+
 /// Two rings of other nodes, one behind the other, each behind its length (16 bits): they merge into one, whatever the order.
 pub fn ring(mut data: &[u8]) {
     let settings = KeySettings::default();
     let mut rings = Vec::new();
     for _ in 0..2 {
-        if data.remaining() < 2 {
-            return;
-        }
-        let length = usize::from(data.get_u16()).min(data.len());
-        let (message, rest) = data.split_at(length);
+        let Some((message, rest)) = one_of_two(data) else { return };
         data = rest;
         let Ok(message) = decode_within::<proto::Ring>(message, &proto::RING) else { return };
         let (ring, faults) = Ring::read(&message, NOW, &settings);

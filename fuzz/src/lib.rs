@@ -3,6 +3,7 @@
 //!
 //! `make fuzz` runs them under libFuzzer, `tests/corpora.rs` (which includes this very file) over the committed corpora.
 
+mod cost;
 mod farm;
 mod local;
 mod settings;
@@ -27,6 +28,15 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("to_proxy", to_proxy),
     ("uri", uri),
 ];
+
+/// Feeds `data` to the target `name`, as the fuzzer's programs do.
+///
+/// # Panics
+/// If the target finds something, or costs more memory or time than so many bytes are worth.
+pub fn run(name: &str, data: &[u8]) {
+    let (_, target) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target of that name");
+    cost::bounded(name, *target, data);
+}
 
 /// An instant of both clocks: sessions in the corpora were made then.
 const NOW: resumed::clock::Now = resumed::clock::Now { wall: 1_795_620_000_000, mono: 86_400_000 };

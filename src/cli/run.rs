@@ -10,7 +10,7 @@ use super::{Failure, in_full, read_settings};
 use crate::config::Settings;
 use crate::daemon::run::{self, RunError};
 
-/// Runs the daemon until it is told to stop. On SIGHUP it finds the names of its secret files in the configuration in
+/// Runs the daemon until it is told to stop. On a reload it finds the names of its secret files in the configuration in
 /// `config`, as it is then.
 ///
 /// # Errors

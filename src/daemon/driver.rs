@@ -75,7 +75,7 @@ pub struct Driver<B: Bus> {
     pub redial: Redial,
     /// Who seals.
     pub identity: Identity,
-    /// The farm secrets, replaced on SIGHUP.
+    /// The farm secrets, replaced on a reload.
     pub secrets: watch::Receiver<Arc<Secrets>>,
     /// Which farm secrets this node has had.
     pub secret_history: SecretHistory,

@@ -112,6 +112,10 @@ impl Operator {
         let reply = self.ask(Ask::Status).await;
         let view = self.view.borrow().clone();
         let mut requests = view.audit.clone();
+        let bad_answer = match &reply {
+            Reply::BadAnswer { from } => Some(RotateError::BadAnswer(from.clone()).to_string()),
+            _ => None,
+        };
         let (leader, nodes) = match reply {
             Reply::Members { leader, mut members } => {
                 let trails = members.iter_mut().filter_map(|member| member.operators.as_mut());
@@ -136,7 +140,8 @@ impl Operator {
         if status.leader.is_some() {
             status.secrets = secrets_status(&status.nodes, &view.secret_history);
         }
-        status.warnings = warnings(&status, SystemClock::start().now().wall);
+        status.warnings.extend(bad_answer);
+        status.warnings.extend(warnings(&status, SystemClock::start().now().wall));
         status.warnings.extend(wrong_clocks(&status, &view.skewed, millis(self.max_clock_offset)));
         status
     }

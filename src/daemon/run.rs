@@ -266,13 +266,19 @@ async fn answer(call: ControlCall, Asked { operator, reload_calls }: Asked) {
         control_request::Kind::Revoke(command) => {
             done(operator.revoke(command.flush_sessions, wait_of(command.wait_ms), progress).await)
         }
-        control_request::Kind::Reload(_) => reloaded(user, &reload_calls).await,
+        control_request::Kind::Reload(_) => reloaded(user, may_read_all(call.uid), &reload_calls).await,
     };
     let _gone = call.replies.send(reply(last)).await;
 }
 
-/// Has the secrets read again, and says what became of it.
-async fn reloaded(user: String, calls: &mpsc::Sender<ReloadCall>) -> control_reply::Kind {
+/// Whether this user reads the configuration in any case: root, and the daemon's own. Others of the control socket's group
+/// may not.
+fn may_read_all(uid: Option<u32>) -> bool {
+    uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
+}
+
+/// Has the secrets read again, and says what became of it: in full, or as the whole farm may know it.
+async fn reloaded(user: String, in_full: bool, calls: &mpsc::Sender<ReloadCall>) -> control_reply::Kind {
     let (verdict, told) = oneshot::channel();
     let error = |text: String| control_reply::Kind::Error(text);
     if calls.send(ReloadCall { user, verdict }).await.is_err() {
@@ -280,7 +286,10 @@ async fn reloaded(user: String, calls: &mpsc::Sender<ReloadCall>) -> control_rep
     }
     match told.await {
         Ok(Ok(secret_ids)) => control_reply::Kind::Reloaded(Reloaded { secret_ids }),
-        Ok(Err(refused)) => error(format!("refused, going on with the farm secrets of before: {refused}")),
+        Ok(Err(refused)) => {
+            let why = if in_full { refused.to_string() } else { refused.in_a_line() };
+            error(format!("refused, going on with the farm secrets of before: {why}"))
+        }
         Err(_) => error("the daemon is stopping".to_owned()),
     }
 }
@@ -293,10 +302,17 @@ fn read_secrets(settings: &Settings) -> Result<Secrets, SecretError> {
     Secrets::read(&settings.secret.files)
 }
 
-/// Says which secrets others may read: the broker's, and `farm_secrets`.
+/// Says which secrets others may read: the broker's, and `farm_secrets`. On a thread of its own: the user database, which is
+/// asked for groups and their members, may be slow.
 fn warn_of_readers(settings: &Settings, farm_secrets: &[PathBuf]) {
-    for warning in secret_files::warnings(settings, farm_secrets) {
-        warn!("{warning}");
+    let (settings, farm_secrets) = (settings.clone(), farm_secrets.to_owned());
+    let look = move || {
+        for warning in secret_files::warnings(&settings, &farm_secrets) {
+            warn!("{warning}");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("secret-readers".to_owned()).spawn(look) {
+        warn!(%error, "cannot look who may read the secret files");
     }
 }
 

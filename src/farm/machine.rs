@@ -988,6 +988,10 @@ impl Farm {
         let changed = ring.is_some_and(|ring| self.take_over(&from.node, &ring, now));
         let reply_to = Route::Inbox(report.inbox.clone());
         let first = report.first;
+        if !self.members.has_room_for(&from.node, from.boot_id, &report) {
+            self.note(Note::Refused { node: from.node, reason: "too_many" });
+            return;
+        }
         let new = self.members.reported(&from.node, from.boot_id, from.offset_ms, report, now);
         if changed {
             self.announce_now(now);

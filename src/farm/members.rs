@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
+use super::operator::report_footprint;
 use crate::clock::Now;
 use crate::proto::{self, MOST_MEMBERS};
 
@@ -14,6 +15,10 @@ const OFFSET_WINDOW: usize = 8;
 
 /// As many must find room in the replay table of the node that leads them.
 const _: () = assert!(16 * MOST_MEMBERS <= crate::envelope::MOST_TRACKED);
+
+/// What all reports may take in memory, in bytes: some 1,200 for each of 20,000 nodes. What a leader keeps it may also send:
+/// it is below what a node takes in as a member table.
+pub(super) const MOST_REPORT_BYTES: usize = 24 * 1024 * 1024;
 
 /// A node that was silent for this many beats reports no longer.
 const SILENT_BEATS: u64 = 3;
@@ -42,6 +47,8 @@ pub struct Member {
     pub heard_at: u64,
     /// Whether another running node uses the same name.
     pub contested: bool,
+    /// What its report takes in memory, in bytes.
+    bytes: usize,
     first_heard: u64,
     offsets: VecDeque<i64>,
     /// Boot ids that this one replaced, as a restart does. Should one of them report again, it was no restart.
@@ -111,16 +118,34 @@ fn namesakes_of(name: &str) -> RangeInclusive<(String, [u8; 16])> {
 pub struct Members {
     table: BTreeMap<(String, [u8; 16]), Member>,
     doubts: BTreeMap<(String, [u8; 16]), Doubt>,
+    /// What the reports take in memory together, in bytes.
+    bytes: usize,
 }
 
 impl Members {
-    /// Notes an authentic report. Returns whether the node was unknown until now.
+    /// Whether this report finds room, in place of the last one of that node.
+    #[must_use]
+    pub fn has_room_for(&self, name: &str, boot_id: [u8; 16], report: &proto::Report) -> bool {
+        let earlier = self.table.get(&(name.to_owned(), boot_id)).map_or(0, |member| member.bytes);
+        self.bytes - earlier + report_footprint(report) <= MOST_REPORT_BYTES
+    }
+
+    /// Notes an authentic report that [has room](Self::has_room_for). Returns whether the node was unknown until now.
     pub fn reported(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, report: proto::Report, now: Now) -> bool {
+        let bytes = report_footprint(&report);
         let Some((member, new)) = self.heard(name, boot_id, offset_ms, now) else { return false };
+        let earlier = std::mem::replace(&mut member.bytes, bytes);
         if member.report.replace(report).is_none() {
             member.forget_earlier_offsets();
         }
+        self.bytes = self.bytes - earlier + bytes;
         new
+    }
+
+    fn remove(&mut self, key: &(String, [u8; 16])) {
+        if let Some(member) = self.table.remove(key) {
+            self.bytes -= member.bytes;
+        }
     }
 
     /// Takes in that a message was not acted on, because its stamp is too far from our clock. It counts as a sign of life of
@@ -148,6 +173,8 @@ impl Members {
             && member.report.take().is_some()
         {
             member.forget_earlier_offsets();
+            let bytes = std::mem::take(&mut member.bytes);
+            self.bytes -= bytes;
         }
     }
 
@@ -162,6 +189,7 @@ impl Members {
                 name: name.to_owned(),
                 boot_id,
                 report: None,
+                bytes: 0,
                 heard_at: now.mono,
                 contested: false,
                 first_heard: now.mono,
@@ -200,7 +228,7 @@ impl Members {
             }
         }
         for other_boot in gone {
-            self.table.remove(&(name.to_owned(), other_boot));
+            self.remove(&(name.to_owned(), other_boot));
         }
         if let Some(member) = self.table.get_mut(&(name.to_owned(), boot_id)) {
             member.contested = contested;
@@ -213,13 +241,14 @@ impl Members {
     /// The node said farewell.
     pub fn left(&mut self, name: &str, boot_id: [u8; 16]) {
         let key = (name.to_owned(), boot_id);
-        self.table.remove(&key);
+        self.remove(&key);
         self.doubts.remove(&key);
     }
 
     /// Forgets nodes that were silent for long.
     pub fn forget_silent(&mut self, now: Now) {
         self.table.retain(|_, member| now.mono.saturating_sub(member.heard_at) < FORGET_AFTER_MS);
+        self.bytes = self.table.values().map(|member| member.bytes).sum();
         // The slowest beat is as long as that.
         self.doubts.retain(|_, doubt| now.mono.saturating_sub(doubt.heard_at) < 2 * FORGET_AFTER_MS);
     }
@@ -227,6 +256,7 @@ impl Members {
     /// Forgets everybody, at the end of a lead.
     pub fn clear(&mut self) {
         self.table.clear();
+        self.bytes = 0;
         self.doubts.clear();
     }
 
@@ -299,6 +329,36 @@ mod tests {
         assert!(!members.reported("a", [1; 16], 0, proto::Report::default(), at(10)));
         assert!(members.reported("a", [2; 16], 0, proto::Report::default(), at(20)));
         assert_eq!(names(&members), [("a".into(), 2, false)]);
+    }
+
+    #[test]
+    fn reports_are_bounded_in_memory_and_a_node_that_is_gone_makes_room() {
+        let mut members = Members::default();
+        let large =
+            || proto::Report { version: "v".repeat(256), secret_ids: vec![vec![0; 8]; 16], ..Default::default() };
+        let mut taken = 0_u32;
+        while members.has_room_for(&taken.to_string(), [1; 16], &large()) {
+            members.reported(&taken.to_string(), [1; 16], 0, large(), at(0));
+            taken += 1;
+        }
+        assert!((10_000..20_000).contains(&taken) && members.bytes <= MOST_REPORT_BYTES, "{taken}: {}", members.bytes);
+        assert!(members.has_room_for("7", [1; 16], &large()), "in place of its last one");
+        members.left("7", [1; 16]);
+        assert!(members.has_room_for("new", [1; 16], &large()));
+        members.forget_silent(at(2 * FORGET_AFTER_MS));
+        assert_eq!((members.len(), members.bytes), (0, 0));
+        // Every node of the largest farm reports like this.
+        let proxy = || proto::Proxy { kind: "ats".into(), version: "9.2.9".into(), certificate_digest: vec![2; 8] };
+        let entry =
+            || proto::AuditEntry { node: "proxy00000.example.net".into(), user: "alice".into(), ..Default::default() };
+        let trail = proto::OperatorTrail { reload: Some(proto::LastReload::default()), audit: vec![entry(); 2] };
+        let usual = proto::Report {
+            inbox: "resumed.farm.node.proxy00000.example.net.1".into(),
+            proxies: vec![proxy(); 2],
+            operators: Some(Box::new(trail)),
+            ..Default::default()
+        };
+        assert!(20_000 * report_footprint(&usual) <= MOST_REPORT_BYTES, "{} bytes each", report_footprint(&usual));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use prost::Message;
 
+use super::members::MOST_REPORT_BYTES;
 use crate::envelope::is_node_name;
 use crate::proto::{self, MOST_MEMBERS};
 
@@ -108,12 +109,13 @@ const MEMBER_FRAME_BYTES: usize = 4;
 /// No table has more parts.
 const MOST_PARTS: u32 = 1024;
 
-/// What the parts of one table may take in memory, as [`footprint`] counts, in bytes: some 600 for each of 20,000 nodes. A
-/// status takes several times that until it is written out.
-const MOST_TABLE_BYTES: usize = 12 * 1024 * 1024;
+/// What the parts of one table may take in memory, as [`footprint`] counts, in bytes. What a leader keeps of reports fits,
+/// and what it adds to each of 20,000 of them.
+const MOST_TABLE_BYTES: usize = 32 * 1024 * 1024;
+const _: () = assert!(MOST_REPORT_BYTES + MOST_MEMBERS * 384 <= MOST_TABLE_BYTES);
 
 /// What all tables that have not come whole may take together, in bytes.
-pub(super) const MOST_WAITING_BYTES: usize = 32 * 1024 * 1024;
+pub(super) const MOST_WAITING_BYTES: usize = 48 * 1024 * 1024;
 
 /// Bytes that an allocation costs beside its content, about.
 const ALLOCATION_BYTES: usize = 16;
@@ -144,14 +146,24 @@ pub(super) fn in_parts(answer: proto::Answer, as_of: u64) -> Vec<proto::Answer> 
 /// About what a member takes in memory, in bytes.
 fn footprint(member: &proto::Member) -> usize {
     let proto::Member { name, boot_id, pod, version, proxies, secret_ids, operators, .. } = member;
-    let own = size_of::<proto::Member>() + name.len() + boot_id.len() + pod.len() + version.len();
+    let words = name.len() + boot_id.len() + pod.len() + version.len() + 6 * ALLOCATION_BYTES;
+    size_of::<proto::Member>() + words + lists_footprint(proxies, secret_ids, operators.as_deref())
+}
+
+/// About what a report takes in memory beside its ring, in bytes.
+pub(super) fn report_footprint(report: &proto::Report) -> usize {
+    let proto::Report { pod, version, inbox, proxies, secret_ids, operators, .. } = report;
+    let words = pod.len() + version.len() + inbox.len() + 6 * ALLOCATION_BYTES;
+    size_of::<proto::Report>() + words + lists_footprint(proxies, secret_ids, operators.as_deref())
+}
+
+fn lists_footprint(proxies: &[proto::Proxy], ids: &[Vec<u8>], trail: Option<&proto::OperatorTrail>) -> usize {
     let proxy = |proxy: &proto::Proxy| {
         let bytes = proxy.kind.len() + proxy.version.len() + proxy.certificate_digest.len();
         size_of::<proto::Proxy>() + bytes + 3 * ALLOCATION_BYTES
     };
     let id = |id: &Vec<u8>| size_of::<Vec<u8>>() + id.len() + ALLOCATION_BYTES;
-    let lists = proxies.iter().map(proxy).sum::<usize>() + secret_ids.iter().map(id).sum::<usize>();
-    own + 6 * ALLOCATION_BYTES + lists + operators.as_deref().map_or(0, trail_footprint)
+    proxies.iter().map(proxy).sum::<usize>() + ids.iter().map(id).sum::<usize>() + trail.map_or(0, trail_footprint)
 }
 
 fn trail_footprint(trail: &proto::OperatorTrail) -> usize {

@@ -1,7 +1,7 @@
 //! Which users may connect to the plugin's socket, by their ids: a set that is kept, so that to ask for one costs nothing.
 //!
 //! Names stand in the settings, ids come from the system's user database, which may be far away and slow. It is asked at the
-//! start, again on SIGHUP, and again when a user connects that it may have a say about: one question at a time, a second
+//! start, again on a reload, and again when a user connects that it may have a say about: one question at a time, a second
 //! apart, however many connect.
 
 use std::collections::BTreeMap;

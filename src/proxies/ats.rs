@@ -139,7 +139,7 @@ impl Socket {
         Ok(Self { listener, settings, users_changed: Arc::default(), made })
     }
 
-    /// What to notify when the ids of `ats.users` are to be looked up again, as on SIGHUP.
+    /// What to notify when the ids of `ats.users` are to be looked up again, as on a reload.
     #[must_use]
     pub fn users_changed(&self) -> Arc<Notify> {
         Arc::clone(&self.users_changed)
@@ -392,7 +392,7 @@ impl Door {
         let unknown: Vec<&str> = unknown.collect();
         if !unknown.is_empty() {
             let users = unknown.join(", ");
-            let text = "who do not exist here, yet: looked up again when another user connects, and on SIGHUP";
+            let text = "who do not exist here, yet: looked up again when another user connects, and on a reload";
             self.complain("users", "unknown", &format_args!("ats.users names {users}, {text}"));
         }
         for (user, answer) in answers {
