@@ -42,7 +42,7 @@ fn longest() -> Vec<(&'static str, Vec<u8>)> {
         bytes.extend_from_slice(content);
         bytes
     };
-    let empty = |number: u8| vec![(number << 3) | 2, 0].repeat(MIB * 9 / 20);
+    let empty = |number: u8| [(number << 3) | 2, 0].repeat(MIB * 9 / 20);
     let keys = empty(2);
     let announcement = field(10, &field(1, &keys));
     let answer = field(15, &[&[8, 1][..], &empty(5)].concat());
