@@ -57,6 +57,8 @@ pub const KEYS_SKIPPED: &str = "resumed_keys_skipped_total";
 /// Counter.
 pub const KEY_CONFLICTS: &str = "resumed_key_conflicts_total";
 /// Counter.
+pub const MESSAGES_NACKED: &str = "resumed_messages_nacked_total";
+/// Counter.
 pub const SESSIONS_PUBLISHED: &str = "resumed_sessions_published_total";
 /// Counter.
 pub const SESSIONS_RECEIVED: &str = "resumed_sessions_received_total";
@@ -293,6 +295,11 @@ fn describe() {
     describe_counter!(MESSAGES_MISSED, count, "Messages that never came, by the gaps in senders' sequences.");
     describe_counter!(KEYS_SKIPPED, count, "Keys and floors of received rings that were skipped, by reason.");
     describe_counter!(KEY_CONFLICTS, count, "Keys of one name that were received with different bytes.");
+    describe_counter!(
+        MESSAGES_NACKED,
+        count,
+        "Messages on the key plane that the broker did not answer for: a queue is on a broker that is gone."
+    );
     describe_counter!(SESSIONS_PUBLISHED, count, "Sessions of this node's proxies sent to the pod.");
     describe_counter!(SESSIONS_RECEIVED, count, "Sessions that came from other nodes of the pod.");
     describe_counter!(SESSIONS_INSERTED, count, "Sessions from the pod taken into this node's cache.");
@@ -344,6 +351,7 @@ fn show() {
         ROTATIONS,
         MESSAGES_MISSED,
         KEY_CONFLICTS,
+        MESSAGES_NACKED,
         SESSIONS_PUBLISHED,
         SESSIONS_RECEIVED,
         SESSIONS_INSERTED,
@@ -436,6 +444,11 @@ pub fn keys_skipped(reason: &'static str, keys: u64) {
 /// Counts `keys` that had the name of another, and other bytes.
 pub fn key_conflicts(keys: u64) {
     counter!(KEY_CONFLICTS).increment(keys);
+}
+
+/// Counts a message on the key plane that the broker did not answer for.
+pub fn nacked() {
+    counter!(MESSAGES_NACKED).increment(1);
 }
 
 /// Counts `entries` sent to the pod.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use resumed::bus::in_process::{Hub, InProcess, QueueLimits};
 use resumed::bus::rabbitmq::{FEED_PREFETCH, RabbitMq, RabbitMqSettings};
 use resumed::bus::{
-    Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Source,
+    Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Seat, Source,
 };
 use testkit::broker::Broker;
 use tokio::sync::mpsc;
@@ -82,7 +82,7 @@ fn new_farm() -> String {
 }
 
 async fn node_of<B: Bus>(bus: &B, farm: &str, pod: &str, name: &str, room: usize) -> Node<B::Link> {
-    let spec = LinkSpec { names: Names::new(farm, pod), node: name.to_owned(), sessions: true };
+    let spec = LinkSpec { names: Names::new(farm, pod), node: name.to_owned(), sessions: true, elsewhere_than: None };
     let (keys, keys_in) = mpsc::channel(room);
     let (feed, feed_in) = mpsc::channel(room);
     let link = bus.connect(&spec, LinkEvents { keys, feed }).await;
@@ -152,17 +152,17 @@ async fn what_nobody_takes_is_unroutable(ground: &impl Ground) {
     let farm = new_farm();
     let mut a = node(ground, &farm, "p", "a").await;
     let mut b = node(ground, &farm, "p", "b").await;
-    assert_eq!(a.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Unroutable);
+    assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Unroutable);
     let nowhere = Route::Inbox(format!("resumed.{farm}.node.gone.00"));
     assert_eq!(a.link.publish(&nowhere, "answer".into()).await.unwrap(), Published::Unroutable);
 
-    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(a.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Routed);
+    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
     let report = delivered(Source::Lease, &format!("resumed.{farm}.leader"), "report");
     assert_eq!(next(&mut b.keys, "the report").await, report);
 
     // Many at once: each gets its own answer.
-    let (leader, inbox) = (Route::Leader, Route::Inbox(a.link.inbox().to_owned()));
+    let (leader, inbox) = (Route::Leader(Seat::FIRST), Route::Inbox(a.link.inbox().to_owned()));
     let answers = futures_util::future::join_all((0..200).map(|turn| {
         let route = [&leader, &nowhere, &inbox][turn % 3];
         a.link.publish(route, Bytes::from(turn.to_string()))
@@ -185,24 +185,24 @@ async fn one_node_at_a_time_holds_the_lease(ground: &impl Ground) {
     let a = node(ground, &farm, "p", "a").await;
     let b = node(ground, &farm, "q", "b").await;
     let c = node(ground, &farm, "p", "c").await;
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted, "asked again by its holder");
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "asked again by its holder");
     for _ in 0..3 {
-        assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Held);
+        assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
     }
-    b.link.release_lease().await.expect("giving up what one has not is fine");
-    assert_eq!(c.link.try_lease().await.unwrap(), LeaseAnswer::Held);
+    b.link.release_lease(Seat::FIRST).await.expect("giving up what one has not is fine");
+    assert_eq!(c.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
 
-    a.link.release_lease().await.unwrap();
-    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Granted, "at once after it was given up");
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Held);
+    a.link.release_lease(Seat::FIRST).await.unwrap();
+    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "at once after it was given up");
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
 
     b.link.close().await;
-    assert_eq!(c.link.try_lease().await.unwrap(), LeaseAnswer::Granted, "at once after its holder closed");
+    assert_eq!(c.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "at once after its holder closed");
 
     drop(c);
     until("the lease after its holder was dropped", LeaseAnswer::Granted, || async {
-        a.link.try_lease().await.unwrap()
+        a.link.try_lease(Seat::FIRST).await.unwrap()
     })
     .await;
 }
@@ -212,11 +212,11 @@ async fn two_who_ask_at_once_do_not_both_get_the_lease(ground: &impl Ground) {
     let a = node(ground, &farm, "p", "a").await;
     let b = node(ground, &farm, "p", "b").await;
     for _ in 0..10 {
-        let (one, other) = tokio::join!(a.link.try_lease(), b.link.try_lease());
+        let (one, other) = tokio::join!(a.link.try_lease(Seat::FIRST), b.link.try_lease(Seat::FIRST));
         let granted = [one.unwrap(), other.unwrap()].iter().filter(|got| **got == LeaseAnswer::Granted).count();
         assert_eq!(granted, 1);
-        a.link.release_lease().await.unwrap();
-        b.link.release_lease().await.unwrap();
+        a.link.release_lease(Seat::FIRST).await.unwrap();
+        b.link.release_lease(Seat::FIRST).await.unwrap();
     }
 }
 
@@ -224,19 +224,19 @@ async fn a_lease_whose_queue_was_deleted_is_lost_and_can_be_taken_again(ground: 
     let farm = new_farm();
     let mut a = node(ground, &farm, "p", "a").await;
     let mut b = node(ground, &farm, "p", "b").await;
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     ground.delete_queue(&format!("resumed.{farm}.leader"));
-    assert_eq!(next(&mut a.keys, "the loss").await, LinkEvent::LeaseLost);
-    a.link.release_lease().await.expect("nothing to give up");
-    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Held);
-    assert_eq!(a.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Routed);
+    assert_eq!(next(&mut a.keys, "the loss").await, LinkEvent::LeaseLost { seat: Seat::FIRST });
+    a.link.release_lease(Seat::FIRST).await.expect("nothing to give up");
+    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
     let report = delivered(Source::Lease, &format!("resumed.{farm}.leader"), "report");
     assert_eq!(next(&mut b.keys, "the report").await, report);
 
     // Given up on purpose, it is not reported as lost: the next event is another.
-    b.link.release_lease().await.unwrap();
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    b.link.release_lease(Seat::FIRST).await.unwrap();
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     a.link.publish(&Route::Keys, "ring".into()).await.unwrap();
     let ring = delivered(Source::Inbox, &format!("resumed.{farm}.keys"), "ring");
     assert_eq!(next(&mut b.keys, "the announcement").await, ring);
@@ -301,7 +301,7 @@ async fn a_feed_is_reached_directly_alone_and_in_order_with_what_goes_to_the_pod
 
 async fn a_node_without_sessions_gets_none(ground: &impl Ground) {
     let farm = new_farm();
-    let spec = LinkSpec { names: Names::new(&farm, "p"), node: "a".to_owned(), sessions: false };
+    let spec = LinkSpec { names: Names::new(&farm, "p"), node: "a".to_owned(), sessions: false, elsewhere_than: None };
     let (keys, mut keys_in) = mpsc::channel(4);
     let (feed, mut feed_in) = mpsc::channel(4);
     let link = ground.bus(1 << 20).connect(&spec, LinkEvents { keys, feed }).await.unwrap();
@@ -320,11 +320,11 @@ async fn two_farms_do_not_mix(ground: &impl Ground) {
     let (one, two) = (new_farm(), new_farm());
     let mut a = node(ground, &one, "p", "a").await;
     let mut b = node(ground, &two, "p", "a").await;
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Granted, "each farm has a lease of its own");
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "each farm has a lease of its own");
     for (link, body) in [(&a.link, "one"), (&b.link, "two")] {
         link.publish(&Route::Keys, body.into()).await.unwrap();
-        link.publish(&Route::Leader, body.into()).await.unwrap();
+        link.publish(&Route::Leader(Seat::FIRST), body.into()).await.unwrap();
         link.publish_sessions(body.into()).await.unwrap();
     }
     for (node, farm, body) in [(&mut a, &one, "one"), (&mut b, &two, "two")] {
@@ -423,7 +423,7 @@ async fn closed_comes_once_and_last(ground: &impl Ground) {
     let farm = new_farm();
     for orderly in [true, false] {
         let mut a = node(ground, &farm, "p", "a").await;
-        assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+        assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
         let Node { link, keys, feed } = &mut a;
         if orderly {
             link.close().await;
@@ -432,7 +432,7 @@ async fn closed_comes_once_and_last(ground: &impl Ground) {
             assert!(matches!(refused, BusError::Closed(_)), "{refused}");
             let refused = link.publish_sessions("s".into()).await.expect_err("the link is closed");
             assert!(matches!(refused, BusError::Closed(_)), "{refused}");
-            let refused = link.try_lease().await.expect_err("the link is closed");
+            let refused = link.try_lease(Seat::FIRST).await.expect_err("the link is closed");
             assert!(matches!(refused, BusError::Closed(_)), "{refused}");
             soon("a closed link is no longer waited for", link.writable()).await;
         }
@@ -454,9 +454,9 @@ async fn a_link_closes_though_nobody_reads_its_events(ground: &impl Ground) {
         other.link.publish_sessions(Bytes::from(format!("s{turn}"))).await.unwrap();
         other.link.publish(&Route::Inbox(full.link.inbox().to_owned()), "x".into()).await.unwrap();
     }
-    assert_eq!(full.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(full.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     soon("closing", full.link.close()).await;
-    assert_eq!(other.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(other.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
 }
 
 async fn queues_vanish_with_their_link(ground: &impl Ground) {

@@ -678,7 +678,7 @@ fn two_leaders_of_a_healed_farm_open_each_others_rings_and_end_in_one_epoch() {
         let mut world = World::new(seed, setup, false);
         world.run_for(4 * BEAT);
         let one = world.leaders()[0];
-        world.split();
+        world.split(1);
         // The half without the lease's broker loses nothing that it sees, and finds a lease of its own in time.
         world.run_for(40 * BEAT);
         assert_eq!(world.leaders().len(), 2, "seed {seed}");

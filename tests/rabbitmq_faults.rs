@@ -9,7 +9,7 @@ use testkit::watcher::Folder;
 use bytes::Bytes;
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
 use resumed::bus::{
-    Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Source,
+    Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Seat, Source,
 };
 use testkit::authority::{Authority, Issued, VALID};
 use testkit::broker::{Broker, BrokerOptions, BrokerTls};
@@ -42,7 +42,7 @@ struct Node {
 }
 
 async fn try_node(settings: RabbitMqSettings, farm: &str, name: &str) -> Result<Node, BusError> {
-    let spec = LinkSpec { names: Names::new(farm, "p"), node: name.to_owned(), sessions: true };
+    let spec = LinkSpec { names: Names::new(farm, "p"), node: name.to_owned(), sessions: true, elsewhere_than: None };
     let (keys, keys_in) = mpsc::channel(64);
     let (feed, feed_in) = mpsc::channel(64);
     let connecting = RabbitMq::new(settings)?;
@@ -101,7 +101,7 @@ fn free_port() -> u16 {
 async fn a_killed_broker_closes_the_link_and_a_revived_one_takes_it_again() {
     let broker = broker_to_mistreat().await;
     let a = node(&broker.uri(), "killed", "a").await;
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     broker.kill();
     let reason = end_of(a, Duration::from_secs(2)).await;
     assert!(reason.contains(" connection: "), "{reason}");
@@ -110,8 +110,8 @@ async fn a_killed_broker_closes_the_link_and_a_revived_one_takes_it_again() {
 
     broker.revive();
     let mut a = node(&broker.uri(), "killed", "a").await;
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(a.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Routed);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
     assert!(matches!(timeout(SOON, a.keys.recv()).await, Ok(Some(LinkEvent::Delivered { .. }))));
 }
 
@@ -121,7 +121,7 @@ async fn a_frozen_broker_is_given_up_after_two_heartbeats() {
     let a = node(&broker.uri(), "frozen", "a").await;
     broker.freeze();
     // Whoever waits for an answer is told as well.
-    let (asked, reason) = tokio::join!(a.link.try_lease(), async {
+    let (asked, reason) = tokio::join!(a.link.try_lease(Seat::FIRST), async {
         let began = Instant::now();
         while a.link.publish(&Route::Keys, "ring".into()).await.is_ok() {}
         began.elapsed()
@@ -253,8 +253,8 @@ async fn the_permissions_of_the_design_are_enough_and_missing_ones_are_named() {
     let mut settings = settings(&[&format!("amqp://resumed@127.0.0.1:{}", broker.port())]);
     settings.password_file = Some(password.clone());
     let mut a = try_node(settings.clone(), "narrow", "a").await.unwrap();
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    for route in [Route::Keys, Route::Leader, Route::Inbox(a.link.inbox().to_owned())] {
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    for route in [Route::Keys, Route::Leader(Seat::FIRST), Route::Inbox(a.link.inbox().to_owned())] {
         assert_eq!(a.link.publish(&route, "x".into()).await.unwrap(), Published::Routed, "{route:?}");
     }
     a.link.publish_sessions("s".into()).await.unwrap();
@@ -265,7 +265,7 @@ async fn the_permissions_of_the_design_are_enough_and_missing_ones_are_named() {
 
     broker.ctl(&["set_permissions", "resumed", ours, ours, ours]);
     let b = try_node(settings, "narrow", "b").await.unwrap();
-    let refused = b.link.publish(&Route::Leader, "report".into()).await.expect_err("no right to write");
+    let refused = b.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.expect_err("no right to write");
     assert!(matches!(refused, BusError::Refused { .. }), "{refused}");
     assert_says(&refused.to_string(), &["publish to resumed.narrow.leader", "403 ACCESS_REFUSED"]);
     assert_eq!(b.link.publish(&Route::Keys, "ring".into()).await.unwrap(), Published::Routed, "the link lives on");
@@ -278,7 +278,7 @@ async fn what_is_declared_is_what_the_design_says() {
     let a = try_node(RabbitMqSettings { feed_max_bytes: 123_456, ..settings(&[&broker.uri()]) }, "table", "a")
         .await
         .unwrap();
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     let exchanges = broker.ctl(&["list_exchanges", "name", "type", "durable", "auto_delete"]);
     for exchange in ["resumed.table.keys", "resumed.table.sessions.p"] {
         let line = format!("{exchange}\tfanout\ttrue\tfalse");
@@ -360,17 +360,17 @@ async fn a_lease_attempt_that_nobody_waits_for_leaves_no_lease() {
     let b = node(&broker.uri(), "abandoned", "b").await;
     for micros in [0, 200, 500, 1_000, 2_000] {
         // Dropped at various points on its way.
-        let answer = timeout(Duration::from_micros(micros), a.link.try_lease()).await;
+        let answer = timeout(Duration::from_micros(micros), a.link.try_lease(Seat::FIRST)).await;
         if let Ok(answer) = answer {
             assert_eq!(answer.unwrap(), LeaseAnswer::Granted);
-            a.link.release_lease().await.unwrap();
+            a.link.release_lease(Seat::FIRST).await.unwrap();
         }
         let deadline = Instant::now() + SOON;
-        while b.link.try_lease().await.unwrap() == LeaseAnswer::Held {
+        while b.link.try_lease(Seat::FIRST).await.unwrap() == LeaseAnswer::Held {
             assert!(Instant::now() < deadline, "dropped after {micros} µs, the lease stayed with nobody");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        b.link.release_lease().await.unwrap();
+        b.link.release_lease(Seat::FIRST).await.unwrap();
     }
 }
 
@@ -380,7 +380,10 @@ async fn a_publish_that_nobody_waits_for_does_not_confuse_the_answers_to_others(
     let mut a = node(&broker.uri(), "dropped", "a").await;
     let inbox = Route::Inbox(a.link.inbox().to_owned());
     for micros in 0..60 {
-        drop(timeout(Duration::from_micros(micros * 20), a.link.publish(&Route::Leader, "report".into())).await);
+        drop(
+            timeout(Duration::from_micros(micros * 20), a.link.publish(&Route::Leader(Seat::FIRST), "report".into()))
+                .await,
+        );
         assert_eq!(a.link.publish(&inbox, "x".into()).await.unwrap(), Published::Routed);
         assert!(matches!(timeout(SOON, a.keys.recv()).await, Ok(Some(LinkEvent::Delivered { .. }))));
     }
@@ -391,16 +394,16 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
     let broker = Broker::shared();
     let mut a = node(&broker.uri(), "forgotten", "a").await;
     let b = node(&broker.uri(), "forgotten", "b").await;
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted, "asked again, it is still ours");
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "asked again, it is still ours");
     // As a cluster does when one of its brokers dies: the entry goes, by name, and its owner is told nothing.
     let forget =
         r#"ok = mnesia:dirty_delete(rabbit_queue, rabbit_misc:r(<<"/">>, queue, <<"resumed.forgotten.leader">>))."#;
     broker.ctl(&["eval", forget]);
-    assert_eq!(a.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Unroutable);
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Held);
-    assert_eq!(b.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Routed);
+    assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Unroutable);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(b.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
     let Ok(Some(LinkEvent::Delivered { from, body, .. })) = timeout(SOON, a.keys.recv()).await else {
         panic!("the report did not arrive");
     };
@@ -408,12 +411,12 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
 
     // Whoever finds that another has it gives its own up.
     broker.ctl(&["eval", forget]);
-    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(a.link.try_lease().await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
     // The end of the former holder's connection deletes the queue by name, also from under the one that has it now.
     a.link.close().await;
-    assert_eq!(b.link.try_lease().await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(b.link.publish(&Route::Leader, "report".into()).await.unwrap(), Published::Routed);
+    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
+    assert_eq!(b.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
 }
 
 /// The authorities and the brokers' certificates; the directory goes with it.

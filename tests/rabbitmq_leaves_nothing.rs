@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 async fn link(uri: &str) -> Result<RabbitMqLink, BusError> {
-    let spec = LinkSpec { names: Names::new("f", "p"), node: "a".to_owned(), sessions: true };
+    let spec = LinkSpec { names: Names::new("f", "p"), node: "a".to_owned(), sessions: true, elsewhere_than: None };
     let (keys, _) = mpsc::channel(1);
     let (feed, _) = mpsc::channel(1);
     let uris = vec![uri.to_owned()];

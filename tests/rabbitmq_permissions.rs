@@ -6,7 +6,7 @@ use std::process::Command;
 use testkit::watcher::Folder;
 
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvents, LinkSpec, Names, Published, Route};
+use resumed::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvents, LinkSpec, Names, Published, Route, Seat};
 use resumed::probe::{Client, Mode, Options};
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
@@ -64,7 +64,7 @@ fn a_farm_lives_on_what_the_script_grants() {
 
 async fn connect(broker: &Broker, user: &str, farm: &str) -> Result<RabbitMqLink, BusError> {
     let settings = RabbitMqSettings { uris: vec![broker.uri_as(user, "hunter2", "/")], ..RabbitMqSettings::default() };
-    let spec = LinkSpec { names: Names::new(farm, "p"), node: "a".to_owned(), sessions: true };
+    let spec = LinkSpec { names: Names::new(farm, "p"), node: "a".to_owned(), sessions: true, elsewhere_than: None };
     let (keys, _keys) = mpsc::channel(64);
     let (feed, _feed) = mpsc::channel(64);
     RabbitMq::new(settings)?.connect(&spec, LinkEvents { keys, feed }).await
@@ -73,12 +73,12 @@ async fn connect(broker: &Broker, user: &str, farm: &str) -> Result<RabbitMqLink
 /// Everything that a node asks of a broker, in turn: the first refusal.
 async fn whole_node(broker: &Broker, user: &str, farm: &str) -> Result<(), BusError> {
     let link = connect(broker, user, farm).await?;
-    assert_eq!(link.try_lease().await?, LeaseAnswer::Granted);
-    for route in [Route::Keys, Route::Leader, Route::Inbox(link.inbox().to_owned())] {
+    assert_eq!(link.try_lease(Seat::FIRST).await?, LeaseAnswer::Granted);
+    for route in [Route::Keys, Route::Leader(Seat::FIRST), Route::Inbox(link.inbox().to_owned())] {
         assert_eq!(link.publish(&route, "x".into()).await?, Published::Routed, "{route:?}");
     }
     link.publish_sessions("s".into()).await?;
-    link.release_lease().await
+    link.release_lease(Seat::FIRST).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,7 @@ use openssl::sha::sha256;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
-use resumed::bus::Names;
+use resumed::bus::{Names, Seat};
 use resumed::clock::Now;
 use resumed::daemon::ring_file::read_back;
 use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Refusal, Secrets, is_node_name, travels_open};
@@ -146,7 +146,7 @@ pub fn payload(data: &[u8]) {
     drop(joiner.wake(false, now));
     drop(farm.handle(now, Event::Connected { inbox: NAMES.inbox("fuzz", "1") }));
     if start & 4 != 0 {
-        drop(farm.handle(now, Event::LeaseGranted));
+        drop(farm.handle(now, Event::LeaseGranted(Seat::FIRST)));
     }
     if start & 8 != 0 {
         let ask = if start & 16 == 0 { Ask::Status } else { Ask::Rotate };

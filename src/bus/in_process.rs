@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Source};
+use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
 
 /// What an in-process hub calls itself where RabbitMQ has a URI.
 pub const PEER: &str = "in-process";
@@ -228,6 +228,9 @@ impl Bus for InProcess {
     type Link = InProcessLink;
 
     async fn connect(&self, spec: &LinkSpec, events: LinkEvents) -> Result<InProcessLink, BusError> {
+        if spec.elsewhere_than.is_some() {
+            return Err(BusError::Unreachable("there is one hub alone".to_owned()));
+        }
         let hub = Arc::clone(&self.hub);
         let id = hub.next_link.fetch_add(1, Ordering::Relaxed);
         let nonce = format!("{id:x}");
@@ -273,7 +276,7 @@ impl InProcessLink {
 
     fn deliver(&self, queue: String, source: Source, opened: Opened) {
         let (hub, ending) = (Arc::clone(&self.hub), Arc::clone(&self.ending));
-        let events = self.events.clone();
+        let (events, names) = (self.events.clone(), self.spec.names.clone());
         let sink = if source == Source::Feed { events.feed } else { events.keys };
         self.tasks.spawn(async move {
             let deliver = async {
@@ -295,10 +298,13 @@ impl InProcessLink {
                 () = deliver => return,
             }
             match source {
-                Source::Lease => tokio::select! {
-                    () = ending.stop.cancelled() => {}
-                    _ = sink.send(LinkEvent::LeaseLost) => {}
-                },
+                Source::Lease => {
+                    let Some(seat) = names.seat_of(&queue) else { return };
+                    tokio::select! {
+                        () = ending.stop.cancelled() => {}
+                        _ = sink.send(LinkEvent::LeaseLost { seat }) => {}
+                    }
+                }
                 Source::Inbox | Source::Far | Source::Feed => ending.because(&format!("queue {queue} was deleted")),
             }
         });
@@ -332,7 +338,7 @@ impl Link for InProcessLink {
         self.open_or_closed()?;
         Ok(match to {
             Route::Keys => self.hub.fanout(&self.spec.names.keys, &body),
-            Route::Leader | Route::Inbox(_) => self.hub.direct(self.spec.names.of(to), body),
+            Route::Leader(_) | Route::Inbox(_) => self.hub.direct(self.spec.names.of(to), body),
         })
     }
 
@@ -348,12 +354,12 @@ impl Link for InProcessLink {
         Ok(())
     }
 
-    async fn try_lease(&self) -> Result<LeaseAnswer, BusError> {
+    async fn try_lease(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
         self.open_or_closed()?;
-        let queue = &self.spec.names.leader;
+        let queue = self.spec.names.seat(seat);
         match self.hub.declare(queue, self.id, self.hub.key_limits, None) {
             Some(opened) => {
-                self.deliver(queue.clone(), Source::Lease, opened);
+                self.deliver(queue.to_owned(), Source::Lease, opened);
                 Ok(LeaseAnswer::Granted)
             }
             None if lock(&self.hub.state).queues.get(queue).is_some_and(|held| held.owner == self.id) => {
@@ -363,15 +369,19 @@ impl Link for InProcessLink {
         }
     }
 
-    async fn release_lease(&self) -> Result<(), BusError> {
+    async fn release_lease(&self, seat: Seat) -> Result<(), BusError> {
         self.open_or_closed()?;
         let mut state = lock(&self.hub.state);
-        let queue = &self.spec.names.leader;
+        let queue = self.spec.names.seat(seat);
         if let Some(held) = state.queues.get(queue).filter(|held| held.owner == self.id) {
             held.given_up.cancel();
             state.remove(queue);
         }
         Ok(())
+    }
+
+    async fn check(&self) -> Result<(), BusError> {
+        self.open_or_closed()
     }
 
     async fn close(&self) {

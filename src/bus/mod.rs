@@ -8,7 +8,7 @@ pub mod in_process;
 mod names;
 pub mod rabbitmq;
 
-pub use names::{Names, Route};
+pub use names::{Names, Route, Seat};
 
 use std::future::Future;
 
@@ -24,6 +24,8 @@ pub struct LinkSpec {
     pub node: String,
     /// Whether to open a session feed as well.
     pub sessions: bool,
+    /// Not at this broker, as [`Link::peer`] calls it: a link there works, and another one is wanted.
+    pub elsewhere_than: Option<String>,
 }
 
 /// A way to reach the other nodes of the farm.
@@ -88,12 +90,23 @@ pub trait Link: Send + Sync + 'static {
     /// As [`Link::publish_sessions`].
     fn publish_to_feed(&self, feed: &str, body: Bytes) -> impl Future<Output = Result<(), BusError>> + Send;
 
-    /// Tries to take the lease: to declare the leader's queue and to consume from it. A link that holds the lease makes
-    /// sure of it, and is [`LeaseAnswer::Granted`] it again, also if the broker had lost the queue.
-    fn try_lease(&self) -> impl Future<Output = Result<LeaseAnswer, BusError>> + Send;
+    /// Tries to take the lease of a seat: to declare the leader's queue and to consume from it, on a connection of its own,
+    /// which is there while the lease is held. A link that holds the lease makes sure of it, and is [`LeaseAnswer::Granted`]
+    /// it again, also if the broker had lost the queue.
+    ///
+    /// # Errors
+    /// [`BusError::Unanswered`] after some seconds: a broker that is cut off from the majority of its cluster cannot
+    /// declare. Nothing is held then that was not held before.
+    fn try_lease(&self, seat: Seat) -> impl Future<Output = Result<LeaseAnswer, BusError>> + Send;
 
-    /// Gives the lease up, so that another node can take it at once. No-op if this link does not hold it.
-    fn release_lease(&self) -> impl Future<Output = Result<(), BusError>> + Send;
+    /// Gives the lease of a seat up, so that another node can take it at once. No-op if this link does not hold it.
+    fn release_lease(&self, seat: Seat) -> impl Future<Output = Result<(), BusError>> + Send;
+
+    /// Whether the broker can still declare a queue, asked on a connection of its own.
+    ///
+    /// # Errors
+    /// [`BusError::Unanswered`] as with [`Link::try_lease`]; others if it says something else.
+    fn check(&self) -> impl Future<Output = Result<(), BusError>> + Send;
 
     /// Closes the link in an orderly way: what was published before is flushed, the lease is free and the queues are
     /// gone when it returns. Takes at most about a second, also if the broker has stopped answering.
@@ -112,8 +125,12 @@ pub enum LinkEvent {
         /// The sealed message.
         body: Bytes,
     },
-    /// The leader's queue is no longer ours although the link lives (it was deleted, or its consumer cancelled).
-    LeaseLost,
+    /// The leader's queue of a seat is no longer ours although the link lives: it was deleted, its consumer cancelled, or
+    /// its connection is gone.
+    LeaseLost {
+        /// Which one.
+        seat: Seat,
+    },
     /// The link is gone, and with it the lease and the queues. No event follows.
     Closed {
         /// What the broker or the network said; "closed by this node" after [`Link::close`] or a drop.
@@ -142,6 +159,9 @@ pub enum Published {
     Routed,
     /// No queue did (AMQP 312 NO_ROUTE): nobody holds the lease, or the inbox is gone.
     Unroutable,
+    /// The broker does not answer for it (`basic.nack`): a queue that it is for is on a broker that is gone, or has
+    /// crashed. Of several queues the others have it.
+    Nacked,
 }
 
 /// The broker's answer to an attempt to take the lease.
@@ -162,6 +182,14 @@ pub enum BusError {
     /// The link is closed or broke during the operation.
     #[error("broker connection lost: {0}")]
     Closed(String),
+    /// The broker did not answer in time.
+    #[error("the broker did not answer within {within:?}: {operation}")]
+    Unanswered {
+        /// The AMQP method and its object.
+        operation: String,
+        /// For how long it was waited for.
+        within: std::time::Duration,
+    },
     /// The broker takes no messages at the moment ([`Link::is_blocked`]); this one was not kept.
     #[error("broker blocks publishers")]
     Blocked,

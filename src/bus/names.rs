@@ -1,6 +1,43 @@
 //! The names of a farm's exchanges and queues.
 
-/// The exchanges and the leader's queue of one farm, as one pod of it sees them.
+/// One of the leader's queues, which are tried in order: the lease is one for each, and the lowest that can be had counts.
+///
+/// RabbitMQ with Khepri keeps the exclusive queues of a broker that is gone until it returns or is forgotten. A queue on
+/// such a broker can neither be taken nor reach anybody, so the farm goes on to the next seat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seat(u8);
+
+impl Seat {
+    /// `resumed.<farm>.leader`, where every farm begins.
+    pub const FIRST: Self = Self(0);
+    /// How many there are: more than brokers can be dead in a cluster whose majority lives.
+    pub const COUNT: u8 = 8;
+
+    /// The seat of that number, if there is one: 0 is the first.
+    #[must_use]
+    pub fn numbered(number: u32) -> Option<Self> {
+        u8::try_from(number).ok().filter(|number| *number < Self::COUNT).map(Self)
+    }
+
+    /// Its number, from 0.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0.into()
+    }
+
+    /// The seat behind it, if it is not the last.
+    #[must_use]
+    pub fn next(self) -> Option<Self> {
+        Self::numbered(self.number() + 1)
+    }
+
+    /// Those before it, the first one first.
+    pub fn before(self) -> impl Iterator<Item = Self> {
+        (0..self.0).map(Self)
+    }
+}
+
+/// The exchanges and the leader's queues of one farm, as one pod of it sees them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     /// The farm's name.
@@ -9,8 +46,10 @@ pub struct Names {
     pub keys: String,
     /// Fanout exchange for session batches: `resumed.<farm>.sessions.<pod>`.
     pub sessions: String,
-    /// The lease and the leader's inbox in one queue: `resumed.<farm>.leader`.
+    /// The lease and the leader's inbox in one queue: `resumed.<farm>.leader`, the first of [`Names::seat`].
     pub leader: String,
+    /// `resumed.<farm>.leader.1` and so on.
+    further_seats: Vec<String>,
     inbox_prefix: String,
 }
 
@@ -19,8 +58,8 @@ pub struct Names {
 pub enum Route {
     /// To every node, through the keys exchange.
     Keys,
-    /// To whoever holds the lease, through the default exchange.
-    Leader,
+    /// To the node that holds the lease of that seat, through the default exchange.
+    Leader(Seat),
     /// To one node's inbox, through the default exchange.
     Inbox(String),
 }
@@ -34,6 +73,7 @@ impl Names {
             keys: format!("resumed.{farm}.keys"),
             sessions: format!("resumed.{farm}.sessions.{pod}"),
             leader: format!("resumed.{farm}.leader"),
+            further_seats: (1..Seat::COUNT).map(|number| format!("resumed.{farm}.leader.{number}")).collect(),
             inbox_prefix: format!("resumed.{farm}.node."),
         }
     }
@@ -54,12 +94,25 @@ impl Names {
         format!("{}.{}.{nonce}", self.sessions, &node[..cut])
     }
 
+    /// The leader's queue of a seat.
+    #[must_use]
+    pub fn seat(&self, seat: Seat) -> &str {
+        let further = usize::from(seat.0).checked_sub(1).and_then(|place| self.further_seats.get(place));
+        further.unwrap_or(&self.leader)
+    }
+
+    /// The seat whose queue is called `queue`.
+    #[must_use]
+    pub fn seat_of(&self, queue: &str) -> Option<Seat> {
+        (0..Seat::COUNT).map(Seat).find(|seat| self.seat(*seat) == queue)
+    }
+
     /// The exact name that envelopes for `route` are bound to.
     #[must_use]
     pub fn of<'a>(&'a self, route: &'a Route) -> &'a str {
         match route {
             Route::Keys => &self.keys,
-            Route::Leader => &self.leader,
+            Route::Leader(seat) => self.seat(*seat),
             Route::Inbox(queue) => queue,
         }
     }
@@ -91,6 +144,13 @@ mod tests {
         assert_eq!(names.keys, "resumed.prod.keys");
         assert_eq!(names.sessions, "resumed.prod.sessions.fra");
         assert_eq!(names.leader, "resumed.prod.leader");
+        assert_eq!(names.seat(Seat::FIRST), "resumed.prod.leader");
+        let seats: Vec<_> = std::iter::successors(Some(Seat::FIRST), |seat| seat.next()).collect();
+        assert_eq!(seats.len(), usize::from(Seat::COUNT));
+        assert_eq!(names.seat(seats[7]), "resumed.prod.leader.7");
+        assert!(seats.iter().all(|seat| names.seat_of(names.seat(*seat)) == Some(*seat)));
+        assert!(seats[7].before().eq(seats[..7].iter().copied()));
+        assert_eq!(names.seat_of("resumed.prod.leader.8"), None);
         assert_eq!(names.inbox("a", "0f"), "resumed.prod.node.a.0f");
         assert_eq!(names.feed("a", "0f"), "resumed.prod.sessions.fra.a.0f");
         assert!(names.is_inbox("resumed.prod.node.a.0f"));

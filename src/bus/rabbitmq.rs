@@ -1,10 +1,12 @@
 //! The bus on RabbitMQ (AMQP 0-9-1), with lapin.
 //!
 //! A link is two connections: one publishes, one consumes, so that a broker that blocks publishers does not hold up
-//! what it delivers. lapin's own recovery stays off: a link that breaks is gone, and the caller opens another.
+//! what it delivers. While it holds the lease it has a third: see [`leases`]. lapin's own recovery stays off: a link that breaks is gone, and the caller opens another.
 //!
 //! lapin buffers what the broker sends without bound. So consumers acknowledge, and the broker sends at most a
 //! prefetch ahead of that; what a node cannot take waits in its queue at the broker, which drops the oldest.
+
+mod leases;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +23,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
@@ -39,7 +41,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Source};
+use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
+use leases::Leases;
 
 /// Deliveries of the inbox, and of the leader's queue, that are under way to this node at any time.
 pub const KEY_PREFETCH: u16 = 64;
@@ -315,9 +318,12 @@ impl RabbitMq {
         let declare = Declared::declare(&publishing.connection, &consuming.connection, spec, &self.settings);
         let declared = timeout(self.settings.connect_timeout, declare)
             .await
-            .map_err(|_| format!("declarations: no answer within {:?}", self.settings.connect_timeout))?
+            .map_err(|_| {
+                let within = self.settings.connect_timeout;
+                format!("declarations: no answer within {within:?} (is this broker cut off from most of its cluster?)")
+            })?
             .map_err(|error| error.to_string())?;
-        Ok(RabbitMqLink::start(target, spec, publishing, consuming, declared, events.clone()))
+        Ok(RabbitMqLink::start(self, target, spec, publishing, consuming, declared, events.clone()))
     }
 
     async fn dial(&self, target: &Target, node: &str, role: &str) -> Result<Wired, String> {
@@ -567,15 +573,6 @@ impl Ending {
     }
 }
 
-/// The lease while this link holds it.
-struct Lease {
-    channel: Channel,
-    /// Set when the node gives it up: then its end is no news.
-    given_up: CancellationToken,
-    /// Set when it is lost.
-    lost: CancellationToken,
-}
-
 struct Shared {
     spec: LinkSpec,
     publishing: Connection,
@@ -587,7 +584,7 @@ struct Shared {
     /// the order of answers, and the broker may answer for several at once.
     key_channels: Mutex<Vec<Channel>>,
     key_permits: Semaphore,
-    lease: tokio::sync::Mutex<Option<Lease>>,
+    leases: Leases,
     blocked: watch::Sender<bool>,
     ending: Ending,
     /// Close says goodbye to the broker, a drop or a fault does not wait for that.
@@ -616,7 +613,14 @@ impl Bus for RabbitMq {
 
     async fn connect(&self, spec: &LinkSpec, events: LinkEvents) -> Result<RabbitMqLink, BusError> {
         let mut faults = Vec::new();
-        for target in self.settings.targets()? {
+        let mut targets = self.settings.targets()?;
+        if let Some(here) = &spec.elsewhere_than {
+            targets.retain(|target| target.shown != *here);
+            if targets.is_empty() {
+                return Err(BusError::Unreachable(format!("{here} is the only broker in the settings")));
+            }
+        }
+        for target in targets {
             match self.open(&target, spec, &events).await {
                 Ok(link) => return Ok(link),
                 Err(fault) => faults.push(format!("{}: {}", target.shown, target.scrub(&fault))),
@@ -628,6 +632,7 @@ impl Bus for RabbitMq {
 
 impl RabbitMqLink {
     fn start(
+        bus: &RabbitMq,
         target: &Target,
         spec: &LinkSpec,
         publishing: Wired,
@@ -635,6 +640,9 @@ impl RabbitMqLink {
         declared: Declared,
         events: LinkEvents,
     ) -> Self {
+        let (ending, goodbye, tasks) = (Ending::default(), CancellationToken::new(), TaskTracker::new());
+        let ends = leases::Ends { stop: ending.stop.clone(), goodbye: goodbye.clone(), tasks: tasks.clone() };
+        let leases = Leases::new(bus.clone(), target.shown.clone(), spec.clone(), events.keys.clone(), ends);
         let said = [publishing.connection.events_listener().boxed(), consuming.connection.events_listener().boxed()];
         let shared = Arc::new(Shared {
             spec: spec.clone(),
@@ -645,13 +653,13 @@ impl RabbitMqLink {
             sessions_turn: tokio::sync::Mutex::default(),
             key_channels: Mutex::default(),
             key_permits: Semaphore::new(KEY_CHANNELS),
-            lease: tokio::sync::Mutex::default(),
+            leases,
             blocked: watch::Sender::new(false),
-            ending: Ending::default(),
-            goodbye: CancellationToken::new(),
+            ending,
+            goodbye,
             finished: CancellationToken::new(),
             events,
-            tasks: TaskTracker::new(),
+            tasks,
         });
         let (inbox, consumer) = declared.inbox;
         let keys = shared.events.keys.clone();
@@ -773,7 +781,7 @@ impl Shared {
         let long = ShortString::try_new(name).map_err(|error| refused("publish", &error))?;
         let (exchange, routing_key) = match to {
             Route::Keys => (long, ShortString::default()),
-            Route::Leader | Route::Inbox(_) => (ShortString::default(), long),
+            Route::Leader(_) | Route::Inbox(_) => (ShortString::default(), long),
         };
         // Closed only with the link, and then while_open answers.
         let _permit = self.key_permits.acquire().await.map_err(|_| BusError::Closed(self.ending.reason()))?;
@@ -797,7 +805,7 @@ impl Shared {
         match answer {
             Confirmation::Ack(None) => Ok(Published::Routed),
             Confirmation::Ack(Some(_)) => Ok(Published::Unroutable),
-            Confirmation::Nack(_) => Err(refused(&format!("publish to {name}"), &"not acknowledged")),
+            Confirmation::Nack(_) => Ok(Published::Nacked),
             Confirmation::NotRequested => Err(refused(&format!("publish to {name}"), &"the channel has no confirms")),
         }
     }
@@ -835,110 +843,6 @@ impl Shared {
                 Ok(())
             }
         }
-    }
-
-    async fn try_lease(self: &Arc<Self>) -> Result<LeaseAnswer, BusError> {
-        let mut lease = self.lease.lock().await;
-        let queue = &self.spec.names.leader;
-        // A refusal closes the channel that asked, so every attempt has its own.
-        let channel = open_channel(&self.consuming).await?;
-        if let Some(held) = lease.take_if(|held| !held.lost.is_cancelled()) {
-            // A broker of a cluster can lose the queue and leave its consumer where it is: a queue that has one is ours.
-            match declare(&channel, queue, key_queue_arguments(), false).await {
-                Ok(declared) if declared.consumer_count() > 0 => {
-                    *lease = Some(held);
-                    return Ok(LeaseAnswer::Granted);
-                }
-                Ok(_) => held.given_up.cancel(),
-                Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {
-                    held.given_up.cancel();
-                    return Ok(LeaseAnswer::Held);
-                }
-                Err(error) => {
-                    *lease = Some(held);
-                    return Err(error);
-                }
-            }
-        }
-        let subscribed = subscribe(&channel, queue, key_queue_arguments(), false, None, KEY_PREFETCH).await;
-        let consumer = match subscribed {
-            Ok(consumer) => consumer,
-            Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {
-                return Ok(LeaseAnswer::Held);
-            }
-            Err(error) => {
-                // It may have been declared before something failed: nobody else could take it then.
-                self.delete_leader_queue().await;
-                return Err(error);
-            }
-        };
-        let (given_up, lost) = (CancellationToken::new(), CancellationToken::new());
-        self.tasks.spawn(Arc::clone(self).lead(consumer, given_up.clone(), lost.clone()));
-        *lease = Some(Lease { channel, given_up, lost });
-        Ok(LeaseAnswer::Granted)
-    }
-
-    /// Consumes from the leader's queue until the lease or the link ends.
-    async fn lead(self: Arc<Self>, consumer: Consumer, given_up: CancellationToken, lost: CancellationToken) {
-        let keys = &self.events.keys;
-        tokio::select! {
-            biased;
-            () = self.ending.stop.cancelled() => return,
-            () = given_up.cancelled() => return,
-            _ = hand_on(consumer, Source::Lease, KEY_PREFETCH, keys.clone()) => lost.cancel(),
-        }
-        if !self.consuming.status().connected() {
-            return;
-        }
-        let say = async {
-            self.delete_leader_queue().await;
-            // Nobody listens any more: then nobody misses it.
-            drop(keys.send(LinkEvent::LeaseLost).await);
-        };
-        tokio::select! {
-            biased;
-            () = self.ending.stop.cancelled() => {}
-            () = say => {}
-        }
-    }
-
-    /// Deletes the leader's queue if it is ours. Without a consumer it would keep the lease from everybody.
-    async fn delete_leader_queue(&self) {
-        let delete = async {
-            let channel = open_channel(&self.consuming).await?;
-            let deleted =
-                channel.queue_delete(self.spec.names.leader.as_str().into(), QueueDeleteOptions::default()).await;
-            deleted.map_err(|error| failed(format!("delete queue {}", self.spec.names.leader), &error))
-        };
-        match delete.await {
-            Ok(_) => {}
-            Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {}
-            Err(error) => self.give_up_consuming(&error),
-        }
-    }
-
-    /// Ends the link, which frees the lease: it must not stay with a node that does not lead. A connection that broke
-    /// has a better reason to tell, and is about to.
-    fn give_up_consuming(&self, error: &BusError) {
-        if self.consuming.status().connected() {
-            self.ending.because(error.to_string());
-        }
-    }
-
-    async fn release_lease(&self) -> Result<(), BusError> {
-        let Some(lease) = self.lease.lock().await.take() else { return Ok(()) };
-        if lease.lost.is_cancelled() {
-            return Ok(());
-        }
-        lease.given_up.cancel();
-        let queue = self.spec.names.leader.as_str();
-        let deleted = lease.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
-        if let Err(error) = deleted {
-            let error = failed(format!("delete queue {queue}"), &error);
-            self.give_up_consuming(&error);
-            return Err(error);
-        }
-        Ok(())
     }
 }
 
@@ -980,22 +884,20 @@ impl Link for RabbitMqLink {
         self.shared.while_open(self.shared.publish_to_feed(feed, &body)).await
     }
 
-    async fn try_lease(&self) -> Result<LeaseAnswer, BusError> {
-        // In a task of its own: if this future is dropped half way, nobody knows of a lease that is granted after all.
-        let (answer, asked) = tokio::sync::oneshot::channel();
-        let shared = Arc::clone(&self.shared);
-        self.shared.tasks.spawn(async move {
-            let result = shared.while_open(shared.try_lease()).await;
-            if let Err(Ok(LeaseAnswer::Granted)) = answer.send(result) {
-                // Its failure ends the link, which frees the lease as well.
-                drop(shared.while_open(shared.release_lease()).await);
-            }
-        });
-        asked.await.unwrap_or_else(|_| Err(BusError::Closed(self.shared.ending.reason())))
+    async fn try_lease(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
+        self.shared.while_open(self.shared.leases.try_take(seat)).await
     }
 
-    async fn release_lease(&self) -> Result<(), BusError> {
-        self.shared.while_open(self.shared.release_lease()).await
+    async fn release_lease(&self, seat: Seat) -> Result<(), BusError> {
+        let release = async {
+            self.shared.leases.release(seat).await;
+            Ok(())
+        };
+        self.shared.while_open(release).await
+    }
+
+    async fn check(&self) -> Result<(), BusError> {
+        self.shared.while_open(self.shared.leases.check()).await
     }
 
     async fn close(&self) {

@@ -7,22 +7,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::gauges;
 use super::http::Health;
 use super::key_plane::{KeyPlane, KeyPlaneEvent};
-use super::lease::Lease;
+use super::lease::{Answer, Lease};
 use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
 use super::secret_steps::SecretHistory;
 use super::session_plane::SessionLink;
 use super::view::{NodeView, audit_status, hex};
 use crate::bus::backoff::Redial;
-use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Source};
+use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Seat, Source};
 use crate::clock::{Now, SystemClock};
 use crate::envelope::{Epochs, Opener, Refusal, Secrets};
 use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
@@ -133,7 +134,10 @@ struct Up<L: Link> {
     plane: KeyPlane,
     plane_events: mpsc::Receiver<KeyPlaneEvent>,
     lease: Lease,
-    lease_answers: mpsc::Receiver<Result<LeaseAnswer, BusError>>,
+    lease_answers: mpsc::Receiver<Answer>,
+    check: Option<AbortOnDropHandle<Result<(), BusError>>>,
+    /// A link to another broker that is to take this one's place.
+    next: Option<AbortOnDropHandle<Result<Connected<L>, BusError>>>,
 }
 
 /// One thing to react to.
@@ -148,8 +152,11 @@ enum Happened<L: Link> {
     Connected(Connected<L>),
     NotConnected(BusError),
     Link(LinkEvent),
-    Unroutable,
-    Lease(Result<LeaseAnswer, BusError>),
+    Told(Seat, Published),
+    Lease(Answer),
+    Checked(Result<(), BusError>),
+    Moved(Connected<L>),
+    NotMoved(BusError),
 }
 
 impl<B: Bus> Driver<B> {
@@ -206,19 +213,25 @@ impl<B: Bus> Driver<B> {
                     connection = self.disconnect();
                     Event::Disconnected
                 }
-                Happened::Link(LinkEvent::LeaseLost) => Event::LeaseLost,
+                Happened::Link(LinkEvent::LeaseLost { seat }) => Event::LeaseLost(seat),
                 Happened::Link(LinkEvent::Delivered { from, route, body }) => match self.open(from, &route, body) {
                     Some(event) => event,
                     // A flood of bad messages does not keep the node from what is due.
                     None if self.clock.now().mono >= due => Event::Wake,
                     None => continue,
                 },
-                Happened::Unroutable => Event::Unroutable,
-                Happened::Lease(Ok(LeaseAnswer::Granted)) => Event::LeaseGranted,
-                Happened::Lease(Ok(LeaseAnswer::Held)) => Event::LeaseHeld,
-                Happened::Lease(Err(error)) => {
-                    warn!(%error, "could not try the lease");
-                    Event::LeaseFailed
+                Happened::Told(seat, answer) => Event::Told { seat, answer },
+                Happened::Lease(answer) => lease_event(answer),
+                Happened::Checked(answer) => check_event(answer),
+                Happened::Moved(connected) => {
+                    self.leave(&mut connection, &mut replies);
+                    let inbox = connected.link.inbox().to_owned();
+                    connection = Connection::Up(self.go_up(connected));
+                    Event::Connected { inbox }
+                }
+                Happened::NotMoved(error) => {
+                    warn!(%error, "no other broker is to be had: the connection stays");
+                    Event::NotMoved
                 }
             };
             self.farm.set_blocked(matches!(&connection, Connection::Up(up) if up.link.is_blocked()));
@@ -256,13 +269,30 @@ impl<B: Bus> Driver<B> {
 
     /// Tries once to connect, in the background.
     fn dial(&self) -> Connection<B::Link> {
-        let (bus, spec) = (Arc::clone(&self.bus), self.spec.clone());
-        Connection::Dialling(tokio::spawn(async move {
+        Connection::Dialling(self.connect(None))
+    }
+
+    /// The same, but not to the broker that is called so.
+    fn connect(&self, elsewhere_than: Option<String>) -> JoinHandle<Result<Connected<B::Link>, BusError>> {
+        let (bus, spec) = (Arc::clone(&self.bus), LinkSpec { elsewhere_than, ..self.spec.clone() });
+        tokio::spawn(async move {
             let (keys, events) = mpsc::channel(KEY_EVENTS);
             let (feed_sender, feed) = mpsc::channel(FEED_EVENTS);
             let link = bus.connect(&spec, LinkEvents { keys, feed: feed_sender }).await?;
             Ok(Connected { link: Arc::new(link), events, feed })
-        }))
+        })
+    }
+
+    /// A link that still works is left for one to another broker.
+    fn leave(&mut self, connection: &mut Connection<B::Link>, replies: &mut HashMap<u64, oneshot::Sender<Reply>>) {
+        if let Connection::Up(up) = connection {
+            let link = Arc::clone(&up.link);
+            info!(broker = link.peer(), "leaving this broker for another");
+            tokio::spawn(async move { link.close().await });
+        }
+        *connection = self.disconnect();
+        let actions = self.farm.handle(self.clock.now(), Event::Disconnected);
+        self.carry_out(actions, connection, replies);
     }
 
     /// There is no link any more, and there is a pause before the next attempt.
@@ -293,7 +323,7 @@ impl<B: Bus> Driver<B> {
         self.session_link.send_replace(Some(SessionLink::new(Arc::clone(&link), sealing(), feed)));
         let (answers, lease_answers) = mpsc::channel(1);
         let lease = Lease::start(Arc::clone(&link), answers);
-        Up { link, events, plane, plane_events, lease, lease_answers }
+        Up { link, events, plane, plane_events, lease, lease_answers, check: None, next: None }
     }
 
     /// Opens a sealed message; what is refused is counted by reason and goes no further.
@@ -342,19 +372,31 @@ impl<B: Bus> Driver<B> {
     ) {
         let mut ring_changed = false;
         for action in actions {
-            match (action, &*connection) {
+            match (action, &mut *connection) {
                 (Action::Send { to, kind }, Connection::Up(up)) => up.plane.send(to, kind),
-                (Action::TryLease, Connection::Up(up)) => up.lease.try_take(),
+                (Action::TryLease(seat), Connection::Up(up)) => up.lease.try_take(seat),
                 // A broker that does not answer must not hold up the driver.
-                (Action::ReleaseLease, Connection::Up(up)) => drop(up.lease.release()),
+                (Action::ReleaseLease(seat), Connection::Up(up)) => drop(up.lease.release(seat)),
                 (Action::RenewLink, Connection::Up(_)) => {
                     if let Connection::Up(up) = std::mem::replace(connection, self.disconnect()) {
                         tokio::spawn(async move { up.link.close().await });
                     }
                 }
+                (Action::CheckBroker, Connection::Up(up)) => {
+                    let link = Arc::clone(&up.link);
+                    up.check = Some(AbortOnDropHandle::new(tokio::spawn(async move { link.check().await })));
+                }
+                (Action::MoveLink, Connection::Up(up)) => {
+                    up.next = Some(AbortOnDropHandle::new(self.connect(Some(up.link.peer().to_owned()))));
+                }
                 // Without a link there is nobody to tell, and no lease.
                 (
-                    Action::Send { .. } | Action::TryLease | Action::ReleaseLease | Action::RenewLink,
+                    Action::Send { .. }
+                    | Action::TryLease(_)
+                    | Action::ReleaseLease(_)
+                    | Action::RenewLink
+                    | Action::CheckBroker
+                    | Action::MoveLink,
                     Connection::Down { .. } | Connection::Dialling(_),
                 ) => {}
                 (Action::RingChanged, _) => ring_changed = true,
@@ -414,6 +456,8 @@ impl<B: Bus> Driver<B> {
                 ("message", "unknown_kind")
             }
             Note::InboxSilent => ("inbox", "silent"),
+            Note::NoLeaderHeard => ("inbox", "no_leader"),
+            Note::BrokerCutOff => ("broker", "cut_off"),
         };
         if let Some(held_back) = self.quiet.pass(what, reason, self.clock.now()) {
             warn!(held_back, "{note}");
@@ -479,10 +523,12 @@ impl<B: Bus> Driver<B> {
                 .farm
                 .handle(self.clock.now(), Event::Stop)
                 .into_iter()
-                .partition(|action| matches!(action, Action::ReleaseLease));
+                .partition(|action| matches!(action, Action::ReleaseLease(_)));
             // The lease is free before anybody hears that it is.
-            if let (false, Connection::Up(up)) = (release.is_empty(), &connection) {
-                let _link_ended = up.lease.release().await;
+            for action in release {
+                if let (Action::ReleaseLease(seat), Connection::Up(up)) = (action, &connection) {
+                    let _link_ended = up.lease.release(seat).await;
+                }
             }
             self.carry_out(rest, &mut connection, &mut replies);
             match connection {
@@ -518,10 +564,48 @@ async fn from_connection<L: Link>(connection: &mut Connection<L>) -> Happened<L>
                 Happened::Link(event.unwrap_or_else(closed))
             }
             event = up.plane_events.recv() => match event {
-                Some(KeyPlaneEvent::Unroutable) => Happened::Unroutable,
+                Some(KeyPlaneEvent::Told(seat, answer)) => Happened::Told(seat, answer),
                 None => Happened::Link(LinkEvent::Closed { reason: "the writer of key messages ended".to_owned() }),
             },
             Some(answer) = up.lease_answers.recv() => Happened::Lease(answer),
+            ended = ended(&mut up.check) => Happened::Checked(joined(ended)),
+            ended = ended(&mut up.next) => match joined(ended) {
+                Ok(connected) => Happened::Moved(connected),
+                Err(error) => Happened::NotMoved(error),
+            },
         },
     }
+}
+
+/// What a task of the link came to, once; never if there is none.
+async fn ended<T>(task: &mut Option<AbortOnDropHandle<T>>) -> Result<T, JoinError> {
+    let ended = match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    };
+    *task = None;
+    ended
+}
+
+fn joined<T>(ended: Result<Result<T, BusError>, JoinError>) -> Result<T, BusError> {
+    ended.unwrap_or_else(|error| Err(BusError::Closed(format!("connecting ended in a panic: {error}"))))
+}
+
+fn lease_event((seat, answer): Answer) -> Event {
+    match answer {
+        Ok(LeaseAnswer::Granted) => Event::LeaseGranted(seat),
+        Ok(LeaseAnswer::Held) => Event::LeaseHeld(seat),
+        Err(error) => {
+            warn!(%error, "could not try the lease");
+            if matches!(error, BusError::Unanswered { .. }) { Event::LeaseUnanswered } else { Event::LeaseFailed }
+        }
+    }
+}
+
+/// Only silence says that the broker is cut off. A refusal is an answer, and a broker that is gone ends its link by itself.
+fn check_event(answer: Result<(), BusError>) -> Event {
+    if let Err(error) = &answer {
+        warn!(%error, "the broker was asked whether it can declare a queue");
+    }
+    Event::Checked(!matches!(answer, Err(BusError::Unanswered { .. })))
 }

@@ -7,12 +7,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, warn};
 
 use super::sealing::Sealing;
-use crate::bus::{Link, Names, Published, Route};
+use crate::bus::{Link, Names, Published, Route, Seat};
 use crate::clock::SystemClock;
 use crate::metrics::{self, Plane};
 use crate::proto::payload::Kind;
@@ -20,8 +21,8 @@ use crate::proto::payload::Kind;
 /// What the plane tells the driver.
 #[derive(Debug)]
 pub enum KeyPlaneEvent {
-    /// A message to the leader came back: nobody holds the lease.
-    Unroutable,
+    /// What the broker answered to a message for the leader at this seat.
+    Told(Seat, Published),
 }
 
 /// Messages that wait, and where some are under way. The order in which they go is decided here.
@@ -41,8 +42,8 @@ impl Waiting {
     const ROUTES: usize = 8;
 
     /// Adds a message; false if there is no room, and it is dropped. An announcement takes the place of one that waits
-    /// for the same route: it says the same and more, and behind others it would come late. So does the grant of an epoch
-    /// key to a node that waits for it: it has asked again.
+    /// for the same route: it says the same and more, and behind others it would come late. So does a report, of which one a
+    /// beat would wait for a queue whose broker stands still; and the grant of an epoch key to a node that has asked again.
     pub fn push(&mut self, route: Route, kind: Kind) -> bool {
         let to_all = self.to_all.iter_mut().filter(|_| route == Route::Keys);
         let to_one = self.to_one.iter_mut().filter(|(other, _)| *other == route).map(|(_, kind)| kind);
@@ -52,7 +53,9 @@ impl Waiting {
         }
         match route {
             Route::Keys if self.to_all.len() < Self::MOST => self.to_all.push_back(kind),
-            Route::Leader | Route::Inbox(_) if self.to_one.len() < Self::MOST => self.to_one.push_back((route, kind)),
+            Route::Leader(_) | Route::Inbox(_) if self.to_one.len() < Self::MOST => {
+                self.to_one.push_back((route, kind))
+            }
             _ => return false,
         }
         true
@@ -92,6 +95,8 @@ impl Waiting {
 fn is_needless(earlier: &Kind, later: &Kind) -> bool {
     match (earlier, later) {
         (Kind::Announcement(_), Kind::Announcement(_)) => true,
+        // A ring that only the earlier one has is one that the later one agrees about.
+        (Kind::Report(_), Kind::Report(_)) => true,
         (Kind::EpochGrant(earlier), Kind::EpochGrant(later)) => {
             (&earlier.epoch, &earlier.asker) == (&later.epoch, &later.asker)
         }
@@ -170,7 +175,7 @@ async fn write_out<L: Link>(
     clock: SystemClock,
     events: mpsc::Sender<KeyPlaneEvent>,
 ) {
-    let mut under_way: JoinSet<(Route, bool)> = JoinSet::new();
+    let mut under_way: JoinSet<(Route, Option<Published>)> = JoinSet::new();
     loop {
         link.writable().await;
         let next = shared.waiting().take();
@@ -180,19 +185,8 @@ async fn write_out<L: Link>(
                     metrics::sent(Plane::Keys);
                     let link = Arc::clone(&link);
                     under_way.spawn(async move {
-                        let unroutable = match link.publish(&route, sealed).await {
-                            Ok(Published::Routed) => false,
-                            Ok(Published::Unroutable) => {
-                                debug!(?route, "nobody took the message");
-                                route == Route::Leader
-                            }
-                            // The link says `Closed` if it is gone; whatever is lost is repeated by the next beat.
-                            Err(error) => {
-                                debug!(%error, ?route, "could not publish");
-                                false
-                            }
-                        };
-                        (route, unroutable)
+                        let answer = publish(&*link, &route, sealed).await;
+                        (route, answer)
                     });
                 }
                 Err(error) => {
@@ -211,9 +205,11 @@ async fn write_out<L: Link>(
         tokio::select! {
             Some(ended) = under_way.join_next() => {
                 // After a panic nobody knows what is under way. The driver sees this end, and opens another link.
-                let Ok((route, unroutable)) = ended else { return };
+                let Ok((route, answer)) = ended else { return };
                 shared.waiting().arrived(&route);
-                if unroutable && events.send(KeyPlaneEvent::Unroutable).await.is_err() {
+                if let (Route::Leader(seat), Some(answer)) = (route, answer)
+                    && events.send(KeyPlaneEvent::Told(seat, answer)).await.is_err()
+                {
                     return;
                 }
             }
@@ -222,11 +218,31 @@ async fn write_out<L: Link>(
     }
 }
 
+/// The broker's answer, if it gave one.
+async fn publish<L: Link>(link: &L, route: &Route, sealed: Bytes) -> Option<Published> {
+    match link.publish(route, sealed).await {
+        Ok(answer) => {
+            if answer == Published::Nacked {
+                metrics::nacked();
+            }
+            if answer != Published::Routed {
+                debug!(?route, ?answer, "no queue took the message");
+            }
+            // The inboxes of a broker that is gone stay bound to the exchange: the others have got it.
+            Some(answer)
+        }
+        // The link says `Closed` if it is gone; whatever is lost is repeated by the next beat.
+        Err(error) => {
+            debug!(%error, ?route, "could not publish");
+            None
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
-    use bytes::Bytes;
     use tokio::sync::{Semaphore, watch};
 
     use super::*;
@@ -274,15 +290,23 @@ mod tests {
             Ok(())
         }
 
-        async fn try_lease(&self) -> Result<LeaseAnswer, BusError> {
+        async fn try_lease(&self, _: Seat) -> Result<LeaseAnswer, BusError> {
             Ok(LeaseAnswer::Held)
         }
 
-        async fn release_lease(&self) -> Result<(), BusError> {
+        async fn release_lease(&self, _: Seat) -> Result<(), BusError> {
+            Ok(())
+        }
+
+        async fn check(&self) -> Result<(), BusError> {
             Ok(())
         }
 
         async fn close(&self) {}
+    }
+
+    fn leader() -> Route {
+        Route::Leader(Seat::FIRST)
     }
 
     fn farewell() -> Kind {
@@ -318,7 +342,7 @@ mod tests {
         let mut waiting = Waiting::default();
         let inbox = |name: &str| Route::Inbox(name.into());
         let numbered = |id| Kind::Answer(proto::Answer { id, ..Default::default() });
-        for (route, id) in [(inbox("a"), 1), (inbox("a"), 2), (Route::Leader, 3), (Route::Keys, 4), (Route::Keys, 5)] {
+        for (route, id) in [(inbox("a"), 1), (inbox("a"), 2), (leader(), 3), (Route::Keys, 4), (Route::Keys, 5)] {
             assert!(waiting.push(route, numbered(id)));
         }
         let next = |waiting: &mut Waiting| {
@@ -328,14 +352,14 @@ mod tests {
         };
         assert_eq!(next(&mut waiting), Some((Route::Keys, 4)));
         assert_eq!(next(&mut waiting), Some((inbox("a"), 1)));
-        assert_eq!(next(&mut waiting), Some((Route::Leader, 3)));
+        assert_eq!(next(&mut waiting), Some((leader(), 3)));
         assert_eq!(next(&mut waiting), None, "what is left has the same routes");
         waiting.arrived(&inbox("a"));
         assert_eq!(next(&mut waiting), Some((inbox("a"), 2)));
         waiting.arrived(&Route::Keys);
         assert_eq!(next(&mut waiting), Some((Route::Keys, 5)));
         assert!(!waiting.is_empty());
-        for route in [Route::Keys, Route::Leader, inbox("a")] {
+        for route in [Route::Keys, leader(), inbox("a")] {
             waiting.arrived(&route);
         }
         assert!(waiting.is_empty());
@@ -408,7 +432,7 @@ mod tests {
         let taken = |waiting: &mut Waiting, route: &Route| {
             (0..2 * Waiting::MOST).filter(|_| waiting.push(route.clone(), farewell())).count()
         };
-        assert_eq!(taken(&mut waiting, &Route::Leader), Waiting::MOST);
+        assert_eq!(taken(&mut waiting, &leader()), Waiting::MOST);
         assert_eq!(taken(&mut waiting, &Route::Keys), Waiting::MOST);
     }
 }

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
-use crate::bus::{BusError, LeaseAnswer, Link};
+use crate::bus::{BusError, LeaseAnswer, Link, Seat};
 
 /// Questions that wait for the one before. A node tries once at a time, and gives up only what it holds.
 const QUEUE: usize = 8;
 
 #[derive(Debug)]
 enum Question {
-    Try,
-    Release { done: oneshot::Sender<()> },
+    Try(Seat),
+    Release { seat: Seat, done: oneshot::Sender<()> },
 }
+
+/// The broker's answer to an attempt at the lease of a seat.
+pub type Answer = (Seat, Result<LeaseAnswer, BusError>);
 
 /// The questions of one link. Dropping it ends the asking after those that were put.
 #[derive(Debug)]
@@ -25,18 +28,18 @@ pub struct Lease {
 
 impl Lease {
     /// Starts asking on `link`; what the broker says to each [`Lease::try_take`] goes to `answers`.
-    pub fn start<L: Link>(link: Arc<L>, answers: mpsc::Sender<Result<LeaseAnswer, BusError>>) -> Self {
+    pub fn start<L: Link>(link: Arc<L>, answers: mpsc::Sender<Answer>) -> Self {
         let (questions, mut waiting) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             while let Some(question) = waiting.recv().await {
                 match question {
-                    Question::Try => {
-                        let answer = link.try_lease().await;
+                    Question::Try(seat) => {
+                        let answer = link.try_lease(seat).await;
                         // The driver may have another link by now; then the answer matters to nobody.
-                        let _gone = answers.send(answer).await;
+                        let _gone = answers.send((seat, answer)).await;
                     }
-                    Question::Release { done } => {
-                        if let Err(error) = link.release_lease().await {
+                    Question::Release { seat, done } => {
+                        if let Err(error) = link.release_lease(seat).await {
                             warn!(%error, "could not release the lease");
                         }
                         // Only a farewell waits for it.
@@ -48,16 +51,16 @@ impl Lease {
         Self { questions }
     }
 
-    /// Tries to take the lease, after what was asked before.
-    pub fn try_take(&self) {
-        self.put(Question::Try);
+    /// Tries to take the lease of a seat, after what was asked before.
+    pub fn try_take(&self, seat: Seat) {
+        self.put(Question::Try(seat));
     }
 
     /// Gives the lease up, after what was asked before, whether or not somebody waits for what is returned: it ends when
     /// the broker has answered or the link has ended.
-    pub fn release(&self) -> oneshot::Receiver<()> {
+    pub fn release(&self, seat: Seat) -> oneshot::Receiver<()> {
         let (done, released) = oneshot::channel();
-        self.put(Question::Release { done });
+        self.put(Question::Release { seat, done });
         released
     }
 
@@ -119,13 +122,17 @@ mod tests {
             self.link.publish_to_feed(feed, body).await
         }
 
-        async fn try_lease(&self) -> Result<LeaseAnswer, BusError> {
-            self.link.try_lease().await
+        async fn try_lease(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
+            self.link.try_lease(seat).await
         }
 
-        async fn release_lease(&self) -> Result<(), BusError> {
+        async fn release_lease(&self, seat: Seat) -> Result<(), BusError> {
             self.answer.notified().await;
-            self.link.release_lease().await
+            self.link.release_lease(seat).await
+        }
+
+        async fn check(&self) -> Result<(), BusError> {
+            self.link.check().await
         }
 
         async fn close(&self) {
@@ -134,7 +141,8 @@ mod tests {
     }
 
     async fn link(hub: &Arc<Hub>, node: &str) -> InProcessLink {
-        let spec = LinkSpec { names: Names::new("f", "p"), node: node.to_owned(), sessions: false };
+        let spec =
+            LinkSpec { names: Names::new("f", "p"), node: node.to_owned(), sessions: false, elsewhere_than: None };
         let events = LinkEvents { keys: mpsc::channel(16).0, feed: mpsc::channel(1).0 };
         InProcess::new(Arc::clone(hub)).connect(&spec, events).await.unwrap()
     }
@@ -146,18 +154,22 @@ mod tests {
         let slow = Slow { link: link(&hub, "a").await, answer: Arc::clone(&answer) };
         let (sender, mut answers) = mpsc::channel(1);
         let lease = Lease::start(Arc::new(slow), sender);
-        lease.try_take();
-        assert!(matches!(answers.recv().await, Some(Ok(LeaseAnswer::Granted))));
+        lease.try_take(Seat::FIRST);
+        assert!(matches!(answers.recv().await, Some((Seat::FIRST, Ok(LeaseAnswer::Granted)))));
 
         // Neither call waits, and a try that overtook the release would be granted the lease that is about to go.
-        let released = lease.release();
-        lease.try_take();
+        let released = lease.release(Seat::FIRST);
+        lease.try_take(Seat::FIRST);
         assert!(timeout(Duration::from_millis(50), answers.recv()).await.is_err());
         answer.notify_one();
         released.await.unwrap();
-        assert!(matches!(answers.recv().await, Some(Ok(LeaseAnswer::Granted))));
+        assert!(matches!(answers.recv().await, Some((Seat::FIRST, Ok(LeaseAnswer::Granted)))));
         let other = link(&hub, "b").await;
-        assert_eq!(other.try_lease().await.unwrap(), LeaseAnswer::Held, "the try came last, and holds the lease");
+        assert_eq!(
+            other.try_lease(Seat::FIRST).await.unwrap(),
+            LeaseAnswer::Held,
+            "the try came last, and holds the lease"
+        );
     }
 
     #[tokio::test]
@@ -165,12 +177,12 @@ mod tests {
         let hub = Arc::new(Hub::default());
         let (sender, mut answers) = mpsc::channel(1);
         let lease = Lease::start(Arc::new(link(&hub, "a").await), sender);
-        lease.try_take();
-        assert!(matches!(answers.recv().await, Some(Ok(LeaseAnswer::Granted))));
-        let released = lease.release();
+        lease.try_take(Seat::FIRST);
+        assert!(matches!(answers.recv().await, Some((Seat::FIRST, Ok(LeaseAnswer::Granted)))));
+        let released = lease.release(Seat::FIRST);
         drop(lease);
         released.await.unwrap();
         let other = link(&hub, "b").await;
-        assert_eq!(other.try_lease().await.unwrap(), LeaseAnswer::Granted);
+        assert_eq!(other.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     }
 }

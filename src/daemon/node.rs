@@ -140,7 +140,12 @@ impl Node {
         let driver = Driver {
             farm,
             bus,
-            spec: LinkSpec { names: names.clone(), node: settings.name.clone(), sessions: settings.replicate },
+            spec: LinkSpec {
+                names: names.clone(),
+                node: settings.name.clone(),
+                sessions: settings.replicate,
+                elsewhere_than: None,
+            },
             redial: Redial::default(),
             identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
             secrets: secrets.clone(),

@@ -166,7 +166,7 @@ impl<L: Link> SessionPlane<L> {
                 Ok(()) = epochs.changed() => opener.set_epochs(Arc::clone(&epochs.borrow_and_update())),
                 event = next => match event {
                     Some(LinkEvent::Delivered { route, body, .. }) => self.take_in(&mut opener, &mut quiet, &route, body),
-                    Some(LinkEvent::LeaseLost | LinkEvent::Closed { .. }) => {}
+                    Some(LinkEvent::LeaseLost { .. } | LinkEvent::Closed { .. }) => {}
                     // This feed ended; the driver will bring another link.
                     None => tokio::select! {
                         () = self.stop.cancelled() => return,
@@ -353,7 +353,7 @@ mod tests {
                 Sealing::new(identity, secrets.clone(), epochs.clone(), system(), clock.now())
             };
             let bus = InProcess::new(Arc::new(Hub::default()));
-            let spec = LinkSpec { names: names.clone(), node: "a".to_owned(), sessions: false };
+            let spec = LinkSpec { names: names.clone(), node: "a".to_owned(), sessions: false, elsewhere_than: None };
             let (feed_sender, feed) = mpsc::channel(usize::from(BATCHES));
             let events = LinkEvents { keys: mpsc::channel(16).0, feed: feed_sender.clone() };
             let link = Arc::new(bus.connect(&spec, events).await.unwrap());

@@ -47,7 +47,7 @@ impl NodeView {
         let audit = own.operators.as_mut().map(|trail| std::mem::take(&mut trail.audit)).unwrap_or_default();
         Self {
             leader: farm.leader(now).map(str::to_owned),
-            leads: farm.is_leader(),
+            leads: farm.leads(),
             members,
             members_in_step,
             in_step: farm.is_in_step(now),

@@ -9,7 +9,8 @@ use zeroize::Zeroizing;
 use super::audit::{Asked, AuditTrail, MOST_AUDITED, is_entry, is_user};
 use super::members::{Member, Members};
 use super::operator::{Added, Ask, MOST_WAITING_BYTES, PartialTable, Pending, Reply, in_parts};
-use crate::bus::{Names, Route};
+use super::walk::{Step, Walk};
+use crate::bus::{Names, Published, Route, Seat};
 use crate::clock::{Now, millis};
 use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, epoch_name, seal_grant};
 use crate::keys::{HeldRing, KeyMaterial, KeySettings, Ring, RingFaults};
@@ -141,16 +142,27 @@ pub enum Event {
     },
     /// The link is gone, and the lease with it.
     Disconnected,
-    /// The lease is ours.
-    LeaseGranted,
-    /// Somebody else holds the lease.
-    LeaseHeld,
+    /// The lease of this seat is ours.
+    LeaseGranted(Seat),
+    /// Somebody else holds the lease of this seat.
+    LeaseHeld(Seat),
     /// The attempt at the lease failed otherwise.
     LeaseFailed,
-    /// The lease was taken from us although the link lives.
-    LeaseLost,
-    /// The broker returned a message for the leader: nobody holds the lease.
-    Unroutable,
+    /// The broker did not answer an attempt at the lease.
+    LeaseUnanswered,
+    /// The lease of this seat was taken from us although the link lives.
+    LeaseLost(Seat),
+    /// The broker's answer to a message for the leader at this seat.
+    Told {
+        /// Which seat.
+        seat: Seat,
+        /// What became of the message.
+        answer: Published,
+    },
+    /// The answer to [`Action::CheckBroker`]: whether the broker can still declare.
+    Checked(bool),
+    /// The answer to [`Action::MoveLink`], if there is no other broker to be had.
+    NotMoved,
     /// An authentic message, in time, from any node including this one.
     Message {
         /// The opened message.
@@ -198,12 +210,17 @@ pub enum Action {
         /// What.
         kind: Kind,
     },
-    /// Try to take the lease, and answer with `LeaseGranted`, `LeaseHeld` or `LeaseFailed`.
-    TryLease,
-    /// Give the lease up.
-    ReleaseLease,
+    /// Try to take the lease of this seat, and answer with `LeaseGranted`, `LeaseHeld`, `LeaseFailed` or `LeaseUnanswered`.
+    TryLease(Seat),
+    /// Give the lease of this seat up.
+    ReleaseLease(Seat),
     /// Close the link and open another.
     RenewLink,
+    /// Ask the broker to declare a queue, beside the link, and answer with [`Event::Checked`].
+    CheckBroker,
+    /// Open a link to another broker, and close this one once it is there, with `Disconnected` and `Connected`. If no other
+    /// broker can be reached, the link stays: [`Event::NotMoved`].
+    MoveLink,
     /// The ring is another one now: save it, and give the proxies their keys.
     RingChanged,
     /// The node holds other epoch keys now: hand [`Farm::epochs`] to whoever seals and opens, before the actions after
@@ -289,8 +306,12 @@ pub enum Note {
         /// Its clock minus ours.
         offset_ms: i64,
     },
-    /// Nothing arrived in the inbox for too long: a new one is declared on a new connection.
+    /// Not even this node's own message arrived in its inbox: a new one is declared on a new connection.
     InboxSilent,
+    /// The inbox works, and no node announces.
+    NoLeaderHeard,
+    /// The broker does not answer a declaration, as one does that is cut off from the majority of its cluster.
+    BrokerCutOff,
 }
 
 impl fmt::Display for Note {
@@ -318,7 +339,14 @@ impl fmt::Display for Note {
             Self::Skewed { node, offset_ms } => {
                 write!(f, "the clock of {node} differs from ours by {offset_ms} ms: its messages are not acted on")
             }
-            Self::InboxSilent => write!(f, "nothing arrives in the inbox: opening a new connection"),
+            Self::InboxSilent => {
+                write!(f, "this node's own message does not arrive in its inbox: opening a new connection")
+            }
+            Self::NoLeaderHeard => write!(f, "no node announces; the connection works and stays"),
+            Self::BrokerCutOff => write!(
+                f,
+                "the broker does not answer a declaration: it may be cut off from most of its cluster; looking for another"
+            ),
         }
     }
 }
@@ -350,6 +378,8 @@ pub struct Farm {
     /// The next report is one before its time, as those of many nodes are then.
     reports_early: bool,
     lease: LeaseWish,
+    walk: Walk,
+    checks: Checks,
     renewals: u32,
     /// The last link was closed on purpose, to renew it.
     renewing: bool,
@@ -386,6 +416,8 @@ struct Assessment {
     skewed: Vec<(String, i64)>,
     /// Most clocks differ from this leader's, to one side.
     majority_disagrees: bool,
+    /// Nodes that report no longer, and said no farewell.
+    silent: u32,
 }
 
 /// What a revocation set.
@@ -401,6 +433,7 @@ enum Role {
     Follower,
     /// Holds the lease.
     Leading {
+        seat: Seat,
         mint_after: u64,
         /// Until then, or until all but one of the nodes that were there before have reported, the member table is no
         /// picture of the farm.
@@ -415,7 +448,20 @@ enum Role {
     /// Announces without the lease.
     Acting {
         announce_at: u64,
+        /// As that of a leader.
+        gather_until: u64,
     },
+}
+
+/// What this node asks of its link when it hears nothing.
+#[derive(Debug, Default)]
+struct Checks {
+    /// When it last wrote to its own inbox, until something arrives there.
+    written_at: Option<u64>,
+    /// How often it did since another node was heard: each time it waits twice as long, up to eight times three beats.
+    in_vain: u32,
+    /// The broker was asked to declare, or another one is looked for.
+    busy: bool,
 }
 
 #[derive(Debug)]
@@ -457,7 +503,8 @@ struct Joining {
 
 #[derive(Debug, Default)]
 struct LeaseWish {
-    try_at: Option<u64>,
+    /// When to try, and of which seat.
+    try_at: Option<(u64, Seat)>,
     trying: bool,
     not_before: u64,
     act_at: Option<u64>,
@@ -488,6 +535,8 @@ impl Farm {
             report_at: now.mono,
             reports_early: false,
             lease: LeaseWish::default(),
+            walk: Walk::default(),
+            checks: Checks::default(),
             renewals: 0,
             renewing: false,
             on_its_own,
@@ -511,18 +560,14 @@ impl Farm {
             Event::Wake => {}
             Event::Connected { inbox } => self.connected(inbox, now),
             Event::Disconnected => self.disconnected(),
-            Event::LeaseGranted => self.granted(now),
-            Event::LeaseHeld => {
-                self.lease.trying = false;
-                if self.is_leader() {
-                    self.follow("another node has the lease");
-                }
-                // Whoever won wants to hear of us, once it is ready to.
-                self.report_within(now, 50, 250);
-            }
+            Event::LeaseGranted(seat) => self.granted(seat, now),
+            Event::LeaseHeld(seat) => self.lease_held(seat, now),
             Event::LeaseFailed => self.lease.trying = false,
-            Event::LeaseLost => self.lease_lost(now),
-            Event::Unroutable => self.unroutable(now),
+            Event::LeaseUnanswered => self.lease_unanswered(now),
+            Event::LeaseLost(seat) => self.lease_lost(seat, now),
+            Event::Told { seat, answer } => self.told(seat, answer, now),
+            Event::Checked(answers) => self.checked(answers),
+            Event::NotMoved => self.checks.busy = false,
             Event::Message { payload, via } => self.message(*payload, via, now),
             Event::Skewed { node, boot_id, offset_ms, via } => self.skewed(node, boot_id, offset_ms, via, now),
             Event::UnknownEpoch { via } => self.unknown_epoch(via, now),
@@ -548,7 +593,7 @@ impl Farm {
             Role::Leading { mint_after, echo_at, announce_at, .. } => {
                 due.extend([mint_after, echo_at + silent, announce_at])
             }
-            Role::Acting { announce_at } => due.push(announce_at),
+            Role::Acting { announce_at, .. } => due.push(announce_at),
             Role::Follower => {}
         }
         if !matches!(self.role, Role::Follower) {
@@ -556,7 +601,7 @@ impl Farm {
         }
         due.extend(self.joining.ask_at);
         due.extend(self.joining.granted.as_ref().map(|(_, until)| *until));
-        due.extend(self.lease.try_at);
+        due.extend(self.lease.try_at.map(|(at, _)| at));
         due.extend(self.lease.act_at);
         due.extend(self.mint_at);
         due.push(self.leader_heard_at + millis(self.settings.start_alone_after));
@@ -602,6 +647,12 @@ impl Farm {
         matches!(self.role, Role::Leading { .. })
     }
 
+    /// Whether this node leads: it holds the lease, or announces without it because no leader was heard for long.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        !matches!(self.role, Role::Follower)
+    }
+
     /// Members and members in step: counted by the leader, as announced by it elsewhere.
     #[must_use]
     pub fn member_counts(&self) -> (u32, u32) {
@@ -616,11 +667,11 @@ impl Farm {
     #[must_use]
     pub fn is_in_step(&self, now: Now) -> bool {
         match (&self.role, &self.announced) {
-            (Role::Leading { .. }, _) => true,
+            (Role::Leading { .. } | Role::Acting { .. }, _) => true,
             (Role::Follower, Some(announced)) => {
                 self.leader(now).is_some() && self.held.ring().fingerprint(announced.as_of) == announced.fingerprint
             }
-            (Role::Follower, None) | (Role::Acting { .. }, _) => false,
+            (Role::Follower, None) => false,
         }
     }
 
@@ -643,7 +694,7 @@ impl Farm {
     /// The node that is followed, if one was heard within three beats; this node itself if it leads.
     #[must_use]
     pub fn leader(&self, now: Now) -> Option<&str> {
-        if self.is_leader() {
+        if self.leads() {
             return Some(&self.settings.node);
         }
         let heard = now.mono.saturating_sub(self.leader_heard_at) <= SILENT_BEATS * self.pace;
@@ -664,7 +715,7 @@ impl Farm {
             sessions: self.local.sessions,
             proxies: self.local.proxies.clone(),
             secret_ids: self.local.secret_ids.clone(),
-            leader: self.is_leader(),
+            leader: self.leads(),
             highest_generation: self.held.ring().highest_generation(),
             floor: self.held.ring().floor(),
             sessions_from: self.held.ring().sessions_from(),
@@ -688,6 +739,8 @@ impl Farm {
     fn connected(&mut self, inbox: String, now: Now) {
         self.link = Some(LinkState { inbox, heard_at: now.mono, first: true });
         self.announced = None;
+        self.walk = Walk::default();
+        self.checks = Checks { in_vain: self.checks.in_vain, ..Checks::default() };
         self.lease = LeaseWish { not_before: self.lease.not_before, ..LeaseWish::default() };
         self.report_at = now.mono;
         // A new link makes no leader answer: when to ask all nodes stays.
@@ -709,10 +762,18 @@ impl Farm {
         self.follow("the connection to the broker is gone");
     }
 
-    fn granted(&mut self, now: Now) {
+    fn granted(&mut self, granted: Seat, now: Now) {
         self.lease.trying = false;
         self.lease.try_at = None;
-        if self.is_leader() {
+        self.walk.go_to(granted);
+        if let Role::Leading { ref mut seat, ref mut echo_at, .. } = self.role {
+            // A seat before its own has become free: everybody looks there first.
+            let left = std::mem::replace(seat, granted);
+            if left != granted {
+                *echo_at = now.mono;
+                self.out.push(Action::ReleaseLease(left));
+                self.announce_now(now);
+            }
             return;
         }
         let Some(link) = &mut self.link else { return };
@@ -721,6 +782,7 @@ impl Farm {
         self.forget_members();
         self.pace = millis(self.settings.report_every);
         self.role = Role::Leading {
+            seat: granted,
             // Reports that arrive until then may bring a ring.
             mint_after: now.mono + millis(self.settings.keys.settle).min(GATHER_MS),
             gather_until: now.mono + GATHER_BEATS * self.pace,
@@ -735,33 +797,113 @@ impl Farm {
         self.draw_epoch(now);
     }
 
+    fn lease_held(&mut self, tried: Seat, now: Now) {
+        self.lease.trying = false;
+        if let Role::Leading { seat, .. } = self.role
+            && seat == tried
+        {
+            self.follow("another node has the lease");
+        }
+        // Whoever won wants to hear of us, once it is ready to.
+        self.report_within(now, 50, 250);
+    }
+
+    /// The broker answers no declaration, though the link works.
+    fn lease_unanswered(&mut self, now: Now) {
+        self.lease.trying = false;
+        self.lease.not_before = now.mono + SILENT_BEATS * self.pace;
+        if !self.checks.busy {
+            self.checks.busy = true;
+            self.move_link();
+        }
+    }
+
+    fn checked(&mut self, answers: bool) {
+        if answers || self.link.is_none() {
+            self.checks.busy = false;
+        } else {
+            self.move_link();
+        }
+    }
+
+    fn move_link(&mut self) {
+        self.note(Note::BrokerCutOff);
+        self.out.push(Action::MoveLink);
+    }
+
+    fn check_broker(&mut self) {
+        if self.link.is_some() && !self.checks.busy {
+            self.checks.busy = true;
+            self.out.push(Action::CheckBroker);
+        }
+    }
+
+    /// What became of a message to the leader, at the seat where it was looked for.
+    fn told(&mut self, seat: Seat, answer: Published, now: Now) {
+        if let Role::Leading { seat: own, .. } = self.role {
+            return match answer {
+                Published::Unroutable if seat == own => self.own_queue_is_gone(seat, now),
+                // Its own reports come back or do not: that is looked at elsewhere.
+                _ if seat >= own => {}
+                Published::Routed => {
+                    self.follow("another node leads at a seat before its own");
+                    self.out.push(Action::ReleaseLease(own));
+                    self.walk.go_to(seat);
+                }
+                Published::Unroutable => self.try_lease(seat),
+                Published::Nacked => {}
+            };
+        }
+        let step = match answer {
+            Published::Routed => return self.walk.taken(seat),
+            Published::Unroutable => self.walk.unroutable(seat),
+            Published::Nacked => self.walk.nacked(seat, now.mono),
+        };
+        match step {
+            Step::Stay => {}
+            Step::Again(after) => self.report_at = self.report_at.min(now.mono + after),
+            Step::Try(seat) => self.lease_is_free(seat, now),
+        }
+    }
+
     /// The leader's queue is not there. A broker can lose it under a leader that lives: when a broker of a cluster dies
     /// the others clean up after it by name, and so does a former holder's connection when it ends. Whoever led then
     /// takes its place again; were others faster, each one's end would take the lease from the next for ever.
-    fn unroutable(&mut self, now: Now) {
-        if let Role::Leading { ref mut returned, .. } = self.role {
-            *returned += 1;
-            if *returned < RETURNS {
-                self.report_at = now.mono;
-            } else if !self.lease.trying {
-                *returned = 0;
-                self.lease.trying = true;
-                self.out.push(Action::TryLease);
-            }
-            return;
+    fn own_queue_is_gone(&mut self, own: Seat, now: Now) {
+        let Role::Leading { ref mut returned, .. } = self.role else { return };
+        *returned += 1;
+        if *returned < RETURNS {
+            self.report_at = now.mono;
+        } else if !self.lease.trying {
+            *returned = 0;
+            self.try_lease(own);
         }
-        let heard = now.mono.saturating_sub(self.leader_heard_at) <= SILENT_BEATS * self.pace;
-        let led = heard && self.announced.as_ref().is_some_and(|announced| announced.leased);
-        self.wish_for_lease_in(if led { RECLAIM_MS } else { 0 }, now);
     }
 
-    fn lease_lost(&mut self, now: Now) {
-        self.follow("the broker took the lease away");
+    fn lease_is_free(&mut self, seat: Seat, now: Now) {
+        let heard = now.mono.saturating_sub(self.leader_heard_at) <= SILENT_BEATS * self.pace;
+        let led = heard && self.announced.as_ref().is_some_and(|announced| announced.leased);
+        self.wish_for_lease_in(if led { RECLAIM_MS } else { 0 }, seat, now);
+    }
+
+    fn lease_lost(&mut self, lost: Seat, now: Now) {
+        if let Role::Leading { seat, .. } = self.role
+            && seat == lost
+        {
+            self.follow("the broker took the lease away");
+        }
         self.wish_for_lease(now);
     }
 
+    fn try_lease(&mut self, seat: Seat) {
+        if !self.lease.trying {
+            self.lease.trying = true;
+            self.out.push(Action::TryLease(seat));
+        }
+    }
+
     fn follow(&mut self, reason: &'static str) {
-        if self.is_leader() {
+        if self.leads() {
             self.note(Note::StepsDown(reason));
             self.forget_members();
         }
@@ -770,21 +912,22 @@ impl Farm {
 
     /// Tries the lease after a short random delay, unless it is tried already or not wanted.
     fn wish_for_lease(&mut self, now: Now) {
-        self.wish_for_lease_in(0, now);
+        self.wish_for_lease_in(0, self.walk.seat(), now);
     }
 
     /// The same after `least` milliseconds and a short random delay.
-    fn wish_for_lease_in(&mut self, least: u64, now: Now) {
+    fn wish_for_lease_in(&mut self, least: u64, seat: Seat, now: Now) {
         let wanted = self.settings.can_lead && self.link.is_some() && !self.is_leader();
         if wanted && !self.lease.trying && self.lease.try_at.is_none() {
             let at = now.mono + least + self.random_below(LEASE_JITTER_MS);
-            self.lease.try_at = Some(at.max(self.lease.not_before));
+            self.lease.try_at = Some((at.max(self.lease.not_before), seat));
         }
     }
 
     fn renew_link(&mut self) {
         self.link = None;
         self.renewing = true;
+        self.checks.busy = false;
         self.lease.trying = false;
         self.lease.try_at = None;
         self.out.push(Action::RenewLink);
@@ -794,13 +937,11 @@ impl Farm {
         if self.link.is_none() {
             return;
         }
-        let to = if self.is_leader() {
-            // The lease is free before anybody hears that it is.
-            self.out.push(Action::ReleaseLease);
-            Route::Keys
-        } else {
-            Route::Leader
-        };
+        // The lease is free before anybody hears that it is.
+        if let Role::Leading { seat, .. } = self.role {
+            self.out.push(Action::ReleaseLease(seat));
+        }
+        let to = if self.leads() { Route::Keys } else { self.leader_route() };
         self.out.push(Action::Send { to, kind: Kind::Farewell(proto::Farewell {}) });
     }
 
@@ -809,6 +950,9 @@ impl Farm {
     fn message(&mut self, payload: proto::Payload, via: Via, now: Now) {
         let own = payload.boot_id == self.settings.boot_id;
         if via == Via::Inbox {
+            if own && self.checks.written_at.is_some() && self.checks.in_vain == 1 {
+                self.note(Note::NoLeaderHeard);
+            }
             self.inbox_lives(now);
         }
         let Ok(boot_id) = <[u8; 16]>::try_from(payload.boot_id.as_slice()) else { return };
@@ -867,6 +1011,7 @@ impl Farm {
         if let Some(link) = &mut self.link {
             link.heard_at = now.mono;
         }
+        self.checks.written_at = None;
         self.renewals = 0;
     }
 
@@ -903,6 +1048,7 @@ impl Farm {
         let changed = announcement.ring.as_ref().is_some_and(|ring| self.take_over(&from.node, ring, now));
         self.leader_heard_at = now.mono;
         self.silent_since = now.mono;
+        self.checks.in_vain = 0;
         self.lease.act_at = None;
         if matches!(self.role, Role::Follower) {
             // A follower notes only nodes whose clock is too far off: this one's is not, any more.
@@ -911,7 +1057,7 @@ impl Farm {
         let first = self.link.as_mut().is_some_and(|link| std::mem::take(&mut link.first));
         let differs = self.held.ring().fingerprint(announcement.as_of) != fingerprint;
         match self.role {
-            Role::Leading { ref mut announce_at, ref mut probe_until, .. } => {
+            Role::Leading { seat, ref mut announce_at, ref mut probe_until, .. } => {
                 // Two lead, after a partition: the broker decides about the lease, the merge about the ring.
                 if changed || differs {
                     *announce_at = now.mono;
@@ -919,13 +1065,14 @@ impl Farm {
                 if announcement.leased {
                     // The end of the other's connection may delete our queue.
                     *probe_until = now.mono + SILENT_BEATS * self.pace;
-                    self.report_at = self.report_at.min(now.mono + PROBE_MS);
+                    let lower = Seat::numbered(announcement.seat).is_some_and(|other| other < seat);
+                    self.report_at = self.report_at.min(now.mono + if lower { 0 } else { PROBE_MS });
                 }
                 return;
             }
-            Role::Acting { ref mut announce_at } => {
+            Role::Acting { ref mut announce_at, .. } => {
                 if announcement.leased || from.node < self.settings.node {
-                    self.role = Role::Follower;
+                    self.follow("another node announces");
                 } else {
                     if changed || differs {
                         *announce_at = now.mono;
@@ -934,6 +1081,11 @@ impl Farm {
                 }
             }
             Role::Follower => {}
+        }
+        if announcement.leased
+            && let Some(seat) = Seat::numbered(announcement.seat)
+        {
+            self.walk.go_to(seat);
         }
         let who = (from.node, from.boot_id);
         let another = self.follows.as_ref() != Some(&who);
@@ -1094,15 +1246,7 @@ impl Farm {
     fn send_join(&mut self, now: Now) {
         let Some(inbox) = self.link.as_ref().map(|link| link.inbox.clone()) else { return };
         self.joining.ask_at = None;
-        let random = &mut self.random;
-        let key = self.joining.key.get_or_insert_with(|| {
-            let mut bytes = Zeroizing::new([0; 32]);
-            random(bytes.as_mut());
-            JoinKey::from_random(&bytes).expect("OpenSSL has X25519")
-        });
-        let public_key = key.public().to_vec();
-        let epochs = self.epochs.ids().map(|id| id.to_vec()).collect();
-        let join = proto::Join { inbox, public_key, epochs };
+        let join = self.compose_join(inbox);
         // A node that announces hears no other one in its own queue.
         let announces = !matches!(self.role, Role::Follower);
         let ask_all_at = *self.joining.ask_all_at.get_or_insert(now.mono + ASK_ALL_BEATS * self.pace);
@@ -1114,8 +1258,20 @@ impl Farm {
             if let Some(inbox) = self.acting_inbox() {
                 self.send(Route::Inbox(inbox), Kind::Join(join.clone()));
             }
-            self.send(Route::Leader, Kind::Join(join));
+            self.send(self.leader_route(), Kind::Join(join));
         }
+    }
+
+    fn compose_join(&mut self, inbox: String) -> proto::Join {
+        let random = &mut self.random;
+        let key = self.joining.key.get_or_insert_with(|| {
+            let mut bytes = Zeroizing::new([0; 32]);
+            random(bytes.as_mut());
+            JoinKey::from_random(&bytes).expect("OpenSSL has X25519")
+        });
+        let public_key = key.public().to_vec();
+        let epochs = self.epochs.ids().map(|id| id.to_vec()).collect();
+        proto::Join { inbox, public_key, epochs }
     }
 
     /// Grants the asker this leader's epoch key, and the one that it seals with for now, and shows it the ring. No queue of
@@ -1224,7 +1380,7 @@ impl Farm {
             self.announce_now(now);
             self.audit_own(id, ask, user, (AuditOutcome::Done, floor), now);
             self.out.push(Action::Reply { id, reply: Reply::Revoked { floor, sessions_from } });
-        } else if self.is_leader() && !self.must_wait(ask, now) {
+        } else if self.leads() && !self.must_wait(ask, now) {
             let answer = self.decide(ask, self.held.ring().highest_generation(), id, now);
             self.audit_own(id, ask, user, outcome_of(&answer), now);
             let leader = self.settings.node.clone();
@@ -1245,7 +1401,7 @@ impl Farm {
             self.note(Note::Refused { node: from.node, reason: "bad_request" });
             return;
         }
-        if !self.is_leader() {
+        if !self.leads() {
             return; // the asker tries again, and then says that nobody answered
         }
         self.drop_faulty(now);
@@ -1283,7 +1439,7 @@ impl Farm {
 
     /// Whether this node leads so newly that most of the farm has not reported to it yet.
     fn gathers(&self, now: Now) -> bool {
-        let Role::Leading { gather_until, .. } = self.role else { return false };
+        let (Role::Leading { gather_until, .. } | Role::Acting { gather_until, .. }) = self.role else { return false };
         // The leader before may be the one that is gone.
         let expected = usize::try_from(self.last_members.saturating_sub(1)).unwrap_or(usize::MAX);
         now.mono < gather_until && self.members.len() < expected
@@ -1416,7 +1572,11 @@ impl Farm {
         for (id, ask, highest_generation, user) in send {
             let inbox = self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default();
             let request = proto::Request { id, inbox, highest_generation, user, kind: ask.to_proto() };
-            self.send(Route::Leader, Kind::Request(request));
+            // A node that leads without the lease is asked as well: at its inbox.
+            if let Some(inbox) = self.acting_inbox() {
+                self.send(Route::Inbox(inbox), Kind::Request(request.clone()));
+            }
+            self.send(self.leader_route(), Kind::Request(request));
         }
     }
 
@@ -1469,6 +1629,7 @@ impl Farm {
         if let Some(link) = &mut self.link {
             link.heard_at = now.mono;
         }
+        self.checks.written_at = None;
         if let Role::Leading { echo_at, .. } = &mut self.role {
             *echo_at = now.mono;
         }
@@ -1552,7 +1713,7 @@ impl Farm {
 
     fn advance_lead(&mut self, now: Now) {
         self.assess(now);
-        let Role::Leading { echo_at, .. } = self.role else { return };
+        let Role::Leading { seat, echo_at, .. } = self.role else { return };
         if !self.gathers(now) {
             self.last_members = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
         }
@@ -1562,38 +1723,65 @@ impl Farm {
         if now.mono.saturating_sub(echo_at) > SILENT_BEATS * self.pace {
             self.follow("its own reports do not come back");
             self.lease.not_before = now.mono + SILENT_BEATS * self.pace;
-            self.renew_link();
+            self.out.push(Action::ReleaseLease(seat));
+            self.check_broker();
             return;
         }
         if self.assessment.majority_disagrees {
             self.follow("most of the farm disagrees with its clock");
             self.lease.not_before = now.mono + SKEWED_BACKOFF_BEATS * self.pace;
-            self.out.push(Action::ReleaseLease);
+            self.out.push(Action::ReleaseLease(seat));
         }
     }
 
+    /// An inbox where nothing arrives may be broken, or no node announces. What this node writes to it itself tells which.
     fn advance_link(&mut self, now: Now) {
         let Some(link) = &self.link else { return };
-        let patience = (SILENT_BEATS * self.pace) << self.renewals.min(3);
-        if now.mono.saturating_sub(link.heard_at) > patience {
-            self.renewals += 1;
-            self.note(Note::InboxSilent);
-            self.follow("its inbox is silent");
-            self.renew_link();
-            return;
+        let silent = SILENT_BEATS * self.pace;
+        match self.checks.written_at {
+            Some(at) if now.mono.saturating_sub(at) > silent << self.renewals.min(3) => {
+                self.renewals += 1;
+                self.note(Note::InboxSilent);
+                self.follow("its inbox is silent");
+                self.renew_link();
+                return;
+            }
+            None if now.mono.saturating_sub(link.heard_at) > silent << self.checks.in_vain.min(3) => {
+                self.write_to_itself(now);
+            }
+            _ => {}
         }
-        if self.lease.try_at.is_some_and(|at| now.mono >= at) {
-            self.lease.try_at = None;
-            self.lease.trying = true;
-            self.out.push(Action::TryLease);
+        if let Some((_, seat)) = self.lease.try_at.take_if(|(at, _)| now.mono >= *at) {
+            self.try_lease(seat);
         }
+        self.act_if_silent(now);
+    }
+
+    /// Looks whether its inbox works, and whether its broker does.
+    fn write_to_itself(&mut self, now: Now) {
+        self.checks.written_at = Some(now.mono);
+        self.checks.in_vain = self.checks.in_vain.saturating_add(1);
+        let Some(inbox) = self.link.as_ref().map(|link| link.inbox.clone()) else { return };
+        // What it would tell a leader. Without an epoch key it can say no more than that it lacks one.
+        let kind = if self.epochs.is_empty() {
+            Kind::Join(self.compose_join(inbox.clone()))
+        } else {
+            Kind::Report(self.compose_report(inbox.clone(), now))
+        };
+        self.send(Route::Inbox(inbox), kind);
+        self.check_broker();
+    }
+
+    fn act_if_silent(&mut self, now: Now) {
         let silent = now.mono.saturating_sub(self.silent_since) > ACT_AFTER_BEATS * self.pace;
         if silent && self.settings.can_lead && matches!(self.role, Role::Follower) {
             let jitter = self.random_below(self.pace);
             let act_at = *self.lease.act_at.get_or_insert(now.mono + jitter);
             if now.mono >= act_at {
                 self.lease.act_at = None;
-                self.role = Role::Acting { announce_at: now.mono };
+                self.forget_members();
+                let gather_until = now.mono + GATHER_BEATS * self.pace;
+                self.role = Role::Acting { announce_at: now.mono, gather_until };
                 self.meet_others();
                 self.note(Note::ActsAlone);
                 // The key of the leader that is gone does as well: most nodes hold it, and it is renewed in time.
@@ -1609,7 +1797,7 @@ impl Farm {
         if self.link.is_none() {
             return;
         }
-        let (Role::Leading { announce_at, .. } | Role::Acting { announce_at }) = &mut self.role else { return };
+        let (Role::Leading { announce_at, .. } | Role::Acting { announce_at, .. }) = &mut self.role else { return };
         if now.mono < *announce_at {
             return;
         }
@@ -1619,7 +1807,7 @@ impl Farm {
     }
 
     fn announce_now(&mut self, now: Now) {
-        if let Role::Leading { announce_at, .. } | Role::Acting { announce_at } = &mut self.role {
+        if let Role::Leading { announce_at, .. } | Role::Acting { announce_at, .. } = &mut self.role {
             *announce_at = now.mono;
         }
     }
@@ -1637,7 +1825,13 @@ impl Farm {
             leased: self.is_leader(),
             inbox: self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default(),
             epoch: self.epochs.current().map(|key| key.id().to_vec()).unwrap_or_default(),
+            seat: self.walk.seat().number(),
         }
+    }
+
+    /// Where the leader is, or is looked for.
+    fn leader_route(&self) -> Route {
+        Route::Leader(self.walk.seat())
     }
 
     fn send_report(&mut self, now: Now) {
@@ -1653,15 +1847,29 @@ impl Farm {
             self.send_join(now);
             return;
         }
-        let Some(link) = &self.link else { return };
+        let Some(inbox) = self.link.as_ref().map(|link| link.inbox.clone()) else { return };
+        let report = self.compose_report(inbox, now);
+        if let Role::Leading { seat, .. } = self.role {
+            // A leader further back looks whether a seat before its own is free, or taken.
+            for before in seat.before() {
+                self.send(Route::Leader(before), Kind::Report(report.clone()));
+            }
+        }
+        if let Some(inbox) = self.acting_inbox() {
+            self.send(Route::Inbox(inbox), Kind::Report(report.clone()));
+        }
+        self.send(self.leader_route(), Kind::Report(report));
+    }
+
+    fn compose_report(&self, inbox: String, now: Now) -> proto::Report {
         let ring = self.held.ring();
         let as_of = self.announced.as_ref().map_or(0, |announced| announced.as_of);
         let fingerprint = ring.fingerprint(if as_of == 0 { now.wall } else { as_of });
         let differs = self.announced.as_ref().is_none_or(|announced| announced.fingerprint != fingerprint);
-        let report = proto::Report {
+        proto::Report {
             pod: self.settings.pod.clone(),
             version: self.settings.version.clone(),
-            inbox: link.inbox.clone(),
+            inbox,
             as_of,
             fingerprint: fingerprint.to_vec(),
             highest_generation: ring.highest_generation(),
@@ -1669,16 +1877,12 @@ impl Farm {
             secret_ids: self.local.secret_ids.iter().take(MOST_IDS).cloned().collect(),
             sessions: self.local.sessions,
             proxies: self.local.proxies.iter().take(MOST_PROXIES).cloned().collect(),
-            first: link.first,
+            first: self.link.as_ref().is_some_and(|link| link.first),
             can_lead: self.settings.can_lead,
             floor: ring.floor(),
             sessions_from: ring.sessions_from(),
             operators: Some(self.operator_trail()),
-        };
-        if let Some(inbox) = self.acting_inbox() {
-            self.send(Route::Inbox(inbox), Kind::Report(report.clone()));
         }
-        self.send(Route::Leader, Kind::Report(report));
     }
 
     /// Where a node that announces without the lease hears reports, if such a one was heard last.
@@ -1716,12 +1920,18 @@ impl Farm {
         for member in self.members.iter() {
             found.members += 1;
             found.in_step += u32::from(self.has_in_step(member, &mut known, now));
+            found.silent += u32::from(now.mono.saturating_sub(member.heard_at) > SILENT_BEATS * self.pace);
             let offset = member.clock_offset_ms();
             if offset.unsigned_abs() > limit {
                 found.skewed.push((member.name.clone(), offset));
             }
         }
+        // They may be gone, or this leader's broker is cut off from where they are.
+        let more_silent = self.leads() && found.silent > self.assessment.silent;
         self.assessment = found;
+        if more_silent {
+            self.check_broker();
+        }
     }
 
     /// Whether a member reports in time and holds our ring. `known` saves hashing the ring for every member.
@@ -1872,7 +2082,7 @@ mod tests {
     #[test]
     fn a_report_that_no_node_sends_is_refused_and_not_kept() {
         let mut leader = follower(at(0));
-        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        let _leads = leader.handle(at(0), Event::LeaseGranted(Seat::FIRST));
         let proxy = |version: usize, digest: usize| proto::Proxy {
             kind: "ats".to_owned(),
             version: "9".repeat(version),
@@ -1946,7 +2156,7 @@ mod tests {
     #[test]
     fn a_leader_keeps_who_asked_it_through_which_node_once_and_only_for_what_it_did() {
         let mut leader = follower(at(0));
-        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        let _leads = leader.handle(at(0), Event::LeaseGranted(Seat::FIRST));
         let highest = |leader: &Farm| leader.held().ring().highest_generation();
         let _first_key = leader.handle(at(3), Event::Wake);
         let stale = highest(&leader) - 1;
@@ -2020,7 +2230,7 @@ mod tests {
         farm.settings.report_every = Duration::from_secs(300);
         let _heard = farm.handle(at(1), announcement(true, at(1)));
         assert_eq!(farm.pace, 300_000);
-        let _leads = farm.handle(at(2), Event::LeaseGranted);
+        let _leads = farm.handle(at(2), Event::LeaseGranted(Seat::FIRST));
         let _beat = farm.handle(at(3), Event::Wake);
         assert_eq!(farm.pace, 300_000);
     }
@@ -2045,7 +2255,7 @@ mod tests {
         assert_eq!(hear(&told, at(1)), (true, false), "for three beats");
         told.fingerprint = vec![0; 8];
         assert_eq!(hear(&told, at(2)), (false, false), "another ring");
-        let _leads = farm.handle(at(3), Event::LeaseGranted);
+        let _leads = farm.handle(at(3), Event::LeaseGranted(Seat::FIRST));
         assert!(farm.is_leader() && farm.is_in_step(at(3)));
     }
 
@@ -2061,11 +2271,159 @@ mod tests {
         assert!(!renews(&farm.handle(at(40), Event::Wake)), "threw its queues away");
         // From here on it would have heard something.
         let silent: Vec<u64> = (41..60).filter(|second| renews(&farm.handle(at(*second), Event::Wake))).collect();
-        assert_eq!(silent, [47], "three beats after it thawed, and once");
+        assert_eq!(silent, [54], "it writes to itself three beats after it thawed, and waits for that as long");
+    }
+
+    fn own_message(node: &str, boot: u8, now: Now) -> Event {
+        let kind = Some(Kind::Report(own_report()));
+        let payload = proto::Payload { node: node.to_owned(), boot_id: vec![boot; 16], sent_at: now.wall, kind };
+        Event::Message { payload: Box::new(payload), via: Via::Inbox }
+    }
+
+    fn writes_to_itself(actions: &[Action]) -> bool {
+        let own =
+            |action: &Action| matches!(action, Action::Send { to: Route::Inbox(to), .. } if to.contains("node.a."));
+        actions.iter().any(own)
+    }
+
+    #[test]
+    fn a_link_is_not_renewed_because_no_node_leads() {
+        let mut farm = follower(at(0));
+        let (mut written, mut noted) = (Vec::new(), 0);
+        for second in 1..200 {
+            let actions = farm.handle(at(second), Event::Wake);
+            assert!(!renews(&actions), "after {second} s");
+            if writes_to_itself(&actions) {
+                assert!(actions.iter().any(|action| matches!(action, Action::CheckBroker)), "{actions:?}");
+                written.push(second);
+                let arrived = farm.handle(at(second), own_message("a", 1, at(second)));
+                noted += arrived.iter().filter(|a| matches!(a, Action::Note(Note::NoLeaderHeard))).count();
+                let _fine = farm.handle(at(second), Event::Checked(true));
+                // It announces itself after ten beats, and would hear that.
+                farm.settings.can_lead = false;
+            }
+        }
+        assert_eq!(written, [7, 20, 45, 94, 143, 192], "less and less often");
+        assert_eq!(noted, 1);
+    }
+
+    #[test]
+    fn a_broker_that_answers_no_declaration_is_left_for_another() {
+        let moves = |actions: &[Action]| actions.iter().filter(|a| matches!(a, Action::MoveLink)).count();
+        let mut farm = follower(at(0));
+        let asked = |farm: &mut Farm, second| farm.handle(at(second), Event::Wake);
+        assert!((1..8).any(|second| writes_to_itself(&asked(&mut farm, second))));
+        assert_eq!(moves(&farm.handle(at(12), Event::Checked(false))), 1);
+        assert_eq!(moves(&farm.handle(at(12), Event::LeaseUnanswered)), 0, "it is looked for already");
+        let _none = farm.handle(at(13), Event::NotMoved);
+        assert_eq!(moves(&farm.handle(at(14), Event::LeaseUnanswered)), 1);
+        assert!(farm.link.is_some(), "what works stays until there is another");
+    }
+
+    #[test]
+    fn a_leader_that_misses_a_member_asks_whether_it_is_the_one_that_is_cut_off() {
+        let mut leader = follower(at(0));
+        let _leads = leader.handle(at(0), Event::LeaseGranted(Seat::FIRST));
+        let report = |farm: &mut Farm, node: &str, boot: u8, now: Now| {
+            let kind = Some(Kind::Report(own_report()));
+            let payload = proto::Payload { node: node.to_owned(), boot_id: vec![boot; 16], sent_at: now.wall, kind };
+            farm.handle(now, Event::Message { payload: Box::new(payload), via: Via::Lease })
+        };
+        let _b = report(&mut leader, "b", 2, at(1));
+        let mut asked = Vec::new();
+        for second in 1..30 {
+            let mut actions = report(&mut leader, "a", 1, at(second));
+            actions.extend(leader.handle(at(second), own_message("a", 1, at(second))));
+            actions.extend(leader.handle(at(second), Event::Wake));
+            asked.extend(actions.iter().filter(|a| matches!(a, Action::CheckBroker)).map(|_| second));
+            let _fine = leader.handle(at(second), Event::Checked(true));
+        }
+        assert_eq!(asked, [8], "once for one that is gone");
+    }
+
+    fn seat(number: u32) -> Seat {
+        Seat::numbered(number).expect("one of eight")
+    }
+
+    fn later(now: Now, ms: u64) -> Now {
+        Now { wall: now.wall + ms, mono: now.mono + ms }
+    }
+
+    #[test]
+    fn a_follower_goes_on_to_the_next_seat_when_the_broker_of_the_first_is_gone() {
+        let mut farm = follower(at(0));
+        let nacked = |number| Event::Told { seat: seat(number), answer: Published::Nacked };
+        let sends_to = |actions: &[Action], number| {
+            actions.iter().any(|a| matches!(a, Action::Send { to: Route::Leader(to), .. } if *to == seat(number)))
+        };
+        let _first = farm.handle(at(1), nacked(0));
+        let again = farm.handle(later(at(1), 300), Event::Wake);
+        assert!(sends_to(&again, 0), "{again:?}");
+        let next = farm.handle(later(at(1), 310), nacked(0));
+        assert!(sends_to(&next, 1) && !tries(&next), "{next:?}");
+        let _free = farm.handle(later(at(1), 320), Event::Told { seat: seat(1), answer: Published::Unroutable });
+        assert!(tries_after(&mut farm, later(at(1), 320)) < LEASE_JITTER_MS);
+    }
+
+    #[test]
+    fn a_leader_at_a_later_seat_goes_home_when_the_first_is_free_and_steps_down_when_it_is_taken() {
+        let leader = || {
+            let mut leader = follower(at(0));
+            let _leads = leader.handle(at(0), Event::LeaseGranted(seat(1)));
+            let beat = leader.handle(at(2), Event::Wake);
+            let to = |action: &Action| match action {
+                Action::Send { to: Route::Leader(to), kind: Kind::Report(_) } => Some(to.number()),
+                _ => None,
+            };
+            assert_eq!(beat.iter().filter_map(to).collect::<Vec<_>>(), [0, 1]);
+            let still = leader.handle(at(2), Event::Told { seat: seat(0), answer: Published::Nacked });
+            assert!(!tries(&still) && leader.is_leader(), "{still:?}");
+            leader
+        };
+        let releases = |actions: &[Action], number| {
+            actions.iter().any(|action| matches!(action, Action::ReleaseLease(left) if *left == seat(number)))
+        };
+        let mut home = leader();
+        let free = home.handle(at(3), Event::Told { seat: seat(0), answer: Published::Unroutable });
+        assert!(tries(&free) && !releases(&free, 1), "{free:?}");
+        let taken = home.handle(at(3), Event::LeaseGranted(seat(0)));
+        assert!(home.is_leader() && releases(&taken, 1), "the first is held before the other is left: {taken:?}");
+
+        let mut rival = leader();
+        let held = rival.handle(at(3), Event::Told { seat: seat(0), answer: Published::Routed });
+        assert!(!rival.is_leader() && releases(&held, 1), "{held:?}");
+    }
+
+    #[test]
+    fn a_node_that_leads_without_the_lease_answers_requests_and_yields_to_a_lease() {
+        let mut farm = follower(at(0));
+        let mut second = 1;
+        while !farm.leads() {
+            assert!(second < 60, "nobody is heard");
+            let actions = farm.handle(at(second), Event::Wake);
+            if writes_to_itself(&actions) {
+                let _arrived = farm.handle(at(second), own_message("a", 1, at(second)));
+            }
+            second += 1;
+        }
+        assert!(!farm.is_leader());
+        assert_eq!(farm.leader(at(second)), Some("a"));
+        let known = farm.held().ring().highest_generation();
+        let answered = farm.handle(at(second), request(7, "alice", known, at(second)));
+        let answers = |a: &Action| matches!(a, Action::Send { to: Route::Inbox(_), kind: Kind::Answer(answer) } if answer.outcome() == proto::Outcome::Done);
+        assert!(answered.iter().any(answers), "{answered:?}");
+        assert!(farm.own_member().leader);
+        let _yields = farm.handle(at(second), announcement(true, at(second)));
+        assert!(!farm.leads());
+    }
+
+    /// No node has the lease of the first seat.
+    fn unroutable() -> Event {
+        Event::Told { seat: Seat::FIRST, answer: Published::Unroutable }
     }
 
     fn tries(actions: &[Action]) -> bool {
-        actions.iter().any(|action| matches!(action, Action::TryLease))
+        actions.iter().any(|action| matches!(action, Action::TryLease(_)))
     }
 
     fn announcement(leased: bool, now: Now) -> Event {
@@ -2090,32 +2448,32 @@ mod tests {
     #[test]
     fn a_leader_takes_a_lease_that_the_broker_lost_again_before_anybody_else_tries() {
         let mut leader = follower(at(0));
-        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        let _leads = leader.handle(at(0), Event::LeaseGranted(Seat::FIRST));
         // The first may have been under way since before the lease was ours; a report is sent to make sure.
-        let first = leader.handle(at(1), Event::Unroutable);
+        let first = leader.handle(at(1), unroutable());
         assert!(!tries(&first));
-        let sends = |action: &Action| matches!(action, Action::Send { to: Route::Leader, kind: Kind::Report(_) });
+        let sends = |action: &Action| matches!(action, Action::Send { to: Route::Leader(_), kind: Kind::Report(_) });
         assert!(first.iter().any(sends), "{first:?}");
-        assert!(tries(&leader.handle(at(1), Event::Unroutable)));
-        assert!(!tries(&leader.handle(at(1), Event::Unroutable)), "it is tried already");
-        let again = leader.handle(at(1), Event::LeaseGranted);
+        assert!(tries(&leader.handle(at(1), unroutable())));
+        assert!(!tries(&leader.handle(at(1), unroutable())), "it is tried already");
+        let again = leader.handle(at(1), Event::LeaseGranted(Seat::FIRST));
         let told = |action: &Action| matches!(action, Action::Note(Note::Leads | Note::StepsDown(_)));
         assert!(leader.is_leader() && !again.iter().any(told), "{again:?}");
 
         let mut other = follower(at(0));
         let _follows = other.handle(at(0), announcement(true, at(0)));
-        let _waits = other.handle(at(1), Event::Unroutable);
+        let _waits = other.handle(at(1), unroutable());
         assert!(tries_after(&mut other, at(1)) >= RECLAIM_MS);
         // Nobody is waited for where nobody led.
         let mut first = follower(at(0));
-        let _tries = first.handle(at(1), Event::Unroutable);
+        let _tries = first.handle(at(1), unroutable());
         assert!(tries_after(&mut first, at(1)) < LEASE_JITTER_MS);
     }
 
     #[test]
     fn a_leader_that_hears_another_looks_often_whether_the_lease_is_still_its_own() {
         let mut leader = follower(at(0));
-        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        let _leads = leader.handle(at(0), Event::LeaseGranted(Seat::FIRST));
         let mut reports = |from: u64, rival: bool| {
             if rival {
                 let _heard = leader.handle(at(from), announcement(true, at(from)));
@@ -2131,7 +2489,7 @@ mod tests {
                 };
                 let mut actions = leader.handle(now, Event::Wake);
                 actions.extend(leader.handle(now, Event::Message { payload: Box::new(echo), via: Via::Lease }));
-                let sent = |action: &&Action| matches!(action, Action::Send { to: Route::Leader, .. });
+                let sent = |action: &&Action| matches!(action, Action::Send { to: Route::Leader(_), .. });
                 count += actions.iter().filter(sent).count();
             }
             count
@@ -2140,7 +2498,7 @@ mod tests {
         assert!(reports(20, false) <= 2, "when it has led for long");
         assert!(reports(30, true) >= 9, "beside another leader");
         assert!(leader.is_leader());
-        let stepped_down = leader.handle(at(33), Event::LeaseHeld);
+        let stepped_down = leader.handle(at(33), Event::LeaseHeld(Seat::FIRST));
         assert!(!leader.is_leader(), "{stepped_down:?}");
     }
 
@@ -2171,7 +2529,7 @@ mod tests {
             let (announced, scheduled) = ([0; 2], [0; 2]);
             let mut all = Self { leaders, follower, linked: true, announced, scheduled, ms: 0 };
             for place in 0..2 {
-                all.give(place, Event::LeaseGranted);
+                all.give(place, Event::LeaseGranted(Seat::FIRST));
             }
             all
         }
@@ -2189,7 +2547,7 @@ mod tests {
                     Action::Note(note @ (Note::Refused { .. } | Note::UnknownKind { .. })) => panic!("{note}"),
                     Action::Send { to: Route::Inbox(inbox), .. } => panic!("sent to {inbox}"),
                     Action::Send { to: Route::Keys, kind } => self.hand_on(place, kind),
-                    Action::Send { to: Route::Leader, kind: Kind::Report(report) } => {
+                    Action::Send { to: Route::Leader(_), kind: Kind::Report(report) } => {
                         let echo = self.payload(place, Kind::Report(report));
                         self.give(place, Event::Message { payload: echo, via: Via::Lease });
                     }
@@ -2291,7 +2649,7 @@ mod tests {
     #[test]
     fn a_leader_at_another_broker_is_no_rival_and_what_its_link_held_up_no_wrong_clock() {
         let mut leader = follower(at(0));
-        let _leads = leader.handle(at(0), Event::LeaseGranted);
+        let _leads = leader.handle(at(0), Event::LeaseGranted(Seat::FIRST));
         for second in 1..30 {
             let now = at(second);
             let Event::Message { payload, .. } = announcement(true, now) else { panic!("a message") };

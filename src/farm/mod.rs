@@ -8,6 +8,7 @@ mod audit;
 mod machine;
 mod members;
 mod operator;
+mod walk;
 
 pub use audit::{MOST_AUDITED, is_user};
 pub use machine::{Action, Event, Farm, FarmSettings, LocalState, Note, Via};

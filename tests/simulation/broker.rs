@@ -1,30 +1,46 @@
-//! RabbitMQ as far as a farm's key plane sees it: one broker, or a cluster of two that may be split.
+//! RabbitMQ as far as a farm's key plane sees it: one broker, or a cluster of which one may be split off.
 //!
 //! Queues are exclusive: they live on the broker that their connection is on, are seen from the whole cluster while it is
-//! whole, and go with their connection.
+//! whole, and go with their connection. With Khepri ([`Store::Khepri`]) the name of a queue outlives its broker: it stays
+//! locked and swallows what it gets until the broker is back, and a broker without a majority declares nothing.
 
 use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
-use resumed::bus::{LeaseAnswer, Route};
+use resumed::bus::{LeaseAnswer, Published, Route, Seat};
 use resumed::daemon::key_plane::Waiting;
 use resumed::daemon::sealing::Sealing;
 use resumed::farm::Via;
 
 pub type LinkId = usize;
 
-/// The brokers and the leader's queue. Inboxes are a part of their links.
+/// Where brokers keep the names of queues.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Store {
+    #[default]
+    Mnesia,
+    Khepri,
+}
+
+/// So long after a split each side takes the other's brokers for gone. Until then nothing that is for them is answered.
+pub const NOTICED_AFTER_MS: u64 = 15_000;
+
+/// The brokers and the leader's queues. Inboxes are a part of their links.
 #[derive(Default)]
 pub struct Cluster {
+    pub store: Store,
+
     /// Which brokers run. A farm with one broker has it at 0.
     pub up: Vec<bool>,
-    /// The two brokers do not see each other.
-    pub split: bool,
+    /// This broker and the others do not see each other.
+    pub split: Option<usize>,
+    /// Since when, milliseconds.
+    pub split_at: u64,
     /// Each connection is accepted and closed.
     pub drops: bool,
     /// A memory alarm: nothing is taken from publishers.
     pub blocked: bool,
-    /// The leader's queue; one on each side after a split.
+    /// The leader's queues; one of each seat on each side after a split.
     pub leases: Vec<LeaseQueue>,
     /// A bug: the next lease queue that loses its connection stays, locked.
     pub will_stick: bool,
@@ -36,45 +52,76 @@ pub struct Cluster {
 }
 
 pub struct LeaseQueue {
-    /// `None`: locked, and nobody is behind it. A broker bug.
+    pub seat: Seat,
+    /// `None`: locked, and nobody is behind it. A broker bug, or a name that outlives its broker.
     pub owner: Option<LinkId>,
     pub broker: usize,
+    /// Its broker was stopped: there is a name and no queue.
+    pub dead: bool,
     /// Takes messages and delivers none. A broker bug.
     pub silent: bool,
 }
 
 impl Cluster {
-    /// Whether a queue on broker `to` is seen from broker `from`.
+    /// Whether broker `to` runs, and is on the side of broker `from`.
     pub fn sees(&self, from: usize, to: usize) -> bool {
-        self.up[to] && (from == to || !self.split)
+        self.up[to] && self.one_side(from, to)
     }
 
-    pub fn lease(&self, from: usize) -> Option<&LeaseQueue> {
-        self.leases.iter().find(|queue| self.sees(from, queue.broker))
+    fn one_side(&self, from: usize, to: usize) -> bool {
+        from == to || self.split.is_none_or(|alone| alone != from && alone != to)
     }
 
-    pub fn try_lease(&mut self, link: LinkId, broker: usize) -> LeaseAnswer {
-        match self.lease(broker) {
-            Some(queue) if queue.owner != Some(link) => LeaseAnswer::Held,
-            Some(_) => LeaseAnswer::Granted,
+    /// Whether what is for a broker that is not seen is answered by now.
+    pub fn has_noticed(&self, t: u64) -> bool {
+        self.split.is_none() || t >= self.split_at + NOTICED_AFTER_MS
+    }
+
+    /// Whether a broker can declare and delete.
+    pub fn declares(&self, broker: usize) -> bool {
+        let seen = (0..self.up.len()).filter(|other| self.sees(broker, *other)).count();
+        self.store == Store::Mnesia || 2 * seen > self.up.len()
+    }
+
+    /// The queue of that seat whose name broker `from` knows. With Khepri all know all names.
+    pub fn lease(&self, from: usize, seat: Seat) -> Option<&LeaseQueue> {
+        let known = |queue: &&LeaseQueue| self.sees(from, queue.broker) || self.store == Store::Khepri;
+        let mut all = self.leases.iter().filter(|queue| queue.seat == seat).filter(known);
+        all.clone().find(|queue| self.sees(from, queue.broker)).or_else(|| all.next())
+    }
+
+    /// What becomes of a message to the leader, and who gets it.
+    pub fn to_leader(&self, from: usize, seat: Seat) -> (Published, Option<LinkId>) {
+        match self.lease(from, seat) {
+            None => (Published::Unroutable, None),
+            Some(queue) if queue.dead || !self.sees(from, queue.broker) => (Published::Nacked, None),
+            Some(queue) => (Published::Routed, queue.owner.filter(|_| !queue.silent)),
+        }
+    }
+
+    /// `None`: no answer.
+    pub fn try_lease(&mut self, link: LinkId, broker: usize, seat: Seat) -> Option<LeaseAnswer> {
+        match self.lease(broker, seat) {
+            Some(queue) if queue.owner != Some(link) => Some(LeaseAnswer::Held),
+            Some(_) => Some(LeaseAnswer::Granted),
+            None if !self.declares(broker) => None,
             None => {
                 self.former.insert(link);
-                self.leases.push(LeaseQueue { owner: Some(link), broker, silent: false });
-                LeaseAnswer::Granted
+                self.leases.push(LeaseQueue { seat, owner: Some(link), broker, silent: false, dead: false });
+                Some(LeaseAnswer::Granted)
             }
         }
     }
 
-    pub fn release(&mut self, link: LinkId) {
-        self.leases.retain(|queue| queue.owner != Some(link));
+    pub fn release(&mut self, link: LinkId, seat: Seat) {
+        self.forget(|queue| queue.owner == Some(link) && queue.seat == seat);
     }
 
     /// The link's connection to `broker` is gone, and its queues with it.
     pub fn closed(&mut self, link: LinkId, broker: usize) {
         if self.former.remove(&link) && self.deletes_by_name {
-            let (up, split) = (self.up.clone(), self.split);
-            let sees = |queue: &LeaseQueue| up[queue.broker] && (queue.broker == broker || !split);
-            self.leases.retain(|queue| queue.owner == Some(link) || !sees(queue));
+            let seen: Vec<bool> = (0..self.up.len()).map(|other| self.sees(broker, other)).collect();
+            self.leases.retain(|queue| queue.owner == Some(link) || !seen[queue.broker]);
         }
         if self.will_stick
             && let Some(queue) = self.leases.iter_mut().find(|queue| queue.owner == Some(link))
@@ -82,13 +129,39 @@ impl Cluster {
             queue.owner = None;
             self.will_stick = false;
         }
-        self.release(link);
+        self.forget(|queue| queue.owner == Some(link));
     }
 
-    /// The broker is gone, and all queues on it.
+    /// Deletes queues. The names of those whose broker has no majority stay until it has one.
+    fn forget(&mut self, gone: impl Fn(&LeaseQueue) -> bool) {
+        let declares: Vec<bool> = (0..self.up.len()).map(|broker| self.declares(broker)).collect();
+        self.leases.retain_mut(|queue| {
+            if !gone(queue) {
+                return true;
+            }
+            queue.owner = None;
+            queue.dead = true;
+            !declares[queue.broker]
+        });
+    }
+
+    /// The broker is gone, and all queues on it. With Khepri their names stay.
     pub fn stopped(&mut self, broker: usize) {
         self.up[broker] = false;
-        self.leases.retain(|queue| queue.broker != broker);
+        let store = self.store;
+        self.leases.retain_mut(|queue| {
+            if queue.broker != broker {
+                return true;
+            }
+            (queue.owner, queue.dead) = (None, true);
+            store == Store::Khepri
+        });
+    }
+
+    /// A broker is back, or sees the others again: names without queues go where there is a majority to say so.
+    pub fn recovered(&mut self) {
+        let declares: Vec<bool> = (0..self.up.len()).map(|broker| self.up[broker] && self.declares(broker)).collect();
+        self.leases.retain(|queue| !(queue.dead && declares[queue.broker]));
     }
 }
 
@@ -115,28 +188,44 @@ pub enum Origin {
 
 /// From a node to its broker, in order.
 pub enum Upstream {
-    Publish { to: Route, envelope: Envelope },
-    TryLease,
-    ReleaseLease,
+    Publish {
+        to: Route,
+        envelope: Envelope,
+    },
+    TryLease(Seat),
+    ReleaseLease(Seat),
+    Check,
+    /// Not the broker's affair: the node has tried all others in vain.
+    NotMoved,
     Close,
 }
 
 /// From a broker to a node; in order within each lane.
 pub enum Downstream {
     Message { via: Via, envelope: Envelope },
-    Published { to: Route, unroutable: bool },
-    Lease(Option<LeaseAnswer>),
-    LeaseLost,
+    Published { to: Route, answer: Published },
+    Lease(Seat, LeaseTried),
+    LeaseLost(Seat),
+    Checked(bool),
+    NotMoved,
     Closed,
+}
+
+/// What came of an attempt at a lease.
+#[derive(Clone, Copy, Debug)]
+pub enum LeaseTried {
+    Answered(LeaseAnswer),
+    Failed,
+    Unanswered,
 }
 
 impl Downstream {
     pub fn lane(&self) -> usize {
         match self {
             Self::Message { via: Via::Inbox | Via::Far, .. } => 0,
-            Self::Message { via: Via::Lease, .. } | Self::LeaseLost => 1,
+            Self::Message { via: Via::Lease, .. } | Self::LeaseLost(_) => 1,
             Self::Published { .. } => 2,
-            Self::Lease(_) => 3,
+            Self::Lease(..) | Self::Checked(_) | Self::NotMoved => 3,
             Self::Closed => LANES,
         }
     }

@@ -1,12 +1,12 @@
 //! What goes wrong, one at a time, and how it is put right again.
 
-use resumed::bus::Route;
+use resumed::bus::{Route, Seat};
 use resumed::farm::Event;
 use resumed::keys::HeldRing;
 use resumed::proto::{self, payload::Kind};
 
 use super::World;
-use super::broker::Downstream;
+use super::broker::{Downstream, Store};
 use super::host::{Host, Stopped};
 use super::world::Happening;
 
@@ -172,6 +172,7 @@ impl World {
         if !self.cluster.up[broker] {
             self.say(|_| format!("broker {broker} starts"));
             self.cluster.up[broker] = true;
+            self.cluster.recovered();
             self.ledger.unsettled = true;
         }
     }
@@ -186,21 +187,40 @@ impl World {
         self.ledger.unsettled = true;
     }
 
-    pub fn split(&mut self) {
-        if self.cluster.up.len() == 2 && !self.cluster.split {
-            self.say(|_| "the cluster splits in two".to_owned());
-            self.cluster.split = true;
+    pub fn split(&mut self, alone: usize) {
+        if self.cluster.up.len() > 1 && self.cluster.split.is_none() {
+            self.say(|_| format!("broker {alone} is cut off from the rest of the cluster"));
+            self.cluster.split = Some(alone);
+            self.cluster.split_at = self.t;
             self.ledger.unsettled = true;
         }
     }
 
-    /// The halves see each other again. With two leases, one side's broker starts afresh, as `autoheal` has it.
+    /// The brokers see each other again. With Mnesia, where there may be two leases, one side's broker starts afresh, as
+    /// `autoheal` has it.
     pub fn heal(&mut self, loser: usize) {
-        if self.cluster.split {
-            self.say(|_| format!("the cluster is whole again, broker {loser} starts afresh"));
-            self.stop_broker(loser);
-            self.cluster.split = false;
-            self.start_broker(loser);
+        if self.cluster.split.is_none() {
+            return;
+        }
+        match self.cluster.store {
+            Store::Mnesia => {
+                self.say(|_| format!("the cluster is whole again, broker {loser} starts afresh"));
+                self.stop_broker(loser);
+                self.cluster.split = None;
+                self.start_broker(loser);
+            }
+            Store::Khepri => {
+                self.say(|_| "the cluster is whole again".to_owned());
+                let alone = self.cluster.split.take();
+                self.cluster.recovered();
+                // What they missed comes with the next announcement or report.
+                for index in 0..self.hosts.len() {
+                    if self.hosts[index].link.map(|link| self.links[link].broker) == alone {
+                        self.disturb(index);
+                    }
+                }
+                self.ledger.unsettled = true;
+            }
         }
     }
 
@@ -224,10 +244,12 @@ impl World {
 
     /// The leader's queue is gone, and the leader is told or not.
     pub fn lose_lease(&mut self, with_notice: bool) {
-        let owners: Vec<_> = self.cluster.leases.drain(..).filter_map(|queue| queue.owner).collect();
+        let (lost, rest) = std::mem::take(&mut self.cluster.leases).into_iter().partition(|queue| !queue.dead);
+        self.cluster.leases = rest;
+        let owners: Vec<_> = lost.into_iter().filter_map(|queue| Some((queue.owner?, queue.seat))).collect();
         self.say(|_| format!("the leader's queue vanishes, notice: {with_notice}"));
-        for owner in owners.into_iter().filter(|_| with_notice) {
-            self.downstream(owner, Downstream::LeaseLost);
+        for (owner, seat) in owners.into_iter().filter(|_| with_notice) {
+            self.downstream(owner, Downstream::LeaseLost(seat));
         }
         self.ledger.unsettled = true;
     }
@@ -247,7 +269,7 @@ impl World {
 
     pub fn unlock_lease(&mut self) {
         self.cluster.will_stick = false;
-        self.cluster.leases.retain(|queue| queue.owner.is_some());
+        self.cluster.leases.retain(|queue| queue.owner.is_some() || queue.dead);
         self.cluster.leases.iter_mut().for_each(|queue| queue.silent = false);
         self.ledger.unsettled = true;
     }
@@ -285,9 +307,10 @@ impl World {
             leased: true,
             inbox: inbox.clone(),
             epoch: Vec::new(),
+            seat: 0,
         };
         let report = proto::Report { inbox, fingerprint: vec![0; 8], ring: Some(ring), ..proto::Report::default() };
         self.send(link, Route::Keys, Kind::Announcement(announcement));
-        self.send(link, Route::Leader, Kind::Report(report));
+        self.send(link, Route::Leader(Seat::FIRST), Kind::Report(report));
     }
 }

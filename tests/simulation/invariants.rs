@@ -11,7 +11,7 @@ use resumed::proto;
 use zeroize::Zeroizing;
 
 use super::World;
-use super::broker::{Envelope, Origin};
+use super::broker::{Envelope, LeaseQueue, Origin};
 use super::world::{Happening, Setup, minted};
 
 const EIGHT_DAYS_MS: u64 = 8 * 24 * 3_600_000;
@@ -527,8 +527,11 @@ impl World {
 
     /// Who leads `broker`'s side of the cluster with everything in order.
     pub fn leader_of(&self, broker: usize) -> Option<usize> {
-        let queue = self.cluster.up[broker].then(|| self.cluster.lease(broker)).flatten()?;
-        let link = queue.owner.filter(|_| !queue.silent)?;
+        let seen = |queue: &&LeaseQueue| self.cluster.up[broker] && self.cluster.sees(broker, queue.broker);
+        let live = self.cluster.leases.iter().filter(seen).filter(|queue| !queue.dead && !queue.silent);
+        // Of two leaders the one at the lower seat stays.
+        let queue = live.min_by_key(|queue| queue.seat)?;
+        let link = queue.owner?;
         let host = self.links[link].host;
         (self.hosts[host].link == Some(link) && self.hosts[host].is_leader() && self.is_clear(host)).then_some(host)
     }

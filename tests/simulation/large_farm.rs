@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use resumed::bus::{Names, Route};
+use resumed::bus::{Names, Published, Route};
 use resumed::clock::{Now, millis};
 use resumed::envelope::EpochId;
 use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
@@ -261,15 +261,16 @@ impl LargeFarm {
         for action in actions {
             match action {
                 Action::Send { to, kind } => self.send(index, &to, kind),
-                Action::TryLease => {
+                Action::TryLease(seat) => {
                     let holder = *self.lease.get_or_insert(index);
-                    let answer = if holder == index { Event::LeaseGranted } else { Event::LeaseHeld };
+                    let answer = if holder == index { Event::LeaseGranted(seat) } else { Event::LeaseHeld(seat) };
                     self.plan_soon(index, Happening::Event(answer));
                 }
-                Action::ReleaseLease => self.lease = self.lease.filter(|holder| *holder != index),
+                Action::ReleaseLease(_) => self.lease = self.lease.filter(|holder| *holder != index),
                 Action::Reply { reply, .. } => self.nodes[index].answer = Some(reply),
-                Action::RenewLink => panic!(
-                    "node {index} renews its link although nothing is wrong, at {} ms, under node {:?}: {:?}",
+                Action::CheckBroker => self.plan_soon(index, Happening::Event(Event::Checked(true))),
+                Action::RenewLink | Action::MoveLink => panic!(
+                    "node {index} gives up its link although nothing is wrong, at {} ms, under node {:?}: {:?}",
                     self.t, self.lease, self.nodes[index].notes
                 ),
                 Action::Note(note) => self.nodes[index].notes.push(note),
@@ -286,7 +287,7 @@ impl LargeFarm {
             proto::Payload { node: member.name, boot_id: member.boot_id, sent_at: now.wall, kind: Some(kind) };
         let bytes = payload.encoded_len() as u64 + ENVELOPE_BYTES;
         match (to, &payload.kind) {
-            (Route::Leader, Some(Kind::Report(_))) => add(&mut self.counted.reports, bytes),
+            (Route::Leader(_), Some(Kind::Report(_))) => add(&mut self.counted.reports, bytes),
             (Route::Keys, Some(Kind::Announcement(_))) => add(&mut self.counted.announcements, bytes),
             _ => {}
         }
@@ -300,10 +301,14 @@ impl LargeFarm {
                     self.plan_soon(index, Happening::Message(Via::Inbox, Arc::clone(&sent)));
                 }
             }
-            Route::Leader => match self.lease {
-                Some(leader) => self.plan_soon(leader, Happening::Message(Via::Lease, sent)),
-                None => self.plan_soon(from, Happening::Event(Event::Unroutable)),
-            },
+            Route::Leader(seat) => {
+                let (seat, leader) = (*seat, self.lease);
+                let answer = if leader.is_some() { Published::Routed } else { Published::Unroutable };
+                self.plan_soon(from, Happening::Event(Event::Told { seat, answer }));
+                if let Some(leader) = leader {
+                    self.plan_soon(leader, Happening::Message(Via::Lease, sent));
+                }
+            }
             Route::Inbox(inbox) => {
                 if let Some(index) = self.by_inbox.get(inbox) {
                     self.plan_soon(*index, Happening::Message(Via::Inbox, sent));

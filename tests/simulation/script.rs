@@ -8,6 +8,7 @@ use resumed::keys::{KeySettings, Ring};
 use resumed::proto;
 
 use super::World;
+use super::broker::Store;
 use super::host::{Settings, Stopped};
 use super::random::Seeded;
 use super::world::{START, Setup, Violation};
@@ -76,7 +77,7 @@ fn seconds(s: u64) -> Duration {
     Duration::from_secs(s)
 }
 
-fn setup(random: &mut Seeded, classes: &[Class]) -> Setup {
+fn setup(seed: u64, random: &mut Seeded, classes: &[Class]) -> Setup {
     let nodes = match random.below(100) {
         0..65 => random.between(2, 5),
         65..90 => random.between(6, 10),
@@ -122,10 +123,19 @@ fn setup(random: &mut Seeded, classes: &[Class]) -> Setup {
     let most = random.pick(&[5, 20, 100, 1_000]).min(least_settle / 12).min(beat / 20);
     let on_request = [Class::Operators, Class::Revocations, Class::Poison].iter().any(|class| classes.contains(class));
     let clock_bound = if on_request { least_settle } else { least_interval / 2 };
-    let brokers = if classes.contains(&Class::Cluster) { 2 } else { 1 };
+    let in_cluster = classes.contains(&Class::Cluster);
+    let khepri = in_cluster && Seeded::new(seed ^ 0x6b68_6570).chance(50);
+    let (brokers, store) = match (in_cluster, khepri) {
+        (false, _) => (1, Store::Mnesia),
+        (true, false) => (2, Store::Mnesia),
+        // The smallest cluster in which one may be lost.
+        (true, true) => (3, Store::Khepri),
+    };
     let attacks = random.pick(&[0, 5, 20]);
-    let deletes_by_name = random.chance(50);
-    Setup { hosts, brokers, deletes_by_name, latency: (1, most.max(2)), attacks, clock_bound: clock_bound.min(10_000) }
+    // It knows whose a queue is.
+    let deletes_by_name = random.chance(50) && !khepri;
+    let (latency, clock_bound) = ((1, most.max(2)), clock_bound.min(10_000));
+    Setup { hosts, brokers, store, deletes_by_name, latency, attacks, clock_bound }
 }
 
 impl Run {
@@ -133,12 +143,12 @@ impl Run {
         let mut faults = Seeded::new(seed ^ 0xfa17_fa17);
         let often = faults.pick(&[20, 40, 70]);
         let classes: Vec<Class> = CLASSES.iter().copied().filter(|_| faults.chance(often)).collect();
-        let setup = setup(&mut faults, &classes);
+        let setup = setup(seed, &mut faults, &classes);
         let keeps_lock = faults.chance(30);
         let mut world = World::new(seed, setup, trace);
         world.say(|world| {
-            let Setup { brokers, deletes_by_name, latency, attacks, clock_bound, .. } = &world.setup;
-            format!("{brokers} brokers, deletes by name: {deletes_by_name}, latency {latency:?} ms, attacks {attacks} %, clocks within {clock_bound} ms, {classes:?}")
+            let Setup { brokers, store, deletes_by_name, latency, attacks, clock_bound, .. } = &world.setup;
+            format!("{brokers} brokers, {store:?}, deletes by name: {deletes_by_name}, latency {latency:?} ms, attacks {attacks} %, clocks within {clock_bound} ms, {classes:?}")
         });
         for index in 0..world.hosts.len() {
             world.say(|world| format!("{}: {:?}", world.hosts[index].name, world.hosts[index].settings));
@@ -223,9 +233,10 @@ impl Run {
                     _ => world.start_broker(broker),
                 }
             }
-            Class::Cluster => match world.cluster.split {
-                true => world.heal(self.faults.index(2)),
-                false => world.split(),
+            Class::Cluster => match (world.cluster.split, world.setup.store) {
+                (Some(_), _) => world.heal(self.faults.index(2)),
+                (None, Store::Mnesia) => world.split(1),
+                (None, Store::Khepri) => world.split(self.faults.index(world.setup.brokers)),
             },
             Class::Bugs => match self.faults.below(6) {
                 0 => world.lose_lease(false),
@@ -328,7 +339,7 @@ impl Run {
     fn all_well(&mut self) -> Result<(), Violation> {
         self.world.say(|_| "everything heals".to_owned());
         let bound = i64::try_from(self.world.setup.clock_bound).expect("small");
-        let heals = self.world.cluster.split.then(|| self.faults.index(2));
+        let heals = self.world.cluster.split.map(|_| self.faults.index(2));
         heals.into_iter().for_each(|loser| self.world.heal(loser));
         for broker in 0..self.world.setup.brokers {
             self.world.start_broker(broker);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 use resumed::bus::backoff::Redial;
-use resumed::bus::{LeaseAnswer, Names, Route};
+use resumed::bus::{LeaseAnswer, Names, Published, Route, Seat};
 use resumed::clock::Now;
 use resumed::daemon::key_plane::Waiting;
 use resumed::daemon::sealing::{Identity, Sealing};
@@ -18,7 +18,9 @@ use resumed::proto::{self, payload::Kind};
 use tokio::sync::watch;
 
 use super::attacker::Attacker;
-use super::broker::{Cluster, Downstream, Envelope, LANES, Link, LinkId, Origin, Upstream};
+use super::broker::{
+    Cluster, Downstream, Envelope, LANES, LeaseQueue, LeaseTried, Link, LinkId, Origin, Store, Upstream,
+};
 use super::host::{Host, Saved, Settings};
 use super::invariants::Ledger;
 use super::random::Seeded;
@@ -31,6 +33,10 @@ const PREFETCH: usize = 64;
 /// What waits at the broker: how many, and for how long.
 const QUEUE_LENGTH: usize = 4_096;
 const QUEUE_TTL_MS: u64 = 30_000;
+/// What a broker may take to answer a declaration (`bus::rabbitmq::leases`).
+const ANSWER_WITHIN_MS: u64 = 5_000;
+/// How often it is looked whether what waits for a broker that was cut off can go on.
+const STALLED_MS: u64 = 100;
 /// Lines of a trace that are kept.
 const TRACE: usize = 600;
 
@@ -38,8 +44,10 @@ const TRACE: usize = 600;
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub hosts: Vec<Settings>,
-    /// 1, or 2 that may be split.
+    /// 1, or more of which one may be split off.
     pub brokers: usize,
+    /// What the brokers keep names in.
+    pub store: Store,
     /// The bug of that name, see [`Cluster`].
     pub deletes_by_name: bool,
     /// The least and the most milliseconds between a node and its broker.
@@ -68,6 +76,7 @@ impl Setup {
         Self {
             hosts: vec![settings; nodes],
             brokers: 1,
+            store: Store::Mnesia,
             deletes_by_name: false,
             latency: (1, 10),
             attacks: 0,
@@ -141,6 +150,7 @@ impl World {
             links: Vec::new(),
             cluster: Cluster {
                 up: vec![true; setup.brokers],
+                store: setup.store,
                 deletes_by_name: setup.deletes_by_name,
                 ..Cluster::default()
             },
@@ -353,11 +363,13 @@ impl World {
         let link = self.hosts[index].link;
         match (action, link) {
             (Action::Send { to, kind }, Some(link)) => self.send(link, to, kind),
-            (Action::TryLease, Some(link)) => {
-                self.say(|world| format!("{} tries the lease", world.hosts[index].name));
-                self.upstream(link, Upstream::TryLease);
+            (Action::TryLease(seat), Some(link)) => {
+                self.say(|world| format!("{} tries the lease of seat {}", world.hosts[index].name, seat.number()));
+                self.upstream(link, Upstream::TryLease(seat));
             }
-            (Action::ReleaseLease, Some(link)) => self.upstream(link, Upstream::ReleaseLease),
+            (Action::ReleaseLease(seat), Some(link)) => self.upstream(link, Upstream::ReleaseLease(seat)),
+            (Action::CheckBroker, Some(link)) => self.upstream(link, Upstream::Check),
+            (Action::MoveLink, Some(link)) => self.move_link(index, link),
             (Action::RenewLink, Some(link)) => {
                 self.say(|world| format!("{} renews its link", world.hosts[index].name));
                 self.close_at_node(link);
@@ -365,7 +377,15 @@ impl World {
                 self.dial_again(index);
             }
             // Without a link there is nobody to tell, and no lease.
-            (Action::Send { .. } | Action::TryLease | Action::ReleaseLease | Action::RenewLink, None) => {}
+            (
+                Action::Send { .. }
+                | Action::TryLease(_)
+                | Action::ReleaseLease(_)
+                | Action::RenewLink
+                | Action::CheckBroker
+                | Action::MoveLink,
+                None,
+            ) => {}
             // The caller's business: once for all actions.
             (Action::RingChanged, _) => {}
             (Action::EpochsChanged, _) => self.spread_epochs(index),
@@ -435,7 +455,8 @@ impl World {
         if let Some(link) = self.hosts[index].link {
             // Everything that waits is written out; the process waits for that.
             // It waits for the confirms of what is under way; a farewell goes to all, or to the leader.
-            [Route::Keys, Route::Leader].iter().for_each(|to| self.links[link].waiting.arrived(to));
+            let seats = (0..Seat::COUNT).filter_map(|number| Seat::numbered(number.into())).map(Route::Leader);
+            seats.chain([Route::Keys]).for_each(|to| self.links[link].waiting.arrived(&to));
             while let Some((to, kind)) = self.links[link].waiting.take() {
                 self.links[link].waiting.arrived(&to);
                 self.publish(link, to, kind);
@@ -489,12 +510,40 @@ impl World {
             return;
         }
         host.dials += 1;
-        let home = host.home;
-        let broker = [home, (home + 1) % self.setup.brokers].into_iter().find(|broker| self.cluster.up[*broker]);
-        let Some(broker) = broker.filter(|_| self.hosts[index].cut.is_none()) else {
+        let Some(broker) = self.broker_for(index, None) else {
             self.dial_again(index);
             return;
         };
+        self.connect_to(index, broker);
+    }
+
+    /// The first broker in the node's settings that takes it: one that runs, and can declare an inbox.
+    fn broker_for(&self, index: usize, elsewhere_than: Option<usize>) -> Option<usize> {
+        if self.hosts[index].cut.is_some() {
+            return None;
+        }
+        let (home, count) = (self.hosts[index].home, self.setup.brokers);
+        let takes = |broker: &usize| self.cluster.up[*broker] && self.cluster.declares(*broker);
+        let mut listed = (0..count).map(|after| (home + after) % count);
+        listed.find(|broker| elsewhere_than != Some(*broker) && takes(broker))
+    }
+
+    /// The node has a link to another broker before it lets go of this one.
+    fn move_link(&mut self, index: usize, link: LinkId) {
+        let here = self.links[link].broker;
+        let Some(broker) = self.broker_for(index, Some(here)) else {
+            self.say(|world| format!("{} finds no other broker", world.hosts[index].name));
+            self.upstream(link, Upstream::NotMoved);
+            return;
+        };
+        self.say(|world| format!("{} leaves broker {here} for broker {broker}", world.hosts[index].name));
+        self.close_at_node(link);
+        self.upstream(link, Upstream::Close);
+        self.give(index, Event::Disconnected);
+        self.connect_to(index, broker);
+    }
+
+    fn connect_to(&mut self, index: usize, broker: usize) {
         let now = self.now(index);
         let host = &mut self.hosts[index];
         host.redial.linked(now.mono);
@@ -587,7 +636,11 @@ impl World {
     }
 
     pub fn downstream(&mut self, id: LinkId, what: Downstream) {
-        let hop = self.t + self.hop();
+        self.downstream_after(0, id, what);
+    }
+
+    fn downstream_after(&mut self, delay: u64, id: LinkId, what: Downstream) {
+        let hop = self.t + delay + self.hop();
         let link = &mut self.links[id];
         let at = match what.lane() {
             LANES => link.down_at.iter().copied().fold(hop, u64::max),
@@ -610,36 +663,59 @@ impl World {
             what if unread => link.unread.push_back(what),
             Upstream::Publish { to, envelope } => {
                 let broker = link.broker;
-                let unroutable = !self.route(broker, &envelope) && to == Route::Leader;
-                self.downstream(id, Downstream::Published { to, unroutable });
+                match self.route(broker, &envelope) {
+                    // The broker takes the other for living, and waits for it. Should the network heal, it goes through.
+                    Published::Nacked if self.is_stalled(broker, &to) => {
+                        self.plan(self.t + STALLED_MS, Happening::Arrive(id, Upstream::Publish { to, envelope }));
+                    }
+                    answer => self.downstream(id, Downstream::Published { to, answer }),
+                }
             }
-            Upstream::TryLease => {
+            Upstream::TryLease(seat) => {
                 let broker = link.broker;
                 // A channel may die for reasons of its own.
-                let answer = (!self.random.chance(2)).then(|| self.cluster.try_lease(id, broker));
+                let tried = if self.random.chance(2) {
+                    LeaseTried::Failed
+                } else {
+                    self.cluster.try_lease(id, broker, seat).map_or(LeaseTried::Unanswered, LeaseTried::Answered)
+                };
                 self.ledger.unsettled = true;
-                self.downstream(id, Downstream::Lease(answer));
+                let waits = matches!(tried, LeaseTried::Unanswered);
+                self.downstream_after(if waits { ANSWER_WITHIN_MS } else { 0 }, id, Downstream::Lease(seat, tried));
             }
-            Upstream::ReleaseLease => {
-                self.cluster.release(id);
+            Upstream::ReleaseLease(seat) => {
+                self.cluster.release(id, seat);
                 self.ledger.unsettled = true;
             }
+            Upstream::Check => {
+                let declares = self.cluster.declares(link.broker);
+                let waits = if declares { 0 } else { ANSWER_WITHIN_MS };
+                self.downstream_after(waits, id, Downstream::Checked(declares));
+            }
+            Upstream::NotMoved => self.downstream(id, Downstream::NotMoved),
             Upstream::Close => self.close_at_broker(id),
         }
     }
 
-    /// Puts a message into the queues that `envelope.route` names, as seen from `broker`. Whether there was one.
-    pub fn route(&mut self, broker: usize, envelope: &Envelope) -> bool {
+    /// Whether what is for the leader waits, because its queue's broker was cut off just now.
+    fn is_stalled(&self, broker: usize, to: &Route) -> bool {
+        let Route::Leader(seat) = to else { return false };
+        let lives = |queue: &LeaseQueue| !queue.dead && self.cluster.up[queue.broker];
+        self.cluster.lease(broker, *seat).is_some_and(lives) && !self.cluster.has_noticed(self.t)
+    }
+
+    /// Puts a message into the queues that `envelope.route` names, as seen from `broker`.
+    pub fn route(&mut self, broker: usize, envelope: &Envelope) -> Published {
         if envelope.route == self.names.keys {
             self.attacker.announced(envelope);
         }
         let message = |via| Downstream::Message { via, envelope: envelope.clone() };
-        if envelope.route == self.names.leader {
-            let Some(queue) = self.cluster.lease(broker) else { return false };
-            if let Some(owner) = queue.owner.filter(|_| !queue.silent) {
+        if let Some(seat) = self.names.seat_of(&envelope.route) {
+            let (answer, taker) = self.cluster.to_leader(broker, seat);
+            if let Some(owner) = taker {
                 self.downstream(owner, message(Via::Lease));
             }
-            return true;
+            return answer;
         }
         let to_all = envelope.route == self.names.keys;
         let takes = |link: &Link| {
@@ -653,7 +729,7 @@ impl World {
                 self.downstream(*id, message(if looks_far { Via::Far } else { Via::Inbox }));
             }
         }
-        !takers.is_empty()
+        if takers.is_empty() { Published::Unroutable } else { Published::Routed }
     }
 
     fn deliver(&mut self, id: LinkId, what: Downstream) {
@@ -693,22 +769,25 @@ impl World {
                     self.give(index, event);
                 }
             }
-            Downstream::Published { to, unroutable } => {
+            Downstream::Published { to, answer } => {
                 self.links[id].waiting.arrived(&to);
-                if unroutable {
-                    self.give(index, Event::Unroutable);
+                if let Route::Leader(seat) = to {
+                    self.give(index, Event::Told { seat, answer });
                 }
                 self.pump(id);
             }
-            Downstream::Lease(answer) => self.give(
+            Downstream::Lease(seat, tried) => self.give(
                 index,
-                match answer {
-                    Some(LeaseAnswer::Granted) => Event::LeaseGranted,
-                    Some(LeaseAnswer::Held) => Event::LeaseHeld,
-                    None => Event::LeaseFailed,
+                match tried {
+                    LeaseTried::Answered(LeaseAnswer::Granted) => Event::LeaseGranted(seat),
+                    LeaseTried::Answered(LeaseAnswer::Held) => Event::LeaseHeld(seat),
+                    LeaseTried::Failed => Event::LeaseFailed,
+                    LeaseTried::Unanswered => Event::LeaseUnanswered,
                 },
             ),
-            Downstream::LeaseLost => self.give(index, Event::LeaseLost),
+            Downstream::LeaseLost(seat) => self.give(index, Event::LeaseLost(seat)),
+            Downstream::Checked(declares) => self.give(index, Event::Checked(declares)),
+            Downstream::NotMoved => self.give(index, Event::NotMoved),
             Downstream::Closed => {
                 self.say(|world| format!("{} is disconnected", world.hosts[index].name));
                 self.close_at_node(id);

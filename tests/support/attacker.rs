@@ -295,6 +295,7 @@ pub fn announcement(ring: proto::Ring, as_of: u64) -> proto::Announcement {
         leased: false,
         inbox: String::new(),
         epoch: Vec::new(),
+        seat: 0,
     }
 }
 

@@ -1,0 +1,267 @@
+//! The leases that a link holds, each on a connection of its own.
+//!
+//! A broker that is cut off from the majority of its cluster does not answer a declaration for half a minute, and closes
+//! the connection then (Khepri; 541 INTERNAL_ERROR). So what is declared while a link lives has a connection of its own, and
+//! an end: the link's inbox and what it publishes go on.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lapin::options::QueueDeleteOptions;
+use lapin::{Channel, Connection, Consumer};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    CLOSE_WITHIN, KEY_PREFETCH, LOOK_EVERY, REPLY_SUCCESS, RESOURCE_LOCKED, RabbitMq, Wired, declare, hand_on,
+    key_queue_arguments, open_channel, subscribe,
+};
+use crate::bus::{BusError, LeaseAnswer, LinkEvent, LinkSpec, Seat, Source};
+
+/// How long the broker may take for one question, from dialling to its answer. It takes milliseconds, but for a cluster that
+/// elects its own leader just then; one that does not answer by then has lost its majority, or stands still.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the connection of a lease that another one has now stays open at most.
+const RETIRED_FOR: Duration = Duration::from_secs(60);
+
+/// How the link ends, which ends its leases.
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    pub(super) stop: CancellationToken,
+    /// Set before `stop` when the link says goodbye to the broker.
+    pub(super) goodbye: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+/// What became of a lease that was held.
+enum Kept {
+    Ours,
+    /// Another connection has its queue now.
+    Elsewhere,
+    Gone,
+}
+
+/// A lease that is held. Its connection belongs to the task that consumes.
+#[derive(Clone)]
+struct Held {
+    channel: Channel,
+    /// Set when the node gives it up: then its end is no news.
+    given_up: CancellationToken,
+    /// Set when another connection has the queue.
+    retired: CancellationToken,
+    /// Set when the task is over, and with it the connection.
+    over: CancellationToken,
+}
+
+/// The leases of one link.
+pub(super) struct Leases {
+    bus: RabbitMq,
+    /// The broker, as [`super::redact`] shows it.
+    peer: String,
+    spec: LinkSpec,
+    keys: mpsc::Sender<LinkEvent>,
+    ends: Ends,
+    held: Arc<Mutex<BTreeMap<Seat, Held>>>,
+}
+
+impl Leases {
+    pub(super) fn new(bus: RabbitMq, peer: String, spec: LinkSpec, keys: mpsc::Sender<LinkEvent>, ends: Ends) -> Self {
+        Self { bus, peer, spec, keys, ends, held: Arc::default() }
+    }
+
+    /// As [`crate::bus::Link::try_lease`]. Whoever drops the future half way holds nothing new: its connection is cut.
+    pub(super) async fn try_take(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
+        answered(format!("declare queue {}", self.spec.names.seat(seat)), async {
+            if let Some(held) = self.get(seat) {
+                match self.look_after(seat, &held).await? {
+                    Kept::Ours => return Ok(LeaseAnswer::Granted),
+                    Kept::Elsewhere => return Ok(LeaseAnswer::Held),
+                    Kept::Gone => {}
+                }
+            }
+            self.take(seat).await
+        })
+        .await
+    }
+
+    /// Looks after a lease that this link holds. A broker of a cluster can lose the queue and leave its consumer where it is:
+    /// a queue that has one is ours, and one without is given up here.
+    async fn look_after(&self, seat: Seat, held: &Held) -> Result<Kept, BusError> {
+        match declare(&held.channel, self.spec.names.seat(seat), key_queue_arguments(), false).await {
+            Ok(declared) if declared.consumer_count() > 0 => Ok(Kept::Ours),
+            Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {
+                held.retired.cancel();
+                held.over.cancelled().await;
+                Ok(Kept::Elsewhere)
+            }
+            Ok(_) | Err(BusError::Refused { .. }) => {
+                held.give_up().await;
+                Ok(Kept::Gone)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn take(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
+        let wired = self.dial("lease").await?;
+        let channel = open_channel(&wired.connection).await?;
+        let queue = self.spec.names.seat(seat);
+        match subscribe(&channel, queue, key_queue_arguments(), false, None, KEY_PREFETCH).await {
+            Ok(consumer) => {
+                self.hold(seat, wired, channel, consumer);
+                Ok(LeaseAnswer::Granted)
+            }
+            Err(error) => {
+                // Also what was declared before something failed is gone with it.
+                self.ends.tasks.spawn(close(wired));
+                match error {
+                    BusError::Refused { reason, .. } if reason.starts_with(RESOURCE_LOCKED) => Ok(LeaseAnswer::Held),
+                    error => Err(error),
+                }
+            }
+        }
+    }
+
+    /// As [`crate::bus::Link::release_lease`]. It fails in no way: what the broker does not delete goes with its connection.
+    pub(super) async fn release(&self, seat: Seat) {
+        if let Some(held) = self.get(seat) {
+            held.give_up().await;
+        }
+    }
+
+    /// As [`crate::bus::Link::check`].
+    pub(super) async fn check(&self) -> Result<(), BusError> {
+        let mut nonce = [0; 8];
+        crate::random::try_fill(&mut nonce).map_err(|error| BusError::Settings(error.to_string()))?;
+        let queue = self.spec.names.inbox(&self.spec.node, &format!("check-{:016x}", u64::from_ne_bytes(nonce)));
+        answered(format!("declare queue {queue}"), async {
+            let wired = self.dial("check").await?;
+            let channel = open_channel(&wired.connection).await?;
+            let declared = declare(&channel, &queue, key_queue_arguments(), true).await;
+            self.ends.tasks.spawn(close(wired));
+            declared.map(|_| ())
+        })
+        .await
+    }
+
+    /// Another connection to the broker of the link. Files are read again, so that a renewed password counts.
+    async fn dial(&self, role: &str) -> Result<Wired, BusError> {
+        let target = self.bus.settings.targets()?.into_iter().find(|target| target.shown == self.peer);
+        let target = target.ok_or_else(|| BusError::Closed(format!("{} is in the settings no more", self.peer)))?;
+        let dialled = self.bus.dial(&target, &self.spec.node, role).await;
+        dialled.map_err(|fault| BusError::Unreachable(format!("{}: {}", self.peer, target.scrub(&fault))))
+    }
+
+    fn get(&self, seat: Seat) -> Option<Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).get(&seat).cloned()
+    }
+
+    fn hold(&self, seat: Seat, wired: Wired, channel: Channel, consumer: Consumer) {
+        let [given_up, retired, over] = [(); 3].map(|()| CancellationToken::new());
+        let held = Held { channel, given_up, retired, over };
+        let lead = Lead {
+            seat,
+            queue: self.spec.names.seat(seat).to_owned(),
+            keys: self.keys.clone(),
+            ends: self.ends.clone(),
+            held: held.clone(),
+            all: Arc::clone(&self.held),
+        };
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(seat, held);
+        self.ends.tasks.spawn(lead.run(wired, consumer));
+    }
+}
+
+impl Held {
+    /// Ends the lease without a word, and its connection. Takes at most about two seconds.
+    async fn give_up(&self) {
+        self.given_up.cancel();
+        self.over.cancelled().await;
+    }
+}
+
+/// Consumes from the leader's queue while the lease is held.
+struct Lead {
+    seat: Seat,
+    queue: String,
+    keys: mpsc::Sender<LinkEvent>,
+    ends: Ends,
+    held: Held,
+    all: Arc<Mutex<BTreeMap<Seat, Held>>>,
+}
+
+impl Lead {
+    async fn run(self, wired: Wired, consumer: Consumer) {
+        let over = self.held.over.clone().drop_guard();
+        let lost = tokio::select! {
+            biased;
+            () = self.ends.stop.cancelled() => false,
+            () = self.held.given_up.cancelled() => false,
+            () = self.held.retired.cancelled() => return self.retire(wired, over).await,
+            _ = hand_on(consumer, Source::Lease, KEY_PREFETCH, self.keys.clone()) => true,
+            () = closed(&wired.connection) => true,
+        };
+        // The queue must not stay behind without a consumer. A link that was dropped has no time for goodbyes.
+        if !self.ends.stop.is_cancelled() || self.ends.goodbye.is_cancelled() {
+            let delete = self.held.channel.queue_delete(self.queue.as_str().into(), QueueDeleteOptions::default());
+            // What is not deleted in time, or not ours to delete any more, is the affair of the connection's end.
+            let _ = timeout(CLOSE_WITHIN, delete).await;
+            close(wired).await;
+        } else {
+            drop(wired);
+        }
+        self.forget();
+        drop(over);
+        if lost && !self.held.given_up.is_cancelled() {
+            tokio::select! {
+                biased;
+                () = self.ends.stop.cancelled() => {}
+                // Nobody listens any more: then nobody misses it.
+                _ = self.keys.send(LinkEvent::LeaseLost { seat: self.seat }) => {}
+            }
+        }
+    }
+}
+
+impl Lead {
+    fn forget(&self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.seat);
+    }
+
+    /// The end of a connection deletes the queue by name (Mnesia), also from under the one that has it now: who leads then
+    /// has to take it again. So the connection stays for a while, until the farm has settled.
+    async fn retire(self, wired: Wired, over: DropGuard) {
+        self.forget();
+        drop(over);
+        tokio::select! {
+            () = self.ends.stop.cancelled() => {}
+            () = closed(&wired.connection) => {}
+            () = tokio::time::sleep(RETIRED_FOR) => {}
+        }
+        close(wired).await;
+    }
+}
+
+/// Closes a connection in order, within a second; else it is cut.
+async fn close(wired: Wired) {
+    let _ = timeout(CLOSE_WITHIN, wired.connection.close(REPLY_SUCCESS, "OK".into())).await;
+}
+
+/// Returns when the connection is gone, whether or not its consumer was told.
+async fn closed(connection: &Connection) {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while connection.status().connected() {
+        look.tick().await;
+    }
+}
+
+async fn answered<T>(operation: String, question: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
+    timeout(ANSWER_WITHIN, question)
+        .await
+        .unwrap_or_else(|_| Err(BusError::Unanswered { operation, within: ANSWER_WITHIN }))
+}
