@@ -16,16 +16,11 @@ set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: $0 DIR [PACKAGE...]" >&2; exit 2; }
 dir=$(realpath -m "$1")
 shift
-# mirror_of CODENAME: where this machine gets that part of Debian from.
-mirror_of() {
-  # shellcheck disable=SC2016  # what apt-get itself replaces
-  apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
-    awk -v name="$1" '$1 == name && $2 == "main" && !found { print $3; found = 1 }'
-}
 # shellcheck source=/dev/null
 codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME-}")
-mirror=${MIRROR:-$(mirror_of "$codename")}
-security=${SECURITY_MIRROR:-$(mirror_of "$codename-security")}
+mirror_of=$(dirname "${BASH_SOURCE[0]}")/../../scripts/debian-mirror.sh
+mirror=${MIRROR:-$("$mirror_of" "$codename" 2>/dev/null || true)}
+security=${SECURITY_MIRROR:-$("$mirror_of" "$codename-security" 2>/dev/null || true)}
 missing() { echo "$0: the apt sources of this machine name no mirror of $2, main: run 'apt-get update', or set $1" >&2; exit 1; }
 [ -n "$mirror" ] || missing MIRROR "$codename"
 [ -n "$security" ] || missing SECURITY_MIRROR "$codename-security"

@@ -1,10 +1,13 @@
 //! Private RabbitMQ brokers for tests: own directory, own loopback ports, own epmd, gone with the test.
+//!
+//! They are of the RabbitMQ that [`RabbitMq::chosen`] says: Debian's package on this machine, or what RABBITMQ names.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -13,11 +16,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::namespaces::{NetHost, command_at};
+use crate::namespaces::NetHost;
+use crate::rabbitmq::{RabbitMq, Version};
 use crate::watcher::{Folder, Process};
 
-/// Where Debian's package puts the scripts. The one in `sbin/` would switch to the user `rabbitmq`; these run as the caller.
-const BIN: &str = "/usr/lib/rabbitmq/bin";
 /// A first start takes about six seconds on an idle machine.
 const START_WITHIN: Duration = Duration::from_secs(120);
 const STARTED: &str = "Starting broker... completed";
@@ -46,6 +48,22 @@ pub struct BrokerOptions {
     pub within: Option<PathBuf>,
     /// The host that it runs on, if not here.
     pub place: Option<Place>,
+    /// The RabbitMQ that it is of, if not the chosen one.
+    pub rabbitmq: Option<RabbitMq>,
+    /// Where it keeps its metadata.
+    pub store: Store,
+}
+
+/// Where a broker keeps its metadata: which queues, exchanges and users there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Store {
+    /// Where its version does, if it is not told: Mnesia up to 4.1, Khepri from 4.2 on.
+    #[default]
+    Default,
+    /// Mnesia, up to 4.2.
+    Mnesia,
+    /// Khepri, from 4.0 on.
+    Khepri,
 }
 
 /// Where a broker of a cluster runs: on a host with two networks, one for clients and one for the cluster.
@@ -74,6 +92,8 @@ pub struct Broker {
     server: Mutex<Option<Process>>,
     epmd: Process,
     dir: Folder,
+    rabbitmq: RabbitMq,
+    store: Store,
     port: u16,
     tls_port: u16,
     dist_port: u16,
@@ -98,6 +118,12 @@ impl Broker {
     /// A cluster with one broker on each of `hosts`, all started at once. Links between them can be cut without touching
     /// those of clients. `conf` is put into each `rabbitmq.conf`.
     pub fn cluster(hosts: &[NetHost], conf: &str) -> Vec<Self> {
+        Self::cluster_with(hosts, &BrokerOptions { conf: conf.to_owned(), ..BrokerOptions::default() })
+    }
+
+    /// The same, each with `options`; their place is on the host.
+    pub fn cluster_with(hosts: &[NetHost], options: &BrokerOptions) -> Vec<Self> {
+        let conf = &options.conf;
         let mut conf =
             format!("loopback_users = none\ncluster_formation.peer_discovery_backend = classic_config\n{conf}\n");
         for (index, host) in hosts.iter().enumerate() {
@@ -106,24 +132,19 @@ impl Broker {
         }
         let start = |host| {
             let (conf, place) = (conf.clone(), Some(Place::on(host)));
-            move || Self::start_with(&BrokerOptions { conf, place, ..BrokerOptions::default() })
+            move || Self::start_with(&BrokerOptions { conf, place, ..options.clone() })
         };
         let brokers: Vec<Self> = thread::scope(|scope| {
             let starting: Vec<_> = hosts.iter().map(|host| scope.spawn(start(host))).collect();
             starting.into_iter().map(|broker| broker.join().expect("a broker")).collect()
         });
-        let running = brokers[0].ctl(&["eval", "length(rabbit_mnesia:cluster_nodes(running))."]);
-        assert_eq!(running.trim(), hosts.len().to_string(), "brokers in the cluster");
+        assert_eq!(brokers[0].running(), hosts.len(), "brokers in the cluster");
         brokers
     }
 
     /// A broker of the caller's own, with `options`. Returns when it takes connections; panics with its output if it
     /// does not come up.
     pub fn start_with(options: &BrokerOptions) -> Self {
-        assert!(
-            Path::new(BIN).join("rabbitmq-server").exists(),
-            "{BIN}/rabbitmq-server is missing: install the package rabbitmq-server (make test does)"
-        );
         // Somebody may take a port between finding it free and using it, so try again with others.
         let mut faults = String::new();
         for _ in 0..3 {
@@ -177,14 +198,26 @@ impl Broker {
         }
 
         let distribution = place.as_ref().map_or(Ipv4Addr::LOCALHOST, |place| place.cluster);
-        let mut epmd = command_at(place.as_ref().map(|place| place.holder), "epmd");
+        let rabbitmq = options.rabbitmq.as_ref().unwrap_or_else(|| RabbitMq::chosen()).clone();
+        let mut epmd = rabbitmq.epmd(place.as_ref().map(|place| place.holder));
         epmd.args(["-port", &epmd_port.to_string(), "-address", &distribution.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let epmd = Process::spawn(&mut epmd).expect("epmd (package erlang-base) starts");
-        let mut broker =
-            Self { server: Mutex::default(), epmd, dir, port, tls_port, dist_port, epmd_port, ctl_port, place };
+        let epmd = Process::spawn(&mut epmd).expect("epmd, which comes with Erlang, starts");
+        let mut broker = Self {
+            server: Mutex::default(),
+            epmd,
+            dir,
+            rabbitmq,
+            store: options.store,
+            port,
+            tls_port,
+            dist_port,
+            epmd_port,
+            ctl_port,
+            place,
+        };
         let deadline = Instant::now() + START_WITHIN;
         while TcpStream::connect((distribution, epmd_port)).is_err() {
             if let Some(status) = broker.epmd.try_wait().expect("epmd is our child") {
@@ -194,7 +227,49 @@ impl Broker {
             thread::sleep(Duration::from_millis(10));
         }
         broker.launch()?;
+        broker.settle_on_store();
         Ok(broker)
+    }
+
+    /// Before 4.2, a broker that is to keep its metadata in Khepri begins in Mnesia and is moved.
+    fn settle_on_store(&self) {
+        if self.store == Store::Default {
+            return;
+        }
+        let version = self.version();
+        if self.store == Store::Khepri && version.at_least(4, 0) && self.store() == Store::Mnesia {
+            self.ctl(&["enable_feature_flag", "--experimental", "khepri_db"]);
+        }
+        assert_eq!(self.store(), self.store, "the store of RabbitMQ {version}");
+    }
+
+    /// Where it keeps its metadata: never [`Store::Default`].
+    pub fn store(&self) -> Store {
+        if !self.version().at_least(4, 0) {
+            return Store::Mnesia;
+        }
+        let answer = self.ctl(&["eval", "rabbit_khepri:is_enabled()."]);
+        if answer.trim() == "true" { Store::Khepri } else { Store::Mnesia }
+    }
+
+    /// The version of RabbitMQ that it is of.
+    pub fn version(&self) -> Version {
+        self.rabbitmq.version()
+    }
+
+    /// That version and that of the Erlang beneath, as "RabbitMQ 4.0.5 on Erlang 27.3.4.1".
+    pub fn versions(&self) -> String {
+        let log = self.log();
+        let after = |word: &str| log.lines().find_map(|line| line.split_once(word)).map(|(_, rest)| rest.trim());
+        let erlang = after("  Erlang:").and_then(|text| text.split_whitespace().next());
+        format!("RabbitMQ {} on Erlang {}", self.version(), erlang.unwrap_or("of a version that it does not tell"))
+    }
+
+    /// How many brokers of its cluster run, as it sees them.
+    pub fn running(&self) -> usize {
+        let status = self.ctl(&["cluster_status", "--formatter", "json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("rabbitmqctl prints JSON");
+        status["running_nodes"].as_array().map_or(0, Vec::len)
     }
 
     /// The URI of the plain listener, as the default user.
@@ -311,6 +386,7 @@ impl Broker {
             let mut text = String::new();
             fs::File::open(self.log_file()).and_then(|mut file| file.read_to_string(&mut text)).expect("the log file");
             if text.contains(STARTED) {
+                self.say_what_it_is();
                 return Ok(());
             }
             let ended = self.server().as_mut().expect("just started").try_wait().expect("our child");
@@ -324,10 +400,21 @@ impl Broker {
         }
     }
 
+    /// Once for each version in a test's process, past what the test runner withholds of a test that passes.
+    fn say_what_it_is(&self) {
+        static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let versions = self.versions();
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        if !said.contains(&versions) {
+            let _told = writeln!(io::stderr(), "broker: {versions}");
+            said.insert(versions);
+        }
+    }
+
     fn command(&self, program: &str) -> Command {
         let root = self.dir.path();
         let place = self.place.as_ref();
-        let mut command = command_at(place.map(|place| place.holder), Path::new(BIN).join(program));
+        let mut command = self.rabbitmq.command(place.map(|place| place.holder), program);
         let distribution = place.map_or(Ipv4Addr::LOCALHOST, |place| place.cluster);
         let address = distribution.to_string().replace('.', ",");
         let mut kernel = format!("-kernel inet_dist_use_interface {{{address}}}");
@@ -357,7 +444,11 @@ impl Broker {
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", &kernel)
             .env("RABBITMQ_CTL_ERL_ARGS", &kernel)
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("ERL_EPMD_ADDRESS", distribution.to_string());
+            .env("ERL_EPMD_ADDRESS", distribution.to_string())
+            .env("ERL_CRASH_DUMP", root.join("erl_crash.dump"));
+        if self.store == Store::Mnesia && self.version().at_least(4, 2) {
+            command.env("RABBITMQ_FEATURE_FLAGS", "-khepri_db");
+        }
         command
     }
 }

@@ -18,6 +18,7 @@ pub mod node;
 pub mod plugin;
 pub mod ports;
 pub mod prometheus;
+pub mod rabbitmq;
 pub mod release;
 pub mod scanner;
 pub mod sessions;
