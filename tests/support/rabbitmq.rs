@@ -22,8 +22,9 @@ const PACKAGED: &str = "usr/lib/rabbitmq/bin";
 /// What a program in the root of another Debian finds on its path.
 const PATH_THERE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs `$3...` in the root `$1`, in the folder in which it was started. The root gets the machine's own devices,
-/// processes and names of hosts, and the folder `$2` with the files of tests, by mounts that end with the program.
+/// Runs `$3...` in the root `$1`, in the folder in which it was started if that is in there. The root gets the machine's
+/// own devices, processes and names of hosts, and the folder `$2` with the files of tests, by mounts that end with the
+/// program.
 const ENTER: &str = r#"
 set -e
 root=$1
@@ -33,7 +34,9 @@ mkdir -p "$root$temporary"
 for folder in /dev /proc /sys "$temporary"; do mount --rbind "$folder" "$root$folder"; done
 touch "$root/etc/hosts"
 mount --bind /etc/hosts "$root/etc/hosts"
-exec chroot "$root" env --chdir="$PWD" "$@"
+folder=$PWD
+[ -d "$root$folder" ] || folder=/
+exec chroot "$root" env --chdir="$folder" "$@"
 "#;
 
 /// A RabbitMQ that brokers can be of.
