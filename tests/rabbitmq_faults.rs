@@ -397,10 +397,17 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "asked again, it is still ours");
     // As a cluster does when one of its brokers dies: the entry goes, by name, and its owner is told nothing.
-    let forget =
-        r#"ok = mnesia:dirty_delete(rabbit_queue, rabbit_misc:r(<<"/">>, queue, <<"resumed.forgotten.leader">>))."#;
-    broker.ctl(&["eval", forget]);
+    let name = r#"rabbit_misc:r(<<"/">>, queue, <<"resumed.forgotten.leader">>)"#;
+    let forget = if broker.version().at_least(4, 0) {
+        format!("rabbit_db_queue:delete({name}, normal).")
+    } else {
+        format!("ok = mnesia:dirty_delete(rabbit_queue, {name}).")
+    };
+    broker.ctl(&["eval", &forget]);
     assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Unroutable);
+    if broker.version().at_least(4, 0) {
+        return taken_on_another_connection(a).await;
+    }
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
     assert_eq!(b.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
@@ -410,13 +417,28 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
     assert_eq!((from, &body[..]), (Source::Lease, &b"report"[..]));
 
     // Whoever finds that another has it gives its own up.
-    broker.ctl(&["eval", forget]);
+    broker.ctl(&["eval", &forget]);
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
     // The end of the former holder's connection deletes the queue by name, also from under the one that has it now.
     a.link.close().await;
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     assert_eq!(b.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
+}
+
+/// From 4.0 on the queue that was forgotten lives on with its files, and the broker cannot make it anew: it ends the
+/// connection that asks. That is the lease's own; with it the queue goes, and the link can take the lease again.
+async fn taken_on_another_connection(mut holder: Node) {
+    let refused = holder.link.try_lease(Seat::FIRST).await.expect_err("the broker cannot make the queue");
+    assert_says(&refused.to_string(), &["541 INTERNAL_ERROR"]);
+    let lost = timeout(SOON, holder.keys.recv()).await.expect("the loss");
+    assert_eq!(lost, Some(LinkEvent::LeaseLost { seat: Seat::FIRST }));
+    let deadline = Instant::now() + SOON;
+    while holder.link.try_lease(Seat::FIRST).await.unwrap() != LeaseAnswer::Granted {
+        assert!(Instant::now() < deadline, "the lease stays with a connection that is gone");
+    }
+    let report = holder.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap();
+    assert_eq!(report, Published::Routed);
 }
 
 /// The authorities and the brokers' certificates; the directory goes with it.
