@@ -1,8 +1,9 @@
 //! One real Apache Traffic Server on a free loopback port, apart from the system's own instance.
 //!
-//! Needs Debian's `trafficserver`. Everything lies in one folder; the processes are this test's children and are
-//! stopped by their ids, also when the test panics.
+//! It is of the Traffic Server that [`TrafficServer::chosen`] says: Debian's package, or what ATS names. Everything lies in
+//! one folder; the processes are this test's children and are stopped by their ids, also when the test panics.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -21,6 +22,7 @@ use openssl::rsa::Rsa;
 use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509Builder, X509NameBuilder};
 
+use crate::traffic_server::TrafficServer;
 use crate::watcher::{Process, runs};
 
 /// How long a start, a stop or a change of state may take before the test fails. Generous: the machine may be busy.
@@ -67,7 +69,7 @@ pub struct AtsSetup {
     pub tickets: bool,
     /// Start `traffic_manager`, which starts `traffic_server`: then `traffic_ctl` works. Otherwise `traffic_server` bare.
     pub manager: bool,
-    /// Further lines for `records.config`, which win over the ones above.
+    /// Further lines for `records.config` (10.x gets them as `records.yaml`), which win over the ones above.
     pub records: Vec<String>,
     /// The content of `ssl_multicert.config`.
     pub multicert: String,
@@ -75,6 +77,8 @@ pub struct AtsSetup {
     pub wrapper: Vec<String>,
     /// How long a start may take.
     pub patience: Duration,
+    /// The Traffic Server that it is of, if not the chosen one.
+    pub installed: Option<TrafficServer>,
 }
 
 impl AtsSetup {
@@ -89,6 +93,7 @@ impl AtsSetup {
             multicert: "ssl_cert_name=farm.pem ssl_key_name=farm.key dest_ip=*\n".to_owned(),
             wrapper: Vec::new(),
             patience: PATIENCE,
+            installed: None,
         }
     }
 }
@@ -98,6 +103,7 @@ pub struct Ats {
     dir: PathBuf,
     port: u16,
     setup: AtsSetup,
+    installed: TrafficServer,
     child: Option<Process>,
     log_from: u64,
 }
@@ -124,7 +130,8 @@ impl Ats {
         for folder in ["etc", "var", "run", "log", "cache", "data", "ssl"] {
             fs::create_dir_all(dir.join(folder)).expect("a folder for ATS");
         }
-        let ats = Self { dir: dir.to_owned(), port, setup: setup.clone(), child: None, log_from: 0 };
+        let installed = setup.installed.as_ref().unwrap_or_else(|| TrafficServer::chosen()).clone();
+        let ats = Self { dir: dir.to_owned(), port, setup: setup.clone(), installed, child: None, log_from: 0 };
         ats.write_configuration();
         open_to_all(dir);
         ats
@@ -135,10 +142,9 @@ impl Ats {
         self.write(
             "runroot.yaml",
             &format!(
-                "prefix: {dir}\nexec_prefix: /usr\nbindir: /usr/bin\nsbindir: /usr/sbin\nsysconfdir: {dir}/etc\n\
-                 datadir: {dir}/data\nincludedir: /usr/include\nlibdir: /usr/lib/trafficserver\n\
-                 libexecdir: /usr/lib/trafficserver/modules\nlocalstatedir: {dir}/var\nruntimedir: {dir}/run\n\
-                 logdir: {dir}/log\ncachedir: {dir}/cache\n"
+                "prefix: {dir}\n{}sysconfdir: {dir}/etc\ndatadir: {dir}/data\nlocalstatedir: {dir}/var\n\
+                 runtimedir: {dir}/run\nlogdir: {dir}/log\ncachedir: {dir}/cache\n",
+                self.installed.layout()
             ),
         );
         let mut records = format!(
@@ -162,7 +168,8 @@ impl Ats {
             records.push_str(line);
             records.push('\n');
         }
-        self.write("etc/records.config", &records);
+        let (file, records) = self.installed.records(&records);
+        self.write(&format!("etc/{file}"), &records);
         self.write("etc/ssl_multicert.config", &self.setup.multicert);
         self.write("etc/storage.config", &format!("{dir}/cache 16M\n"));
         self.write("etc/plugin.config", &format!("{}\n", self.setup.plugin));
@@ -195,15 +202,10 @@ impl Ats {
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "this ATS runs already");
         self.log_from = fs::metadata(self.dir.join("log/diags.log")).map_or(0, |log| log.len());
-        let mut words = if self.setup.manager {
-            assert!(self.setup.wrapper.is_empty(), "a wrapper needs a bare traffic_server");
-            vec!["traffic_manager".to_owned()]
-        } else {
-            self.setup.wrapper.clone()
-        };
-        if !self.setup.manager {
-            words.push("traffic_server".to_owned());
-        }
+        assert!(!self.setup.manager || self.setup.wrapper.is_empty(), "a wrapper needs a bare traffic_server");
+        let program = if self.is_managed() { "traffic_manager" } else { "traffic_server" };
+        let mut words: Vec<OsString> = self.setup.wrapper.iter().map(OsString::from).collect();
+        words.push(self.installed.program(program).into());
         let out = fs::File::options().create(true).append(true).open(self.dir.join("out.log")).expect("out.log");
         let mut command = Command::new(&words[0]);
         command
@@ -212,9 +214,14 @@ impl Ats {
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("out.log twice"))
             .stderr(out);
-        let child = Process::spawn(&mut command)
-            .unwrap_or_else(|error| panic!("{}: {error}: is Debian's trafficserver installed?", words[0]));
+        self.installed.find_libraries(&mut command);
+        let child = Process::spawn(&mut command).unwrap_or_else(|error| panic!("{}: {error}", words[0].display()));
         self.child = Some(child);
+    }
+
+    /// Whether its child is a `traffic_manager`, which has a `traffic_server` for a child of its own.
+    fn is_managed(&self) -> bool {
+        self.setup.manager && self.installed.has_manager()
     }
 
     /// Waits until ATS says that it is initialized and takes connections.
@@ -277,11 +284,12 @@ impl Ats {
 
     /// Runs `traffic_ctl` with these words. Needs `manager`.
     pub fn ctl(&self, words: &[&str]) -> Output {
-        Command::new("traffic_ctl")
+        self.installed
+            .command("traffic_ctl")
             .args(words)
             .env("TS_RUNROOT", &self.dir)
             .output()
-            .expect("traffic_ctl, from Debian's trafficserver")
+            .expect("traffic_ctl, which is part of Traffic Server")
     }
 
     /// `traffic_ctl config reload`, which must succeed.
@@ -303,7 +311,7 @@ impl Ats {
         let Some(mut child) = self.child.take() else { return Duration::ZERO };
         let pid = child.pid();
         // With a manager, the server is a process of its own and may outlive it by a moment.
-        let server = if self.setup.manager { self.written_pid() } else { None };
+        let server = if self.is_managed() { self.written_pid() } else { None };
         let _ = kill(pid, Signal::SIGTERM);
         while child.try_wait().expect("the state of a child").is_none()
             || server.is_some_and(|server| runs(server.as_raw().cast_unsigned()))

@@ -17,7 +17,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::namespaces::NetHost;
-use crate::rabbitmq::{RabbitMq, Version};
+use crate::rabbitmq::RabbitMq;
+use crate::version::Version;
 use crate::watcher::{Folder, Process};
 
 /// A first start takes about six seconds on an idle machine.

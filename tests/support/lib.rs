@@ -19,10 +19,13 @@ pub mod plugin;
 pub mod ports;
 pub mod prometheus;
 pub mod rabbitmq;
+pub mod records;
 pub mod release;
 pub mod scanner;
 pub mod sessions;
 pub mod tls;
+pub mod traffic_server;
+pub mod version;
 pub mod watcher;
 
 /// The project's tree.

@@ -1,17 +1,16 @@
 //! Which RabbitMQ the brokers of tests are of, and how its programs are started.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::str::FromStr;
 use std::sync::OnceLock;
 
 use nix::unistd::{Pid, geteuid};
 
 use crate::namespaces::command_at;
 use crate::tree;
+use crate::version::Version;
 
 /// In the environment, where the RabbitMQ is that is tested; empty or unset: Debian's package on this machine.
 const CHOICE: &str = "RABBITMQ";
@@ -138,34 +137,4 @@ fn within(root: &Path, holder: Option<Pid>, program: impl AsRef<OsStr>) -> Comma
         // A Debian without locales of its own has this one.
         .env("LC_ALL", "C.UTF-8");
     command
-}
-
-/// A version, as 4.0.5, in the order of versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version([u32; 3]);
-
-impl Version {
-    /// Whether it is that of `major.minor` or a later one.
-    pub fn at_least(&self, major: u32, minor: u32) -> bool {
-        *self >= Self([major, minor, 0])
-    }
-}
-
-impl FromStr for Version {
-    type Err = String;
-
-    /// Takes numbers with dots between; what follows them, as `-rc.1`, does not count.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let end = text.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(text.len());
-        let mut parts = text[..end].split('.').map(str::parse);
-        let mut next = || parts.next().unwrap_or(Ok(0)).map_err(|error| format!("{text:?} is no version: {error}"));
-        Ok(Self([next()?, next()?, next()?]))
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [major, minor, patch] = self.0;
-        write!(formatter, "{major}.{minor}.{patch}")
-    }
 }
