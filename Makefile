@@ -1,5 +1,6 @@
 # Two commands do everything on a Debian 12 with a Rust toolchain: `make demo` and `make test`.
-# Set on the command line if needed: CARGO, CARGO_FLAGS (such as --offline), CARGO_TARGET_DIR, RUST_TEST_THREADS.
+# Set on the command line if needed: CARGO, CARGO_FLAGS (such as --offline), CARGO_TARGET_DIR, RUST_TEST_THREADS; and
+# RABBITMQ and ATS, to test another RabbitMQ and another Traffic Server than Debian's: their prefixes (docs/testing.md).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,6 +17,9 @@ SAY = @printf '==> %s\n'
 # A farm in a test is a broker, three proxies and three nodes: two at a time are what two cores carry.
 RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
+RABBITMQ ?=
+ATS ?=
+export RABBITMQ ATS
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The release whose options deny.toml is written for.
@@ -41,6 +45,11 @@ SECONDS ?= 60
 FARM_TESTS := $(filter-out rollout,$(basename $(notdir $(wildcard tests/*.rs))))
 # Of them, what mostly waits for an alert's minutes to pass: it runs beside the others.
 WAITING_TESTS := prometheus_farm
+# What is about the broker itself, and all that touches one.
+BROKER_TESTS := broker_faults bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
+ALL_BROKER_TESTS := $(filter $(FARM_TESTS),$(basename $(notdir $(shell grep -l testkit::broker tests/*.rs))))
+# Debian 12's own, Debian 13's, and the newest that Debian has.
+BROKERS ?= own trixie newest
 
 .PHONY: help
 help: ## Show this list
@@ -54,7 +63,7 @@ demo: build dependencies-farm ## A broker and three proxies on loopback: probe, 
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
-test: build deb previous dependencies-farm dependencies-test ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+test: build deb previous dependencies-farm dependencies-test dependencies-brokers ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
 	$(SAY) 'building the tests: about 3 min when nothing of them is built'
 	$(CARGO) test $(RELEASE) --no-run --quiet
 	$(SAY) 'documentation and unit tests: about 30 s'
@@ -65,7 +74,17 @@ test: build deb previous dependencies-farm dependencies-test ## Every test, thos
 	trap "kill -- -$$waiting 2>/dev/null || true" EXIT; \
 	others=0; $(CARGO) test $(RELEASE) --no-fail-fast \
 	  $(patsubst %,--test %,$(filter-out $(WAITING_TESTS),$(FARM_TESTS))) -- $(TEST) || others=$$?; \
-	waited=0; wait $$waiting || waited=$$?; cat $(TARGET)/waiting-tests.log; exit $$((others | waited))
+	next=0; [ -n '$(RABBITMQ)' ] || $(call on_brokers,trixie,$(BROKER_TESTS)) || next=$$?; \
+	waited=0; wait $$waiting || waited=$$?; cat $(TARGET)/waiting-tests.log; exit $$((others | next | waited))
+
+# on_brokers RELEASES,TESTS: those tests on the RabbitMQ of each of those releases.
+on_brokers = scripts/test-brokers.sh '$(1)' '$(TARGET)/broker-roots' \
+  $(CARGO) test $(RELEASE) --no-fail-fast $(patsubst %,--test %,$(2)) -- $(TEST)
+
+.PHONY: test-brokers
+test-brokers: build previous dependencies-farm dependencies-test dependencies-brokers ## All tests that touch a broker on Debian 12's, Debian 13's and the newest (BROKERS=newest: only there; BROKER_TESTS=file: only those)
+	$(SAY) 'tests that touch a broker: about 15 min for each broker, and 3 min to make the roots of the others, once'
+	$(call on_brokers,$(BROKERS),$(if $(filter command%,$(origin BROKER_TESTS)),$(BROKER_TESTS),$(ALL_BROKER_TESTS)))
 
 # The farm goes back to the packages of the release before and up again. On a host of its own, revision 1 is upgraded to
 # revision 2.
@@ -176,7 +195,7 @@ clean: ## Remove everything that was built
 	rm -rf fuzz/target
 
 # `make dependencies-test` and the like: see the groups in the script.
-.PHONY: dependencies-build dependencies-farm dependencies-test dependencies-lint dependencies-deb dependencies-hosts
-dependencies-build dependencies-farm dependencies-test dependencies-lint dependencies-deb dependencies-hosts:
+.PHONY: dependencies-build dependencies-farm dependencies-test dependencies-lint dependencies-deb dependencies-hosts dependencies-brokers
+dependencies-build dependencies-farm dependencies-test dependencies-lint dependencies-deb dependencies-hosts dependencies-brokers:
 	@command -v $(firstword $(CARGO)) >/dev/null || { echo 'There is no cargo on PATH: install Rust $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or later.' >&2; exit 1; }
 	@scripts/install-dependencies.sh $(@:dependencies-%=%)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the targets of the Makefile need, and only those that are missing.
-# usage: scripts/install-dependencies.sh GROUP...     groups: build, farm, test, lint, deb, hosts
+# usage: scripts/install-dependencies.sh GROUP...     groups: build, farm, test, lint, deb, hosts, brokers
 #
 # As root, or through sudo. Says nothing when nothing is missing. Services that come with a newly installed package are
 # neither started now nor enabled for the next boot; a service that was on the machine before is left as it is.
@@ -42,10 +42,13 @@ for group; do
       haproxy                     # through a load balancer,
       prometheus                  # and watched
     ) ;;
-    *) echo "install-dependencies: no group '$group': there are build, farm, test, lint, deb and hosts" >&2; exit 2 ;;
+    brokers) packages+=(
+      debootstrap                 # other Debians, for their RabbitMQ
+    ) ;;
+    *) echo "install-dependencies: no group '$group': there are build, farm, test, lint, deb, hosts and brokers" >&2; exit 2 ;;
   esac
 done
-[ "${#packages[@]}" -gt 0 ] || { echo "install-dependencies: name a group: build, farm, test, lint, deb or hosts" >&2; exit 2; }
+[ "${#packages[@]}" -gt 0 ] || { echo "install-dependencies: name a group: build, farm, test, lint, deb, hosts or brokers" >&2; exit 2; }
 # The services that those packages bring: "package service...".
 services=(
   "rabbitmq-server rabbitmq-server.service"

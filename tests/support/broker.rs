@@ -23,7 +23,8 @@ use crate::watcher::{Folder, Process};
 
 /// A first start takes about six seconds on an idle machine.
 const START_WITHIN: Duration = Duration::from_secs(120);
-const STARTED: &str = "Starting broker... completed";
+/// What it prints when it is up, after "Starting broker..." and whatever comes between.
+const STARTED: &str = " completed with ";
 
 /// Files for a TLS listener; clients must then show a certificate of the same authority.
 #[derive(Clone, Debug)]
