@@ -38,7 +38,7 @@ fill() {
   local install=(env DEBIAN_FRONTEND=noninteractive apt-get -y -o APT::Sandbox::User=root)
   # The mirror of a release under way may stand still for a while. Its signature is still checked.
   install+=(-o Acquire::Check-Valid-Until=false --no-install-recommends)
-  rm -rf "$new"
+  rm -rf --one-file-system "$new"
   debootstrap --variant=minbase "$1" "$new" "$mirror" &&
     printf '#!/bin/sh\nexit 101\n' >"$new/usr/sbin/policy-rc.d" &&
     chmod 755 "$new/usr/sbin/policy-rc.d" &&
@@ -75,16 +75,21 @@ fi
 mirror=${MIRROR:-$("$(dirname "$script")/debian-mirror.sh")} || fail "no mirror is known: set MIRROR"
 suites=("$release")
 [ "$release" != newest ] || suites=(testing unstable)
-rm -rf "$root" "$root.made-for"
+rm -f "$root.made-for"
 : >"$log"
 made=no
 for suite in "${suites[@]}"; do
   printf 'broker-root: making %s (%s): a minute or two\n' "$root" "$suite" >&2
   if fill "$suite" >>"$log" 2>&1 </dev/null 9>&-; then made=yes; break; fi
 done
-[ "$made" = yes ] || fail "no root of $release could be made: $(reason) (its log is $log)"
+if [ "$made" = no ]; then
+  umount --recursive "$new/proc" 2>/dev/null || true
+  rm -rf --one-file-system "$new"
+  fail "no root of $release could be made: $(reason) (its log is $log)"
+fi
 # Mounted in this namespace only; the root moves without it.
 umount --recursive "$new/proc" 2>/dev/null || true
+rm -rf --one-file-system "$root"
 mv "$new" "$root"
 printf '%s\n' "$made_for" >"$root.made-for"
 describe "$root"

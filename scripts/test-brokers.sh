@@ -4,7 +4,7 @@
 #
 # RELEASE is `own` for this machine's, or one that scripts/broker-root.sh makes in the folder ROOTS. Says which broker and which
 # Erlang each run is on, and in the end what became of each. One whose root cannot be made is NOT RUN, with the reason; that
-# is no failure, and it does not count as passed. Fails if the command fails on any, or if it ran on none.
+# is no failure, and it does not count as passed. Fails if the command fails on any.
 set -uo pipefail
 
 [ $# -ge 3 ] || { echo "usage: $0 \"RELEASE...\" ROOTS COMMAND..." >&2; exit 2; }
@@ -20,22 +20,21 @@ own() {
     printf 'this machine'\''s RabbitMQ'
 }
 
-summary=() ran=0 failed=0
+summary=() failed=0
 for release in "${releases[@]}"; do
   if [ "$release" = own ]; then
     broker=$(own) root=
   elif broker=$("$here/broker-root.sh" "$release" "$roots" 2> >(tee "$why" >&2)); then
     root=$roots/$release
   else
-    summary+=("$release: NOT RUN: $(tail -n 1 "$why")")
+    summary+=("$release: NOT RUN: $(tail -n 1 "$why" | sed 's/^broker-root: //')")
     printf '==> %s\n' "${summary[-1]}"
     continue
   fi
   printf '==> tests on %s (%s)\n' "$broker" "$release"
   began=$SECONDS outcome=passed
   RABBITMQ=${root:+$(realpath "$root")} "$@" || { outcome=FAILED failed=1; }
-  ran=1
   summary+=("$release: $broker: $outcome, $((SECONDS - began)) s")
 done
 printf '==> %s\n' "${summary[@]}"
-[ "$ran" -eq 1 ] && [ "$failed" -eq 0 ]
+[ "$failed" -eq 0 ]
