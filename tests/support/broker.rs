@@ -54,6 +54,8 @@ pub struct BrokerOptions {
     pub rabbitmq: Option<RabbitMq>,
     /// Where it keeps its metadata.
     pub store: Store,
+    /// Another [`TICK_TIME`] for the brokers of a cluster, in seconds.
+    pub tick_time: Option<u32>,
 }
 
 /// Where a broker keeps its metadata: which queues, exchanges and users there are.
@@ -102,6 +104,22 @@ pub struct Broker {
     epmd_port: u16,
     ctl_port: u16,
     place: Option<Place>,
+    tick_time: u32,
+}
+
+/// In the environment, where brokers keep their metadata in tests that ask: `mnesia` or `khepri`.
+const STORE: &str = "RABBITMQ_STORE";
+
+impl Store {
+    /// As RABBITMQ_STORE in the environment says; where the broker's version does, if that is empty or not set.
+    pub fn chosen() -> Self {
+        match std::env::var(STORE).unwrap_or_default().as_str() {
+            "" => Self::Default,
+            "mnesia" => Self::Mnesia,
+            "khepri" => Self::Khepri,
+            other => panic!("{STORE}={other}: it is mnesia or khepri"),
+        }
+    }
 }
 
 impl Broker {
@@ -219,6 +237,7 @@ impl Broker {
             epmd_port,
             ctl_port,
             place,
+            tick_time: options.tick_time.unwrap_or(TICK_TIME),
         };
         let deadline = Instant::now() + START_WITHIN;
         while TcpStream::connect((distribution, epmd_port)).is_err() {
@@ -303,6 +322,23 @@ impl Broker {
     /// Kills the broker with SIGKILL. Its files and ports stay for [`Broker::revive`].
     pub fn kill(&self) {
         drop(self.server().take());
+    }
+
+    /// Stops the broker in order, as its unit does (SIGTERM), and waits until it has ended. Its files and ports stay for
+    /// [`Broker::revive`].
+    pub fn stop(&self) {
+        self.signal(Signal::SIGTERM);
+        let deadline = Instant::now() + START_WITHIN;
+        while self.server().as_mut().is_some_and(|server| server.try_wait().expect("our child").is_none()) {
+            assert!(Instant::now() < deadline, "the broker does not stop:\n{}", self.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.kill();
+    }
+
+    /// The broker's own name in its cluster.
+    pub fn name(&self) -> String {
+        self.node()
     }
 
     /// Starts a killed broker again, with its files and ports. Returns when it takes connections.
@@ -421,7 +457,7 @@ impl Broker {
         let address = distribution.to_string().replace('.', ",");
         let mut kernel = format!("-kernel inet_dist_use_interface {{{address}}}");
         if place.is_some() {
-            kernel.push_str(&format!(" -kernel net_ticktime {TICK_TIME}"));
+            kernel.push_str(&format!(" -kernel net_ticktime {}", self.tick_time));
             // Host names that are addresses.
             command.env("RABBITMQ_USE_LONGNAME", "true");
         }
