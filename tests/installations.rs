@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use testkit::ats::{Ats, AtsSetup, Certificate};
-use testkit::broker::{Broker, BrokerOptions};
+use testkit::broker::{Broker, BrokerOptions, Store};
 use testkit::farm::wait_for;
 use testkit::rabbitmq::RabbitMq;
 use testkit::records::to_yaml;
@@ -44,6 +44,21 @@ fn the_chosen_broker_is_of_the_version_that_it_is_said_to_be_and_leaves_nothing_
     let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
     let inside = format!(" {}/", root.display());
     assert!(root == Path::new("/") || !mounts.contains(&inside), "{inside}: {mounts}");
+}
+
+#[test]
+fn a_broker_keeps_its_metadata_where_it_was_asked_to() {
+    let version = RabbitMq::chosen().version();
+    let stores: &[Store] = match (version.at_least(4, 0), version.at_least(4, 3)) {
+        (false, _) => &[Store::Mnesia],
+        (true, false) => &[Store::Mnesia, Store::Khepri],
+        (true, true) => &[Store::Khepri],
+    };
+    for store in stores {
+        let broker = Broker::start_with(&BrokerOptions { store: *store, ..BrokerOptions::default() });
+        assert_eq!(broker.store(), *store, "RabbitMQ {version}");
+        assert_eq!(broker.running(), 1, "brokers in a cluster of one");
+    }
 }
 
 #[test]
