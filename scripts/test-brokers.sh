@@ -16,8 +16,10 @@ why=$(mktemp)
 trap 'rm -f "$why"' EXIT
 
 own() {
-  dpkg-query --show --showformat='RabbitMQ ${source:Upstream-Version}' rabbitmq-server 2>/dev/null ||
-    printf 'this machine'\''s RabbitMQ'
+  local erlang
+  erlang=$(dpkg-query --show --showformat='${source:Upstream-Version}' erlang-base 2>/dev/null) &&
+    dpkg-query --show --showformat="RabbitMQ \${source:Upstream-Version} on Erlang ${erlang%%+*}" rabbitmq-server 2>/dev/null ||
+    printf 'the RabbitMQ of this machine'
 }
 
 summary=() failed=0
