@@ -1,6 +1,9 @@
-/* Floods one socket until it is killed, at the lowest priority.
+/* Floods one socket until it is killed, at the lowest priority; or plays a proxy beside that.
  *
  * flood strangers PATH UID: as user UID, connects to the Unix socket PATH and closes again, as fast as it can.
+ * flood proxy PATH UID: as user UID, connects to PATH for each message that comes on its standard input, sends that message
+ * and writes the first answer to its standard output, both as they travel: behind their length. No flood, but it is beside
+ * one, and at the priority that it was started with. Ends with its input, or with the first connection that brings no answer.
  * flood requests PORT COUNT: on COUNT connections to 127.0.0.1:PORT writes GET /metrics ten thousand times without waiting
  * for an answer, and reads what comes. A connection that ends is made anew.
  * flood bytes PORT COUNT: the same with a head that never ends, a byte at a time.
@@ -8,7 +11,10 @@
  * Prints a line once the flood is under way: a hundred connections made, or as many as there are to be. */
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
+#include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +27,7 @@
 #define REQUESTS 10000
 #define LENGTH (sizeof REQUEST - 1)
 #define MOST 256
+#define MESSAGE (1 << 16)
 
 static void
 under_way(void)
@@ -29,20 +36,41 @@ under_way(void)
   fflush(stdout);
 }
 
+/* Becomes user `uid`, with no group of the user before. */
+static int
+become(int uid)
+{
+  if (setgroups(0, NULL) != 0 || setgid(uid) != 0 || setuid(uid) != 0) {
+    perror("setuid");
+    return 0;
+  }
+  return 1;
+}
+
+/* A connection to the Unix socket `path`, or -1. */
+static int
+reach(const char *path)
+{
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  int peer = socket(AF_UNIX, SOCK_STREAM, 0);
+  strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+  if (connect(peer, (struct sockaddr *)&address, sizeof address) != 0) {
+    perror("connect");
+    return -1;
+  }
+  return peer;
+}
+
 static int
 strangers(const char *path, int uid)
 {
-  struct sockaddr_un address = {.sun_family = AF_UNIX};
   long made = 0;
-  if (setuid(uid) != 0) {
-    perror("setuid");
+  if (!become(uid)) {
     return 1;
   }
-  strncpy(address.sun_path, path, sizeof address.sun_path - 1);
   for (;;) {
-    int peer = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (connect(peer, (struct sockaddr *)&address, sizeof address) != 0) {
-      perror("connect");
+    int peer = reach(path);
+    if (peer < 0) {
       return 1;
     }
     close(peer);
@@ -50,6 +78,48 @@ strangers(const char *path, int uid)
       under_way();
     }
   }
+}
+
+/* Passes one message from `from` to `to`, behind its length. */
+static int
+pass(int from, int to)
+{
+  static unsigned char message[4 + MESSAGE];
+  ssize_t whole = 4;
+  for (ssize_t got = 0; got < whole;) {
+    ssize_t some = read(from, message + got, whole - got);
+    if (some <= 0) {
+      return 0;
+    }
+    got += some;
+    if (got == 4) {
+      uint32_t body;
+      memcpy(&body, message, sizeof body);
+      if (ntohl(body) > MESSAGE) {
+        return 0;
+      }
+      whole += ntohl(body);
+    }
+  }
+  return write(to, message, whole) == whole;
+}
+
+static int
+proxy(const char *path, int uid)
+{
+  if (!become(uid)) {
+    return 1;
+  }
+  /* Waits for the first message before there is a connection. */
+  struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+  while (poll(&input, 1, -1) > 0 && (input.revents & POLLIN)) {
+    int peer = reach(path);
+    if (peer < 0 || !pass(STDIN_FILENO, peer) || !pass(peer, STDOUT_FILENO)) {
+      return 1;
+    }
+    close(peer);
+  }
+  return 0;
 }
 
 static int
@@ -125,6 +195,11 @@ requests(int port, int count, int whole)
 int
 main(int argc, char *argv[])
 {
+  if (argc == 4 && strcmp(argv[1], "proxy") == 0) {
+    /* A daemon that has closed the connection shows in what is read. */
+    signal(SIGPIPE, SIG_IGN);
+    return proxy(argv[2], atoi(argv[3]));
+  }
   setpriority(PRIO_PROCESS, 0, 19);
   if (argc == 4 && strcmp(argv[1], "strangers") == 0) {
     return strangers(argv[2], atoi(argv[3]));

@@ -13,11 +13,12 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use prost::Message;
 use resumed::proto::local::{
     ControlRequest, FromProxy, Hello, RotateCommand, ToProxy, control_request, from_proxy, to_proxy,
 };
-use testkit::farm::{Daemon, Farm, FarmSetup, PATIENCE, Proxies};
+use testkit::farm::{Daemon, Farm, FarmSetup, PATIENCE, Proxies, wait_for};
 use testkit::watcher::Process;
 
 /// For how long a flood of strangers is watched.
@@ -42,10 +43,21 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A node by itself, whose socket other users can find.
+/// The user that the proxy runs as where the test plays one that has no rights of its own, and the one that strangers are.
+/// Every Debian has both.
+const PROXY_USER: &str = "www-data";
+const STRANGER: &str = "nobody";
+
+/// A node by itself, whose socket other users can find. Proxies may run as [`PROXY_USER`].
 fn node() -> Farm {
     let keys = "settle = \"200ms\"".to_owned();
-    let farm = Farm::start_in_step(&FarmSetup { keys, proxies: Proxies::None, ..FarmSetup::new(1, "") });
+    let mut farm = Farm::lay_out(&FarmSetup { keys, proxies: Proxies::None, ..FarmSetup::new(1, "") });
+    let config = farm.hosts[0].daemon.config();
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    let users = format!("[ats]\nusers = [\"{PROXY_USER}\"]\n");
+    std::fs::write(&config, text.replacen("[ats]\n", &users, 1)).expect("a configuration");
+    farm.launch();
+    farm.wait_in_step();
     for folder in [farm.dir(), farm.hosts[0].daemon.home()] {
         std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("permissions");
     }
@@ -85,10 +97,64 @@ fn processor_time(daemon: &Daemon) -> Duration {
 
 /// How long `act` takes, less the time for which the daemon or this thread waited for a processor.
 fn timed(daemon: &Daemon, act: impl FnOnce()) -> Duration {
-    let waited = || scheduled(&daemon.pid().to_string()).1 + scheduled("thread-self").1;
+    timed_with(&[daemon.pid()], act)
+}
+
+/// How long `act` takes, less the time for which one of `processes` or this thread waited for a processor.
+fn timed_with(processes: &[Pid], act: impl FnOnce()) -> Duration {
+    let others = || processes.iter().map(|process| scheduled(&process.to_string()).1).sum::<Duration>();
+    let waited = || others() + scheduled("thread-self").1;
     let (begun, before) = (Instant::now(), waited());
     act();
     begun.elapsed().saturating_sub(waited() - before)
+}
+
+/// What a plugin says first, behind its length.
+fn hello() -> Vec<u8> {
+    let hello = Hello { kind: "ats".to_owned(), process_id: 1, sessions: true, ..Hello::default() };
+    let hello = FromProxy { kind: Some(from_proxy::Kind::Hello(hello)) }.encode_to_vec();
+    let length = u32::try_from(hello.len()).expect("a length").to_be_bytes();
+    [&length[..], &hello].concat()
+}
+
+/// The daemon's next message.
+fn hear(stream: &mut impl Read) -> Result<to_proxy::Kind, String> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).map_err(|error| format!("no message: {error}"))?;
+    let mut message = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut message).map_err(|error| format!("half a message: {error}"))?;
+    ToProxy::decode(&message[..]).ok().and_then(|message| message.kind).ok_or_else(|| "no message".to_owned())
+}
+
+fn welcome(answer: to_proxy::Kind) -> Result<(), String> {
+    match answer {
+        to_proxy::Kind::Welcome(_) => Ok(()),
+        other => Err(format!("{other:?} in place of a welcome")),
+    }
+}
+
+/// A proxy that connects again and again as [`PROXY_USER`], a process of its own: it is let in for its user's id alone.
+struct NamedProxy(Process);
+
+impl NamedProxy {
+    /// One that was welcomed once.
+    fn let_in(program: &Path, socket: &Path) -> Result<Self, String> {
+        let mut command = Command::new(program);
+        command.arg("proxy").arg(socket).arg(uid_of(PROXY_USER)).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut proxy = Self(Process::spawn(&mut command).expect("the proxy"));
+        proxy.welcomed().map(|()| proxy)
+    }
+
+    /// Connects and waits for the welcome.
+    fn welcomed(&mut self) -> Result<(), String> {
+        let input = self.0.stdin.as_mut().expect("piped");
+        input.write_all(&hello()).map_err(|error| format!("the proxy is gone: {error}"))?;
+        welcome(hear(self.0.stdout.as_mut().expect("piped"))?)
+    }
+}
+
+fn uid_of(user: &str) -> String {
+    nix::unistd::User::from_name(user).expect("users").unwrap_or_else(|| panic!("no user {user}")).uid.to_string()
 }
 
 /// A plugin played by the test, which is allowed in: the daemon's own user runs it.
@@ -100,23 +166,14 @@ impl Plugin {
         let stream = UnixStream::connect(socket).map_err(|error| format!("connecting: {error}"))?;
         stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
         let mut plugin = Self(stream);
-        let hello = Hello { kind: "ats".to_owned(), process_id: 1, sessions: true, ..Hello::default() };
-        let hello = FromProxy { kind: Some(from_proxy::Kind::Hello(hello)) }.encode_to_vec();
-        let length = u32::try_from(hello.len()).expect("a length").to_be_bytes();
         // What the daemon thinks of it shows in the answer.
-        let _refused = plugin.0.write_all(&[&length[..], &hello].concat());
-        match plugin.hear()? {
-            to_proxy::Kind::Welcome(_) => Ok(plugin),
-            other => Err(format!("{other:?} in place of a welcome")),
-        }
+        let _refused = plugin.0.write_all(&hello());
+        welcome(plugin.hear()?)?;
+        Ok(plugin)
     }
 
     fn hear(&mut self) -> Result<to_proxy::Kind, String> {
-        let mut length = [0; 4];
-        self.0.read_exact(&mut length).map_err(|error| format!("no message: {error}"))?;
-        let mut message = vec![0; u32::from_be_bytes(length) as usize];
-        self.0.read_exact(&mut message).map_err(|error| format!("half a message: {error}"))?;
-        ToProxy::decode(&message[..]).ok().and_then(|message| message.kind).ok_or_else(|| "no message".to_owned())
+        hear(&mut self.0)
     }
 
     /// Waits for a timetable of more than `count` keys.
@@ -167,17 +224,19 @@ fn a_stream_of_strangers_keeps_no_proxy_out_and_costs_the_daemon_little() {
     let farm = node();
     let daemon = &farm.hosts[0].daemon;
     let socket = daemon.home().join("ats.sock");
-    let nobody = nix::unistd::User::from_name("nobody").expect("users").expect("nobody").uid.to_string();
+    let stranger = uid_of(STRANGER);
     let program = flood_program(farm.dir());
-    let words = ["strangers", socket.to_str().expect("UTF-8"), &nobody];
+    // The ids of `ats.users` are looked up as the daemon starts, and it does not wait for them.
+    let (mut proxy, _) = wait_for("the proxy's user to be let in", || NamedProxy::let_in(&program, &socket));
+    let words = ["strangers", socket.to_str().expect("UTF-8"), &stranger];
     let strangers = [flood(&program, &words), flood(&program, &words)];
 
     let (begun, spent) = (Instant::now(), processor_time(daemon));
     let mut worst = Duration::ZERO;
     let mut welcomes = 0;
     while begun.elapsed() < WATCHED {
-        worst = worst.max(timed(daemon, || {
-            Plugin::welcomed(&socket).unwrap_or_else(|error| panic!("not welcomed after {welcomes} times: {error}"));
+        worst = worst.max(timed_with(&[daemon.pid(), proxy.0.pid()], || {
+            proxy.welcomed().unwrap_or_else(|error| panic!("not welcomed after {welcomes} times: {error}"));
         }));
         welcomes += 1;
         std::thread::sleep(Duration::from_millis(20));
@@ -191,7 +250,7 @@ fn a_stream_of_strangers_keeps_no_proxy_out_and_costs_the_daemon_little() {
     assert!(refused >= 100.0, "only {refused} were refused");
     assert_eq!(daemon.metric("resumed_proxies_refused_total{reason=\"too_many\"}"), 0.0);
     let log = daemon.log();
-    assert_eq!(log.matches("is neither root").count(), 1, "{log}");
+    assert_eq!(log.matches(&format!("user {stranger} is neither root")).count(), 1, "{log}");
 }
 
 /// The best of some rounds is as wanted, or it is shown what all of them were.
