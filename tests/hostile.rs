@@ -22,8 +22,8 @@ use resumed::proto::local::{
 };
 use resumed::proto::payload::Kind;
 use resumed::proto::{
-    Announcement, AuditEntry, EpochGrant, Farewell, Join, OperatorTrail, Payload, Proxy, Report, Request, Ring, Rotate,
-    SessionBatch, SessionEntry, SessionFormat, TicketKey, local, request,
+    Announcement, Answer, AuditEntry, EpochGrant, Farewell, Join, Member, OperatorTrail, Outcome, Payload, Proxy,
+    Report, Request, Ring, Rotate, SessionBatch, SessionEntry, SessionFormat, TicketKey, local, request,
 };
 use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
@@ -553,16 +553,22 @@ fn most_resident_kib(daemon: &Daemon) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
 }
 
-#[test]
-fn messages_that_would_swell_up_take_no_memory_and_hold_nobody_up() {
-    let broker = Broker::shared();
-    let mut farm = Farm::lay_out(&farm(2, &broker.uri(), Proxies::None));
-    // The second never leads: it asks.
+/// A leader, and a follower that asks it and never leads, with one beat in `beat`.
+fn leader_and_follower(broker: &Broker, beat: &str) -> Farm {
+    let setup = farm(2, &broker.uri(), Proxies::None);
+    let mut farm = Farm::lay_out(&FarmSetup { broker: format!("report_every = \"{beat}\""), ..setup });
     let config = farm.hosts[1].daemon.config();
     let text =
         fs::read_to_string(&config).expect("a configuration").replacen("[keys]\n", "[keys]\ncan_lead = false\n", 1);
     fs::write(&config, text).expect("a configuration");
     farm.launch();
+    farm
+}
+
+#[test]
+fn messages_that_would_swell_up_take_no_memory_and_hold_nobody_up() {
+    let broker = Broker::shared();
+    let farm = leader_and_follower(&broker, "500ms");
     let mut siege = Siege::begin(&farm);
     let mut attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
     let keys = attacker.names.keys.clone();
@@ -593,6 +599,122 @@ fn messages_that_would_swell_up_take_no_memory_and_hold_nobody_up() {
         println!("at most {before} KiB before, {now} KiB after");
         assert!(now < before + 96 * 1024, "grew from {before} to {now} KiB");
     }
+}
+
+/// The attacker in the leader's place.
+struct Usurper {
+    attacker: Attacker,
+    /// The questions that it has answered. One that has waited for a second comes again.
+    answered: BTreeSet<u64>,
+}
+
+impl Usurper {
+    /// The requests with which a follower asks: one of each of `count` questions.
+    fn asked(&mut self, count: usize) -> Vec<Request> {
+        let leaders = self.attacker.names.leader.clone();
+        let request = |payload: Payload| match payload.kind {
+            Some(Kind::Request(request)) => Some(request),
+            _ => None,
+        };
+        let mut requests = BTreeMap::new();
+        while requests.len() < count {
+            let (request, _) = self.attacker.record_until(&leaders, request);
+            if !self.answered.contains(&request.id) {
+                requests.insert(request.id, request);
+            }
+        }
+        self.answered.extend(requests.keys());
+        requests.into_values().collect()
+    }
+
+    /// Answers each of `requests` with `parts` parts of a table, one too few, each of which holds `members`.
+    fn answer(&mut self, requests: &[Request], members: &[Member], parts: u32) {
+        for part in 0..parts {
+            for request in requests {
+                let (id, outcome) = (request.id, Outcome::Done.into());
+                let members = members.to_vec();
+                let answer = Answer { id, outcome, part, parts: parts + 1, as_of: 1, members, ..Answer::default() };
+                let sealed = self.attacker.seal(&request.inbox, "mallory", Kind::Answer(answer));
+                self.attacker.publish("", &request.inbox, &sealed);
+            }
+        }
+    }
+
+    /// Has `follower` asked for its status `questions` times at once, and answers so. Meanwhile the follower lets its health be
+    /// seen, and in the end it says what it knows by itself.
+    fn answers(&mut self, follower: &Daemon, questions: usize, members: &[Member], parts: u32) {
+        let (answering, until) = (AtomicBool::new(true), Instant::now() + PATIENCE);
+        std::thread::scope(|scope| {
+            let ask = || scope.spawn(|| follower.try_status().expect("a status"));
+            let asking: Vec<_> = (0..questions).map(|_| ask()).collect();
+            let watching = scope.spawn(|| {
+                // Should the other thread panic, this one ends too.
+                while answering.load(Ordering::Relaxed) && Instant::now() < until {
+                    let begun = Instant::now();
+                    follower.get("/healthz").expect("an answer among hostile ones");
+                    assert!(begun.elapsed() < Duration::from_secs(4), "its health took {:?}", begun.elapsed());
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            let requests = self.asked(questions);
+            self.answer(&requests, members, parts);
+            let answers: Vec<FarmStatus> = asking.into_iter().map(|asking| asking.join().expect("a status")).collect();
+            answering.store(false, Ordering::Relaxed);
+            watching.join().expect("its health throughout");
+            assert!(answers.iter().all(|status| status.leader.is_none()), "{answers:?}");
+        });
+    }
+}
+
+#[test]
+fn an_answer_in_hostile_parts_takes_little_memory_and_holds_nobody_up() {
+    let broker = Broker::shared();
+    // The attacker announces nothing: three beats later the follower would take its inbox for silent, and open another.
+    let mut farm = leader_and_follower(&broker, "10s");
+    farm.wait_in_step();
+    let mut attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
+    farm.hosts[0].daemon.kill();
+    attacker.take_the_lease();
+    let mut usurper = Usurper { attacker, answered: BTreeSet::new() };
+    let follower = &farm.hosts[1].daemon;
+    let before = most_resident_kib(follower);
+    let member = |name: &str| Member { name: name.into(), boot_id: vec![1; 16], ..Member::default() };
+    let mut expected = counts(follower);
+
+    // Members that are nothing, so many to a part that it is not decoded; as many as a farm may have, and more; one that no
+    // terminal should show.
+    let tables = [
+        (vec![Member::default(); 60_000], 4, refused("too_many"), 4),
+        (vec![member("a"); 10_001], 3, refused("too_many"), 1),
+        (vec![member("a\u{1b}[2J")], 2, refused("bad_answer"), 1),
+    ];
+    for (members, parts, series, count) in tables {
+        usurper.answers(follower, 1, &members, parts);
+        *expected.get_mut(&series).expect("shown from the start") += count;
+        wait_for("what is refused to be counted", || {
+            let counts = counts(follower);
+            if counts == expected { Ok(()) } else { Err(format!("{counts:?}, wanted {expected:?}")) }
+        });
+    }
+
+    // To several questions at once, each in as many bytes as one may take: together more than all may. A question is given up
+    // after five seconds, so a busy machine may need another try to send as much.
+    let long = vec![Member { boot_id: vec![1; 64 * 1024], ..member("a") }; 15];
+    let (refusals, _) = wait_for("one of four tables of 30 MiB to be refused", || {
+        usurper.answers(follower, 4, &long, 30);
+        let refusals = counts(follower)[&refused("too_many")] - expected[&refused("too_many")];
+        if refusals > 0 { Ok(refusals) } else { Err("all were kept".to_owned()) }
+    });
+    let now = most_resident_kib(follower);
+    println!("at most {before} KiB before, {now} KiB after; {refusals} of four tables refused");
+    assert!(now < before + 96 * 1024, "grew from {before} to {now} KiB");
+
+    // With a leader as it should be all is well again.
+    drop(usurper);
+    farm.hosts[0].daemon.launch();
+    assert_eq!(farm.wait_in_step_at(1).leader.as_deref(), Some("host0"));
+    let log = farm.hosts[1].daemon.log();
+    assert!(!log.contains("panic") && log.matches("resumed is running").count() == 1, "{log}");
 }
 
 /// `der` with its creation time replaced; OpenSSL must agree.

@@ -120,6 +120,24 @@ impl Attacker {
         self.clock.now().wall
     }
 
+    /// Takes the leader's place as soon as it is free: from then on [`Attacker::record`] hears what goes to the leader.
+    pub fn take_the_lease(&mut self) {
+        let leader = self.names.leader.clone();
+        let taken = self.runtime.block_on(async {
+            let taken = async {
+                loop {
+                    // Held by another, the broker refuses it and closes the channel.
+                    match try_own_queue(&self._connection, &leader).await {
+                        Ok(consumer) => break consumer,
+                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    }
+                }
+            };
+            tokio::time::timeout(SOON, taken).await
+        });
+        self.records.insert(leader, taken.expect("the lease becomes free"));
+    }
+
     /// The next message that the farm publishes to `exchange`, sealed.
     pub fn record(&mut self, exchange: &str) -> Bytes {
         let consumer = self.records.get_mut(exchange).expect("an exchange that is recorded");
@@ -329,10 +347,15 @@ async fn record(connection: &Connection, exchange: &str) -> Consumer {
 
 /// A queue called `name`.
 async fn own_queue(connection: &Connection, name: &str) -> Consumer {
-    let channel = connection.create_channel().await.expect("a channel");
+    try_own_queue(connection, name).await.expect("a queue")
+}
+
+/// The same, unless it is another's.
+async fn try_own_queue(connection: &Connection, name: &str) -> Result<Consumer, lapin::Error> {
+    let channel = connection.create_channel().await?;
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-    channel.queue_declare(name.into(), options, FieldTable::default()).await.expect("a queue");
-    consume(&channel, name).await
+    channel.queue_declare(name.into(), options, FieldTable::default()).await?;
+    Ok(consume(&channel, name).await)
 }
 
 async fn consume(channel: &Channel, queue: &str) -> Consumer {
