@@ -1,8 +1,6 @@
 //! What a member of the farm can make a node spend on one message: memory, counted by the allocator of this very program,
 //! and time, beside what an honest message of the same length takes.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,51 +16,16 @@ use resumed::proto::{
     SessionEntry, TicketKey, payload::Kind,
 };
 
-/// Counts what each thread holds.
-struct Counting;
+#[path = "../fuzz/src/counting.rs"]
+mod counting;
 
-thread_local! {
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static MOST: Cell<isize> = const { Cell::new(0) };
-}
-
-fn hold(bytes: isize) {
-    // A thread that ends may free what it held when its counters are gone.
-    let _ended = HELD.try_with(|held| {
-        held.set(held.get() + bytes);
-        let _ended = MOST.try_with(|most| most.set(most.get().max(held.get())));
-    });
-}
-
-fn signed(bytes: usize) -> isize {
-    isize::try_from(bytes).unwrap_or(isize::MAX)
-}
-
-// SAFETY: all of it is left to the system's allocator; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        hold(signed(layout.size()));
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        hold(-signed(layout.size()));
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use counting::{held, peak};
 
 /// What `work` held at its peak beyond what was held before, in bytes, and how long it took.
 fn cost<T>(work: impl FnOnce() -> T) -> (T, usize, Duration) {
-    let before = HELD.get();
-    MOST.set(before);
     let begun = Instant::now();
-    let done = work();
-    (done, usize::try_from(MOST.get() - before).unwrap_or(0), begun.elapsed())
+    let (done, bytes) = peak(work);
+    (done, bytes, begun.elapsed())
 }
 
 const FARM: &str = "bounds";
@@ -215,10 +178,10 @@ fn answered(parts: impl Iterator<Item = Vec<Member>>) -> (usize, Vec<&'static st
     let mut pair = Pair::new();
     ask(&mut pair.farm, 5);
     let (mut reasons, mut replies) = (Vec::new(), Vec::new());
-    let (mut most, before) = (0, HELD.get());
+    let (mut most, before) = (0, held());
     for (number, members) in (0..).zip(parts) {
         let sealed = pair.seal(part(5, number, members));
-        let held = usize::try_from(HELD.get() - before).unwrap_or(0) - sealed.len();
+        let held = usize::try_from(held() - before).unwrap_or(0) - sealed.len();
         let ((actions, refused), bytes, _) = cost(|| pair.take(sealed));
         most = most.max(held + bytes);
         reasons.extend(refused);

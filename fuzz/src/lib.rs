@@ -4,6 +4,7 @@
 //! `make fuzz` runs them under libFuzzer, `tests/corpora.rs` (which includes this very file) over the committed corpora.
 
 mod cost;
+mod counting;
 mod farm;
 mod local;
 mod settings;
