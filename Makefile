@@ -8,6 +8,9 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 CARGO ?= cargo
+# May be several words, such as 'cargo +1.88'. Cargo's tools read a variable of this name too, and take it for a program.
+unexport CARGO
+FOR_TOOLS := CARGO='$(firstword $(CARGO))'
 CARGO_FLAGS ?= --locked
 # One build serves the tests, the demo and what is shipped: the release profile, with the same features of every crate.
 # All of the workspace but the benchmark, whose crates ask others for more features: see `default-members`.
@@ -63,7 +66,7 @@ demo: build dependencies-farm ## A broker and three proxies on loopback: probe, 
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
-test: build deb previous dependencies-farm dependencies-test dependencies-brokers ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+test: previous-commit build deb previous dependencies-farm dependencies-test dependencies-brokers ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
 	$(SAY) 'building the tests: about 3 min when nothing of them is built'
 	$(CARGO) test $(RELEASE) --no-run --quiet
 	$(SAY) 'documentation and unit tests: about 30 s'
@@ -89,7 +92,7 @@ test-brokers: build previous dependencies-farm dependencies-test dependencies-br
 # The farm goes back to the packages of the release before and up again. On a host of its own, revision 1 is upgraded to
 # revision 2.
 .PHONY: test-rollout
-test-rollout: dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
+test-rollout: previous-commit dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
 	$(MAKE) deb REVISION=2
 	$(MAKE) deb-previous REVISION=1
 	$(SAY) 'the hosts: about 3 min to make their base system the first time, then 10 min'
@@ -121,11 +124,16 @@ build: dependencies-build ## The release binary and the plugin: target/release/r
 deb: build dependencies-deb $(CARGO_DEB) ## The Debian packages, in target/debian: resumed and resumed-trafficserver (REVISION=2 for the next one of a release)
 	$(SAY) 'building what writes the manual pages, and the packages: about 30 s'
 	$(CARGO) build $(RELEASE) --example manual
-	CARGO_DEB='$(CARGO_DEB)' scripts/make-packages.sh '$(TARGET)' '$(REVISION)'
+	$(FOR_TOOLS) CARGO_DEB='$(CARGO_DEB)' scripts/make-packages.sh '$(TARGET)' '$(REVISION)'
+
+# Before anything is built: a shallow clone is told at once, and not after ten minutes.
+.PHONY: previous-commit
+previous-commit:
+	@scripts/build-previous-release.sh '$(TARGET)' check
 
 # A peer for the tests of two releases in one farm. Its crates from the registry are those of the present build.
 .PHONY: previous
-previous: build ## The release before this one, as tests/previous-release names it, in target/previous-release
+previous: previous-commit build ## The release before this one, as tests/previous-release names it, in target/previous-release
 	$(SAY) 'the release before this one, beside which this one is tested: about 2 min the first time'
 	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' scripts/build-previous-release.sh '$(TARGET)' release
 
@@ -160,7 +168,7 @@ lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and
 
 .PHONY: audit
 audit: $(CARGO_DENY) ## Licences, sources and banned crates of the whole dependency tree (builds cargo-deny once)
-	$(CARGO_DENY) --workspace check --hide-inclusion-graph bans licenses sources
+	$(FOR_TOOLS) $(CARGO_DENY) --workspace check --hide-inclusion-graph bans licenses sources
 
 $(CARGO_DENY):
 	$(CARGO) install --locked --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools cargo-deny
@@ -168,9 +176,9 @@ $(CARGO_DENY):
 # For whoever changes a dependency: a test says when these are not up to date.
 .PHONY: notices
 notices: $(CARGO_ABOUT) ## Write the licence notices of the linked crates anew, which the packages carry (builds cargo-about once)
-	$(CARGO_ABOUT) generate --locked --fail --offline --config about.toml --manifest-path Cargo.toml \
+	$(FOR_TOOLS) $(CARGO_ABOUT) generate --locked --fail --offline --config about.toml --manifest-path Cargo.toml \
 	  --output-file debian/notices/resumed debian/notices/template.hbs
-	$(CARGO_ABOUT) generate --locked --fail --offline --config about.toml --manifest-path ats-plugin/Cargo.toml \
+	$(FOR_TOOLS) $(CARGO_ABOUT) generate --locked --fail --offline --config about.toml --manifest-path ats-plugin/Cargo.toml \
 	  --output-file debian/notices/resumed-trafficserver debian/notices/template.hbs
 
 $(CARGO_ABOUT):

@@ -12,7 +12,9 @@ out=$(realpath -m "$1")
 work=$(realpath -m "${CARGO_TARGET_DIR:-target}/release-build")
 CARGO_DEB=$(realpath "${CARGO_DEB:?names the cargo-deb to use}")
 cyclonedx=$(realpath "${CARGO_CYCLONEDX:?names the cargo-cyclonedx to use}")
-cargo=${CARGO:-cargo}
+read -ra cargo <<<"${CARGO:-cargo}"
+# Cargo's tools read this too, and take it for a program.
+export CARGO=${cargo[0]}
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 
@@ -39,7 +41,7 @@ for copy in "${copies[@]}"; do
   git archive "$commit" | tar --extract --directory "$copy"
   printf '==> building %s in %s: about 5 min\n' "$version" "$copy"
   RUSTFLAGS="--remap-path-prefix=$copy=/usr/src/resumed --remap-path-prefix=$cargo_home=/usr/src/cargo" \
-    make --directory "$copy" --no-print-directory deb REVISION=1 CARGO="$cargo" >"$copy.log" 2>&1 ||
+    make --directory "$copy" --no-print-directory deb REVISION=1 CARGO="${cargo[*]}" >"$copy.log" 2>&1 ||
     { tail -n 30 "$copy.log" >&2; fail "the build in $copy failed; its log is $copy.log"; }
 done
 
@@ -60,7 +62,7 @@ bill resumed resumed
 bill ats-plugin/resumed-ats resumed-trafficserver
 {
   printf 'commit %s\n' "$commit"
-  printf '%s\n' "$("$cargo" --version)" "$(rustc --version)" "$(gcc --version | head -n 1)"
+  printf '%s\n' "$("${cargo[@]}" --version)" "$(rustc --version)" "$(gcc --version | head -n 1)"
   dpkg-query --show --showformat '${Package} ${Version}\n' libssl-dev libc6-dev dpkg-dev
 } >"$out/built-with.txt"
 (cd "$out" && sha256sum -- *.deb *.cdx.json built-with.txt >SHA256SUMS)

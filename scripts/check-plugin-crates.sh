@@ -9,7 +9,8 @@ allowed=" bytes hashbrown libc openssl-sys prost zeroize "
 
 # The tree of all that is built together: features that the daemon asks of a crate that both use are
 # on in the plugin as well. Lines are "DEPTH NAME vVERSION ...".
-tree=$("${CARGO:-cargo}" tree --no-dedupe --edges normal,no-proc-macro --prefix depth --format ' {p}' "$@")
+read -ra cargo <<<"${CARGO:-cargo}"
+tree=$("${cargo[@]}" tree --no-dedupe --edges normal,no-proc-macro --prefix depth --format ' {p}' "$@")
 crates=$(awk '$1 == 0 { plugin = $2 == "resumed-ats"; next } plugin { print $2 }' <<<"$tree" | sort -u)
 if [ -z "$crates" ]; then
   echo "check-plugin-crates: cargo tree shows no dependency of resumed-ats; was the package renamed?" >&2

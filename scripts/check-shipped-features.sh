@@ -4,9 +4,10 @@
 # usage: scripts/check-shipped-features.sh [CARGO_FLAG...]
 set -euo pipefail
 
+read -ra cargo <<<"${CARGO:-cargo}"
 # Lines are "NAME vVERSION [FEATURE,...]".
 list() {
-  "${CARGO:-cargo}" tree --prefix none --format '{p} [{f}]' "$@" | sed -E 's/ \(\*\)$//; s/ \(\/[^)]*\)//' | sed '/^$/d' | sort --unique
+  "${cargo[@]}" tree --prefix none --format '{p} [{f}]' "$@" | sed -E 's/ \(\*\)$//; s/ \(\/[^)]*\)//' | sed '/^$/d' | sort --unique
 }
 shipped=$(list --edges normal --package resumed --package resumed-ats "$@")
 # Of what is built for the tests, only the crates that ship.

@@ -1,6 +1,7 @@
 //! A farm of real servers on this machine: what `make demo` runs.
 //!
 //! ```text
+//! cargo build --release                       # the daemon and the plugin that it starts
 //! cargo run --release --bin farm              # less than a minute, leaves nothing
 //! cargo run --release --bin farm -- --keep    # leaves the farm up
 //! ```

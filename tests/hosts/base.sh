@@ -9,19 +9,19 @@
 #
 # Takes some minutes the first time, and nothing when DIR/base is there already and was made for the same packages by
 # this very script. Never changes a base in place: overlays of the old one must not be up when it is made anew.
-# Needs debootstrap and dpkg-dev. The mirrors are those that this machine's own apt sources name; MIRROR and
-# SECURITY_MIRROR override them.
+# Needs debootstrap and dpkg-dev. The mirrors are those of Debian 12 that this machine's own apt sources name, if they can
+# be reached by http or https from within the base too; MIRROR and SECURITY_MIRROR override them.
 set -euo pipefail
 
 [ $# -ge 1 ] || { echo "usage: $0 DIR [PACKAGE...]" >&2; exit 2; }
 dir=$(realpath -m "$1")
 shift
-# shellcheck source=/dev/null
-codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME-}")
+# The Debian of the hosts, whichever this machine runs.
+codename=bookworm
 mirror_of=$(dirname "${BASH_SOURCE[0]}")/../../scripts/debian-mirror.sh
 mirror=${MIRROR:-$("$mirror_of" "$codename" 2>/dev/null || true)}
 security=${SECURITY_MIRROR:-$("$mirror_of" "$codename-security" 2>/dev/null || true)}
-missing() { echo "$0: the apt sources of this machine name no mirror of $2, main: run 'apt-get update', or set $1" >&2; exit 1; }
+missing() { echo "$0: the apt sources of this machine name no http or https mirror of $2, main: run 'apt-get update', or set $1" >&2; exit 1; }
 [ -n "$mirror" ] || missing MIRROR "$codename"
 [ -n "$security" ] || missing SECURITY_MIRROR "$codename-security"
 system=systemd,systemd-sysv,dbus,python3-minimal,python3-apt,iproute2,ca-certificates,openssl,openssh-server,sudo
@@ -44,9 +44,9 @@ fi
 rm -rf "$new" "$base" "$dir/base.made-for"
 
 if ! {
-  debootstrap --variant=minbase --include="$system" bookworm "$new" "$mirror" &&
-  printf 'deb %s bookworm main\ndeb %s bookworm-updates main\ndeb %s bookworm-security main\n' \
-    "$mirror" "$mirror" "$security" >"$new/etc/apt/sources.list" &&
+  debootstrap --variant=minbase --include="$system" "$codename" "$new" "$mirror" &&
+  printf 'deb %s main\n' "$mirror $codename" "$mirror $codename-updates" "$security $codename-security" \
+    >"$new/etc/apt/sources.list" &&
   # Whatever the sandbox of apt's own user may not reach, root may.
   chroot "$new" apt-get update &&
   chroot "$new" env DEBIAN_FRONTEND=noninteractive apt-get -y -o APT::Sandbox::User=root upgrade &&
