@@ -9,9 +9,9 @@ set -euo pipefail
 codename=${1:-$(. /etc/os-release && printf '%s' "${VERSION_CODENAME-}")}
 # shellcheck disable=SC2016  # what apt-get itself replaces
 mirror=$(apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
-  awk -v name="$codename" '$1 == name && $2 == "main" && !found { print $3; found = 1 }')
+  awk -v name="$codename" '$1 == name && $2 == "main" && $3 ~ "^https?://" && !found { print $3; found = 1 }')
 if [ -z "$mirror" ]; then
-  echo "$0: the apt sources of this machine name no mirror of $codename, main: run 'apt-get update'" >&2
+  echo "$0: the apt sources of this machine name no http or https mirror of $codename, main: run 'apt-get update'" >&2
   exit 1
 fi
 printf '%s\n' "$mirror"
