@@ -3,6 +3,7 @@
 //! A bus moves opaque bytes. It knows exchanges, queues and the lease, and nothing of keys, sessions or envelopes.
 //! Whoever publishes seals immediately before, see [`Link::writable`].
 
+pub mod address;
 pub mod backoff;
 pub mod in_process;
 mod names;

@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
+use super::address::{Authority, certified};
 use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
 use leases::Leases;
 
@@ -240,18 +241,13 @@ impl Target {
     fn read(text: &str, settings: &RabbitMqSettings, password: Option<&str>) -> Result<Self, BusError> {
         let shown = redact(text);
         let fault = |what: &str| BusError::Settings(format!("broker URI {shown}: {what}"));
-        let mut uri: AMQPUri = text.parse().map_err(|error: String| fault(&error.replace(text, &shown)))?;
-        let rest = text.find("://").map_or(text, |at| &text[at + 3..]);
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
-        if host.is_empty() || host.starts_with(':') {
-            return Err(fault("it names no host"));
+        let authority = Authority::of(text).map_err(fault)?;
+        let readable: &str = &authority.readable;
+        let mut uri: AMQPUri = readable.parse().map_err(|error: String| fault(&error.replace(readable, &shown)))?;
+        if let Some(address) = authority.address {
+            uri.authority.host = address;
         }
-        // The parser takes every IPv6 address for localhost.
-        if let Some(address) = host.strip_prefix('[').and_then(|host| host.split(']').next()) {
-            address.parse::<std::net::Ipv6Addr>().map_err(|_| fault("the address in brackets is no IPv6 address"))?;
-            uri.authority.host = address.to_owned();
-        }
+        let user = authority.userinfo;
         if uri.vhost.len() > 255 {
             return Err(fault("its virtual host is longer than 255 bytes"));
         }
@@ -371,7 +367,7 @@ impl RabbitMq {
         }
         let refusal = Refusal::default();
         let connector = self.settings.connector(&refusal).map_err(|error| error.to_string())?;
-        match stream.into_openssl(&connector, host).await {
+        match stream.into_openssl(&connector, certified(host)).await {
             Ok(stream) => Ok((wire, stream)),
             Err(error) => Err(format!("TLS: {}", refusal.take().unwrap_or_else(|| error.to_string()))),
         }
@@ -982,6 +978,15 @@ mod tests {
         assert_eq!(read.uri.authority.port, 5671);
     }
 
+    #[tokio::test]
+    async fn a_link_local_address_leads_out_of_its_interface() {
+        let read = target("amqp://[fe80::1%25lo]:5672/v", RabbitMqSettings::default());
+        let resolved = tokio::net::lookup_host((read.uri.authority.host.as_str(), read.uri.authority.port)).await;
+        let [SocketAddr::V6(address)] = resolved.unwrap().collect::<Vec<_>>()[..] else { panic!("one address") };
+        // The loopback interface is the first of every Linux host.
+        assert_eq!((address.ip().to_string().as_str(), address.port(), address.scope_id()), ("fe80::1", 5672, 1));
+    }
+
     #[test]
     fn heartbeats_are_whole_seconds_and_never_none() {
         for (heartbeat, seconds) in [(0, 1), (1, 1), (1_500, 2), (5_000, 5), (u64::MAX, u16::MAX)] {
@@ -1004,7 +1009,8 @@ mod tests {
             (of("http://user:hunter2@host"), vec!["http://user:***@host", "Invalid AMQP scheme: http"]),
             (of("amqp://user:hunter2@host:port"), vec!["amqp://user:***@host:port", "invalid port number"]),
             (of("amqp:user:hunter2@host"), vec!["***@host"]),
-            (of("amqp://"), vec!["amqp://", "no host"]),
+            (of("amqp://"), vec!["amqp://", "names no host"]),
+            (of("amqp://user:hunter2@[::1"), vec!["amqp://user:***@[::1", "has a [ without a ]"]),
             (of(&format!("amqp://host/{}", "v".repeat(256))), vec!["longer than 255 bytes"]),
             (RabbitMqSettings { ca_file: Some(gone.clone()), ..of(tls) }, vec!["ca_file", "gone.pem", "No such file"]),
             (RabbitMqSettings { ca_file: Some(junk.clone()), ..of(tls) }, vec!["ca_file", "junk.pem"]),

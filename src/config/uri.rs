@@ -4,6 +4,8 @@ use std::fmt;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
 
+use crate::bus::address::Authority;
+
 /// The parameters that the AMQP library understands in a URI's query; it ignores all others without a word.
 const PARAMETERS: [&str; 5] = ["frame_max", "channel_max", "heartbeat", "connection_timeout", "auth_mechanism"];
 
@@ -21,18 +23,12 @@ impl BrokerUri {
         let Some((_, rest)) = text.split_once("://").filter(|(scheme, _)| is_amqp(scheme)) else {
             return Err("is not an AMQP URI (a comma within one is written %2C)".into());
         };
+        let authority = Authority::of(text)?;
         // The library quotes what it does not understand behind a colon.
+        let readable = authority.readable.parse();
         let uri: AMQPUri =
-            text.parse().map_err(|reason: String| reason.split(':').next().unwrap_or_default().to_owned())?;
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let (userinfo, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        if host.is_empty() || host.starts_with(':') {
-            return Err("names no host".into());
-        }
-        if host.starts_with('[') {
-            // The library would fall back to localhost.
-            return Err("has an IPv6 address, which the AMQP library does not take: give a host name".into());
-        }
+            readable.map_err(|reason: String| reason.split(':').next().unwrap_or_default().to_owned())?;
+        let userinfo = authority.userinfo.unwrap_or_default();
         if text.contains('#') {
             return Err("has a # (within a password it is written %23)".into());
         }
@@ -144,6 +140,9 @@ mod tests {
             ("amqp://mq1:5672/%2f?heartbeat=9", "amqp://mq1:5672/%2f?heartbeat=9"),
             ("amqp://resumed@mq1:5672", "amqp://resumed@mq1:5672"),
             ("amqp://:hunter2@mq1", "amqp://:***@mq1"),
+            ("amqp://resumed:hunter2@[::1]:5672/%2f", "amqp://resumed:***@[::1]:5672/%2f"),
+            ("amqps://resumed@[2001:db8::5]/vh", "amqps://resumed@[2001:db8::5]/vh"),
+            ("amqps://[fe80::1%25eth0]:5671/vh", "amqps://[fe80::1%25eth0]:5671/vh"),
         ] {
             let parsed = BrokerUri::parse(uri).unwrap();
             assert_eq!(parsed.to_string(), shown);
@@ -160,7 +159,7 @@ mod tests {
             "amqp://resumed:hunter2/x@mq1",
             "amqp://resumed:hunter2#x@mq1",
             "amqp://resumed:hunter2?x@mq1",
-            "amqp://resumed:hunter2@x@[::1]",
+            "amqp://resumed:hunter2@x@[::1",
             "amqp://resumed:hunter2",
             "amqp://resumed:x/hunter2",
             "hunter2@mq1",
@@ -186,8 +185,9 @@ mod tests {
         for (uri, reason) in [
             ("amqp://", "names no host"),
             ("amqp:///vh", "names no host"),
-            ("amqp://u:p@/vh", "empty host"),
-            ("amqp://[::1]:5672", "has an IPv6 address, which the AMQP library does not take: give a host name"),
+            ("amqp://u:p@/vh", "names no host"),
+            ("amqp://[::1:5672", "has a [ without a ]"),
+            ("amqp://[fe80::1]", "has a link-local address without its interface: write [fe80::1%25eth0]"),
             ("amqp://mq1#vh", "has a # (within a password it is written %23)"),
             (
                 "amqp://mq1?verify=x",
