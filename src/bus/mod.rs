@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod in_process;
 mod names;
 pub mod rabbitmq;
+pub mod refusals;
 
 pub use names::{Names, Route, Seat};
 

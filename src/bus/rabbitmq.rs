@@ -42,6 +42,7 @@ use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
 use super::address::{Authority, certified};
+use super::refusals::{NO_CHANNEL, remedy, remedy_at_login, with_remedy};
 use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
 use leases::Leases;
 
@@ -318,7 +319,7 @@ impl RabbitMq {
                 let within = self.settings.connect_timeout;
                 format!("declarations: no answer within {within:?} (is this broker cut off from most of its cluster?)")
             })?
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| advised(&error.to_string(), spec))?;
         Ok(RabbitMqLink::start(self, target, spec, publishing, consuming, declared, events.clone()))
     }
 
@@ -346,7 +347,11 @@ impl RabbitMq {
             Ok(Err(error)) if target.uri.scheme == AMQPScheme::AMQPS && error.is_io_error() => {
                 Err(format!("login: {} (does the broker accept this node's client certificate?)", words(&error)))
             }
-            Ok(Err(error)) => Err(format!("login: {}", words(&error))),
+            Ok(Err(error)) => {
+                let (words, user) = (words(&error), &target.uri.authority.userinfo.username);
+                let remedy = remedy_at_login(&words, user, &target.uri.vhost);
+                Err(format!("login: {}", with_remedy(&words, remedy)))
+            }
             Err(_) => Err(format!("login: the broker says nothing within {within:?}")),
         }
     }
@@ -396,14 +401,21 @@ fn words(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(said) => format!("{} {}", said.get_id(), said.get_message()),
         ErrorKind::IOError(error) => error.to_string(),
+        ErrorKind::ChannelsLimitReached => NO_CHANNEL.to_owned(),
         ErrorKind::MissingHeartbeatError => "no heartbeat from the broker".to_owned(),
         _ => error.to_string(),
     }
 }
 
-/// A refused operation is the broker's answer; everything else means that the connection does not work.
+/// What was refused while a link opened or was open, and what to do about it.
+fn advised(said: &str, spec: &LinkSpec) -> String {
+    with_remedy(said, remedy(said, &spec.names))
+}
+
+/// A refused operation is the broker's answer, or that of its limits; everything else means that the connection does not
+/// work.
 fn failed(operation: impl Into<String>, error: &lapin::Error) -> BusError {
-    match error.is_amqp_soft_error() {
+    match error.is_amqp_soft_error() || matches!(error.kind(), ErrorKind::ChannelsLimitReached) {
         true => BusError::Refused { operation: operation.into(), reason: words(error) },
         false => BusError::Closed(words(error)),
     }
@@ -714,10 +726,12 @@ impl Shared {
             };
             // A refused operation closes its channel, is reported as an error too, and is its caller's business.
             if !self.publishing.status().connected() {
+                let why = advised(&why, &self.spec);
                 self.ending.because(format!("publishing connection: {why}"));
             } else if !self.consuming.status().connected() {
                 self.ending.because(format!("consuming connection: {why}"));
             } else if !self.sessions.status().connected() {
+                let why = advised(&why, &self.spec);
                 self.ending.because(format!("publishing to {}: {why}", self.spec.names.sessions));
             }
         }

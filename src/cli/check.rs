@@ -8,7 +8,8 @@ use zeroize::Zeroizing;
 
 use crate::bus::BusError;
 use crate::bus::rabbitmq::RabbitMqSettings;
-use crate::config::{FileProblem, Mistake, Settings, Understood};
+use crate::bus::refusals::EMPTY_VHOST_REMEDY;
+use crate::config::{BrokerUri, FileProblem, Mistake, Settings, Understood};
 use crate::envelope::{FarmSecret, SecretError};
 use crate::secret_files::{ACCEPTED_MODES, Warning};
 
@@ -85,6 +86,26 @@ pub fn warnings(warnings: &[Warning]) -> String {
         line(&mut text, format_args!("\n{key} = {}", path.display()));
         line(&mut text, format_args!("  warning   {exposure}"));
         line(&mut text, format_args!("  better    {}", exposure.remedy()));
+    }
+    text
+}
+
+/// Every URI that names a virtual host that is hardly meant: nothing that keeps the daemon from running. Empty if there is
+/// none.
+#[must_use]
+pub fn uri_warnings(uris: &[BrokerUri]) -> String {
+    let nameless: Vec<_> = uris.iter().filter(|uri| uri.has_nameless_vhost()).collect();
+    if nameless.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{}", counted(nameless.len(), "warning", "about the URIs of brokers"));
+    for uri in nameless {
+        line(&mut text, format_args!("\nbroker.uris = {uri}"));
+        line(
+            &mut text,
+            format_args!("  warning   names the virtual host with the empty name, which brokers seldom have"),
+        );
+        line(&mut text, format_args!("  better    {EMPTY_VHOST_REMEDY}"));
     }
     text
 }
@@ -325,6 +346,21 @@ broker.key_file = /etc/resumed/node.key
 ";
         assert_eq!(warnings(&[warning]), expected);
         assert_eq!(warnings(&[]), "");
+    }
+
+    #[test]
+    fn a_uri_that_names_the_virtual_host_without_a_name_is_warned_of() {
+        let uris =
+            ["amqp://u:hunter2@mq1/", "amqp://u@mq2", "amqp://u@mq3/%2f"].map(|uri| BrokerUri::parse(uri).unwrap());
+        let expected = "
+1 warning about the URIs of brokers
+
+broker.uris = amqp://u:***@mq1/
+  warning   names the virtual host with the empty name, which brokers seldom have
+  better    if / is meant, end the URI in %2f, or leave out its last /
+";
+        assert_eq!(uri_warnings(&uris), expected);
+        assert_eq!(uri_warnings(&uris[1..]), "");
     }
 
     #[test]

@@ -343,6 +343,7 @@ fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
     let problems = check::problems(&settings).map_err(|error| Failure::Failed(error.to_string()))?;
     if mistakes.is_empty() {
         write!(out, "{}", check::understood(&understood, file))?;
+        write!(out, "{}", check::uri_warnings(&settings.broker.uris))?;
         write!(out, "{}", check::warnings(&secret_files::warnings(&settings, &settings.secret.files)))?;
     }
     if !mistakes.is_empty() || !problems.is_empty() {

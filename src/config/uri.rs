@@ -15,6 +15,7 @@ pub struct BrokerUri {
     text: String,
     tls: bool,
     password: bool,
+    nameless_vhost: bool,
 }
 
 impl BrokerUri {
@@ -39,7 +40,9 @@ impl BrokerUri {
                 return Err(format!("has a parameter other than {}", PARAMETERS.join(", ")));
             }
         }
-        Ok(Self { text: text.into(), tls: uri.scheme == AMQPScheme::AMQPS, password: userinfo.contains(':') })
+        let tls = uri.scheme == AMQPScheme::AMQPS;
+        let (password, nameless_vhost) = (userinfo.contains(':'), uri.vhost.is_empty());
+        Ok(Self { text: text.into(), tls, password, nameless_vhost })
     }
 
     /// The whole URI with its password, for the connection only: never to be printed or logged.
@@ -52,6 +55,13 @@ impl BrokerUri {
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.tls
+    }
+
+    /// Whether it names the virtual host with the empty name, as `amqp://host/` does (AMQP URI specification). Where none
+    /// is named, as in `amqp://host`, it is `/`.
+    #[must_use]
+    pub fn has_nameless_vhost(&self) -> bool {
+        self.nameless_vhost
     }
 
     /// Whether it carries a password.
@@ -177,6 +187,22 @@ mod tests {
             assert!(!shown.contains("hunter"), "{uri} shows as {shown}");
             let reason = BrokerUri::parse(uri).expect_err(uri);
             assert!(!reason.contains("hunter"), "{uri}: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_slash_with_nothing_behind_it_names_the_virtual_host_without_a_name() {
+        for (uri, nameless) in [
+            ("amqp://mq1", false),
+            ("amqp://mq1/", true),
+            ("amqp://mq1:5672/?heartbeat=5", true),
+            ("amqp://mq1?heartbeat=5", false),
+            ("amqp://mq1/%2f", false),
+            ("amqp://mq1/%2F?heartbeat=5", false),
+            ("amqps://u:p@[::1]/", true),
+            ("amqps://u:p@[::1]:5671", false),
+        ] {
+            assert_eq!(BrokerUri::parse(uri).unwrap().has_nameless_vhost(), nameless, "{uri}");
         }
     }
 

@@ -1,0 +1,104 @@
+//! A broker that lets a node in no further: the log says which limit it is, and how to raise it.
+
+use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
+use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec, Names, Published, Route};
+use testkit::broker::{Broker, BrokerOptions};
+use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
+use tokio::sync::mpsc;
+
+async fn connect(uri: &str) -> Result<RabbitMqLink, BusError> {
+    let settings = RabbitMqSettings { uris: vec![uri.to_owned()], ..RabbitMqSettings::default() };
+    let spec = LinkSpec { names: Names::new("limits", "p"), node: "a".to_owned(), sessions: true };
+    let (keys, _keys) = mpsc::channel(64);
+    let (feed, _feed) = mpsc::channel(64);
+    RabbitMq::new(settings)?.connect(&spec, LinkEvents { keys, feed }).await
+}
+
+async fn refusal(uri: &str) -> String {
+    let error = match connect(uri).await {
+        Ok(link) => panic!("connected to {}", link.peer()),
+        Err(error) => error.to_string(),
+    };
+    println!("{error}");
+    assert!(!error.contains("hunter2"), "{error}");
+    error
+}
+
+#[track_caller]
+fn assert_says(said: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(said.contains(part), "{said:?} does not say {part:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_login_says_which_limit_it_is_and_how_to_raise_it() {
+    let broker = Broker::shared();
+    broker.ctl(&["add_vhost", "small"]);
+    for user in ["few", "narrow", "stranger"] {
+        broker.ctl(&["add_user", user, "hunter2"]);
+    }
+    for (user, vhost) in [("few", "/"), ("few", "small"), ("narrow", "/")] {
+        broker.ctl(&["set_permissions", "-p", vhost, user, ".*", ".*", ".*"]);
+    }
+    broker.ctl(&["set_vhost_limits", "-p", "small", r#"{"max-connections": 1}"#]);
+    let said = refusal(&broker.uri_as("few", "hunter2", "small")).await;
+    assert_says(
+        &said,
+        &["connection limit (1) is reached", "set_vhost_limits -p 'small'", "two connections for each node"],
+    );
+
+    broker.ctl(&["set_user_limits", "few", r#"{"max-connections": 1}"#]);
+    let said = refusal(&broker.uri_as("few", "hunter2", "/")).await;
+    assert_says(
+        &said,
+        &["user connection limit (1) is reached", "set_user_limits 'few'", "two connections for each node"],
+    );
+
+    broker.ctl(&["set_user_limits", "narrow", r#"{"max-channels": 1}"#]);
+    let said = refusal(&broker.uri_as("narrow", "hunter2", "/")).await;
+    assert_says(&said, &["number of channels", "clear_user_limits 'narrow' max-channels"]);
+
+    let said = refusal(&broker.uri_as("stranger", "hunter2", "/")).await;
+    assert_says(&said, &["access to vhost", "permissions.sh FARM 'stranger' '/'"]);
+    let said = refusal(&broker.uri_as("guest", "guest", "")).await;
+    assert_says(&said, &["the virtual host with the empty name", "%2f"]);
+
+    // With the limits gone as the sentences say, the same URIs connect.
+    broker.ctl(&["clear_vhost_limits", "-p", "small"]);
+    broker.ctl(&["clear_user_limits", "few", "max-connections"]);
+    broker.ctl(&["clear_user_limits", "narrow", "max-channels"]);
+    for uri in [
+        broker.uri_as("few", "hunter2", "small"),
+        broker.uri_as("few", "hunter2", "/"),
+        broker.uri_as("narrow", "hunter2", "/"),
+    ] {
+        let link = connect(&uri).await.unwrap_or_else(|error| panic!("{error}"));
+        link.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_with_too_few_channels_is_told_apart_from_one_that_is_gone() {
+    let broker = tokio::task::block_in_place(|| {
+        Broker::start_with(&BrokerOptions { conf: "channel_max = 2\n".to_owned(), ..BrokerOptions::default() })
+    });
+    let link = connect(&broker.uri()).await.expect("two channels are enough to connect");
+    let message = || bytes::Bytes::from_static(b"x");
+    assert_eq!(link.publish(&Route::Keys, message()).await.expect("the first channel for keys"), Published::Routed);
+    let both = tokio::join!(link.publish(&Route::Keys, vec![0; 500_000].into()), link.publish(&Route::Keys, message()));
+    let refused = [both.0, both.1].into_iter().find_map(Result::err).expect("no channel for the second one");
+    assert!(matches!(&refused, BusError::Refused { reason, .. } if reason == "no channel is left"), "{refused}");
+    link.close().await;
+
+    // A daemon there says so once.
+    let setup = FarmSetup { proxies: Proxies::None, ..FarmSetup::new(3, &broker.uri()) };
+    tokio::task::block_in_place(|| {
+        let farm = Farm::start(&setup);
+        wait_for("a node that says which limit it is", || {
+            let logs: Vec<String> = farm.hosts.iter().map(|host| host.daemon.log()).collect();
+            let said = logs.iter().any(|log| log.contains("WARN") && log.contains("this limit is channel_max"));
+            if said { Ok(()) } else { Err(logs.concat()) }
+        });
+    });
+}
