@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 
 async fn connect(uri: &str) -> Result<RabbitMqLink, BusError> {
     let settings = RabbitMqSettings { uris: vec![uri.to_owned()], ..RabbitMqSettings::default() };
-    let spec = LinkSpec { names: Names::new("limits", "p"), node: "a".to_owned(), sessions: true };
+    let spec =
+        LinkSpec { names: Names::new("limits", "p"), node: "a".to_owned(), sessions: true, elsewhere_than: None };
     let (keys, _keys) = mpsc::channel(64);
     let (feed, _feed) = mpsc::channel(64);
     RabbitMq::new(settings)?.connect(&spec, LinkEvents { keys, feed }).await

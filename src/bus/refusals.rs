@@ -217,6 +217,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::Seat;
 
     const DENIED: &str =
         "403 ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'resumed'";
@@ -326,8 +327,9 @@ mod tests {
     #[test]
     fn a_refusal_is_over_when_messages_go_through_and_none_is_refused_for_a_minute() {
         let mut refusals = Refusals::default();
-        let refuse =
-            |refusals: &mut Refusals, second| refusals.refused(&Route::Leader(Seat::FIRST), &denied(DENIED), &names(), at(second));
+        let refuse = |refusals: &mut Refusals, second| {
+            refusals.refused(&Route::Leader(Seat::FIRST), &denied(DENIED), &names(), at(second))
+        };
         assert!(refuse(&mut refusals, 0).is_some());
         // Another route says nothing of this one.
         refusals.published(&Route::Keys);

@@ -17,6 +17,7 @@ use super::gauges;
 use super::http::Health;
 use super::key_plane::{KeyPlane, KeyPlaneEvent};
 use super::lease::{Answer, Lease};
+use super::refused::Refused;
 use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
 use super::secret_steps::SecretHistory;
@@ -80,6 +81,8 @@ pub struct Driver<B: Bus> {
     pub secrets: watch::Receiver<Arc<Secrets>>,
     /// Which farm secrets this node has had.
     pub secret_history: SecretHistory,
+    /// What the broker refuses this node.
+    pub refused: Refused,
     /// Opens what arrives on the key plane.
     pub opener: Opener,
     /// The epoch keys, for all who seal and open.
@@ -317,7 +320,8 @@ impl<B: Bus> Driver<B> {
         };
         let (plane_sender, plane_events) = mpsc::channel(16);
         let names = self.spec.names.clone();
-        let plane = KeyPlane::start(Arc::clone(&link), names, sealing(), self.clock, plane_sender);
+        let plane =
+            KeyPlane::start(Arc::clone(&link), names, sealing(), self.clock, self.refused.clone(), plane_sender);
         info!(broker = link.peer(), "connected to the broker");
         gauges::connected(true);
         self.session_link.send_replace(Some(SessionLink::new(Arc::clone(&link), sealing(), feed)));
@@ -508,8 +512,8 @@ impl<B: Bus> Driver<B> {
             Connection::Up(up) => BrokerStatus { connected: true, uri: up.link.peer().to_owned() },
             Connection::Down { .. } | Connection::Dialling(_) => BrokerStatus::default(),
         };
-        let secret_history = self.secret_history.clone();
-        let view = NodeView { secret_history, ..NodeView::of(&self.farm, broker, now) };
+        let (secret_history, refused) = (self.secret_history.clone(), self.refused.sentences(now));
+        let view = NodeView { secret_history, refused, ..NodeView::of(&self.farm, broker, now) };
         gauges::show(&view, self.view.borrow().active_generation(), now);
         let alive_until = now.mono + ALIVE_FOR_MS;
         self.health.send_replace(Health { ring: view.active_generation().is_some(), alive_until });

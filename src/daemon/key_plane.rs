@@ -7,13 +7,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, warn};
 
+use super::refused::Refused;
 use super::sealing::Sealing;
-use crate::bus::{Link, Names, Published, Route, Seat};
+use crate::bus::{BusError, Link, Names, Published, Route, Seat};
 use crate::clock::SystemClock;
 use crate::metrics::{self, Plane};
 use crate::proto::payload::Kind;
@@ -135,10 +135,11 @@ impl KeyPlane {
         names: Names,
         sealing: Sealing,
         clock: SystemClock,
+        refused: Refused,
         events: mpsc::Sender<KeyPlaneEvent>,
     ) -> Self {
         let shared = Arc::new(Shared::default());
-        let task = tokio::spawn(write_out(Arc::clone(&shared), link, names, sealing, clock, events));
+        let task = tokio::spawn(write_out(Arc::clone(&shared), link, names, sealing, clock, refused, events));
         Self { shared, task: Some(task) }
     }
 
@@ -173,6 +174,7 @@ async fn write_out<L: Link>(
     names: Names,
     mut sealing: Sealing,
     clock: SystemClock,
+    refused: Refused,
     events: mpsc::Sender<KeyPlaneEvent>,
 ) {
     let mut under_way: JoinSet<(Route, Option<Published>)> = JoinSet::new();
@@ -183,9 +185,11 @@ async fn write_out<L: Link>(
             match sealing.seal(names.of(&route), kind, clock.now()) {
                 Ok(sealed) => {
                     metrics::sent(Plane::Keys);
-                    let link = Arc::clone(&link);
+                    let (link, names, refused) = (Arc::clone(&link), names.clone(), refused.clone());
                     under_way.spawn(async move {
-                        let answer = publish(&*link, &route, sealed).await;
+                        let result = link.publish(&route, sealed).await;
+                        refused.note(&route, &result, &names, clock.now());
+                        let answer = answer_to(&route, result);
                         (route, answer)
                     });
                 }
@@ -219,8 +223,8 @@ async fn write_out<L: Link>(
 }
 
 /// The broker's answer, if it gave one.
-async fn publish<L: Link>(link: &L, route: &Route, sealed: Bytes) -> Option<Published> {
-    match link.publish(route, sealed).await {
+fn answer_to(route: &Route, result: Result<Published, BusError>) -> Option<Published> {
+    match result {
         Ok(answer) => {
             if answer == Published::Nacked {
                 metrics::nacked();
@@ -243,10 +247,11 @@ async fn publish<L: Link>(link: &L, route: &Route, sealed: Bytes) -> Option<Publ
 mod tests {
     use std::sync::Mutex;
 
+    use bytes::Bytes;
     use tokio::sync::{Semaphore, watch};
 
     use super::*;
-    use crate::bus::{BusError, LeaseAnswer};
+    use crate::bus::LeaseAnswer;
     use crate::daemon::sealing::Identity;
     use crate::envelope::{Epochs, FarmSecret, Secrets};
     use crate::proto;
@@ -323,7 +328,8 @@ mod tests {
         let (_sender, epochs) = watch::channel(Arc::new(Epochs::new(std::time::Duration::ZERO)));
         let sealing = Sealing::new(identity, secrets, epochs, crate::random::system(), clock.now());
         let (events, _events) = mpsc::channel(1);
-        let plane = KeyPlane::start(Arc::clone(&link), Names::new("f", "p"), sealing, clock, events);
+        let plane =
+            KeyPlane::start(Arc::clone(&link), Names::new("f", "p"), sealing, clock, Refused::default(), events);
         let answers: Vec<_> = (0..20).map(|node| Route::Inbox(format!("{node}"))).collect();
         answers.iter().for_each(|to| plane.send(to.clone(), farewell()));
         // The first answers are with the broker by now.

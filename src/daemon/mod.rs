@@ -15,6 +15,7 @@ pub mod node;
 pub mod operator;
 pub mod overview;
 pub mod page;
+pub mod refused;
 pub mod reload;
 pub mod ring_file;
 pub mod run;

@@ -14,6 +14,7 @@ use super::driver::{ALIVE_FOR_MS, Driver};
 use super::gauges;
 use super::http::Health;
 use super::operator::Operator;
+use super::refused::Refused;
 use super::reload::LastReload;
 use super::ring_file::RingFile;
 use super::sealing::Identity;
@@ -150,6 +151,7 @@ impl Node {
             identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
             secrets: secrets.clone(),
             secret_history: SecretHistory::default(),
+            refused: Refused::default(),
             opener: opener(),
             epochs: epoch_sender,
             unknown_epoch: Arc::clone(&unknown_epoch),

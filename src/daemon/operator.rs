@@ -141,6 +141,7 @@ impl Operator {
             status.secrets = secrets_status(&status.nodes, &view.secret_history);
         }
         status.warnings.extend(bad_answer);
+        status.warnings.extend(view.refused.iter().map(|refused| format!("{}: {refused}", status.asked)));
         status.warnings.extend(warnings(&status, SystemClock::start().now().wall));
         status.warnings.extend(wrong_clocks(&status, &view.skewed, millis(self.max_clock_offset)));
         status

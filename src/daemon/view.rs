@@ -34,6 +34,8 @@ pub struct NodeView {
     pub skewed: Vec<(String, i64)>,
     /// This node's farm secrets since its start.
     pub secret_history: SecretHistory,
+    /// What the broker refuses this node, in sentences.
+    pub refused: Vec<String>,
     /// The last requests of operators that this node knows of.
     pub audit: Vec<proto::AuditEntry>,
 }
@@ -57,6 +59,7 @@ impl NodeView {
             own: node_status(own),
             skewed: farm.skewed_nodes().map(|(name, offset)| (name.to_owned(), offset)).collect(),
             secret_history: SecretHistory::default(),
+            refused: Vec::new(),
             audit,
         }
     }

@@ -1,0 +1,39 @@
+//! Says which publishes the broker refuses, and keeps it for `status`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tracing::warn;
+
+use crate::bus::refusals::Refusals;
+use crate::bus::{BusError, Names, Published, Route};
+use crate::clock::Now;
+
+/// What the broker refuses this node. Copies share it; it outlives the links, which such a refusal may end.
+#[derive(Clone, Debug, Default)]
+pub struct Refused(Arc<Mutex<Refusals>>);
+
+impl Refused {
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what became of a publish, and warns of a refusal that is news.
+    pub fn note(&self, route: &Route, result: &Result<Published, BusError>, names: &Names, now: Now) {
+        let news = match result {
+            Ok(_) => {
+                self.refusals().published(route);
+                None
+            }
+            Err(error) => self.refusals().refused(route, error, names, now),
+        };
+        if let Some(news) = news {
+            warn!("{news}");
+        }
+    }
+
+    /// What is refused at `now`, in sentences.
+    #[must_use]
+    pub fn sentences(&self, now: Now) -> Vec<String> {
+        self.refusals().sentences(now)
+    }
+}
