@@ -44,6 +44,12 @@ pub const ROTATIONS: &str = "resumed_rotations_total";
 pub const CLOCK_OFFSET: &str = "resumed_clock_offset_seconds";
 /// Gauge.
 pub const SKEWED_NODES: &str = "resumed_skewed_nodes";
+/// Gauge.
+pub const SITES: &str = "resumed_sites";
+/// Gauge.
+pub const SITES_SILENT: &str = "resumed_sites_silent";
+/// Gauge in seconds.
+pub const SITE_SILENT_FOR: &str = "resumed_site_silent_seconds";
 /// Counter by `plane`.
 pub const MESSAGES_SENT: &str = "resumed_messages_sent_total";
 /// Counter by `plane`.
@@ -289,6 +295,13 @@ fn describe() {
         count,
         "Nodes whose clock is too far from this node's for their messages to be acted on."
     );
+    describe_gauge!(SITES, count, "Other sites of the farm that this leader heard within a day; 0 at followers.");
+    describe_gauge!(SITES_SILENT, count, "Of these, sites that were not heard for three of their beats.");
+    describe_gauge!(
+        SITE_SILENT_FOR,
+        Unit::Seconds,
+        "How long ago the site was heard that has been silent for longest."
+    );
     describe_counter!(MESSAGES_SENT, count, "Messages published to the broker, by plane.");
     describe_counter!(MESSAGES_RECEIVED, count, "Messages taken from the broker, by plane, refused ones too.");
     describe_counter!(MESSAGES_REFUSED, count, "Messages from the broker that were not acted on, by reason.");
@@ -384,6 +397,9 @@ fn show() {
         KEY_SETTLE,
         CLOCK_OFFSET,
         SKEWED_NODES,
+        SITES,
+        SITES_SILENT,
+        SITE_SILENT_FOR,
         RING_SAVED,
         CACHE_ENTRIES,
         CACHE_BYTES,

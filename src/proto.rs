@@ -26,6 +26,9 @@ pub const MOST_ENTRIES: usize = 65_536;
 /// messages, but memory stays bounded whatever happens.
 pub const MOST_MEMBERS: usize = 20_000;
 
+/// Sites in an announcement: more than any release tells of.
+const MOST_SITES: usize = 64;
+
 /// What an [`Envelope`] may hold: every field once.
 pub static ENVELOPE: Limits = Limits(&[
     Limit::once(1, "version", &FLAT),
@@ -38,7 +41,7 @@ pub static ENVELOPE: Limits = Limits(&[
 
 /// What a [`Payload`] may hold.
 pub static PAYLOAD: Limits = Limits(&[
-    Limit::once(10, "announcement", &Limits(&[Limit::once(1, "ring", &RING)])),
+    Limit::once(10, "announcement", &ANNOUNCEMENT),
     Limit::once(11, "report", &REPORT),
     Limit::once(12, "farewell", &FLAT),
     Limit::once(13, "sessions", &Limits(&[Limit::repeated(1, "entries", MOST_ENTRIES, ENTRY_BYTES, &FLAT)])),
@@ -54,6 +57,9 @@ pub static PAYLOAD: Limits = Limits(&[
 
 /// What a [`Ring`] may hold.
 pub static RING: Limits = Limits(&[Limit::repeated(2, "keys", MOST_KEYS, size_of::<TicketKey>(), &FLAT)]);
+
+static ANNOUNCEMENT: Limits =
+    Limits(&[Limit::once(1, "ring", &RING), Limit::repeated(40, "sites", MOST_SITES, size_of::<FarSite>(), &FLAT)]);
 
 static REPORT: Limits = Limits(&[
     Limit::once(7, "ring", &RING),

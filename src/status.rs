@@ -113,8 +113,26 @@ pub struct FarmStatus {
     /// The last requests of operators, oldest first: at most sixteen.
     #[serde(default)]
     pub audit: Vec<AuditStatus>,
+    /// The other sites of the farm, whose brokers are federated with this one, by name: as the leader hears them.
+    #[serde(default)]
+    pub sites: Vec<SiteStatus>,
     /// What an operator should look at, in sentences.
     pub warnings: Vec<String>,
+}
+
+/// Another site of the farm, with a broker and a leader of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteStatus {
+    /// What its broker calls its cluster (`rabbitmqctl cluster_status`).
+    pub name: String,
+    /// The node that led there when it was last heard.
+    pub leader: String,
+    /// Whether three of its beats have passed since then.
+    pub silent: bool,
+    /// Milliseconds since the leader here heard it, by what that said last.
+    pub silent_ms: u64,
+    /// Its beat in milliseconds.
+    pub report_every_ms: u64,
 }
 
 /// One request of an operator.

@@ -49,6 +49,13 @@ async fn a_refused_login_says_which_limit_it_is_and_how_to_raise_it() {
         &["connection limit (1) is reached", "set_vhost_limits -p 'small'", "two connections for each node"],
     );
 
+    broker.ctl(&["set_vhost_limits", "-p", "small", r#"{"max-connections": 9, "max-queues": 1}"#]);
+    let said = refusal(&broker.uri_as("few", "hunter2", "small")).await;
+    assert_says(
+        &said,
+        &["queue limit in vhost 'small' (1) is reached", "set_vhost_limits -p 'small' '{\"max-queues\": N}'"],
+    );
+
     broker.ctl(&["set_user_limits", "few", r#"{"max-connections": 1}"#]);
     let said = refusal(&broker.uri_as("few", "hunter2", "/")).await;
     assert_says(

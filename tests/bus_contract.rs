@@ -104,7 +104,7 @@ async fn next(events: &mut mpsc::Receiver<LinkEvent>, what: &str) -> LinkEvent {
 
 #[track_caller]
 fn delivered(from: Source, route: &str, body: &str) -> LinkEvent {
-    LinkEvent::Delivered { from, route: route.to_owned(), body: Bytes::copy_from_slice(body.as_bytes()) }
+    LinkEvent::Delivered { from, route: route.to_owned(), body: Bytes::copy_from_slice(body.as_bytes()), site: None }
 }
 
 /// Asks until the answer is `expected`; for what the broker notices by itself.

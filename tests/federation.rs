@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::{Broker, BrokerOptions};
-use testkit::farm::{Farm, FarmSetup, Host, wait_for};
+use testkit::farm::{Farm, FarmSetup, Host, Proxies, wait_for};
 use testkit::hopping::Hopping;
 use testkit::network::Wire;
+use testkit::prometheus::{Prometheus, ScrapeTarget, Watch};
 
 /// How long an announcement may wait for the link, in milliseconds.
 const TTL: u64 = 3_000;
@@ -59,7 +60,7 @@ fn federate(broker: &Broker, wire: &Wire, farm: &str) {
 }
 
 impl Sites {
-    fn start() -> Self {
+    fn start(proxies: Proxies) -> Self {
         let options = BrokerOptions { plugins: vec!["rabbitmq_federation"], ..BrokerOptions::default() };
         let brokers: Vec<Broker> = thread::scope(|scope| {
             let starting: Vec<_> = (0..2).map(|_| scope.spawn(|| Broker::start_with(&options))).collect();
@@ -73,6 +74,7 @@ impl Sites {
                 pods: vec![pod.to_owned(); 2],
                 host_names: pod.to_owned(),
                 name: name.clone(),
+                proxies,
                 // No key is due while the test lasts but those that are asked for.
                 keys: "interval = \"1h\"\nsettle = \"2s\"".to_owned(),
                 broker: format!("report_every = \"{}ms\"", BEAT.as_millis()),
@@ -154,6 +156,32 @@ impl Sites {
 }
 
 impl Site {
+    /// What the broker calls its cluster.
+    fn cluster(&self) -> String {
+        let said = self.broker.ctl(&["eval", "io:format(\"~s\", [rabbit_nodes:cluster_name()])."]);
+        said.lines().next().unwrap_or_default().trim_end_matches("ok").to_owned()
+    }
+
+    /// Waits until every node here says of the other site, called `name`, that it is silent or that it is not, and the leader
+    /// shows it. Returns how long that took.
+    fn says(&self, name: &str, silent: bool) -> Duration {
+        let ((), took) = wait_for(&format!("{name} silent: {silent}"), || {
+            for host in &self.farm.hosts {
+                let status = host.daemon.try_status()?;
+                let seen: Vec<_> = status.sites.iter().map(|site| (site.name.as_str(), site.silent)).collect();
+                let warned =
+                    status.warnings.iter().any(|warning| warning.contains(&format!("the site {name} was last heard")));
+                if seen != [(name, silent)] || warned != silent {
+                    return Err(format!("{} says {:?}, {:?}", host.name, status.sites, status.warnings));
+                }
+            }
+            let shown: f64 =
+                self.farm.hosts.iter().filter_map(|host| host.daemon.try_metric("resumed_sites_silent")).sum();
+            if shown == f64::from(u8::from(silent)) { Ok(()) } else { Err(format!("resumed_sites_silent {shown}")) }
+        });
+        took
+    }
+
     /// The messages that wait here for the other data centre, those sent and not confirmed included.
     fn waiting(&self) -> Result<usize, String> {
         let listed = self.broker.ctl(&["list_queues", "name", "messages"]);
@@ -194,7 +222,7 @@ fn seals(sites: &[&Site], generation: u64) {
 
 #[test]
 fn keys_cross_between_brokers_and_a_link_that_is_cut_costs_neither_side_more_than_the_others_new_keys() {
-    let mut sites = Sites::start();
+    let mut sites = Sites::start(Proxies::Tickets);
     let (ring, took) = sites.one_ring(&BTreeSet::new());
     println!("one ring of {} keys {took:?} after the proxies served", ring.len());
     for site in &sites.0 {
@@ -299,4 +327,57 @@ fn keys_cross_between_brokers_and_a_link_that_is_cut_costs_neither_side_more_tha
     println!("messages refused: {refused:?}");
     let others = refused.iter().filter(|(why, _)| **why != "unknown_epoch");
     assert!(others.map(|(_, count)| count).sum::<f64>() == 0.0 && refused["unknown_epoch"] < 20.0, "{refused:?}");
+}
+
+#[test]
+fn a_link_that_falls_silent_is_called_out_at_the_site_that_hears_nothing_until_it_is_mended() {
+    let mut sites = Sites::start(Proxies::None);
+    sites.one_ring(&BTreeSet::new());
+    let [fra_name, ams_name] = [sites.0[0].cluster(), sites.0[1].cluster()];
+    sites.0[0].says(&ams_name, false);
+    sites.0[1].says(&fra_name, false);
+    let prometheus = |site: &Site| {
+        let target = |host: &Host| ScrapeTarget {
+            address: host.daemon.metrics_address(),
+            farm: "prod".to_owned(),
+            pod: "pod".to_owned(),
+        };
+        Prometheus::start(&Watch::impatiently(site.farm.hosts.iter().map(target).collect()))
+    };
+    let [at_fra, at_ams] = [prometheus(&sites.0[0]), prometheus(&sites.0[1])];
+    at_fra.wait_for_scrapes(2);
+    at_ams.wait_for_scrapes(2);
+
+    // The link by which fra hears ams is gone, as after a policy that was deleted; both brokers and all nodes are well.
+    let cleared = Instant::now();
+    sites.0[0].broker.ctl(&["clear_policy", "resumed-keys"]);
+    sites.0[0].says(&ams_name, true);
+    println!("silent at every node {:?} after the policy began to be cleared, beats of {BEAT:?}", cleared.elapsed());
+    let leader = sites.0[0].farm.leader();
+    let instance = sites.0[0].farm.hosts[leader].daemon.metrics_address();
+    let alert = at_fra.wait_until_fires("ResumedSiteSilent", &instance);
+    assert_eq!(alert.annotations["runbook"], "docs/runbook.md#resumedsitesilent");
+    // The other direction is another link.
+    sites.0[1].says(&fra_name, false);
+    let firing = at_ams.firing().expect("alerts");
+    assert!(!firing.iter().any(|(name, _)| name == "ResumedSiteSilent"), "{firing:?}");
+    let told = sites.0[0].farm.hosts[leader].daemon.command(&["status"]);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("1 other site of the farm") && told.contains(&ams_name), "{told}");
+
+    // The next leader there knows which site should be heard.
+    let fra = &mut sites.0[0];
+    fra.farm.hosts[leader].daemon.kill();
+    let (next, _) = fra.farm.another_leads(&fra.farm.others(leader));
+    fra.farm.hosts[leader].daemon.launch();
+    fra.farm.wait_in_step_at(next);
+    sites.0[0].says(&ams_name, true);
+    let instance = sites.0[0].farm.hosts[next].daemon.metrics_address();
+    at_fra.wait_until_fires("ResumedSiteSilent", &instance);
+
+    federate(&sites.0[0].broker, &sites.0[1].wire, sites.0[0].farm.name());
+    let took = sites.0[0].says(&ams_name, false);
+    println!("heard again {took:?} after the policy was set");
+    at_fra.wait_until_resolves("ResumedSiteSilent", &instance);
+    sites.one_ring(&BTreeSet::new());
 }

@@ -285,7 +285,7 @@ impl InProcessLink {
                         opened.arrived.notified().await;
                         continue;
                     };
-                    if sink.send(LinkEvent::Delivered { from: source, route, body }).await.is_err() {
+                    if sink.send(LinkEvent::Delivered { from: source, route, body, site: None }).await.is_err() {
                         return;
                     }
                 }

@@ -126,6 +126,8 @@ pub enum LinkEvent {
         route: String,
         /// The sealed message.
         body: Bytes,
+        /// Of [`Source::Far`] alone: what the broker says of the cluster it came from. Nothing that is sealed says so.
+        site: Option<String>,
     },
     /// The leader's queue of a seat is no longer ours although the link lives: it was deleted, its consumer cancelled, or
     /// its connection is gone.

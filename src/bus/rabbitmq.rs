@@ -525,6 +525,24 @@ async fn subscribe(
     consuming.map_err(|error| failed(format!("consume from queue {queue}"), &error))
 }
 
+/// Where a message came from that another broker handed on: the name of its cluster, or else its URI, which federation
+/// writes without the user. RabbitMQ puts each broker on the way in front of the one before. `None`: it was published here.
+fn site_of(headers: &FieldTable) -> Option<String> {
+    let way = headers.inner().get(FEDERATED)?;
+    let first = match way {
+        AMQPValue::FieldArray(way) => way.as_slice().last(),
+        _ => None,
+    };
+    let text = |key: &str| match first {
+        Some(AMQPValue::FieldTable(first)) => match first.inner().get(key)? {
+            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
+            _ => None,
+        },
+        _ => None,
+    };
+    Some(text("cluster-name").or_else(|| text("uri")).unwrap_or_default())
+}
+
 /// Hands deliveries on and acknowledges what found room, until the consumer ends; then says why, if there was a why.
 async fn hand_on(mut consumer: Consumer, from: Source, prefetch: u16, sink: mpsc::Sender<LinkEvent>) -> Option<String> {
     // The last delivery that found room, and how many are not acknowledged up to it.
@@ -539,9 +557,11 @@ async fn hand_on(mut consumer: Consumer, from: Source, prefetch: u16, sink: mpsc
             Some(Some(Ok(delivery))) => {
                 let route =
                     if delivery.exchange.as_str().is_empty() { &delivery.routing_key } else { &delivery.exchange };
-                let federated = delivery.properties.headers().as_ref().is_some_and(|all| all.contains_key(FEDERATED));
-                let from = if federated && from == Source::Inbox { Source::Far } else { from };
-                let event = LinkEvent::Delivered { from, route: route.to_string(), body: Bytes::from(delivery.data) };
+                let headers = delivery.properties.headers().as_ref().filter(|_| from == Source::Inbox);
+                let site = headers.and_then(site_of);
+                let from = if site.is_some() { Source::Far } else { from };
+                let body = Bytes::from(delivery.data);
+                let event = LinkEvent::Delivered { from, route: route.to_string(), body, site };
                 if sink.send(event).await.is_err() {
                     // The node listens no more and is about to drop the link. Nothing is taken from the broker until then.
                     return std::future::pending().await;

@@ -25,6 +25,7 @@ pub(super) const NO_CHANNEL: &str = "no channel is left";
 enum Cause {
     Permission,
     Channels,
+    Queues,
     Size,
     Missing,
     Other,
@@ -36,6 +37,7 @@ impl Cause {
         match () {
             () if has("ACCESS_REFUSED") => Self::Permission,
             () if has(NO_CHANNEL) || has("number of channels opened") => Self::Channels,
+            () if has("queue limit") => Self::Queues,
             () if has("message size") => Self::Size,
             () if has("NOT_FOUND") => Self::Missing,
             () => Self::Other,
@@ -77,6 +79,14 @@ pub fn remedy(words: &str, names: &Names) -> Option<String> {
                 "this limit is channel_max, in rabbitmq.conf or in the URI: a node needs {CHANNELS} channels on a connection"
             ),
         }),
+        Cause::Queues => {
+            let vhost = quoted(words, "vhost").unwrap_or("/");
+            Some(format!(
+                "this limit is the virtual host's max-queues; a farm needs two queues for each node, and a third for the leader: \
+                 raise it with rabbitmqctl set_vhost_limits -p '{vhost}' '{{\"max-queues\": N}}', or take it away with rabbitmqctl \
+                 clear_vhost_limits -p '{vhost}'"
+            ))
+        }
         Cause::Size => Some("this limit is max_message_size in rabbitmq.conf: a node needs 2097152".to_owned()),
         Cause::Missing => Some("a node declares it when it connects: look who deletes it".to_owned()),
         Cause::Other => None,
@@ -107,7 +117,7 @@ pub fn remedy_at_login(words: &str, user: &str, vhost: &str) -> Option<String> {
              -p '{vhost}'"
         ));
     }
-    if has("access to vhost") {
+    if has("access to vhost") && !has("is down") {
         return Some(format!(
             "the user has no permissions in this virtual host: grant them with etc/rabbitmq/permissions.sh FARM '{user}' \
              '{vhost}'"
@@ -258,6 +268,10 @@ mod tests {
                 "clear_user_limits 'u' max-channels",
             ),
             (
+                "406 PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost 'v' (1) is reached",
+                "set_vhost_limits -p 'v' '{\"max-queues\": N}'",
+            ),
+            (
                 "406 PRECONDITION_FAILED - message size 70000 is larger than configured max size 1000",
                 "max_message_size",
             ),
@@ -288,6 +302,8 @@ mod tests {
             let told = remedy_at_login(words, "u", vhost).unwrap_or_else(|| panic!("no remedy for {words}"));
             assert!(told.contains(part), "{words}: {told}");
         }
+        let down = "NOT_ALLOWED - access to vhost 'v' refused for user 'u': vhost 'v' is down";
+        assert_eq!(remedy_at_login(down, "u", "v"), None);
         assert_eq!(
             remedy_at_login("ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN", "u", "/"),
             None

@@ -14,7 +14,7 @@ use super::table::{counted, plain, relative, span, table};
 use super::{Failure, SocketArg};
 use crate::clock::SystemClock;
 use crate::status::{
-    AuditStatus, BrokerStatus, FarmStatus, KeyStatus, NodeStatus, ReloadState, ReloadStatus, RingStatus,
+    AuditStatus, BrokerStatus, FarmStatus, KeyStatus, NodeStatus, ReloadState, ReloadStatus, RingStatus, SiteStatus,
 };
 
 /// The arguments of `resumed status`.
@@ -101,7 +101,7 @@ pub fn out_of_step(status: &FarmStatus) -> Option<String> {
 /// The farm as tables, with times as seen at `now` (UTC milliseconds). Ends with a newline.
 #[must_use]
 pub fn render(status: &FarmStatus, now: u64) -> String {
-    let FarmStatus { farm, pod, asked, leader, nodes, secrets, ring, broker, audit, warnings } = status;
+    let FarmStatus { farm, pod, asked, leader, nodes, secrets, ring, broker, audit, sites, warnings } = status;
     let leads = match leader {
         Some(leader) => format!("led by {}", plain(leader)),
         None => "without a leader".to_owned(),
@@ -129,6 +129,10 @@ pub fn render(status: &FarmStatus, now: u64) -> String {
     if !audit.is_empty() {
         line(format!("\nOperators asked last: {}", counted(audit.len(), "request")));
         line(audit_table(audit, now));
+    }
+    if !sites.is_empty() {
+        line(format!("\n{} of the farm", counted(sites.len(), "other site")));
+        line(sites_table(sites));
     }
     if !warnings.is_empty() {
         line(format!("\n{}", counted(warnings.len(), "warning")));
@@ -201,6 +205,20 @@ fn audit_table(audit: &[AuditStatus], now: u64) -> String {
     for request in audit {
         let user = request.user.as_deref().map_or_else(|| "user not said".to_owned(), plain);
         table.add_row([relative(request.at, now), action(request), plain(&request.node), user, outcome(request)]);
+    }
+    table.to_string()
+}
+
+fn sites_table(sites: &[SiteStatus]) -> String {
+    let mut table = table(["site", "leader", "last heard", "heard"]);
+    for site in sites {
+        let heard = if site.silent { "NO" } else { "yes" };
+        table.add_row([
+            plain(&site.name),
+            plain(&site.leader),
+            format!("{} ago", span(site.silent_ms)),
+            heard.to_owned(),
+        ]);
     }
     table.to_string()
 }
@@ -324,6 +342,7 @@ mod tests {
             },
             broker: BrokerStatus { connected: true, uri: "amqp://resumed:***@192.0.2.9/".into() },
             audit: Vec::new(),
+            sites: Vec::new(),
             warnings: vec!["a and b name their certificates differently".into()],
         }
     }
@@ -428,7 +447,7 @@ Every node opens what is sealed with the farm secret 00112233445566ff.
             keys.sort();
             keys
         };
-        assert_eq!(keys(&json), sorted("farm pod asked leader nodes secrets ring broker audit warnings"));
+        assert_eq!(keys(&json), sorted("farm pod asked leader nodes secrets ring broker audit sites warnings"));
         let node = "name boot_id pod version last_report_ms in_step clock_offset_ms sessions proxies secret_ids reload";
         assert_eq!(keys(&json["nodes"][0]), sorted(node));
         assert_eq!(keys(&json["nodes"][0]["reload"]), sorted("state at reason"));

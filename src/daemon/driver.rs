@@ -22,6 +22,7 @@ use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
 use super::secret_steps::SecretHistory;
 use super::session_plane::SessionLink;
+use super::sites::tell_of_sites;
 use super::view::{NodeView, audit_status, hex};
 use crate::bus::backoff::Redial;
 use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Seat, Source};
@@ -217,12 +218,14 @@ impl<B: Bus> Driver<B> {
                     Event::Disconnected
                 }
                 Happened::Link(LinkEvent::LeaseLost { seat }) => Event::LeaseLost(seat),
-                Happened::Link(LinkEvent::Delivered { from, route, body }) => match self.open(from, &route, body) {
-                    Some(event) => event,
-                    // A flood of bad messages does not keep the node from what is due.
-                    None if self.clock.now().mono >= due => Event::Wake,
-                    None => continue,
-                },
+                Happened::Link(LinkEvent::Delivered { from, route, body, site }) => {
+                    match self.open(from, &route, body, site) {
+                        Some(event) => event,
+                        // A flood of bad messages does not keep the node from what is due.
+                        None if self.clock.now().mono >= due => Event::Wake,
+                        None => continue,
+                    }
+                }
                 Happened::Told(seat, answer) => Event::Told { seat, answer },
                 Happened::Lease(answer) => lease_event(answer),
                 Happened::Checked(answer) => check_event(answer),
@@ -331,7 +334,7 @@ impl<B: Bus> Driver<B> {
     }
 
     /// Opens a sealed message; what is refused is counted by reason and goes no further.
-    fn open(&mut self, from: Source, route: &str, body: Bytes) -> Option<Event> {
+    fn open(&mut self, from: Source, route: &str, body: Bytes, site: Option<String>) -> Option<Event> {
         let via = match from {
             Source::Inbox => Via::Inbox,
             Source::Far => Via::Far,
@@ -347,6 +350,9 @@ impl<B: Bus> Driver<B> {
         match self.opener.open(route, body, now) {
             Ok(opened) => {
                 metrics::missed(opened.missed);
+                if let Some(site) = site {
+                    self.farm.comes_from(&site, &opened.payload, now);
+                }
                 Some(Event::Message { payload: Box::new(opened.payload), via })
             }
             // Ordinary for a node that has just started, until it has joined.
@@ -515,6 +521,7 @@ impl<B: Bus> Driver<B> {
         let (secret_history, refused) = (self.secret_history.clone(), self.refused.sentences(now));
         let view = NodeView { secret_history, refused, ..NodeView::of(&self.farm, broker, now) };
         gauges::show(&view, self.view.borrow().active_generation(), now);
+        tell_of_sites(&self.view.borrow(), &view);
         let alive_until = now.mono + ALIVE_FOR_MS;
         self.health.send_replace(Health { ring: view.active_generation().is_some(), alive_until });
         self.view.send_replace(view);

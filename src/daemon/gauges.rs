@@ -10,9 +10,10 @@ use crate::clock::Now;
 use crate::keys::KeySettings;
 use crate::metrics::{
     ACTIVE_KEY_AGE, ACTIVE_KEY_SEALS_FOR, BROKER_CONNECTED, BROKER_RECONNECTS, CLOCK_OFFSET, IN_STEP, KEY_INTERVAL,
-    KEY_SETTLE, KEY_STATES, LEADER, MEMBERS, MEMBERS_IN_STEP, RING_SAVE_ERRORS, RING_SAVED, ROTATIONS, SKEWED_NODES,
-    ring_keys,
+    KEY_SETTLE, KEY_STATES, LEADER, MEMBERS, MEMBERS_IN_STEP, RING_SAVE_ERRORS, RING_SAVED, ROTATIONS, SITE_SILENT_FOR,
+    SITES, SITES_SILENT, SKEWED_NODES, ring_keys,
 };
+use crate::status::SiteStatus;
 
 /// Shows the settings that the ages of keys and the offsets of clocks are measured against.
 pub fn settings(keys: &KeySettings) {
@@ -47,6 +48,7 @@ pub fn show(view: &NodeView, sealed_before: Option<u64>, now: Now) {
     gauge!(MEMBERS_IN_STEP).set(view.members_in_step);
     gauge!(IN_STEP).set(if view.in_step { 1.0 } else { 0.0 });
     gauge!(SKEWED_NODES).set(u32::try_from(view.skewed.len()).unwrap_or(u32::MAX));
+    sites(if view.leads { &view.sites } else { &[] });
     let offset = i32::try_from(view.clock_offset_ms).map_or(f64::from(i32::MAX), f64::from);
     gauge!(CLOCK_OFFSET).set(offset / 1e3);
     ring_keys(KEY_STATES.map(|state| view.ring.keys.iter().filter(|key| key.state == state).count()));
@@ -59,6 +61,15 @@ pub fn show(view: &NodeView, sealed_before: Option<u64>, now: Now) {
     if active.zip(sealed_before).is_some_and(|(active, before)| active.generation != before) {
         counter!(ROTATIONS).increment(1);
     }
+}
+
+/// Shows the other sites, at the leader alone: one node of a farm calls for somebody.
+fn sites(sites: &[SiteStatus]) {
+    let count = |sites: usize| u32::try_from(sites).unwrap_or(u32::MAX);
+    gauge!(SITES).set(count(sites.len()));
+    gauge!(SITES_SILENT).set(count(sites.iter().filter(|site| site.silent).count()));
+    let longest = sites.iter().map(|site| site.silent_ms).max().unwrap_or(0);
+    gauge!(SITE_SILENT_FOR).set(Duration::from_millis(longest).as_secs_f64());
 }
 
 #[cfg(test)]
@@ -138,6 +149,23 @@ mod tests {
         let text = shown(|| show(&NodeView { in_step: true, skewed, ..view() }, None, NOW));
         has(&text, "resumed_in_step 1");
         has(&text, "resumed_skewed_nodes 2");
+    }
+
+    #[test]
+    fn a_leader_alone_shows_the_other_sites() {
+        let site = |silent, silent_ms| SiteStatus { silent, silent_ms, ..SiteStatus::default() };
+        let led = NodeView { leads: true, sites: vec![site(false, 400), site(true, 90_500)], ..view() };
+        let text = shown(|| show(&led, None, NOW));
+        has(&text, "resumed_sites 2");
+        has(&text, "resumed_sites_silent 1");
+        has(&text, "resumed_site_silent_seconds 90.5");
+        let text = shown(|| {
+            show(&led, None, NOW);
+            show(&NodeView { leads: false, ..led.clone() }, None, NOW);
+        });
+        has(&text, "resumed_sites 0");
+        has(&text, "resumed_sites_silent 0");
+        has(&text, "resumed_site_silent_seconds 0");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod sealing;
 pub mod secret_steps;
 pub mod service;
 pub mod session_plane;
+mod sites;
 pub mod turns;
 pub mod unix_socket;
 mod users;

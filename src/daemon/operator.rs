@@ -12,7 +12,7 @@ use super::view::{NodeView, audit_status, node_status};
 use crate::clock::{SystemClock, millis};
 use crate::farm::{Ask, Reply};
 use crate::proto::{self, AuditEntry, AuditOutcome};
-use crate::status::{AuditStatus, FarmStatus, NodeStatus, ReloadState, SecretsStatus};
+use crate::status::{AuditStatus, FarmStatus, NodeStatus, ReloadState, SecretsStatus, SiteStatus};
 
 /// How often a rotation or a revocation looks who has confirmed it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -134,6 +134,7 @@ impl Operator {
             ring: view.ring,
             broker: view.broker,
             audit: last_requests(requests),
+            sites: view.sites,
             warnings: Vec::new(),
         };
         // One node's view of its own secrets says nothing of the others'.
@@ -276,11 +277,27 @@ fn warnings(status: &FarmStatus, now: u64) -> Vec<String> {
     for node in status.nodes.iter().filter(|node| !node.in_step) {
         warnings.push(format!("{} is not in step: last report {} ago", node.name, span(node.last_report_ms)));
     }
+    warnings.extend(silent_sites(status));
     warnings.extend(refused_reloads(&status.nodes, now));
     warnings.extend(refusals(&status.nodes));
     warnings.extend(same_names(status));
     warnings.extend(different_certificates(status));
     warnings
+}
+
+/// Other sites that the leader hears no longer, while nodes here are all in step.
+fn silent_sites(status: &FarmStatus) -> Vec<String> {
+    let silent = status.sites.iter().filter(|site| site.silent);
+    let sentence = |site: &SiteStatus| {
+        format!(
+            "the site {} was last heard {} ago (its leader was {}): no keys come from there, and tickets made there may not \
+             open here. Look at the link between the brokers",
+            site.name,
+            span(site.silent_ms),
+            site.leader
+        )
+    };
+    silent.map(sentence).collect()
 }
 
 /// Nodes that did not take the farm secrets that they were given last: the old ones may be known to somebody.

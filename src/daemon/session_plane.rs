@@ -383,7 +383,8 @@ mod tests {
                 let removal = SessionEntry { id: vec![number; 32].into(), at: clock.now().wall, ..Default::default() };
                 let batch = SessionBatch { entries: vec![removal], format: SessionFormat::OpensslDer.into() };
                 let body = other.seal(&names.sessions, Kind::Sessions(batch), clock.now()).unwrap();
-                let event = LinkEvent::Delivered { from: Source::Feed, route: names.sessions.clone(), body };
+                let event =
+                    LinkEvent::Delivered { from: Source::Feed, route: names.sessions.clone(), body, site: None };
                 feed_sender.try_send(event).unwrap();
             }
             links.send_replace(None);

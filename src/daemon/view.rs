@@ -1,12 +1,13 @@
 //! What a node shows of itself: to `status`, to `/healthz`, and to tests.
 
 use super::secret_steps::SecretHistory;
+use super::sites::site_status;
 use crate::clock::Now;
 use crate::farm::Farm;
 use crate::proto;
 use crate::proto::{AuditAction, AuditOutcome};
 use crate::status::{
-    AuditStatus, BrokerStatus, KeyStatus, NodeStatus, ProxyStatus, ReloadState, ReloadStatus, RingStatus,
+    AuditStatus, BrokerStatus, KeyStatus, NodeStatus, ProxyStatus, ReloadState, ReloadStatus, RingStatus, SiteStatus,
 };
 
 /// One node at one instant.
@@ -36,6 +37,8 @@ pub struct NodeView {
     pub secret_history: SecretHistory,
     /// What the broker refuses this node, in sentences.
     pub refused: Vec<String>,
+    /// The other sites of the farm, as this node hears them if it leads, or else as its leader said last.
+    pub sites: Vec<SiteStatus>,
     /// The last requests of operators that this node knows of.
     pub audit: Vec<proto::AuditEntry>,
 }
@@ -60,6 +63,7 @@ impl NodeView {
             skewed: farm.skewed_nodes().map(|(name, offset)| (name.to_owned(), offset)).collect(),
             secret_history: SecretHistory::default(),
             refused: Vec::new(),
+            sites: farm.sites(now).into_iter().map(site_status).collect(),
             audit,
         }
     }

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::audit::{Asked, AuditTrail, MOST_AUDITED, is_entry, is_user};
 use super::members::{Member, Members};
 use super::operator::{Added, Ask, MOST_WAITING_BYTES, PartialTable, Pending, Reply, in_parts};
+use super::sites::{Site, Sites};
 use super::walk::{Step, Walk};
 use crate::bus::{Names, Published, Route, Seat};
 use crate::clock::{Now, millis};
@@ -402,6 +403,8 @@ pub struct Farm {
     /// The last revocation requested here: by which request, and what it was answered with.
     revoked: Option<(u64, Revocation)>,
     audit: AuditTrail,
+    /// The other sites of the farm.
+    sites: Sites,
     out: Vec<Action>,
 }
 
@@ -549,6 +552,7 @@ impl Farm {
             mint_at: None,
             revoked: None,
             audit: AuditTrail::default(),
+            sites: Sites::default(),
             out: Vec::new(),
         }
     }
@@ -577,6 +581,7 @@ impl Farm {
                 return std::mem::take(&mut self.out);
             }
         }
+        self.sites.listen(self.hears(Via::Far), now);
         self.advance(now);
         std::mem::take(&mut self.out)
     }
@@ -639,6 +644,23 @@ impl Farm {
     #[must_use]
     pub fn hears(&self, via: Via) -> bool {
         via != Via::Far || !matches!(self.role, Role::Follower)
+    }
+
+    /// Takes in that a message which is about to be handed in as [`Event::Message`] comes [`Via::Far`], from the site that
+    /// its broker calls `site`.
+    pub fn comes_from(&mut self, site: &str, payload: &proto::Payload, now: Now) {
+        if self.hears(Via::Far)
+            && payload.boot_id != self.settings.boot_id
+            && let Some(Kind::Announcement(announcement)) = &payload.kind
+        {
+            self.sites.heard(site, &payload.node, announcement.report_every_ms, now);
+        }
+    }
+
+    /// The other sites of the farm, as this node hears them if it leads, or else as its leader said last.
+    #[must_use]
+    pub fn sites(&self, now: Now) -> Vec<Site> {
+        self.sites.list(now)
     }
 
     /// Whether this node holds the lease.
@@ -1087,6 +1109,7 @@ impl Farm {
         {
             self.walk.go_to(seat);
         }
+        self.sites.told(&announcement.sites, now);
         let who = (from.node, from.boot_id);
         let another = self.follows.as_ref() != Some(&who);
         self.follow_epoch(&announcement.epoch, announcement.members, now);
@@ -1826,6 +1849,7 @@ impl Farm {
             inbox: self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default(),
             epoch: self.epochs.current().map(|key| key.id().to_vec()).unwrap_or_default(),
             seat: self.walk.seat().number(),
+            sites: self.sites.to_proto(now),
         }
     }
 
@@ -2575,6 +2599,7 @@ mod tests {
             }
             if place == 1 {
                 assert!(!self.follower.hears(Via::Far));
+                self.follower.comes_from("a name that is not sealed", &payload, now);
                 let far = Event::Message { payload: payload.clone(), via: Via::Far };
                 let heard = self.follower.handle(now, far);
                 let follows = |action: &Action| matches!(action, Action::RingChanged | Action::Note(Note::Follows(_)));
@@ -2587,6 +2612,9 @@ mod tests {
             let sealed = self.leaders[place].epochs.sealing(&kind, now).map(EpochKey::id);
             let opens = sealed.is_none_or(|id| self.leaders[other].epochs.get(id).is_some());
             let via = Via::Far;
+            if opens {
+                self.leaders[other].comes_from(["site of ams", "site of fra"][place], &payload, now);
+            }
             self.give(other, if opens { Event::Message { payload, via } } else { Event::UnknownEpoch { via } });
         }
 
@@ -2644,6 +2672,30 @@ mod tests {
             all.run_until(10 + outage + 6);
             all.assert_one_ring();
         }
+    }
+
+    #[test]
+    fn a_leader_and_its_follower_know_when_the_other_site_is_silent() {
+        let mut all = Federated::new();
+        let seen = |all: &Federated| {
+            let [ams, fra] = &all.leaders;
+            [ams, &all.follower, fra].map(|node| {
+                let sites = node.sites(all.now()).into_iter();
+                sites.map(|site| (site.name.clone(), site.is_silent())).collect::<Vec<_>>()
+            })
+        };
+        let both = |silent| ["site of fra", "site of fra", "site of ams"].map(|site| vec![(site.to_owned(), silent)]);
+        all.run_until(10);
+        assert_eq!(seen(&all), both(false));
+        all.linked = false;
+        all.run_until(14);
+        assert_eq!(seen(&all), both(false), "a beat is 2 s");
+        // Three beats, and one until the follower hears of it.
+        all.run_until(10 + 6 + 2 + 1);
+        assert_eq!(seen(&all), both(true));
+        all.linked = true;
+        all.run_until(10 + 9 + 4 + 1);
+        assert_eq!(seen(&all), both(false));
     }
 
     #[test]

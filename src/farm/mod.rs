@@ -8,9 +8,11 @@ mod audit;
 mod machine;
 mod members;
 mod operator;
+mod sites;
 mod walk;
 
 pub use audit::{MOST_AUDITED, is_user};
 pub use machine::{Action, Event, Farm, FarmSettings, LocalState, Note, Via};
 pub use members::{Member, Members};
 pub use operator::{Ask, Reply};
+pub use sites::{Site, Sites};

@@ -308,6 +308,7 @@ impl World {
             inbox: inbox.clone(),
             epoch: Vec::new(),
             seat: 0,
+            sites: Vec::new(),
         };
         let report = proto::Report { inbox, fingerprint: vec![0; 8], ring: Some(ring), ..proto::Report::default() };
         self.send(link, Route::Keys, Kind::Announcement(announcement));

@@ -314,6 +314,7 @@ pub fn announcement(ring: proto::Ring, as_of: u64) -> proto::Announcement {
         inbox: String::new(),
         epoch: Vec::new(),
         seat: 0,
+        sites: Vec::new(),
     }
 }
 
