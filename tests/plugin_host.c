@@ -37,6 +37,15 @@ hex(const void *bytes, size_t len)
   }
 }
 
+#ifdef OPENSSL_SAYS
+/* As an OpenSSL that is linked into the program would: the plugin sees this one first. */
+unsigned long
+OpenSSL_version_num(void)
+{
+  return OPENSSL_SAYS;
+}
+#endif
+
 const char *TSTrafficServerVersionGet(void) NAME("", "_Z25TSTrafficServerVersionGetv");
 const char *
 TSTrafficServerVersionGet(void)

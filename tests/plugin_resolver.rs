@@ -21,12 +21,17 @@ use testkit::node::{Node, NodeSetup, key, until};
 
 /// Compiles the host that plays ATS of this major version.
 fn host(folder: &Path, major: u32) -> PathBuf {
+    host_with(folder, major, &["-ldl", "-lssl", "-lcrypto"])
+}
+
+/// The same, linked as these last words to the compiler say.
+fn host_with(folder: &Path, major: u32, words: &[&str]) -> PathBuf {
     let program = folder.join(format!("host-{major}"));
     let output = Command::new("cc")
         .args(["-Wall", "-Werror", "-rdynamic", &format!("-DHOST={major}"), "-o"])
         .arg(&program)
         .arg(testkit::tree().join("tests/plugin_host.c"))
-        .args(["-ldl", "-lssl", "-lcrypto"])
+        .args(words)
         .output()
         .expect("a C compiler, which Rust needs as well");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -284,6 +289,39 @@ async fn without_session_functions_it_shares_tickets_only() {
     bench.node.keys.send_replace(Arc::new(Timetable::new(vec![key(3, -10..1000, 3000)])));
     bench.host.wait_for(&format!("keys {}", record(3)));
     assert_eq!(bench.host.end_after_stop(), Some(0));
+}
+
+/// An ATS whose sessions are another OpenSSL's: tickets go on, the session hook is left alone, and one line says why.
+async fn shares_tickets_only_beside_a_foreign_openssl(words: &[&str], why: &str) {
+    let folder = Folder::temporary("resumed-");
+    let socket = folder.path().join("ats.sock");
+    let node = Node::start(&socket, &NodeSetup::default()).await;
+    node.keys.send_replace(Arc::new(Timetable::new(vec![key(1, -10..1000, 3000)])));
+    let program = host_with(folder.path(), 9, words);
+    let mut host = Host::start(&program, &[&format!("--socket={}", socket.display()), "--wait-ms=20000"]);
+    host.wait_for("ready");
+    assert_eq!(host.said("hook"), [""; 0], "it touches sessions that another library made");
+    assert_eq!(host.said("keys"), [format!("keys {}", record(1))]);
+    let warnings = host.said("warning");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains(why) && warnings[0].contains("ticket keys only"), "{warnings:?}");
+    node.proxies(1).await;
+    let proxy = &node.plane.registry.proxies()[0];
+    assert!(!proxy.sessions);
+    assert!(proxy.warnings[0].contains(why), "{:?}", proxy.warnings);
+    assert_eq!(host.end_after_stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ats_with_an_openssl_of_its_own_inside_shares_tickets_only() {
+    let words = ["-Wl,-Bstatic", "-lssl", "-lcrypto", "-Wl,-Bdynamic", "-ldl", "-lpthread", "-Wl,--exclude-libs,ALL"];
+    shares_tickets_only_beside_a_foreign_openssl(&words, "shows the plugin no OpenSSL of its own").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ats_with_an_openssl_of_another_version_shares_tickets_only() {
+    let words = ["-DOPENSSL_SAYS=0x1010117fUL", "-ldl", "-lssl", "-lcrypto"];
+    shares_tickets_only_beside_a_foreign_openssl(&words, "runs on OpenSSL 1.1.1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

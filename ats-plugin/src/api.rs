@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use zeroize::Zeroizing;
 
+use crate::libssl::{self, Foreign, SSL_SESSION_is_resumable, SSL_get_state};
 use crate::session::{MASTER_KEY_BYTES, SessionId};
 
 /// A `TSEventFunc`.
@@ -68,6 +69,7 @@ pub struct Api {
     update_register: Option<UpdateRegister>,
     ticket_key_update: Option<unsafe extern "C" fn(*mut c_char, c_int) -> c_int>,
     sessions: Option<Sessions>,
+    foreign: Option<Foreign>,
     mgmt_int_get: Option<unsafe extern "C" fn(*const c_char, *mut i64) -> c_int>,
     mgmt_string_get: Option<unsafe extern "C" fn(*const c_char, *mut *mut c_char) -> c_int>,
     free: Option<unsafe extern "C" fn(*mut c_void)>,
@@ -93,12 +95,6 @@ struct Sessions {
     remove: unsafe extern "C" fn(*const RawSessionId) -> c_int,
     tls_of: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
     reenable: unsafe extern "C" fn(*mut c_void),
-}
-
-// What openssl-sys leaves out.
-unsafe extern "C" {
-    fn SSL_SESSION_is_resumable(session: *const openssl_sys::SSL_SESSION) -> c_int;
-    fn SSL_get_state(ssl: *const openssl_sys::SSL) -> c_int;
 }
 
 /// `TLS_ST_OK` of OpenSSL's `OSSL_HANDSHAKE_STATE`: the handshake is over. It stays so when the connection fails later.
@@ -129,6 +125,8 @@ impl Api {
             let major: Option<unsafe extern "C" fn() -> c_int> =
                 function(&[c"TSTrafficServerVersionGetMajor", c"_Z30TSTrafficServerVersionGetMajorv"]);
             let major = major.map_or(0, |major| major());
+            let sessions = Sessions::resolve(major);
+            let foreign = sessions.as_ref().and_then(|_| libssl::foreign());
             Self {
                 major,
                 version: version.map_or_else(String::new, |version| text(version())),
@@ -143,7 +141,8 @@ impl Api {
                     .map(UpdateRegister::Two)
                     .or_else(|| function(&[c"_Z20TSMgmtUpdateRegisterP10tsapi_contPKcS2_"]).map(UpdateRegister::Three)),
                 ticket_key_update: function(&[c"TSSslTicketKeyUpdate", c"_Z20TSSslTicketKeyUpdatePci"]),
-                sessions: Sessions::resolve(major),
+                sessions: sessions.filter(|_| foreign.is_none()),
+                foreign,
                 mgmt_int_get: function(&[c"TSMgmtIntGet", c"_Z12TSMgmtIntGetPKcPl"]),
                 mgmt_string_get: function(&[c"TSMgmtStringGet", c"_Z15TSMgmtStringGetPKcPPc"]),
                 free: function(&[c"_TSfree", c"_Z6TSfreePv"]),
@@ -179,6 +178,11 @@ impl Api {
     /// Whether this ATS lets plugins share its session-ID cache.
     pub fn has_sessions(&self) -> bool {
         self.sessions.is_some()
+    }
+
+    /// Why the sessions that this ATS would share are left alone.
+    pub fn foreign(&self) -> Option<&Foreign> {
+        self.foreign.as_ref()
     }
 
     /// Tells ATS who this plugin is.

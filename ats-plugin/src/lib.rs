@@ -3,7 +3,7 @@
 //! ATS's session hook runs on its network threads inside a handshake: it copies and enqueues, or looks one session up,
 //! and never waits. One thread talks to the daemon, one keeps the ticket keys by their times; both live as long as ATS,
 //! which they may call. A third, which writes to the daemon, ends with its connection, and may not. `plugin.rs` is the
-//! room they share; everything unsafe is in `api.rs` and at the entries below. What is public touches nothing of ATS:
+//! room they share; everything unsafe is in `api.rs`, `libssl.rs` and at the entries below. What is public touches nothing of ATS:
 //! `fuzz/` feeds it and the benchmarks time it.
 
 mod api;
@@ -15,6 +15,7 @@ mod gate;
 mod hook_times;
 pub mod incoming;
 pub mod lane;
+mod libssl;
 #[path = "../../src/proto/limits.rs"]
 pub mod limits;
 mod link;
@@ -76,14 +77,16 @@ fn start(arguments: &[String]) -> Result<(), String> {
     }
     let config_dir = api.config_dir();
     let multicert = settings::multicert(&api, config_dir.as_deref());
-    let warnings = settings::warnings(&api, multicert.as_deref(), api.has_sessions());
+    let foreign = api.foreign().map(ToString::to_string);
+    let shown = settings::warnings(&api, multicert.as_deref(), api.has_sessions());
+    let warnings: Vec<String> = foreign.into_iter().chain(shown).collect();
     if PLUGIN.get().is_some() {
         return Err("plugin.config names it twice".to_owned());
     }
     for warning in &warnings {
         say(Level::Warning, warning);
     }
-    if !api.has_sessions() {
+    if !api.has_sessions() && api.foreign().is_none() {
         let version = api.version();
         say(Level::Note, &format!("Traffic Server {version} shares no sessions with plugins: ticket keys only"));
     }
