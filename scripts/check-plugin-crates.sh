@@ -5,7 +5,7 @@
 set -euo pipefail
 
 # Every crate that may end up in libresumed_ats.so. Procedural macros and build scripts do not.
-allowed=" bytes hashbrown libc openssl-sys prost zeroize "
+allowed=" arraydeque bytes hashbrown libc openssl-sys prost saphyr-parser thiserror zeroize "
 
 # The tree of all that is built together: features that the daemon asks of a crate that both use are
 # on in the plugin as well. Lines are "DEPTH NAME vVERSION ...".

@@ -102,7 +102,7 @@ pub mod local {
 
     include!(concat!(env!("OUT_DIR"), "/resumed.v1.local.rs"));
 
-    /// Warnings in an introduction that is read.
+    /// Warnings in an introduction, or in new settings, that are read.
     const MOST_WARNINGS: usize = 1_024;
     /// Names in a progress report that is read: as many as fit into the longest status.
     const MOST_NAMES: usize = 100_000;
@@ -110,6 +110,11 @@ pub mod local {
     /// What a [`FromProxy`] may hold.
     pub static FROM_PROXY: Limits = Limits(&[
         Limit::once(1, "hello", &Limits(&[Limit::repeated(6, "warnings", MOST_WARNINGS, size_of::<String>(), &FLAT)])),
+        Limit::once(
+            4,
+            "settings",
+            &Limits(&[Limit::repeated(2, "warnings", MOST_WARNINGS, size_of::<String>(), &FLAT)]),
+        ),
         Limit::once(
             2,
             "sessions",

@@ -480,3 +480,113 @@ fn the_plugins_counters_are_ats_statistics() {
     }
     drop(pair.folder);
 }
+
+/// A node and an ATS beside it.
+struct Single {
+    node: Node,
+    ats: Ats,
+    runtime: Runtime,
+    _folder: Folder,
+}
+
+impl Single {
+    /// `prepare` is handed the folder of the ATS, which is laid out and not started.
+    fn start(setup: impl FnOnce(&mut AtsSetup), prepare: impl FnOnce(&Ats)) -> Self {
+        let folder = Folder::temporary("resumed-");
+        let socket = folder.path().join("a.sock");
+        let runtime = runtime();
+        let node = runtime.block_on(Node::start(&socket, &NodeSetup::default()));
+        node.keys.send_replace(Arc::new(Timetable::new(always())));
+        let line = plugin_line(&socket, "--wait-ms=20000");
+        let mut wanted = AtsSetup::new(&Certificate::self_signed("farm.test"), line);
+        setup(&mut wanted);
+        let mut ats = Ats::lay_out(&folder.path().join("a"), &wanted);
+        prepare(&ats);
+        ats.launch();
+        ats.wait_until_serving();
+        runtime.block_on(node.proxies(1));
+        Self { node, ats, runtime, _folder: folder }
+    }
+
+    fn digest(&self) -> Vec<u8> {
+        self.node.plane.registry.list()[0].certificate_digest.clone()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.node.plane.registry.warnings()
+    }
+}
+
+#[test]
+fn the_digest_tells_whether_hosts_with_authorities_resume_each_others_sessions_also_after_a_reload() {
+    let certificate = Certificate::self_signed("farm.test");
+    let [one, other] = ["one", "other"].map(|name| Certificate::self_signed(name).pem);
+    let bundles = [[one.clone(), other.clone()].concat(), [other, one].concat()];
+    let setup = |setup: &mut AtsSetup| {
+        setup.certificate = certificate.clone();
+        setup.records.push("CONFIG proxy.config.ssl.CA.cert.filename STRING bundle.pem".to_owned());
+        setup.records.push("CONFIG proxy.config.ssl.CA.cert.path STRING authorities".to_owned());
+    };
+    let put = |ats: &Ats, bundle: &[u8]| {
+        std::fs::create_dir_all(ats.dir().join("authorities")).expect("a folder");
+        std::fs::write(ats.dir().join("authorities/bundle.pem"), bundle).expect("the bundle");
+    };
+    let [a, b] = bundles.each_ref().map(|bundle| Single::start(setup, |ats| put(ats, bundle)));
+    let client = Client::new(Mode::Ticket12);
+    let resumes = || {
+        let made = client.visit(a.ats.address(), None).expect("a full handshake");
+        client.visit(b.ats.address(), Some(&made.session)).expect("a handshake").resumed
+    };
+    assert_eq!(a.warnings(), [""; 0]);
+    assert!(!resumes(), "ATS hashes the names of authorities in their order");
+    assert_ne!(a.digest(), b.digest());
+    // A package's update puts the same authorities in another order.
+    put(&a.ats, &bundles[1]);
+    a.ats.write("etc/ssl_multicert.config", "# again\nssl_cert_name=farm.pem ssl_key_name=farm.key dest_ip=*\n");
+    a.ats.reload();
+    a.runtime.block_on(until("the digest after the reload", || a.digest() == b.digest()));
+    a.runtime.block_on(until("sessions cross", resumes));
+}
+
+#[test]
+fn what_of_a_single_name_breaks_resumption_and_what_cannot_be_read_reach_the_node() {
+    let setup = |setup: &mut AtsSetup| {
+        setup.records.push("CONFIG proxy.config.ssl.server.session_ticket.number INT 0".to_owned());
+    };
+    let sni = "sni:\n- fqdn: admin.farm.test\n  verify_client: MODERATE\n";
+    let single = Single::start(setup, |ats| ats.write("etc/sni.yaml", sni));
+    let expected = [
+        "sni.yaml gives admin.farm.test verify_client",
+        "proxy.config.ssl.server.session_ticket.number is 0: TLS 1.3 clients never resume",
+    ];
+    let warnings = single.warnings();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for (warning, text) in warnings.iter().zip(expected) {
+        assert!(warning.contains(text), "{warnings:?}");
+    }
+    assert_eq!(single.digest().len(), 8);
+    // YAML, as ATS 11 has it, under a name that ATS 9 reads as lines.
+    single.ats.write("etc/ssl_multicert.config", "ssl_multicert:\n  - ssl_cert_name: farm.pem\n");
+    single.ats.reload();
+    let said = || single.warnings().iter().any(|warning| warning.contains("ssl_multicert.config (line 1 has no"));
+    single.runtime.block_on(until("a warning of what cannot be read", said));
+    assert!(single.digest().is_empty(), "it would look the same on all hosts");
+    single.ats.wait_for_note("ssl_multicert.config (line 1 has no");
+}
+
+#[test]
+fn tickets_cross_where_a_certificate_has_an_address_of_its_own() {
+    let certificate = Certificate::self_signed("farm.test");
+    let setup = |setup: &mut AtsSetup| {
+        setup.certificate = certificate.clone();
+        setup.multicert = "ssl_cert_name=farm.pem ssl_key_name=farm.key dest_ip=127.0.0.1\n".to_owned();
+    };
+    let [a, b] = [(); 2].map(|()| Single::start(setup, |_| {}));
+    // From 10 on they would not, and the plugin says so.
+    assert_eq!(a.warnings(), [""; 0]);
+    for mode in [Mode::Ticket12, Mode::Ticket13] {
+        let client = Client::new(mode);
+        let made = client.visit(a.ats.address(), None).expect("a full handshake");
+        assert!(client.visit(b.ats.address(), Some(&made.session)).expect("a handshake").resumed, "{mode:?}");
+    }
+}

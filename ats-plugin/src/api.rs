@@ -161,6 +161,11 @@ impl Api {
         &self.version
     }
 
+    /// The first number of the version; 0 if it does not say.
+    pub fn major(&self) -> i32 {
+        self.major
+    }
+
     /// What this ATS lacks without which the plugin can do nothing.
     pub fn missing(&self) -> Option<String> {
         if self.major < 9 {

@@ -10,6 +10,7 @@ mod api;
 mod args;
 pub mod batch;
 mod farm_keys;
+mod fields;
 pub mod from_daemon;
 mod gate;
 mod hook_times;
@@ -75,22 +76,18 @@ fn start(arguments: &[String]) -> Result<(), String> {
     if let Some(missing) = api.missing() {
         return Err(missing);
     }
-    let config_dir = api.config_dir();
-    let multicert = settings::multicert(&api, config_dir.as_deref());
-    let foreign = api.foreign().map(ToString::to_string);
-    let shown = settings::warnings(&api, multicert.as_deref(), api.has_sessions());
-    let warnings: Vec<String> = foreign.into_iter().chain(shown).collect();
+    let shown = Plugin::look(&api);
     if PLUGIN.get().is_some() {
         return Err("plugin.config names it twice".to_owned());
     }
-    for warning in &warnings {
+    for warning in &shown.warnings {
         say(Level::Warning, warning);
     }
     if !api.has_sessions() && api.foreign().is_none() {
         let version = api.version();
         say(Level::Note, &format!("Traffic Server {version} shares no sessions with plugins: ticket keys only"));
     }
-    let plugin = PLUGIN.get_or_init(|| Plugin::new(api, args.socket, warnings));
+    let plugin = PLUGIN.get_or_init(|| Plugin::new(api, args.socket, shown));
     plugin.api.on_shutdown(on_shutdown);
     plugin.api.on_reload(on_reload);
     plugin.api.on_session(on_session);

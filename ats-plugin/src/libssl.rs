@@ -2,11 +2,13 @@
 //!
 //! An ATS that somebody built may have an OpenSSL of its own inside, or load another than the plugin was linked to. Then the
 //! process has two, and a session that one has made is memory of unknown content to the other. Ticket keys are plain bytes and
-//! pass. What is unsafe here only asks the dynamic linker, and the library that the plugin is bound to.
+//! pass. What is unsafe here asks the dynamic linker, or has the plugin's own library read a file.
 
 use std::ffi::{CStr, c_int, c_ulong, c_void};
 use std::fmt;
 use std::ptr;
+
+use crate::api::sha256;
 
 /// The series of OpenSSL in whose headers the plugin was compiled: `build.rs` has it from openssl-sys.
 const COMPILED_FOR: u32 = parse(env!("RESUMED_OPENSSL_SERIES"));
@@ -108,6 +110,52 @@ fn at_ats(name: &CStr) -> Option<usize> {
         address
     };
     (!address.is_null()).then_some(address as usize)
+}
+
+/// A digest of the name of each authority in the PEM file `path`: each once, in the file's order, as ATS hashes them into its session
+/// ID context. None if there is none.
+pub fn authorities(path: &CStr) -> Option<Vec<[u8; 32]>> {
+    // SAFETY: a path that ends in zero.
+    let names = unsafe { openssl_sys::SSL_load_client_CA_file(path.as_ptr()) };
+    let digests = (!names.is_null()).then(|| Names(names).digests());
+    // What it did not find would otherwise be blamed on the next TLS call of this thread.
+    // SAFETY: empties this thread's queue.
+    unsafe { openssl_sys::ERR_clear_error() };
+    digests
+}
+
+struct Names(*mut openssl_sys::stack_st_X509_NAME);
+
+impl Names {
+    fn digests(&self) -> Vec<[u8; 32]> {
+        // SAFETY: a live stack.
+        let count = unsafe { openssl_sys::OPENSSL_sk_num(self.0.cast()) };
+        // SAFETY: one of its elements, which live as long as it.
+        let name = |at| unsafe { openssl_sys::OPENSSL_sk_value(self.0.cast(), at) }.cast::<openssl_sys::X509_NAME>();
+        (0..count).map(|at| sha256(&der(name(at)))).collect()
+    }
+}
+
+/// The name's encoding.
+fn der(name: *mut openssl_sys::X509_NAME) -> Vec<u8> {
+    // SAFETY: a live name; null asks for the length only.
+    let len = unsafe { openssl_sys::i2d_X509_NAME(name, ptr::null_mut()) };
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    let mut end = bytes.as_mut_ptr();
+    // SAFETY: writes as many bytes as it has just said.
+    unsafe { openssl_sys::i2d_X509_NAME(name, &raw mut end) };
+    bytes
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        unsafe extern "C" fn free(name: *mut c_void) {
+            // SAFETY: called for each element, once.
+            unsafe { openssl_sys::X509_NAME_free(name.cast()) };
+        }
+        // SAFETY: the caller's stack, freed once.
+        unsafe { openssl_sys::OPENSSL_sk_pop_free(self.0.cast(), Some(free)) };
+    }
 }
 
 /// A decimal number.

@@ -16,7 +16,7 @@ use crate::plugin::{self, Plugin};
 use crate::proto::{self, from_proxy};
 use crate::quiet::Quiet;
 use crate::session::SessionId;
-use crate::settings;
+use crate::settings::Shown;
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -57,14 +57,14 @@ pub fn run(plugin: &'static Plugin) {
 /// One connection, until it fails. Always ends in an error that says why.
 fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet, keys: &mut FarmKeys) -> io::Result<()> {
     // Here and not where it is sent: this thread alone may call ATS, and it is one for all connections.
-    let Some(hello) = hello(plugin)? else { return Ok(()) };
+    let Some((hello, told)) = hello(plugin)? else { return Ok(()) };
     let over = AtomicBool::new(false);
     let to_daemon = stream.try_clone()?;
     let ends = Ends { over: &over, stream: stream.try_clone()?, plugin };
     thread::scope(|scope| {
         let writer = thread::Builder::new().name("[RESUMED_OUT]".into()).spawn_scoped(scope, || {
             let goes_on = || !over.load(Ordering::Acquire) && !plugin.stops();
-            let result = write_all(plugin, &to_daemon, &hello, goes_on);
+            let result = write_all(plugin, &to_daemon, (&hello, told), goes_on);
             plugin.outgoing.close();
             // Whichever side fails, both end.
             let _ = to_daemon.shutdown(Shutdown::Both);
@@ -104,22 +104,39 @@ fn ended(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// The plugin's introduction; none once ATS is stopping.
-fn hello(plugin: &Plugin) -> io::Result<Option<Vec<u8>>> {
+/// The plugin's introduction, and the number of the settings in it; none once ATS is stopping.
+fn hello(plugin: &Plugin) -> io::Result<Option<(Vec<u8>, u64)>> {
     let Some(_running) = plugin.gate.enter() else { return Ok(None) };
-    let multicert = settings::multicert(&plugin.api, plugin.api.config_dir().as_deref());
-    let digest = multicert.map(|text| settings::certificate_digest(&plugin.api, &text).to_vec());
+    let (shown, number) = plugin.shown();
     let hello = proto::Hello {
         kind: "ats".to_owned(),
         proxy_version: plugin.api.version().to_owned(),
         plugin_version: env!("CARGO_PKG_VERSION").to_owned(),
         process_id: std::process::id(),
-        certificate_digest: digest.unwrap_or_default(),
-        warnings: plugin.warnings.clone(),
+        certificate_digest: digest(&shown),
+        warnings: shown.warnings,
         sessions: plugin.api.has_sessions(),
         keeps_keys: true,
     };
-    frame(from_proxy::Kind::Hello(hello)).map(Some)
+    Ok(Some((frame(from_proxy::Kind::Hello(hello))?, number)))
+}
+
+fn digest(shown: &Shown) -> Vec<u8> {
+    shown.certificate_digest.map(Vec::from).unwrap_or_default()
+}
+
+/// What the daemon is told now and then: the counters, and settings of another number than `told`.
+fn news(plugin: &Plugin, told: &mut u64) -> Vec<from_proxy::Kind> {
+    let mut news = vec![from_proxy::Kind::Counters(plugin.count())];
+    let (shown, number) = plugin.shown();
+    if number != *told {
+        *told = number;
+        news.push(from_proxy::Kind::Settings(proto::Settings {
+            certificate_digest: digest(&shown),
+            warnings: shown.warnings,
+        }));
+    }
+    news
 }
 
 /// Introduces the plugin, opens the hook's way, and sends what waits. On a thread that ends with its connection: it must call nothing
@@ -127,12 +144,12 @@ fn hello(plugin: &Plugin) -> io::Result<Option<Vec<u8>>> {
 fn write_all(
     plugin: &'static Plugin,
     mut stream: &UnixStream,
-    hello: &[u8],
+    (hello, mut told): (&[u8], u64),
     goes_on: impl Fn() -> bool,
 ) -> io::Result<()> {
     stream.write_all(hello)?;
     plugin.outgoing.open(stream.try_clone()?);
-    plugin.outgoing.send_all(goes_on, || plugin.count())
+    plugin.outgoing.send_all(goes_on, || news(plugin, &mut told))
 }
 
 fn read_all(

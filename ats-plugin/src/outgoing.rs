@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use crate::batch::Batch;
 use crate::lane::{Lane, frame};
 use crate::pace::{Next, Pace};
-use crate::proto::{Counters, from_proxy};
+use crate::proto::from_proxy;
 use crate::queue::Queue;
 use crate::report::Report;
 
 /// 16 MiB: at 1,000 sessions a second, a minute without a daemon.
 const QUEUE_BATCHES: usize = 256;
-const COUNT_EVERY: Duration = Duration::from_secs(2);
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// What the proxy's threads report, and the thread that sends it.
 pub struct Outgoing {
@@ -65,19 +65,23 @@ impl Outgoing {
         self.lane.close();
     }
 
-    /// Sends what is queued, and the counters now and then, as long as `goes_on` and the way is open.
+    /// Sends what is queued, and `news` now and then, as long as `goes_on` and the way is open.
     ///
     /// # Errors
     /// The connection's. What was not sent is in the queue again.
-    pub fn send_all(&self, goes_on: impl Fn() -> bool, counters: impl Fn() -> Counters) -> io::Result<()> {
-        let mut counted: Option<Instant> = None;
+    pub fn send_all(
+        &self,
+        goes_on: impl Fn() -> bool,
+        mut news: impl FnMut() -> Vec<from_proxy::Kind>,
+    ) -> io::Result<()> {
+        let mut told: Option<Instant> = None;
         let mut more = false;
         while goes_on() {
             match self.pace.next(more) {
                 Next::Send => {}
                 Next::Collect(time) => thread::sleep(time),
                 Next::Wait => {
-                    self.queue.wait(COUNT_EVERY);
+                    self.queue.wait(TELL_EVERY);
                 }
             }
             let mut lane = self.lane.lock();
@@ -95,9 +99,11 @@ impl Outgoing {
                 self.sent.fetch_add(reports, Ordering::Relaxed);
                 self.queue.reuse(batch);
             }
-            if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
-                sender.send(&frame(from_proxy::Kind::Counters(counters()))?)?;
-                counted = Some(Instant::now());
+            if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                for kind in news() {
+                    sender.send(&frame(kind)?)?;
+                }
+                told = Some(Instant::now());
             }
         }
         Ok(())
@@ -162,7 +168,7 @@ mod tests {
         outgoing.open(ours);
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
-            let sending = scope.spawn(|| outgoing.send_all(|| !over.load(Ordering::Relaxed), Counters::default));
+            let sending = scope.spawn(|| outgoing.send_all(|| !over.load(Ordering::Relaxed), Vec::new));
             for at in 1..=REPORTS {
                 // No more than the queue holds, or it would rightly drop.
                 while at > outgoing.sent() + 50_000 {
@@ -193,12 +199,12 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         drop(theirs);
         outgoing.open(ours);
-        assert!(outgoing.send_all(|| true, Counters::default).is_err());
+        assert!(outgoing.send_all(|| true, Vec::new).is_err());
         outgoing.close();
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let daemon = thread::spawn(move || arrivals(theirs));
         outgoing.open(ours);
-        outgoing.send_all(|| outgoing.sent() < 1_000, Counters::default).expect("a daemon that reads");
+        outgoing.send_all(|| outgoing.sent() < 1_000, Vec::new).expect("a daemon that reads");
         outgoing.close();
         let arrived = daemon.join().expect("the daemon");
         assert_eq!(arrived.into_iter().collect::<BTreeSet<_>>().len(), 1_000);

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use zeroize::Zeroizing;
@@ -17,7 +18,7 @@ use crate::random;
 use crate::replica::Replica;
 use crate::report::Report;
 use crate::session::{LARGEST_FOR_ATS, SessionId, expiry, is_older, master_key};
-use crate::settings;
+use crate::settings::{self, Shown};
 use crate::tickets::{Mailbox, OwnKeys, RECORD_BYTES};
 use crate::timetable::Timetable;
 
@@ -39,7 +40,7 @@ type Counted = fn(&proto::Counters) -> u64;
 pub struct Plugin {
     pub api: Api,
     pub socket: PathBuf,
-    pub warnings: Vec<String>,
+    shown: Mutex<(Shown, u64)>,
     pub outgoing: Outgoing,
     pub replica: Replica,
     pub mailbox: Mailbox,
@@ -71,7 +72,7 @@ pub fn wall_ms() -> u64 {
 }
 
 impl Plugin {
-    pub fn new(api: Api, socket: PathBuf, warnings: Vec<String>) -> Self {
+    pub fn new(api: Api, socket: PathBuf, shown: Shown) -> Self {
         let names: [(_, Counted); 8] = [
             (c"plugin.resumed.queued", |counted| counted.queued),
             (c"plugin.resumed.dropped_full", |counted| counted.dropped_full),
@@ -89,7 +90,7 @@ impl Plugin {
         Self {
             api,
             socket,
-            warnings,
+            shown: Mutex::new((shown, 0)),
             outgoing: Outgoing::default(),
             replica: Replica::new(REPLICA_BYTES),
             mailbox: Mailbox::default(),
@@ -105,6 +106,33 @@ impl Plugin {
             connected_statistic,
             hook_statistics,
         }
+    }
+
+    /// What this ATS shows of its settings now, with what the plugin itself has to say of it.
+    pub fn look(api: &Api) -> Shown {
+        let mut shown = settings::look(api, api.has_sessions());
+        let foreign = api.foreign().map(ToString::to_string);
+        shown.warnings.splice(0..0, foreign);
+        shown
+    }
+
+    /// What was seen last of ATS's settings, and a number that is another whenever that is.
+    pub fn shown(&self) -> (Shown, u64) {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at ATS's settings again. What is new is logged, and the daemon hears of it. For threads that may call ATS.
+    fn look_again(&self) {
+        let now = Self::look(&self.api);
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, changes) = &mut *shown;
+        if *before == now {
+            return;
+        }
+        for warning in now.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
+            self.say(Level::Warning, warning);
+        }
+        (*before, *changes) = (now, changes.wrapping_add(1));
     }
 
     /// Whether ATS is stopping.
@@ -328,6 +356,8 @@ pub struct TicketKeeper {
     set: Zeroizing<Vec<u8>>,
     set_at: Option<Instant>,
     reloaded_at: Option<Instant>,
+    /// The last look at ATS's settings.
+    looked_at: Option<Instant>,
     heard: bool,
     own_key_seals: bool,
     errors: Quiet,
@@ -349,6 +379,7 @@ impl TicketKeeper {
             set: Zeroizing::default(),
             set_at: None,
             reloaded_at: None,
+            looked_at: None,
             heard: false,
             own_key_seals: false,
             errors: Quiet::default(),
@@ -382,11 +413,25 @@ impl TicketKeeper {
             self.hear(change.map_or(LOOK_EVERY, |change| change.min(LOOK_EVERY)));
             let Some(_running) = self.plugin.gate.enter() else { return };
             self.apply();
+            self.look_after_a_reload();
             self.plugin.show_statistics();
             if swept.elapsed() >= SWEEP_EVERY {
                 self.plugin.replica.sweep(wall_ms() / 1000);
                 swept = Instant::now();
             }
+        }
+    }
+
+    /// ATS reads its files anew for a while: what it shows is looked at when that begins, and when it is over.
+    fn look_after_a_reload(&mut self) {
+        let Some(at) = self.reloaded_at else { return };
+        let over = at.elapsed() >= RELOAD_TAKES;
+        if over || self.looked_at.is_none_or(|looked| looked < at) {
+            self.plugin.look_again();
+            self.looked_at = Some(Instant::now());
+        }
+        if over {
+            self.reloaded_at = None;
         }
     }
 

@@ -18,7 +18,6 @@ use resumed::sessions::Removals;
 use resumed_ats::from_daemon::FromDaemon;
 use resumed_ats::incoming::{Incoming, Refused, keep};
 use resumed_ats::outgoing::Outgoing;
-use resumed_ats::proto::Counters;
 use resumed_ats::replica::Replica;
 use resumed_ats::report::Report as SessionReport;
 use resumed_ats::session::SessionId;
@@ -267,7 +266,7 @@ impl Plugins {
             let (outgoing, over) = (Arc::clone(&outgoing), Arc::clone(&over));
             move || {
                 let goes_on = || !over.load(Ordering::Acquire);
-                outgoing.send_all(goes_on, Counters::default).expect("the daemon reads");
+                outgoing.send_all(goes_on, Vec::new).expect("the daemon reads");
             }
         });
         Self { outgoing, over, delays, origin, writing, _farm: farm }

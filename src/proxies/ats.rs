@@ -39,7 +39,7 @@ use tracing::{info, warn};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::allowed_users::{AllowedUsers, Answers};
-use super::{ProxyInfo, ProxyPlane};
+use super::{ProxyInfo, ProxyPlane, Registered};
 use crate::clock::Now;
 use crate::keys::Timetable;
 use crate::metrics::{
@@ -420,12 +420,10 @@ impl Door {
         let info = introduced(hello);
         let (pid, sessions) = (info.process_id, info.sessions);
         info!(kind = info.kind, version = info.version, plugin = info.plugin_version, pid, "proxy connected: {who}");
-        for warning in &info.warnings {
-            warn!(pid, "proxy: {warning}");
-        }
+        log_warnings(pid, &info.warnings);
         let registered = self.plane.registry.register(info);
         let ended = tokio::select! {
-            ended = self.listen(&mut messages, pid, who) => ended,
+            ended = self.listen(&mut messages, pid, who, &registered) => ended,
             ended = self.speak(writer, sessions, keeps_keys) => ended,
         };
         drop(registered);
@@ -433,12 +431,24 @@ impl Door {
         ended
     }
 
-    async fn listen(&self, messages: &mut Messages, pid: u32, who: &str) -> Result<(), Refusal> {
+    async fn listen(
+        &self,
+        messages: &mut Messages,
+        pid: u32,
+        who: &str,
+        registered: &Registered,
+    ) -> Result<(), Refusal> {
         while let Some(message) = next_message(messages).await? {
             match message.kind {
                 Some(from_proxy::Kind::Hello(_)) => return Err(Refusal::SecondHello),
                 Some(from_proxy::Kind::Sessions(sessions)) => self.take(sessions.entries, who),
                 Some(from_proxy::Kind::Counters(counters)) => self.count(pid, counters),
+                Some(from_proxy::Kind::Settings(local::Settings { certificate_digest, warnings })) => {
+                    let warnings = cut_warnings(warnings);
+                    info!(pid, "proxy: it has new settings");
+                    log_warnings(pid, &warnings);
+                    registered.update(cut_digest(certificate_digest), warnings);
+                }
                 // A kind that a later release of the plugin knows.
                 None => {}
             }
@@ -548,18 +558,34 @@ impl Door {
     }
 }
 
+fn log_warnings(pid: u32, warnings: &[String]) {
+    for warning in warnings {
+        warn!(pid, "proxy: {warning}");
+    }
+}
+
+fn cut(text: &str, to: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(to).collect()
+}
+
+fn cut_warnings(warnings: Vec<String>) -> Vec<String> {
+    warnings.into_iter().take(MOST_WARNINGS).map(|text| cut(&text, LONGEST_WARNING)).collect()
+}
+
+fn cut_digest(digest: Vec<u8>) -> Vec<u8> {
+    if digest.len() == 8 { digest } else { Vec::new() }
+}
+
 /// Cuts down what a proxy says of itself.
 fn introduced(hello: local::Hello) -> ProxyInfo {
-    let cut = |text: String, to| text.chars().filter(|c| !c.is_control()).take(to).collect::<String>();
-    let short = |text| cut(text, LONGEST_NAME);
-    let digest_ok = hello.certificate_digest.len() == 8;
+    let short = |text: String| cut(&text, LONGEST_NAME);
     ProxyInfo {
         kind: short(hello.kind),
         version: short(hello.proxy_version),
         plugin_version: short(hello.plugin_version),
         process_id: hello.process_id,
-        certificate_digest: if digest_ok { hello.certificate_digest } else { Vec::new() },
-        warnings: hello.warnings.into_iter().take(MOST_WARNINGS).map(|text| cut(text, LONGEST_WARNING)).collect(),
+        certificate_digest: cut_digest(hello.certificate_digest),
+        warnings: cut_warnings(hello.warnings),
         sessions: hello.sessions,
     }
 }

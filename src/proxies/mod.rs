@@ -156,6 +156,17 @@ pub struct Registered {
     number: u64,
 }
 
+impl Registered {
+    /// The proxy's settings have changed.
+    pub fn update(&self, certificate_digest: Vec<u8>, warnings: Vec<String>) {
+        let mut connected = self.registry.lock();
+        if let Some(proxy) = connected.proxies.get_mut(&self.number) {
+            (proxy.certificate_digest, proxy.warnings) = (certificate_digest, warnings);
+        }
+        self.registry.tell(connected);
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut connected = self.registry.lock();
