@@ -17,6 +17,12 @@ pub const MOST_KEYS: usize = 256;
 pub const MOST_IDS: usize = 64;
 /// Proxies of one node in a message that is read: a node reports 16 at most, and a leader shows all of its own.
 pub const MOST_PROXIES: usize = 128;
+/// Warnings of all proxies of a node that it tells of: a leader refuses a report with more.
+pub const MOST_WARNINGS_TOLD: usize = 16;
+/// Bytes of these in all.
+pub const MOST_WARNING_BYTES: usize = 2048;
+/// Warnings of one proxy in a message that is read.
+pub const MOST_WARNINGS: usize = 64;
 /// Requests of operators that one node tells of in a message that is read: a node tells of 8.
 pub const MOST_AUDIT_ENTRIES: usize = 32;
 /// Sessions, removals or tombstones in a message that is read: twice
@@ -64,9 +70,11 @@ static ANNOUNCEMENT: Limits =
 static REPORT: Limits = Limits(&[
     Limit::once(7, "ring", &RING),
     Limit::repeated(8, "secret_ids", MOST_IDS, ID_BYTES, &FLAT),
-    Limit::repeated(10, "proxies", MOST_PROXIES, size_of::<Proxy>(), &FLAT),
+    Limit::repeated(10, "proxies", MOST_PROXIES, size_of::<Proxy>(), &PROXY),
     Limit::once(30, "operators", &OPERATORS),
 ]);
+
+static PROXY: Limits = Limits(&[Limit::repeated(4, "warnings", MOST_WARNINGS, size_of::<String>(), &FLAT)]);
 
 static OPERATORS: Limits = Limits(&[
     Limit::once(1, "reload", &FLAT),
@@ -80,7 +88,7 @@ static ANSWER: Limits =
     Limits(&[Limit::repeated(5, "members", MOST_MEMBERS, size_of::<Member>(), &MEMBER), Limit::once(6, "ring", &RING)]);
 
 static MEMBER: Limits = Limits(&[
-    Limit::repeated(9, "proxies", MOST_PROXIES, size_of::<Proxy>(), &FLAT),
+    Limit::repeated(9, "proxies", MOST_PROXIES, size_of::<Proxy>(), &PROXY),
     Limit::repeated(10, "secret_ids", MOST_IDS, ID_BYTES, &FLAT),
     Limit::once(30, "operators", &OPERATORS),
 ]);

@@ -217,6 +217,10 @@ pub struct ProxyStatus {
     pub version: String,
     /// A digest of its certificate names as configured, 16 hex digits; empty if unknown.
     pub certificate_digest: String,
+    /// Settings of the proxy that break resumption across the farm, in sentences; none from a node, or by a leader, of an older
+    /// release. Of all proxies of a node 16 at most.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// The farm secrets in use, and the next step of their rotation. `[old]` → `[old, new]` → `[new, old]` → `[new]` in

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use prost::Message;
 use resumed::keys::Timetable;
-use resumed::proto::local::{Counters, FromProxy, Hello, Session, Sessions, ToProxy, from_proxy, to_proxy};
+use resumed::proto::local::{Counters, FromProxy, Hello, Session, Sessions, Settings, ToProxy, from_proxy, to_proxy};
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
 use resumed::proxies::ats::{AtsError, AtsSettings, MAX_FRAME_BYTES, MAX_PROXIES, Socket};
 use testkit::node::{Node, NodeSetup, key, until};
@@ -135,6 +135,24 @@ impl Proxy {
         }
         all
     }
+}
+
+#[tokio::test]
+async fn a_proxys_new_settings_take_the_place_of_those_that_it_came_with() {
+    let bench = Bench::start(&NodeSetup::default()).await;
+    let mut proxy = bench.proxy().await;
+    bench.node.proxies(1).await;
+    let registry = &bench.node.plane.registry;
+    assert_eq!((registry.list()[0].certificate_digest[0], registry.warnings().len()), (7, 1));
+    for (digest, shown) in [(vec![8; 8], vec![8; 8]), (vec![1; 9], Vec::new())] {
+        let warnings = (0..2_000).take(digest[0].into()).map(|n| format!("warning\n {n}")).collect();
+        proxy.say(from_proxy::Kind::Settings(Settings { certificate_digest: digest.clone(), warnings })).await;
+        until("the new settings", || registry.list()[0].certificate_digest == shown).await;
+        assert_eq!(registry.warnings().len(), usize::from(digest[0]));
+        assert_eq!(registry.list()[0].warnings[0], "warning 0", "as reports carry it");
+    }
+    drop(proxy);
+    bench.node.stop().await;
 }
 
 #[tokio::test]

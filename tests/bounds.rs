@@ -241,7 +241,12 @@ fn the_status_of_the_largest_farm_comes_whole() {
         boot_id: vec![1; 16],
         pod: "default".into(),
         version: "0.2.0".into(),
-        proxies: vec![Proxy { kind: "ats".into(), version: "9.2.9".into(), certificate_digest: vec![2; 8] }],
+        proxies: vec![Proxy {
+            kind: "ats".into(),
+            version: "9.2.9".into(),
+            certificate_digest: vec![2; 8],
+            ..Proxy::default()
+        }],
         secret_ids: vec![vec![3; 8]; 2],
         operators: Some(Box::new(OperatorTrail {
             reload: Some(LastReload::default()),

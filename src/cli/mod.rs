@@ -114,7 +114,7 @@ Asks the daemon on this host, which asks the leader. Never shows key material. A
 leader's ticket keys and reports in time.
 
 JSON keys: farm, pod, asked, leader, nodes[] {name, boot_id, pod, version, last_report_ms, in_step, clock_offset_ms, \
-sessions, proxies[] {kind, version, certificate_digest}, secret_ids[], reload {state, at, reason}}, secrets {sealing[], next_step, other, safe, \
+sessions, proxies[] {kind, version, certificate_digest, warnings[]}, secret_ids[], reload {state, at, reason}}, secrets {sealing[], next_step, other, safe, \
 waiting_for[]}, ring {fingerprint, floor, sessions_from, keys[] {name_prefix, generation, state, seal_from, seal_until, \
 open_until}}, broker {connected, uri}, audit[] {at, action, flush_sessions, node, user, outcome, generation}, warnings[]. \
 Times are milliseconds, those of the ring and those called at since 1970 in UTC. next_step of the farm secrets is add, \

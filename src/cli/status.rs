@@ -310,7 +310,12 @@ mod tests {
             clock_offset_ms: -12,
             sessions: 1234,
             proxies: vec![
-                ProxyStatus { kind: "ats".into(), version: "9.2.9".into(), certificate_digest: String::new() };
+                ProxyStatus {
+                    kind: "ats".into(),
+                    version: "9.2.9".into(),
+                    certificate_digest: String::new(),
+                    ..ProxyStatus::default()
+                };
                 2
             ],
             secret_ids: vec!["00112233445566ff".into()],

@@ -237,7 +237,7 @@ impl Operator {
 /// A node as the leader tells of it; what a leader of an older release leaves out, the asked node knows of itself.
 fn told_or_own(node: NodeStatus, own: &NodeStatus) -> NodeStatus {
     if node.boot_id == own.boot_id && node.reload.state == ReloadState::NotSaid {
-        return NodeStatus { reload: own.reload.clone(), ..node };
+        return NodeStatus { reload: own.reload.clone(), proxies: own.proxies.clone(), ..node };
     }
     node
 }
@@ -282,6 +282,7 @@ fn warnings(status: &FarmStatus, now: u64) -> Vec<String> {
     warnings.extend(refusals(&status.nodes));
     warnings.extend(same_names(status));
     warnings.extend(different_certificates(status));
+    warnings.extend(proxies_warnings(status));
     warnings
 }
 
@@ -370,6 +371,22 @@ fn different_certificates(status: &FarmStatus) -> Vec<String> {
     warnings
 }
 
+/// What proxies say of their own settings: each sentence once, with the nodes beside which it is said.
+fn proxies_warnings(status: &FarmStatus) -> Vec<String> {
+    let mut said = BTreeMap::<(&str, &str, &str), BTreeSet<&str>>::new();
+    for node in &status.nodes {
+        for proxy in &node.proxies {
+            for warning in &proxy.warnings {
+                said.entry((&proxy.kind, &proxy.version, warning)).or_default().insert(&node.name);
+            }
+        }
+    }
+    let sentence = |((kind, version, warning), nodes): ((&str, &str, &str), BTreeSet<&str>)| {
+        format!("{} ({kind} {version}): {warning}", Vec::from_iter(nodes).join(", "))
+    };
+    said.into_iter().map(sentence).collect()
+}
+
 fn span(ms: u64) -> String {
     let ms = match ms {
         600_000.. => ms - ms % 60_000,
@@ -403,7 +420,12 @@ mod tests {
     use crate::status::{ProxyStatus, ReloadStatus};
 
     fn node(name: &str, digest: &str) -> NodeStatus {
-        let proxy = ProxyStatus { kind: "ats".into(), version: "9".into(), certificate_digest: digest.into() };
+        let proxy = ProxyStatus {
+            kind: "ats".into(),
+            version: "9".into(),
+            certificate_digest: digest.into(),
+            ..ProxyStatus::default()
+        };
         NodeStatus { name: name.into(), pod: "p".into(), in_step: true, proxies: vec![proxy], ..NodeStatus::default() }
     }
 
@@ -422,6 +444,27 @@ mod tests {
         let found = warnings(&farm(vec![node("a", "01"), node("b", "02"), node("c", "01"), node("d", "")]), 0);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("a, c (01); b (02)"), "{}", found[0]);
+    }
+
+    #[test]
+    fn a_proxys_warning_names_the_nodes_beside_which_it_is_said() {
+        let mut nodes = vec![node("b", "01"), node("a", "01"), node("c", "01")];
+        for (node, warning) in [(0, "tickets are off"), (1, "tickets are off"), (1, "no session cache")] {
+            nodes[node].proxies[0].warnings.push(warning.into());
+        }
+        let found = warnings(&farm(nodes), 0);
+        assert_eq!(found, ["a (ats 9): no session cache", "a, b (ats 9): tickets are off"]);
+    }
+
+    #[test]
+    fn what_an_older_leader_leaves_out_the_asked_node_says_of_its_own_proxies() {
+        let mut own = node("a", "01");
+        own.proxies[0].warnings.push("tickets are off".into());
+        own.reload.state = ReloadState::Taken;
+        let told = told_or_own(node("a", "01"), &own);
+        assert_eq!((told.proxies, told.reload), (own.proxies.clone(), own.reload.clone()));
+        let other = NodeStatus { boot_id: "01".into(), ..node("b", "01") };
+        assert_eq!(told_or_own(other.clone(), &own), other);
     }
 
     #[test]

@@ -82,6 +82,7 @@ pub fn node_status(member: proto::Member) -> NodeStatus {
         kind: proxy.kind,
         version: proxy.version,
         certificate_digest: hex(&proxy.certificate_digest),
+        warnings: proxy.warnings,
     };
     NodeStatus {
         name: member.name,

@@ -2050,11 +2050,18 @@ fn is_sound(report: &proto::Report, names: &Names) -> bool {
         && report.secret_ids.iter().all(|id| id.len() == 8)
         && report.proxies.len() <= MOST_PROXIES
         && report.proxies.iter().all(is_proxy)
+        && are_told(report.proxies.iter().flat_map(|proxy| &proxy.warnings))
         && report.operators.as_ref().is_none_or(|trail| {
             trail.reload.as_ref().is_none_or(|reload| is_word(&reload.refused))
                 && trail.audit.len() <= MOST_AUDITED
                 && trail.audit.iter().all(is_entry)
         })
+}
+
+/// Whether a node tells of so many warnings of its proxies.
+fn are_told<'a>(warnings: impl Iterator<Item = &'a String>) -> bool {
+    let (count, bytes) = warnings.fold((0, 0), |(count, bytes), warning| (count + 1, bytes + warning.len()));
+    count <= proto::MOST_WARNINGS_TOLD && bytes <= proto::MOST_WARNING_BYTES
 }
 
 /// `theirs` minus `ours`, saturating.
@@ -2111,7 +2118,10 @@ mod tests {
             kind: "ats".to_owned(),
             version: "9".repeat(version),
             certificate_digest: vec![1; digest],
+            warnings: Vec::new(),
         };
+        let warned =
+            |count: usize, bytes: usize| proto::Proxy { warnings: vec!["w".repeat(bytes); count], ..proxy(1, 8) };
         let trail = |bytes: usize, audit: Vec<proto::AuditEntry>| {
             let reload = Some(proto::LastReload { at: 1, refused: "r".repeat(bytes) });
             Some(Box::new(proto::OperatorTrail { reload, audit }))
@@ -2123,7 +2133,7 @@ mod tests {
         };
         let good = proto::Report {
             secret_ids: vec![vec![1; 8]; 16],
-            proxies: vec![proxy(256, 8); 16],
+            proxies: [vec![warned(8, 128); 2], vec![proxy(256, 8); 14]].concat(),
             operators: trail(256, vec![entry("b", "root"); 8]),
             ..own_report()
         };
@@ -2137,6 +2147,10 @@ mod tests {
             proto::Report { proxies: vec![proxy(1, 8); 17], ..good.clone() },
             proto::Report { proxies: vec![proxy(257, 8)], ..good.clone() },
             proto::Report { proxies: vec![proxy(1, 7)], ..good.clone() },
+            proto::Report { proxies: vec![warned(17, 1)], ..good.clone() },
+            proto::Report { proxies: vec![warned(9, 1), warned(8, 1)], ..good.clone() },
+            proto::Report { proxies: vec![warned(1, 2049)], ..good.clone() },
+            proto::Report { proxies: vec![warned(8, 128), warned(8, 129)], ..good.clone() },
             proto::Report { operators: trail(257, Vec::new()), ..good.clone() },
             proto::Report { operators: trail(1, vec![entry("b", "root"); 9]), ..good.clone() },
             proto::Report { operators: trail(1, vec![entry("", "root")]), ..good.clone() },

@@ -348,7 +348,12 @@ mod tests {
         members.forget_silent(at(2 * FORGET_AFTER_MS));
         assert_eq!((members.len(), members.bytes), (0, 0));
         // Every node of the largest farm reports like this.
-        let proxy = || proto::Proxy { kind: "ats".into(), version: "9.2.9".into(), certificate_digest: vec![2; 8] };
+        let proxy = || proto::Proxy {
+            kind: "ats".into(),
+            version: "9.2.9".into(),
+            certificate_digest: vec![2; 8],
+            ..Default::default()
+        };
         let entry =
             || proto::AuditEntry { node: "proxy00000.example.net".into(), user: "alice".into(), ..Default::default() };
         let trail = proto::OperatorTrail { reload: Some(proto::LastReload::default()), audit: vec![entry(); 2] };

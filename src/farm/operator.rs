@@ -160,7 +160,9 @@ pub(super) fn report_footprint(report: &proto::Report) -> usize {
 fn lists_footprint(proxies: &[proto::Proxy], ids: &[Vec<u8>], trail: Option<&proto::OperatorTrail>) -> usize {
     let proxy = |proxy: &proto::Proxy| {
         let bytes = proxy.kind.len() + proxy.version.len() + proxy.certificate_digest.len();
-        size_of::<proto::Proxy>() + bytes + 3 * ALLOCATION_BYTES
+        let warning = |warning: &String| size_of::<String>() + warning.len() + ALLOCATION_BYTES;
+        let warnings = proxy.warnings.iter().map(warning).sum::<usize>();
+        size_of::<proto::Proxy>() + bytes + 4 * ALLOCATION_BYTES + warnings
     };
     let id = |id: &Vec<u8>| size_of::<Vec<u8>>() + id.len() + ALLOCATION_BYTES;
     proxies.iter().map(proxy).sum::<usize>() + ids.iter().map(id).sum::<usize>() + trail.map_or(0, trail_footprint)
@@ -177,7 +179,9 @@ fn trail_footprint(trail: &proto::OperatorTrail) -> usize {
 
 /// Takes out what would act on a terminal, or be much longer as JSON.
 fn clean(member: &mut proto::Member) {
-    let proxies = member.proxies.iter_mut().flat_map(|proxy| [&mut proxy.kind, &mut proxy.version]);
+    let proxies = member.proxies.iter_mut();
+    let proxies =
+        proxies.flat_map(|proxy| [&mut proxy.kind, &mut proxy.version].into_iter().chain(&mut proxy.warnings));
     let (reload, audit) = match member.operators.as_deref_mut() {
         Some(trail) => (trail.reload.as_mut(), &mut trail.audit[..]),
         None => (None, &mut [][..]),
@@ -339,7 +343,12 @@ mod tests {
             let members = vec![proto::Member { name: name.into(), ..proto::Member::default() }];
             assert_eq!(PartialTable::default().add(&mut part(0, members), 1 << 20), Added::Bad("bad_answer"));
         }
-        let proxy = proto::Proxy { kind: "a\u{1}ts".into(), version: "9\n".into(), ..proto::Proxy::default() };
+        let proxy = proto::Proxy {
+            kind: "a\u{1}ts".into(),
+            version: "9\n".into(),
+            warnings: vec!["\u{7}w".into()],
+            ..proto::Proxy::default()
+        };
         let member = proto::Member {
             name: "a".into(),
             pod: "p\u{1b}[2J".into(),
@@ -352,5 +361,6 @@ mod tests {
         let proto::Member { pod, version, proxies, .. } = &members[0];
         assert_eq!((pod.as_str(), version.as_str()), ("p[2J", "0"));
         assert_eq!((proxies[0].kind.as_str(), proxies[0].version.as_str()), ("ats", "9"));
+        assert_eq!(proxies[0].warnings, ["w"]);
     }
 }

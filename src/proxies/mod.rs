@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::clock::SystemClock;
 use crate::keys::Timetable;
-use crate::proto;
+use crate::proto::{self, MOST_WARNING_BYTES, MOST_WARNINGS_TOLD};
 use crate::sessions::{Outbox, Store};
 
 /// What an adapter shares with the rest of the node.
@@ -108,10 +108,12 @@ impl Registry {
     /// The connected proxies in the order in which they came, as reports carry them.
     #[must_use]
     pub fn list(&self) -> Vec<proto::Proxy> {
+        let mut room = Room { warnings: MOST_WARNINGS_TOLD, bytes: MOST_WARNING_BYTES };
         let proxy = |proxy: &ProxyInfo| proto::Proxy {
             kind: proxy.kind.clone(),
             version: proxy.version.clone(),
             certificate_digest: proxy.certificate_digest.clone(),
+            warnings: proxy.warnings.iter().filter(|warning| room.takes(warning)).cloned().collect(),
         };
         self.lock().proxies.values().map(proxy).collect()
     }
@@ -156,6 +158,24 @@ pub struct Registered {
     number: u64,
 }
 
+/// What is left of a report's room for warnings.
+struct Room {
+    warnings: usize,
+    bytes: usize,
+}
+
+impl Room {
+    /// Whether there is room for `warning`, which then is used.
+    fn takes(&mut self, warning: &str) -> bool {
+        let fits = self.warnings > 0 && warning.len() <= self.bytes;
+        if fits {
+            self.warnings -= 1;
+            self.bytes -= warning.len();
+        }
+        fits
+    }
+}
+
 impl Registered {
     /// The proxy's settings have changed.
     pub fn update(&self, certificate_digest: Vec<u8>, warnings: Vec<String>) {
@@ -178,6 +198,18 @@ impl Drop for Registered {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_has_as_many_warnings_as_a_leader_takes() {
+        let registry = Arc::new(Registry::default());
+        let info = |warnings: Vec<String>| ProxyInfo { warnings, ..ProxyInfo::default() };
+        let long = "w".repeat(MOST_WARNING_BYTES - 20);
+        let _one = registry.register(info(vec![long.clone(), long.clone(), "short".to_owned()]));
+        let _other = registry.register(info(vec!["s".to_owned(); MOST_WARNINGS_TOLD]));
+        let told = registry.list();
+        assert_eq!(told[0].warnings, [long, "short".to_owned()]);
+        assert_eq!(told[1].warnings.len(), MOST_WARNINGS_TOLD - 2);
+    }
 
     #[test]
     fn a_proxy_is_listed_while_it_is_registered() {
