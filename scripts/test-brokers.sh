@@ -33,6 +33,7 @@ for release in "${releases[@]}"; do
     printf '==> %s\n' "${summary[-1]}"
     continue
   fi
+  broker+=${RABBITMQ_STORE:+ with $RABBITMQ_STORE}
   printf '==> tests on %s (%s)\n' "$broker" "$release"
   began=$SECONDS outcome=passed
   RABBITMQ=${root:+$(realpath "$root")} "$@" || { outcome=FAILED failed=1; }

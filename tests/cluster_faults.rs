@@ -310,7 +310,7 @@ fn brokers_that_restart_one_after_the_other_and_all_at_once_cost_no_key() {
         cluster.brokers.iter().for_each(Broker::kill);
         thread::scope(|scope| {
             for broker in &cluster.brokers {
-                scope.spawn(|| broker.revive());
+                scope.spawn(|| broker.revive_in_a_few_attempts());
             }
         });
         let back = gone.elapsed();
@@ -319,6 +319,32 @@ fn brokers_that_restart_one_after_the_other_and_all_at_once_cost_no_key() {
         cluster.sessions_cross(&[0, 1, 2]);
         cluster.request(1, &["rotate"]);
         cluster.stays(3 * BEAT);
+    });
+}
+
+#[test]
+fn a_memory_alarm_of_one_broker_stops_sessions_and_moves_neither_the_lead_nor_a_link() {
+    apart(|| {
+        let cluster = Cluster::start();
+        let leader = cluster.one_farm(&BTreeSet::new());
+        let reconnects = || (0..3).map(|host| cluster.reconnects(host)).collect::<Vec<f64>>();
+        let before = reconnects();
+        let dropped = "resumed_sessions_dropped_total{reason=\"broker_blocked\"}";
+        cluster.brokers[leader].ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+        cluster.farm.hosts[leader].daemon.wait_for_metric(dropped, |dropped| dropped > 0.0);
+        let alarm = Instant::now();
+        while alarm.elapsed() < 8 * BEAT {
+            assert_eq!(cluster.leaders(), [leader], "{:?} after the alarm", alarm.elapsed());
+            thread::sleep(Duration::from_millis(100));
+        }
+        cluster.brokers[leader].ctl(&["set_vm_memory_high_watermark", "0.4"]);
+        let over = Instant::now();
+        let crossed = cluster.sessions_cross(&[0, 1, 2]);
+        cluster.one_farm(&BTreeSet::new());
+        println!("after an alarm of 8 s: sessions after {crossed:?}, all in step after {:?}", over.elapsed());
+        cluster.stays(3 * BEAT);
+        assert_eq!(reconnects(), before, "a node connected anew");
+        cluster.request(0, &["rotate"]);
     });
 }
 

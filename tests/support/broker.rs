@@ -107,6 +107,10 @@ pub struct Broker {
     tick_time: u32,
 }
 
+fn last_line(text: &str) -> &str {
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default()
+}
+
 /// In the environment, where brokers keep their metadata in tests that ask: `mnesia` or `khepri`.
 const STORE: &str = "RABBITMQ_STORE";
 
@@ -345,6 +349,20 @@ impl Broker {
     pub fn revive(&self) {
         assert!(self.pid().is_none(), "the broker still runs");
         self.launch().unwrap_or_else(|fault| panic!("the broker did not come back: {fault}"));
+    }
+
+    /// The same as a service manager does it, which starts a broker again that fails: one of RabbitMQ 4.0 with Khepri may, while
+    /// the others of its cluster start as well.
+    pub fn revive_in_a_few_attempts(&self) {
+        assert!(self.pid().is_none(), "the broker still runs");
+        for _ in 0..4 {
+            match self.launch() {
+                Ok(()) => return,
+                Err(fault) => eprintln!("the broker failed to start, and is started again: {}", last_line(&fault)),
+            }
+            self.kill();
+        }
+        self.revive();
     }
 
     /// Kills the broker with SIGKILL and starts it again. Returns when it takes connections.
