@@ -1,5 +1,7 @@
 //! A broker that lets a node in no further: the log says which limit it is, and how to raise it.
 
+use std::time::Duration;
+
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
 use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec, Names, Published, Route};
 use testkit::broker::{Broker, BrokerOptions};
@@ -7,7 +9,8 @@ use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use tokio::sync::mpsc;
 
 async fn connect(uri: &str) -> Result<RabbitMqLink, BusError> {
-    let settings = RabbitMqSettings { uris: vec![uri.to_owned()], ..RabbitMqSettings::default() };
+    let connect_timeout = Duration::from_secs(5);
+    let settings = RabbitMqSettings { uris: vec![uri.to_owned()], connect_timeout, ..RabbitMqSettings::default() };
     let spec =
         LinkSpec { names: Names::new("limits", "p"), node: "a".to_owned(), sessions: true, elsewhere_than: None };
     let (keys, _keys) = mpsc::channel(64);
@@ -42,28 +45,29 @@ async fn a_refused_login_says_which_limit_it_is_and_how_to_raise_it() {
     for (user, vhost) in [("few", "/"), ("few", "small"), ("narrow", "/")] {
         broker.ctl(&["set_permissions", "-p", vhost, user, ".*", ".*", ".*"]);
     }
-    broker.ctl(&["set_vhost_limits", "-p", "small", r#"{"max-connections": 1}"#]);
+    // None at all: the broker counts a moment later, and a node's two connections begin at once.
+    broker.ctl(&["set_vhost_limits", "-p", "small", r#"{"max-connections": 0}"#]);
     let said = refusal(&broker.uri_as("few", "hunter2", "small")).await;
     assert_says(
         &said,
-        &["connection limit (1) is reached", "set_vhost_limits -p 'small'", "two connections for each node"],
+        &["connection limit (0) is reached", "set_vhost_limits -p 'small'", "two connections for each node"],
     );
 
-    broker.ctl(&["set_vhost_limits", "-p", "small", r#"{"max-connections": 9, "max-queues": 1}"#]);
+    broker.ctl(&["set_vhost_limits", "-p", "small", r#"{"max-connections": 9, "max-queues": 0}"#]);
     let said = refusal(&broker.uri_as("few", "hunter2", "small")).await;
     assert_says(
         &said,
-        &["queue limit in vhost 'small' (1) is reached", "set_vhost_limits -p 'small' '{\"max-queues\": N}'"],
+        &["queue limit in vhost 'small' (0) is reached", "set_vhost_limits -p 'small' '{\"max-queues\": N}'"],
     );
 
-    broker.ctl(&["set_user_limits", "few", r#"{"max-connections": 1}"#]);
+    broker.ctl(&["set_user_limits", "few", r#"{"max-connections": 0}"#]);
     let said = refusal(&broker.uri_as("few", "hunter2", "/")).await;
     assert_says(
         &said,
-        &["user connection limit (1) is reached", "set_user_limits 'few'", "two connections for each node"],
+        &["user connection limit (0) is reached", "set_user_limits 'few'", "two connections for each node"],
     );
 
-    broker.ctl(&["set_user_limits", "narrow", r#"{"max-channels": 1}"#]);
+    broker.ctl(&["set_user_limits", "narrow", r#"{"max-channels": 0}"#]);
     let said = refusal(&broker.uri_as("narrow", "hunter2", "/")).await;
     assert_says(&said, &["number of channels", "clear_user_limits 'narrow' max-channels"]);
 
@@ -109,4 +113,25 @@ async fn a_broker_with_too_few_channels_is_told_apart_from_one_that_is_gone() {
             if said { Ok(()) } else { Err(logs.concat()) }
         });
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_answers_no_further_connection_is_said_to_have_a_limit() {
+    let broker = tokio::task::block_in_place(|| {
+        Broker::start_with(&BrokerOptions { conf: "connection_max = 1\n".to_owned(), ..BrokerOptions::default() })
+    });
+    // It takes some more than it is told to.
+    let mut links = Vec::new();
+    let said = loop {
+        match connect(&broker.uri()).await {
+            Ok(link) => links.push(link),
+            Err(error) => break error.to_string(),
+        }
+        assert!(links.len() < 50, "connection_max limits nothing");
+    };
+    println!("{} links, then: {said}", links.len());
+    assert_says(
+        &said,
+        &["login: the broker says nothing", "connection_max in its rabbitmq.conf", "two connections for each node"],
+    );
 }

@@ -42,7 +42,7 @@ use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
 use super::address::{Authority, certified};
-use super::refusals::{NO_CHANNEL, remedy, remedy_at_login, with_remedy};
+use super::refusals::{NO_CHANNEL, SILENT_AT_LOGIN, remedy, remedy_at_login, with_remedy};
 use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
 use leases::Leases;
 
@@ -352,7 +352,7 @@ impl RabbitMq {
                 let remedy = remedy_at_login(&words, user, &target.uri.vhost);
                 Err(format!("login: {}", with_remedy(&words, remedy)))
             }
-            Err(_) => Err(format!("login: the broker says nothing within {within:?}")),
+            Err(_) => Err(format!("login: the broker says nothing within {within:?} ({SILENT_AT_LOGIN})")),
         }
     }
 

@@ -126,6 +126,11 @@ pub fn remedy_at_login(words: &str, user: &str, vhost: &str) -> Option<String> {
     None
 }
 
+/// What to look at where a broker accepts a connection and says nothing. One whose `connection_max` is reached leaves further
+/// ones unanswered (RabbitMQ 3.10).
+pub(super) const SILENT_AT_LOGIN: &str = "it may hang, or connection_max in its rabbitmq.conf may be reached: a farm needs two \
+                                          connections for each node, and a third for the leader";
+
 /// How the URI of somebody who meant `/` should end.
 pub const EMPTY_VHOST_REMEDY: &str = "if / is meant, end the URI in %2f, or leave out its last /";
 
