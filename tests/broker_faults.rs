@@ -18,6 +18,9 @@ use testkit::rabbitmq::RabbitMq;
 /// How long a node that freezes stays so at least, in seconds, if not the 25 of an ordinary run.
 const FREEZE: &str = "RESUMED_FREEZE_SECONDS";
 
+/// Sessions a second for a node that freezes, if the tests do not run alone: a feed fills within the minute.
+const LOAD: u64 = 20_000;
+
 /// What a session feed may hold at the broker (`RabbitMqSettings::feed_max_bytes`).
 const FEED_BYTES: u64 = 64 << 20;
 
@@ -307,7 +310,7 @@ fn a_frozen_node_under_full_load_fills_its_queue_to_the_limit_and_catches_up_whe
     let (source, frozen) = (&farm.hosts[source].daemon, &farm.hosts[frozen].daemon);
     let sessions = "resumed_messages_received_total{plane=\"sessions\"}";
     let sent = || source.metric("resumed_messages_sent_total{plane=\"sessions\"}");
-    let load = SessionLoad::start(&source.home().join("ats.sock"), 40_000);
+    let load = SessionLoad::start(&source.home().join("ats.sock"), LOAD);
     frozen.wait_for_metric("resumed_sessions_received_total", |received| received > 10_000.0);
 
     let before = resident(broker.pid().expect("it runs"));

@@ -1747,7 +1747,11 @@ impl Farm {
             self.follow("its own reports do not come back");
             self.lease.not_before = now.mono + SILENT_BEATS * self.pace;
             self.out.push(Action::ReleaseLease(seat));
-            self.check_broker();
+            // A broker that takes messages and does not deliver them is no good, as some are after a split.
+            if !self.checks.busy {
+                self.checks.busy = true;
+                self.out.push(Action::MoveLink);
+            }
             return;
         }
         if self.assessment.majority_disagrees {
