@@ -134,6 +134,13 @@ TSSslTicketKeyUpdate(char *data, int len)
   return 0;
 }
 
+const char *TSConfigDirGet(void) NAME("", "_Z14TSConfigDirGetv");
+const char *
+TSConfigDirGet(void)
+{
+  return getenv("CONFIG_DIR");
+}
+
 int TSMgmtIntGet(const char *name, int64_t *value) NAME("", "_Z12TSMgmtIntGetPKcPl");
 int
 TSMgmtIntGet(const char *name, int64_t *value)

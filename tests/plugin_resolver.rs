@@ -35,6 +35,11 @@ fn host_with(folder: &Path, major: u32, words: &[&str]) -> PathBuf {
         .output()
         .expect("a C compiler, which Rust needs as well");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (name, certificates) = match major {
+        11 => ("ssl_multicert.yaml", "ssl_multicert:\n- ssl_cert_name: farm.pem\n"),
+        _ => ("ssl_multicert.config", "ssl_cert_name=farm.pem dest_ip=*\n"),
+    };
+    std::fs::write(folder.join(name), certificates).expect("its configuration");
     program
 }
 
@@ -51,6 +56,7 @@ impl Host {
         let mut child = Command::new(program)
             .arg(plugin::library())
             .args(arguments)
+            .env("CONFIG_DIR", program.parent().expect("its folder"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -283,6 +289,7 @@ async fn without_session_functions_it_shares_tickets_only() {
     let proxies = bench.node.plane.registry.proxies();
     assert!(!proxies[0].sessions);
     assert_eq!(proxies[0].version, "11.0.0");
+    assert_eq!((proxies[0].certificate_digest.len(), &proxies[0].warnings[..]), (8, &[][..]), "it reads YAML");
     let (id, der) = tls::server_session();
     bench.farm_sends(vec![(&id, &der)]);
     // The next keys arrive after what was sent before them.

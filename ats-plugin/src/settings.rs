@@ -78,7 +78,8 @@ impl Files {
     fn read(source: &impl Source) -> Self {
         let at = |setting: &CStr, default: &str| {
             let name = source.text(setting).unwrap_or_else(|| default.to_owned());
-            Path::new(&source.config_dir().unwrap_or_default()).join(name)
+            // Without one, not from wherever ATS happens to run.
+            Path::new(&source.config_dir().unwrap_or_else(|| "/unknown".to_owned())).join(name)
         };
         let default = if source.major() < 11 { "ssl_multicert.config" } else { "ssl_multicert.yaml" };
         let certificates = at(c"proxy.config.ssl.server.multicert.filename", default);
