@@ -357,12 +357,17 @@ fn connections_that_an_operator_closes_again_and_again_leave_none_behind() {
         ..FarmSetup::new(3, &broker.uri())
     });
     let start = Instant::now();
-    let mut rounds = 0;
+    let (mut rounds, mut closed) = (0, 0);
     while start.elapsed() < AWAY {
-        broker.ctl(&["close_all_user_connections", "guest", "again"]);
+        // It fails where a connection that it has listed ends by itself before its turn comes.
+        match broker.try_ctl(&["close_all_user_connections", "guest", "again"]) {
+            Ok(_) => closed += 1,
+            Err(fault) => println!("{fault}"),
+        }
         rounds += 1;
         thread::sleep((rounds * Duration::from_secs(3)).saturating_sub(start.elapsed()));
     }
+    assert!(2 * closed >= rounds, "of {rounds} attempts to close all connections {closed} went through");
     farm.wait_in_step();
     let leader = farm.leader();
     // Two for each node, and one for the lease.
@@ -373,7 +378,7 @@ fn connections_that_an_operator_closes_again_and_again_leave_none_behind() {
         let heading = usize::from(listed.starts_with("state"));
         if running == expected && listed.lines().count() == expected + heading { Ok(listed) } else { Err(listed) }
     });
-    println!("closed {rounds} times, led by host{leader}: {expected} connections {took:?} later");
+    println!("closed {closed} times, led by host{leader}: {expected} connections {took:?} later");
     for host in &farm.hosts {
         for role in ["publish", "consume"] {
             assert_eq!(names.matches(&format!("resumed {} {role}", host.name)).count(), 1, "{names}");

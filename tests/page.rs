@@ -130,7 +130,7 @@ fn a_person_sees_who_is_in_step_who_is_not_and_when_the_node_itself_is_silent() 
     let broker = Broker::start();
     let mut farm = Farm::start_in_step(&FarmSetup {
         name: "edge".to_owned(),
-        proxies: Proxies::SessionIds,
+        proxies: Proxies::Tickets,
         keys: "interval = \"30s\"\nkeep = 3\nsettle = \"1s\"".to_owned(),
         broker: "report_every = \"500ms\"".to_owned(),
         ..FarmSetup::new(3, &broker.uri())

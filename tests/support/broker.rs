@@ -383,6 +383,11 @@ impl Broker {
 
     /// Runs `rabbitmqctl` with `arguments` and returns what it printed. Takes a second or two: it starts a machine of its own.
     pub fn ctl(&self, arguments: &[&str]) -> String {
+        self.try_ctl(arguments).unwrap_or_else(|fault| panic!("{fault}"))
+    }
+
+    /// The same, for what may fail.
+    pub fn try_ctl(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self
             .command("rabbitmqctl")
             .args(["--quiet", "--node", &self.node()])
@@ -390,14 +395,15 @@ impl Broker {
             .stdin(Stdio::null())
             .output()
             .expect("rabbitmqctl starts");
-        assert!(
-            output.status.success(),
-            "rabbitmqctl {arguments:?}: {}\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).expect("rabbitmqctl prints UTF-8")
+        if !output.status.success() {
+            return Err(format!(
+                "rabbitmqctl {arguments:?}: {}\n{}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ));
+        }
+        Ok(String::from_utf8(output.stdout).expect("rabbitmqctl prints UTF-8"))
     }
 
     /// The broker's own log and output so far, for the message of a failing test.
