@@ -131,7 +131,7 @@ impl Exposure {
             }
             Self::Members { group, .. } => {
                 format!(
-                    "take them out (`deluser NAME {group}`); `resumed status` needs control.group alone, \
+                    "take them out (`gpasswd --delete NAME {group}`); `resumed status` needs control.group alone, \
                      `adduser NAME resumed-control` by default"
                 )
             }
