@@ -44,16 +44,17 @@ REVISION ?= 1
 FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 SECONDS ?= 60
 
-# All of tests/ but what boots hosts: `make test-rollout` runs that.
-FARM_TESTS := $(filter-out rollout,$(basename $(notdir $(wildcard tests/*.rs))))
+# All of tests/ but what boots hosts, which `make test-rollout` runs, and what is about each generation of the broker, which
+# `make test-brokers` runs.
+FARM_TESTS := $(filter-out rollout cluster_faults,$(basename $(notdir $(wildcard tests/*.rs))))
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
 SIDE_BY_SIDE ?= 3
-LONGEST_FIRST := $(if $(RABBITMQ),,on-trixie) cluster_faults prometheus_farm broker_faults page ats_plugin ats_memory resumption \
+LONGEST_FIRST := $(if $(RABBITMQ),,on-trixie) prometheus_farm broker_faults page ats_plugin ats_memory resumption \
   faults federation farm_simulated floods host_faults rabbitmq_faults emergencies
 # What is about the broker itself, and all that touches one.
 BROKER_TESTS := broker_faults broker_limits bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
 BROKER_TESTS_ASKED = $(if $(filter command%,$(origin BROKER_TESTS)),$(BROKER_TESTS),$(ALL_BROKER_TESTS))
-ALL_BROKER_TESTS := $(filter $(FARM_TESTS),$(basename $(notdir $(shell grep -l testkit::broker tests/*.rs))))
+ALL_BROKER_TESTS := $(filter $(FARM_TESTS) cluster_faults,$(basename $(notdir $(shell grep -l testkit::broker tests/*.rs))))
 # Debian 12's own, Debian 13's, and the newest that Debian has.
 BROKERS ?= own trixie newest
 
