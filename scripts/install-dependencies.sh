@@ -23,6 +23,7 @@ for group; do
       iproute2                    # networks of a test's own
       chromium chromium-driver    # the page for people, in a browser
       prometheus                  # promtool, for the rules and their tests
+      ansible-core                # what the roles' templates become
     ) ;;
     lint) packages+=(
       shellcheck
