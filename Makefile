@@ -22,7 +22,9 @@ RUST_TEST_THREADS ?= 2
 export RUST_TEST_THREADS
 RABBITMQ ?=
 ATS ?=
-export RABBITMQ ATS
+# The second broker of tests that need two: a prefix too, that of Debian 13 if it is not set.
+RABBITMQ_NEXT ?=
+export RABBITMQ ATS RABBITMQ_NEXT
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The release whose options deny.toml is written for.
@@ -50,13 +52,17 @@ FARM_TESTS := $(filter-out rollout cluster_faults,$(basename $(notdir $(wildcard
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
 SIDE_BY_SIDE ?= 3
 LONGEST_FIRST := $(if $(RABBITMQ),,on-trixie) prometheus_farm broker_faults page ats_plugin ats_memory resumption \
-  faults federation farm_simulated floods host_faults rabbitmq_faults emergencies
+  faults broker_move federation farm_simulated floods host_faults rabbitmq_faults emergencies
 # What is about the broker itself, and all that touches one.
 BROKER_TESTS := broker_faults broker_limits bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
 BROKER_TESTS_ASKED = $(if $(filter command%,$(origin BROKER_TESTS)),$(BROKER_TESTS),$(ALL_BROKER_TESTS))
 ALL_BROKER_TESTS := $(filter $(FARM_TESTS) cluster_faults,$(basename $(notdir $(shell grep -l testkit::broker tests/*.rs))))
 # Debian 12's own, Debian 13's, and the newest that Debian has.
 BROKERS ?= own trixie newest
+# What has brokers of two versions side by side. Where the root cannot be made they say that they are not run.
+TESTS_OF_TWO_BROKERS := broker_move federation
+WITH_NEXT_BROKER = RABBITMQ_NEXT="$${RABBITMQ_NEXT:-$$(scripts/broker-root.sh trixie '$(TARGET)/broker-roots' >&2 && \
+  realpath '$(TARGET)/broker-roots/trixie')}"
 
 .PHONY: help
 help: ## Show this list
@@ -83,7 +89,8 @@ test: previous-commit build deb previous dependencies-farm dependencies-test dep
 # One program of whole farms, or those about the broker on another Debian's.
 .PHONY: test-program
 test-program:
-	@$(if $(filter on-%,$(NAME)),$(call on_brokers,$(NAME:on-%=%),$(BROKER_TESTS)),$(CARGO) test $(RELEASE) --no-fail-fast --test $(NAME) -- $(TEST))
+	@$(if $(filter on-%,$(NAME)),$(call on_brokers,$(NAME:on-%=%),$(BROKER_TESTS)),\
+  $(if $(filter $(TESTS_OF_TWO_BROKERS),$(NAME)),$(WITH_NEXT_BROKER)) $(CARGO) test $(RELEASE) --no-fail-fast --test $(NAME) -- $(TEST))
 
 # on_brokers RELEASES,TESTS: those tests on the RabbitMQ of each of those releases.
 on_brokers = scripts/test-brokers.sh '$(1)' '$(TARGET)/broker-roots' \
@@ -93,7 +100,7 @@ on_brokers = scripts/test-brokers.sh '$(1)' '$(TARGET)/broker-roots' \
 .PHONY: test-brokers
 test-brokers: build previous dependencies-farm dependencies-test dependencies-brokers ## All tests that touch a broker on Debian 12's, Debian 13's and the newest (BROKERS=newest: only there; BROKER_TESTS=file: only those)
 	$(SAY) 'tests that touch a broker: about 15 min for each broker, and 3 min to make the roots of the others, once'
-	failed=0; $(call on_brokers,$(BROKERS),$(BROKER_TESTS_ASKED)) || failed=1; \
+	export $(WITH_NEXT_BROKER); failed=0; $(call on_brokers,$(BROKERS),$(BROKER_TESTS_ASKED)) || failed=1; \
 	$(if $(and $(filter trixie,$(BROKERS)),$(filter cluster_faults,$(BROKER_TESTS_ASKED))),RABBITMQ_STORE=khepri \
 	  $(call on_brokers,trixie,cluster_faults) || failed=1;) exit $$failed
 

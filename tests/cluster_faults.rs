@@ -22,6 +22,8 @@ const REQUESTS_WITHIN: Duration = Duration::from_secs(10);
 const MAJORITY_WITHIN: Duration = Duration::from_secs(40);
 /// `rabbitmq_net_ticktime` of the role.
 const TICK_TIME: u32 = 15;
+/// What Erlang does without it.
+const FACTORY_TICK_TIME: u32 = 60;
 /// How long a broker stays away that comes back.
 const AWAY: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(1);
@@ -37,12 +39,15 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Self {
+        // Where there is Mnesia the side without a majority stops. From 4.3 on that setting is taken and does nothing.
+        Self::start_with("cluster_partition_handling = pause_minority", TICK_TIME)
+    }
+
+    fn start_with(conf: &str, tick_time: u32) -> Self {
         let network = Network::new(2);
         let hosts: Vec<NetHost> = (0..3).map(|_| network.host()).collect();
-        // Where there is Mnesia the side without a majority stops. From 4.3 on that setting is taken and does nothing.
-        let conf = "cluster_partition_handling = pause_minority".to_owned();
-        let options =
-            BrokerOptions { conf, store: Store::chosen(), tick_time: Some(TICK_TIME), ..BrokerOptions::default() };
+        let (conf, tick_time) = (conf.to_owned(), Some(tick_time));
+        let options = BrokerOptions { conf, store: Store::chosen(), tick_time, ..BrokerOptions::default() };
         let brokers = Broker::cluster_with(&hosts, &options);
         println!("three brokers, {}, {:?}", brokers[0].versions(), brokers[0].store());
         let uris: Vec<String> = brokers.iter().map(Broker::uri).collect();
@@ -188,6 +193,27 @@ impl Cluster {
         });
     }
 
+    /// Who leads, which broker each node is at, and whether it is one farm, said at each change for `span` or until `over`.
+    /// Returns whether that came.
+    fn watch(&self, what: &str, span: Duration, over: impl Fn(&[usize], &[Option<usize>], bool) -> bool) -> bool {
+        let (start, mut before) = (Instant::now(), None);
+        while start.elapsed() < span {
+            let brokers: Vec<Option<usize>> = (0..3).map(|host| self.broker_of(host)).collect();
+            let seen = (self.leaders(), brokers, self.look(&BTreeSet::new()).is_ok());
+            if over(&seen.0, &seen.1, seen.2) {
+                println!("{what}, after {:.1?}: {seen:?}, as wanted", start.elapsed());
+                return true;
+            }
+            if before.as_ref() != Some(&seen) {
+                println!("{what}, after {:.1?}: leaders, brokers of the nodes, one farm: {seen:?}", start.elapsed());
+                before = Some(seen);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        println!("{what}: not within {span:?}");
+        false
+    }
+
     /// Each node begins with its own broker again, as after a restart of its host.
     fn nodes_go_home(&mut self) {
         self.loads.clear();
@@ -288,6 +314,40 @@ fn a_broker_that_is_cut_off_from_its_cluster_loses_every_node_to_the_majority() 
         cluster.nodes_go_home();
         let leader = cluster.one_farm(&BTreeSet::new());
         cluster.cut_off("cut off, with another node", (leader + 1) % 3);
+    });
+}
+
+/// With a `rabbitmq.conf` that says nothing of clusters brokers notice a cut after a minute and more, and where there is
+/// Mnesia both halves go on. Measured without a bound, for `docs/faults.md`.
+#[test]
+#[ignore = "measures for up to ten minutes what other settings than those of docs/install.md cost"]
+fn a_cluster_with_settings_of_the_factory_loses_the_broker_of_the_leader_and_then_its_links() {
+    apart(|| {
+        let mut cluster = Cluster::start_with("", FACTORY_TICK_TIME);
+        let long = Duration::from_secs(180);
+        let dead = cluster.broker_of(cluster.one_farm(&BTreeSet::new())).expect("a broker");
+        let living: Vec<usize> = (0..3).filter(|host| cluster.broker_of(*host) != Some(dead)).collect();
+        let killed = Instant::now();
+        cluster.brokers[dead].kill();
+        let at_living = |brokers: &[Option<usize>]| brokers.iter().all(|at| at.is_some_and(|at| at != dead));
+        assert!(cluster.watch("killed", long, |_, brokers, one| one && at_living(brokers)));
+        cluster.sessions_cross(&living);
+        println!("killed: sessions cross, seen after {:?}", killed.elapsed());
+        cluster.brokers[dead].revive();
+        cluster.wait_for_all_brokers();
+        cluster.nodes_go_home();
+
+        let leader = cluster.one_farm(&BTreeSet::new());
+        cluster.hosts[leader].cut(1);
+        let left = |brokers: &[Option<usize>]| brokers.iter().all(|at| at.is_some_and(|at| at != leader));
+        cluster.watch("cut", long, |_, brokers, one| one && left(brokers));
+        cluster.hosts[leader].heal(1);
+        if !cluster
+            .watch("healed", long / 2, |_, _, one| one && cluster.brokers.iter().all(|broker| broker.running() == 3))
+        {
+            cluster.brokers[leader].restart();
+            assert!(cluster.watch("healed, and the broker restarted", long, |_, _, one| one));
+        }
     });
 }
 

@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, Host, Proxies, wait_for};
+use testkit::federation::{self, cluster_name, federate, let_in};
 use testkit::hopping::Hopping;
 use testkit::network::Wire;
 use testkit::prometheus::{Prometheus, ScrapeTarget, Watch};
+use testkit::rabbitmq::RabbitMq;
+use testkit::sessions;
 
 /// How long an announcement may wait for the link, in milliseconds.
 const TTL: u64 = 3_000;
@@ -34,36 +37,21 @@ struct Site {
 /// Two of them, called fra and ams.
 struct Sites([Site; 2]);
 
-/// What docs/scaling.md tells the operator of the broker that is read from.
-fn let_in(broker: &Broker, farm: &str) {
-    broker.ctl(&["add_user", "federation", "hunter2"]);
-    let own = format!(r"^federation: resumed\.{farm}\.keys ");
-    let read = format!(r"^(federation: )?resumed\.{farm}\.keys( |$)");
-    broker.ctl(&["set_permissions", "federation", &own, &own, &read]);
-}
-
-/// What it tells the operator of the broker that reads, here with the other one behind `wire`.
-fn federate(broker: &Broker, wire: &Wire, farm: &str) {
-    let uri = format!("amqp://federation:hunter2@{}/%2f?heartbeat=2", wire.address());
-    let upstream =
-        format!(r#"{{"uri":"{uri}","max-hops":1,"message-ttl":{TTL},"expires":3600000,"reconnect-delay":1}}"#);
-    broker.ctl(&["set_parameter", "federation-upstream", "resumed-other", &upstream]);
-    let keys = format!(r"^resumed\.{farm}\.keys$");
-    broker.ctl(&[
-        "set_policy",
-        "--apply-to",
-        "exchanges",
-        "resumed-keys",
-        &keys,
-        r#"{"federation-upstream-set":"all"}"#,
-    ]);
-}
-
 impl Sites {
     fn start(proxies: Proxies) -> Self {
-        let options = BrokerOptions { plugins: vec!["rabbitmq_federation"], ..BrokerOptions::default() };
+        Self::start_on(&[None, None], proxies)
+    }
+
+    /// Each site on a RabbitMQ of its own; of the chosen one, where none is named.
+    fn start_on(rabbitmqs: &[Option<RabbitMq>; 2], proxies: Proxies) -> Self {
+        let options = rabbitmqs.clone().map(|rabbitmq| BrokerOptions {
+            plugins: vec![federation::PLUGIN],
+            rabbitmq,
+            ..BrokerOptions::default()
+        });
         let brokers: Vec<Broker> = thread::scope(|scope| {
-            let starting: Vec<_> = (0..2).map(|_| scope.spawn(|| Broker::start_with(&options))).collect();
+            let starting: Vec<_> =
+                options.iter().map(|options| scope.spawn(move || Broker::start_with(options))).collect();
             starting.into_iter().map(|broker| broker.join().expect("a broker")).collect()
         });
         let mut sites: Vec<Site> = Vec::new();
@@ -88,8 +76,8 @@ impl Sites {
             sites.push(Site { broker, wire, farm });
         }
         let sites: [Site; 2] = sites.try_into().unwrap_or_else(|_| unreachable!("two"));
-        federate(&sites[0].broker, &sites[1].wire, &name);
-        federate(&sites[1].broker, &sites[0].wire, &name);
+        federate(&sites[0].broker, sites[1].wire.address(), &name, TTL);
+        federate(&sites[1].broker, sites[0].wire.address(), &name, TTL);
         let mut sites = Self(sites);
         for site in &mut sites.0 {
             site.farm.launch();
@@ -156,12 +144,6 @@ impl Sites {
 }
 
 impl Site {
-    /// What the broker calls its cluster.
-    fn cluster(&self) -> String {
-        let said = self.broker.ctl(&["eval", "io:format(\"~s\", [rabbit_nodes:cluster_name()])."]);
-        said.lines().next().unwrap_or_default().trim_end_matches("ok").to_owned()
-    }
-
     /// Waits until every node here says of the other site, called `name`, that it is silent or that it is not, and the leader
     /// shows it. Returns how long that took.
     fn says(&self, name: &str, silent: bool) -> Duration {
@@ -330,10 +312,48 @@ fn keys_cross_between_brokers_and_a_link_that_is_cut_costs_neither_side_more_tha
 }
 
 #[test]
+fn a_site_on_one_version_of_the_broker_and_a_site_on_another_are_one_farm() {
+    let Some(other) = RabbitMq::other("federation of two versions") else { return };
+    let sites = Sites::start_on(&[None, Some(other)], Proxies::Tickets);
+    let (ring, took) = sites.one_ring(&BTreeSet::new());
+    println!("{} and {}: one ring {took:?}", sites.0[0].broker.versions(), sites.0[1].broker.versions());
+    // By the header that each broker adds to what it takes from the other: leaders are known by it, and name the site.
+    for [here, there] in [[0, 1], [1, 0]] {
+        sites.0[here].says(&cluster_name(&sites.0[there].broker), false);
+        federation::wait_for_link(&sites.0[here].broker);
+    }
+    let stepped_down = sites.times_logged("this node leads no longer");
+    let (_, tally) = Hopping::during(&sites.targets(), &TICKETS, |_| {
+        let mut keys = ring;
+        for site in &sites.0 {
+            let minted = sites.rotate(&site.farm.hosts[site.farm.others(site.farm.leader())[0]]);
+            keys = sites.one_ring(&(&keys | &BTreeSet::from([minted]))).0;
+            seals(&[&sites.0[0], &sites.0[1]], minted);
+        }
+    });
+    assert!(tally.refused.is_empty(), "{} of {}: {:#?}", tally.refused.len(), tally.tickets, &tally.refused[..1]);
+    assert!(tally.tickets > 20 && tally.keys.len() >= 3, "{} tickets, keys {:?}", tally.tickets, tally.keys);
+    println!("{} tickets offered in rotations at either site, none refused", tally.tickets);
+    // Sessions stay in their pod, on either broker.
+    for site in &sites.0 {
+        sessions::new_ones_resume(&client(), &site.farm.targets(), Mode::Id);
+    }
+    let revoked = sites.0[1].farm.hosts[0].daemon.command(&["revoke"]);
+    assert!(revoked.status.success(), "{revoked:?}");
+    let (_, took) = wait_for("the revocation at the other site", || {
+        let held: Vec<usize> = sites.hosts().map(|host| host.daemon.generations().len()).collect();
+        if held.iter().all(|keys| *keys <= 2) { Ok(()) } else { Err(format!("{held:?} keys")) }
+    });
+    println!("revoked at both sites {took:?} after the command at one");
+    sites.one_ring(&BTreeSet::new());
+    assert_eq!(sites.times_logged("this node leads no longer"), stepped_down, "a leader stepped down");
+}
+
+#[test]
 fn a_link_that_falls_silent_is_called_out_at_the_site_that_hears_nothing_until_it_is_mended() {
     let mut sites = Sites::start(Proxies::None);
     sites.one_ring(&BTreeSet::new());
-    let [fra_name, ams_name] = [sites.0[0].cluster(), sites.0[1].cluster()];
+    let [fra_name, ams_name] = [0, 1].map(|site| cluster_name(&sites.0[site].broker));
     sites.0[0].says(&ams_name, false);
     sites.0[1].says(&fra_name, false);
     let prometheus = |site: &Site| {
@@ -375,7 +395,7 @@ fn a_link_that_falls_silent_is_called_out_at_the_site_that_hears_nothing_until_i
     let instance = sites.0[0].farm.hosts[next].daemon.metrics_address();
     at_fra.wait_until_fires("ResumedSiteSilent", &instance);
 
-    federate(&sites.0[0].broker, &sites.0[1].wire, sites.0[0].farm.name());
+    federate(&sites.0[0].broker, sites.0[1].wire.address(), sites.0[0].farm.name(), TTL);
     let took = sites.0[0].says(&ams_name, false);
     println!("heard again {took:?} after the policy was set");
     at_fra.wait_until_resolves("ResumedSiteSilent", &instance);

@@ -10,6 +10,7 @@ pub mod broker;
 pub mod browser;
 pub mod dashboard;
 pub mod farm;
+pub mod federation;
 pub mod hopping;
 pub mod load;
 pub mod namespaces;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -14,6 +15,9 @@ use crate::version::Version;
 
 /// In the environment, where the RabbitMQ is that is tested; empty or unset: Debian's package on this machine.
 const CHOICE: &str = "RABBITMQ";
+
+/// In the environment, where another RabbitMQ is, for tests of two versions side by side.
+const OTHER: &str = "RABBITMQ_NEXT";
 
 /// Where Debian's package puts the scripts. Those in `sbin/` would switch to the user `rabbitmq`; these run as the caller.
 const PACKAGED: &str = "usr/lib/rabbitmq/bin";
@@ -59,6 +63,16 @@ impl RabbitMq {
             None => Self::package().unwrap_or_else(|fault| panic!("{fault}")),
             Some(path) => Self::at(&tree().join(path)).unwrap_or_else(|fault| panic!("{CHOICE}: {fault}")),
         })
+    }
+
+    /// The one that RABBITMQ_NEXT in the environment names, beside the chosen one; without it, says that `test` is not run,
+    /// past what the test runner withholds of a test that passes. Panics if there is none where it points to.
+    pub fn other(test: &str) -> Option<Self> {
+        let Some(path) = std::env::var_os(OTHER).filter(|path| !path.is_empty()) else {
+            let _told = writeln!(io::stderr(), "\n==> {test}: NOT RUN: {OTHER} names no second RabbitMQ");
+            return None;
+        };
+        Some(Self::at(&tree().join(path)).unwrap_or_else(|fault| panic!("{OTHER}: {fault}")))
     }
 
     fn package() -> Result<Self, String> {
