@@ -104,13 +104,13 @@ test-brokers: build previous dependencies-farm dependencies-test dependencies-br
 	$(if $(and $(filter trixie,$(BROKERS)),$(filter cluster_faults,$(BROKER_TESTS_ASKED))),RABBITMQ_STORE=khepri \
 	  $(call on_brokers,trixie,cluster_faults) || failed=1;) exit $$failed
 
-# The farm goes back to the packages of the release before and up again. On a host of its own, revision 1 is upgraded to
-# revision 2.
+# The farm goes back to the packages of the release before and up again. On a host of Debian 12 and one of Debian 13, revision
+# 1 is upgraded to revision 2.
 .PHONY: test-rollout
 test-rollout: previous-commit dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
 	$(MAKE) deb REVISION=2
 	$(MAKE) deb-previous REVISION=1
-	$(SAY) 'the hosts: about 3 min to make their base system the first time, then 10 min'
+	$(SAY) 'the hosts: about 3 min to make their base systems the first time, then 13 min'
 	$(CARGO) test $(RELEASE) --test rollout -- --nocapture --test-threads 1 $(TEST)
 
 .PHONY: bench

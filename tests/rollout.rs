@@ -1,5 +1,6 @@
 //! The whole product on real hosts: three with a broker and a proxy each, set up over SSH by the playbooks, behind a
-//! layer-4 load balancer, with clients that come back all the while.
+//! layer-4 load balancer, with clients that come back all the while. Beside it what Debian 13 is for: brokers, the daemon's
+//! package, and a newer OpenSSL.
 //!
 //! `make test-rollout` builds the packages that it installs, and runs it. Needs root, and the packages of the group
 //! `hosts` in `scripts/install-dependencies.sh`.
@@ -8,6 +9,7 @@ mod hosts;
 
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -100,9 +102,13 @@ impl Story<'_> {
     }
 }
 
-/// Every mode between every pair of hosts. A session by ID may be a moment behind a client that comes back at once.
+/// Every mode between every pair of hosts.
 fn probe(site: &Site) {
-    let targets = site.hosts.iter().map(|host| format!("{}:443", host.address()));
+    probe_targets(site.hosts.iter().map(|host| format!("{}:443", host.address())));
+}
+
+/// Every mode between every pair of targets. A session by ID may be a moment behind a client that comes back at once.
+fn probe_targets(targets: impl IntoIterator<Item = String>) {
     let mut command = Command::new(built("resumed"));
     command.arg("probe").args(targets).args(["--sni", SERVER_NAME, "--tries", "3"]);
     let output = command.output().expect("resumed probe");
@@ -114,7 +120,7 @@ fn probe(site: &Site) {
 #[test]
 fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
     // While there still is a network with Debian's packages.
-    let base = site::base();
+    let base = site::bases().bookworm;
     apart(|| {
         let network = Network::new(1);
         let mut site = Site::boot(&network, &base);
@@ -382,33 +388,110 @@ fn whole_again(site: &Site, balancer: &Balancer, from: Instant) -> Broken {
     Broken { from, until, proxy_too: true }
 }
 
+/// The brokers alone have moved to Debian 13, whose Traffic Server is not there yet.
 #[test]
-fn packages_leave_on_a_host_what_they_should() {
-    let base = site::base();
+fn brokers_on_debian_13_serve_proxies_on_debian_12() {
+    let bases = site::bases();
+    apart(|| {
+        let network = Network::new(1);
+        let site = Site::boot_with_brokers_apart(&network, &bases.bookworm, &bases.trixie);
+        let first = site.must_play("site.yml");
+        println!("site.yml took {:.0?}, {} changes", first.took, first.changed);
+        for broker in &site.brokers {
+            let version = broker.must("rabbitmqctl --silent version");
+            println!("{}: RabbitMQ {version}", broker.name());
+            assert!(version.starts_with("4."), "Debian 13 has another RabbitMQ: {version}");
+            site.wait_for_brokers(broker, 2, PATIENCE);
+            let handling = broker.must("rabbitmqctl eval 'application:get_env(rabbit, cluster_partition_handling).'");
+            assert_eq!(handling, "{ok,pause_minority}", "on {}", broker.name());
+        }
+        probe(&site);
+        let again = site.must_play("site.yml");
+        assert_eq!(again.changed, 0, "a second run changes nothing:\n{}", again.text);
+
+        // The side without a majority pauses, and comes back.
+        let [.., cut] = &site.brokers[..] else { panic!("no broker") };
+        cut.cut();
+        site.wait_until_brokers_part(&site.brokers[0], 1, PATIENCE);
+        let pauses = "test $(rabbitmqctl --quiet eval 'rabbit:is_running().') = false";
+        println!("the broker that is cut off pauses after {:.1?}", cut.wait_for(pauses, PATIENCE).1);
+        site.wait_in_step(2);
+        site.wait_until_warm();
+        probe(&site);
+        cut.heal();
+        println!("and is back after {:.1?}", site.wait_for_brokers(cut, 2, PATIENCE));
+        site.wait_in_step(2);
+        probe(&site);
+    });
+}
+
+/// `resumed probe` as it is packaged, and as this test has it, which may be linked with another OpenSSL.
+#[test]
+fn the_probe_resumes_at_a_server_of_debian_13s_openssl() {
+    let base = site::bases().trixie;
     apart(|| {
         let network = Network::new(1);
         let dir = site::folder();
-        let mut host = Host::new(&network, dir.path(), &base, "packages", "");
+        let mut host = Host::new(&network, dir.path(), &base, "openssl", "");
         host.boot();
+        let version = host.must("openssl version");
+        assert!(version.starts_with("OpenSSL 3.5."), "{version}");
+        let package = site::package("resumed", 1);
+        fs::copy(&package, host.root().join("srv/resumed.deb")).expect("the package");
+        host.must("dpkg-deb --extract /srv/resumed.deb /srv/resumed");
         host.must(
-            "apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install adduser trafficserver man-db",
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=farm.test \
+             -keyout /srv/key.pem -out /srv/certificate.pem",
         );
-        for name in ["resumed", "resumed-trafficserver"] {
-            for revision in [1, 2] {
-                let package = site::package(name, revision);
-                fs::copy(&package, host.root().join("srv").join(package.file_name().expect("a name")))
-                    .expect("a package");
-            }
-        }
-        fs::create_dir(host.root().join("srv/before")).expect("a folder for packages");
-        let mut before = String::new();
-        for package in ["resumed", "resumed-trafficserver"].map(previous_package) {
-            let there = format!("/srv/before/{}", package.file_name().expect("a name").to_string_lossy());
-            fs::copy(&package, host.root().join(&there[1..])).expect("a package");
-            write!(before, " {there}").expect("a String");
-        }
-        let script = testkit::tree().join("tests/package_lifecycle.sh");
-        fs::copy(script, host.root().join("srv/package_lifecycle.sh")).expect("the script");
-        println!("{}", host.must(&format!("bash /srv/package_lifecycle.sh /srv{before} 2>&1")));
+        host.must(
+            "systemd-run --unit=server openssl s_server -accept 443 -www -quiet -cert /srv/certificate.pem -key /srv/key.pem",
+        );
+        host.wait_for("ss --no-header --listening --tcp 'sport = 443' | grep -q .", PATIENCE);
+        println!("{}", host.must("/srv/resumed/usr/bin/resumed probe 127.0.0.1:443"));
+        probe_targets([format!("{}:443", host.address())]);
     });
+}
+
+/// On Debian 13 the daemon's package alone: the plugin's depends on Traffic Server, which is not there.
+#[test]
+fn packages_leave_on_a_host_what_they_should() {
+    let bases = site::bases();
+    let on_bookworm = || {
+        apart(|| live_through_the_packages(&bases.bookworm, &["resumed", "resumed-trafficserver"], "trafficserver"));
+    };
+    let on_trixie = || apart(|| live_through_the_packages(&bases.trixie, &["resumed"], ""));
+    // Beside each other: what they do most is wait.
+    std::thread::scope(|scope| {
+        scope.spawn(on_bookworm);
+        scope.spawn(on_trixie);
+    });
+}
+
+/// Runs `package_lifecycle.sh` with the packages of those `names` on a host over the system in `base`, where `proxy` is
+/// installed too.
+fn live_through_the_packages(base: &Path, names: &[&str], proxy: &str) {
+    let network = Network::new(1);
+    let dir = site::folder();
+    let mut host = Host::new(&network, dir.path(), base, "packages", "");
+    host.boot();
+    host.must(&format!(
+        "apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install adduser man-db {proxy}"
+    ));
+    let offer = |package: &Path, folder: &str| {
+        let there = format!("{folder}/{}", package.file_name().expect("a name").to_string_lossy());
+        fs::copy(package, host.root().join(&there[1..])).expect("a package");
+        there
+    };
+    fs::create_dir(host.root().join("srv/before")).expect("a folder for packages");
+    let mut before = String::new();
+    for name in names {
+        for revision in [1, 2] {
+            offer(&site::package(name, revision), "/srv");
+        }
+        write!(before, " {}", offer(&previous_package(name), "/srv/before")).expect("a String");
+    }
+    let script = testkit::tree().join("tests/package_lifecycle.sh");
+    fs::copy(script, host.root().join("srv/package_lifecycle.sh")).expect("the script");
+    let said = host.must(&format!("bash /srv/package_lifecycle.sh /srv{before} 2>&1"));
+    println!("on {}:\n{said}", base.display());
 }

@@ -26,11 +26,13 @@ pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 254);
 /// The user on each host who may use the control socket; every Debian has this one.
 pub const OPERATOR: &str = "games";
 
-/// Three hosts with a broker and a proxy each, and one to control them.
+/// Hosts with a proxy each, three brokers on the same or on others, and one host to control them.
 #[derive(Debug)]
 pub struct Site {
-    /// `a`, `b` and `c`.
+    /// The proxies: `a`, `b` and `c`, which are the brokers too; or `a` and `b`.
     pub hosts: Vec<Host>,
+    /// The brokers that have hosts of their own: none, or `x`, `y` and `z`.
+    pub brokers: Vec<Host>,
     /// Has Ansible, the packages and the secrets; of the farm itself nothing.
     pub control: Host,
     dir: Folder,
@@ -78,17 +80,40 @@ pub fn folder() -> Folder {
     Folder::within(&within(), &format!("run-{}-{number}", std::process::id()))
 }
 
-/// The system that all hosts begin with. It is made if it is not there yet, which takes some minutes.
-pub fn base() -> PathBuf {
+/// The systems that hosts begin with.
+#[derive(Clone, Debug)]
+pub struct Bases {
+    /// Debian 12.
+    pub bookworm: PathBuf,
+    /// Debian 13.
+    pub trixie: PathBuf,
+}
+
+/// The systems that all hosts begin with. They are made if they are not there yet, beside each other, which takes some
+/// minutes.
+pub fn bases() -> Bases {
     let script = testkit::tree().join("tests/hosts/base.sh");
-    let made = Command::new(script).arg(within()).arg("man-db").status().expect("tests/hosts/base.sh");
-    assert!(made.success(), "no base system");
-    within().join("base")
+    let make = |release: &str| Command::new(&script).arg(within()).args([release, "man-db"]).spawn();
+    let made = ["bookworm", "trixie"].map(|release| (release, make(release).expect("tests/hosts/base.sh")));
+    let [bookworm, trixie] = made.map(|(release, mut script)| {
+        assert!(script.wait().expect("the script").success(), "no base system of {release}");
+        within().join(release)
+    });
+    Bases { bookworm, trixie }
 }
 
 impl Site {
-    /// Boots the hosts over the system in `base`.
+    /// Boots three hosts with a broker and a proxy each, over the system in `base`.
     pub fn boot(network: &Network, base: &Path) -> Self {
+        Self::boot_all(network, base, &["a", "b", "c"], None)
+    }
+
+    /// Boots two proxies over the system in `base`, and three brokers over that in `brokers_base`.
+    pub fn boot_with_brokers_apart(network: &Network, base: &Path, brokers_base: &Path) -> Self {
+        Self::boot_all(network, base, &["a", "b"], Some(brokers_base))
+    }
+
+    fn boot_all(network: &Network, base: &Path, proxies: &[&str], brokers_base: Option<&Path>) -> Self {
         let tree = testkit::tree();
         let dir = folder();
         let key = dir.path().join("id_ed25519");
@@ -99,14 +124,16 @@ impl Site {
             .expect("ssh-keygen (package openssh-client)");
         assert!(made.success(), "no SSH key");
         let public_key = fs::read_to_string(key.with_extension("pub")).expect("the public key");
-        let host = |name| Host::new(network, dir.path(), base, name, &public_key);
-        let mut site = Self { hosts: ["a", "b", "c"].map(host).into(), control: host("control"), dir };
+        let host = |base, name| Host::new(network, dir.path(), base, name, &public_key);
+        let hosts = proxies.iter().map(|name| host(base, name)).collect();
+        let brokers = brokers_base.into_iter().flat_map(|base| ["x", "y", "z"].map(|name| host(base, name))).collect();
+        let mut site = Self { hosts, brokers, control: host(base, "control"), dir };
         // As the names would be in DNS.
         let names: String = site.all().map(|host| format!("{} {}\n", host.address(), host.name())).collect();
         for host in site.all() {
             host.write("etc/hosts", &format!("127.0.0.1 localhost\n{names}"));
         }
-        for host in site.hosts.iter_mut().chain([&mut site.control]) {
+        for host in site.hosts.iter_mut().chain(&mut site.brokers).chain([&mut site.control]) {
             host.boot();
         }
         site.furnish_control(tree, &key);
@@ -115,7 +142,7 @@ impl Site {
 
     /// Every host, the one that controls them last.
     pub fn all(&self) -> impl Iterator<Item = &Host> {
-        self.hosts.iter().chain([&self.control])
+        self.hosts.iter().chain(&self.brokers).chain([&self.control])
     }
 
     /// A folder for what the test itself runs.
@@ -146,16 +173,7 @@ impl Site {
             fs::copy(example.join(group), root.join("srv/farm/group_vars").join(group))
                 .expect("the example's variables");
         }
-        let members: String = self
-            .hosts
-            .iter()
-            .map(|host| format!("    {}: {{ansible_host: {}}}\n", host.name(), host.address()))
-            .collect();
-        let inventory = format!(
-            "all:\n  hosts:\n{members}  children:\n    brokers:\n      hosts: {{a: , b: , c: }}\n    \
-             proxies:\n      hosts: {{a: , b: , c: }}\n"
-        );
-        control.write("srv/farm/hosts.yml", &inventory);
+        control.write("srv/farm/hosts.yml", &self.inventory());
         let certificate = Certificate::self_signed(SERVER_NAME);
         fs::write(root.join("srv/farm.test.pem"), &certificate.pem).expect("the certificate");
         fs::write(root.join("srv/farm.test.key"), &certificate.key).expect("its key");
@@ -166,6 +184,23 @@ impl Site {
         let tell = "exec 3<>/dev/tcp/10.79.0.254/9999; echo set server farm/$2 state $1 >&3; cat <&3";
         control.write("srv/balancer", &format!("#!/bin/bash\n{tell}\n"));
         control.must("chmod 755 /srv/balancer");
+    }
+
+    fn inventory(&self) -> String {
+        let members: String = self
+            .hosts
+            .iter()
+            .chain(&self.brokers)
+            .map(|host| format!("    {}: {{ansible_host: {}}}\n", host.name(), host.address()))
+            .collect();
+        let group =
+            |hosts: &[Host]| hosts.iter().map(|host| format!("{}: ", host.name())).collect::<Vec<_>>().join(", ");
+        let brokers = if self.brokers.is_empty() { &self.hosts } else { &self.brokers };
+        format!(
+            "all:\n  hosts:\n{members}  children:\n    brokers:\n      hosts: {{{}}}\n    proxies:\n      hosts: {{{}}}\n",
+            group(brokers),
+            group(&self.hosts)
+        )
     }
 
     /// Puts packages of this revision onto the control host whose daemon ends as soon as it is started. Returns their
