@@ -231,6 +231,7 @@ impl<B: Bus> Driver<B> {
                 Happened::Checked(answer) => check_event(answer),
                 Happened::Moved(connected) => {
                     self.leave(&mut connection, &mut replies);
+                    self.redial.linked(self.clock.now().mono);
                     let inbox = connected.link.inbox().to_owned();
                     connection = Connection::Up(self.go_up(connected));
                     Event::Connected { inbox }
@@ -474,13 +475,15 @@ impl<B: Bus> Driver<B> {
         }
     }
 
-    /// One line for each request of an operator. Other nodes may ask in vain as often as they like.
+    /// One line for each request of an operator. Other nodes may ask in vain as often as they like: of those one a
+    /// minute is logged, and how many were held back.
     fn audit(&mut self, entry: &AuditEntry) {
         let AuditStatus { action, flush_sessions, node, user, outcome, generation, .. } = audit_status(entry);
         let done_here = node == self.identity.node || entry.outcome() == AuditOutcome::Done;
-        if done_here || self.quiet.pass("request", "in vain", self.clock.now()).is_some() {
+        let passed = if done_here { Some(0) } else { self.quiet.pass("request", "in vain", self.clock.now()) };
+        if let Some(held_back) = passed {
             let user = user.as_deref().unwrap_or("not said");
-            info!(action, flush_sessions, node, user, outcome, generation, "request of an operator");
+            info!(held_back, action, flush_sessions, node, user, outcome, generation, "request of an operator");
         }
     }
 

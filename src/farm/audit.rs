@@ -60,13 +60,27 @@ impl Asked {
     }
 }
 
+/// Whether `later` says what `earlier` said, of a request that changed nothing.
+fn is_repeated_by(earlier: &proto::AuditEntry, later: &proto::AuditEntry) -> bool {
+    let said = |entry: &proto::AuditEntry| (entry.action, entry.flush_sessions, entry.outcome);
+    earlier.outcome() != AuditOutcome::Done
+        && said(earlier) == said(later)
+        && earlier.node == later.node
+        && earlier.user == later.user
+}
+
+fn is_revocation(entry: &proto::AuditEntry) -> bool {
+    entry.outcome() == AuditOutcome::Done && entry.action() != AuditAction::Rotate
+}
+
 /// The last requests, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct AuditTrail(VecDeque<proto::AuditEntry>);
 
 impl AuditTrail {
     /// Keeps what became of a request, once: a leader hears one again whose answer was lost. Returns the entry if it is
-    /// new.
+    /// new. The same request in vain again, by the same user at the same node, takes the place of the one before, and a
+    /// revocation that was done stays longer than anything else: so that it cannot be pushed out by asking.
     pub(super) fn note(
         &mut self,
         asked: Asked,
@@ -78,8 +92,11 @@ impl AuditTrail {
         if self.0.iter().any(|known| known.id == entry.id && known.node == entry.node) {
             return None;
         }
-        if self.0.len() == MOST_AUDITED {
-            self.0.pop_front();
+        if let Some(place) = self.0.iter().position(|known| is_repeated_by(known, &entry)) {
+            self.0.remove(place);
+        } else if self.0.len() == MOST_AUDITED {
+            let place = self.0.iter().position(|known| !is_revocation(known)).unwrap_or(0);
+            self.0.remove(place);
         }
         self.0.push_back(entry.clone());
         Some(entry)
@@ -119,5 +136,26 @@ mod tests {
         for bad in ["a\nb", "\u{202e}root", "é", &"u".repeat(65)] {
             assert!(!is_user(bad), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn no_number_of_rotations_pushes_a_revocation_out() {
+        let mut trail = AuditTrail::default();
+        let asked = |id, ask| Asked { id, ask, node: "a".to_owned(), user: "eve".to_owned() };
+        let flush = Ask::Revoke { flush_sessions: true };
+        assert!(trail.note(asked(1, flush), AuditOutcome::Done, 7, 1).is_some());
+        for id in 2..50 {
+            let outcome = if id % 2 == 0 { AuditOutcome::Pending } else { AuditOutcome::Done };
+            assert!(trail.note(asked(id, Ask::Rotate), outcome, 8, id).is_some(), "each is logged");
+        }
+        let kept: Vec<_> = trail.to_proto().iter().map(|entry| (entry.id, entry.outcome())).collect();
+        assert_eq!((kept.len(), kept[0]), (MOST_AUDITED, (1, AuditOutcome::Done)), "{kept:?}");
+        let pending = |entry: &&(u64, AuditOutcome)| entry.1 == AuditOutcome::Pending;
+        assert_eq!(kept.iter().filter(pending).collect::<Vec<_>>(), [&(48, AuditOutcome::Pending)]);
+        // More revocations than there are places: the oldest goes.
+        for id in 50..60 {
+            assert!(trail.note(asked(id, flush), AuditOutcome::Done, id, id).is_some());
+        }
+        assert_eq!(trail.to_proto().iter().map(|entry| entry.id).collect::<Vec<_>>(), (52..60).collect::<Vec<_>>());
     }
 }

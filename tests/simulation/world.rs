@@ -537,6 +537,9 @@ impl World {
             return;
         };
         self.say(|world| format!("{} leaves broker {here} for broker {broker}", world.hosts[index].name));
+        // The link that is left ends, as for the driver. When to dial again is not asked: there is another.
+        let now = self.now(index).mono;
+        let _pause = self.hosts[index].redial.again_at(now, 0);
         self.close_at_node(link);
         self.upstream(link, Upstream::Close);
         self.give(index, Event::Disconnected);
