@@ -227,7 +227,10 @@ impl<B: Bus> Driver<B> {
                     }
                 }
                 Happened::Told(seat, answer) => Event::Told { seat, answer },
-                Happened::Lease(answer) => lease_event(answer),
+                Happened::Lease(answer) => {
+                    let quiet = |what| self.quiet.pass("lease", what, self.clock.now());
+                    lease_event(answer, quiet)
+                }
                 Happened::Checked(answer) => check_event(answer),
                 Happened::Moved(connected) => {
                     self.leave(&mut connection, &mut replies);
@@ -469,6 +472,7 @@ impl<B: Bus> Driver<B> {
             Note::InboxSilent => ("inbox", "silent"),
             Note::NoLeaderHeard => ("inbox", "no_leader"),
             Note::BrokerCutOff => ("broker", "cut_off"),
+            Note::BrokerKeepsReports => ("broker", "keeps_reports"),
         };
         if let Some(held_back) = self.quiet.pass(what, reason, self.clock.now()) {
             warn!(held_back, "{note}");
@@ -605,13 +609,17 @@ fn joined<T>(ended: Result<Result<T, BusError>, JoinError>) -> Result<T, BusErro
     ended.unwrap_or_else(|error| Err(BusError::Closed(format!("connecting ended in a panic: {error}"))))
 }
 
-fn lease_event((seat, answer): Answer) -> Event {
+/// `quiet` says whether a failure of that kind is logged now, and how many were not.
+fn lease_event((seat, answer): Answer, mut quiet: impl FnMut(&'static str) -> Option<u64>) -> Event {
     match answer {
         Ok(LeaseAnswer::Granted) => Event::LeaseGranted(seat),
         Ok(LeaseAnswer::Held) => Event::LeaseHeld(seat),
         Err(error) => {
-            warn!(%error, "could not try the lease");
-            if matches!(error, BusError::Unanswered { .. }) { Event::LeaseUnanswered } else { Event::LeaseFailed }
+            let unanswered = matches!(error, BusError::Unanswered { .. });
+            if let Some(held_back) = quiet(if unanswered { "unanswered" } else { "failed" }) {
+                warn!(held_back, %error, "could not try the lease");
+            }
+            if unanswered { Event::LeaseUnanswered } else { Event::LeaseFailed }
         }
     }
 }

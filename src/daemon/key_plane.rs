@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
@@ -17,6 +18,9 @@ use crate::bus::{BusError, Link, Names, Published, Route, Seat};
 use crate::clock::SystemClock;
 use crate::metrics::{self, Plane};
 use crate::proto::payload::Kind;
+
+/// How long the broker's answer to a message is waited for before another one goes the same way.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
 
 /// What the plane tells the driver.
 #[derive(Debug)]
@@ -187,7 +191,7 @@ async fn write_out<L: Link>(
                     metrics::sent(Plane::Keys);
                     let (link, names, refused) = (Arc::clone(&link), names.clone(), refused.clone());
                     under_way.spawn(async move {
-                        let result = link.publish(&route, sealed).await;
+                        let result = confirmed(link.publish(&route, sealed)).await;
                         refused.note(&route, &result, &names, clock.now());
                         let answer = answer_to(&route, result);
                         (route, answer)
@@ -220,6 +224,14 @@ async fn write_out<L: Link>(
             () = shared.stirred.notified() => {}
         }
     }
+}
+
+/// A broker answers when all queues have the message. One that stands still must not keep this node from all others: the
+/// message is with the rest of them, and nobody waits for the answer any more.
+async fn confirmed(publish: impl Future<Output = Result<Published, BusError>>) -> Result<Published, BusError> {
+    let within = CONFIRM_WITHIN;
+    let unanswered = |_| Err(BusError::Unanswered { operation: "publish".to_owned(), within });
+    tokio::time::timeout(within, publish).await.unwrap_or_else(unanswered)
 }
 
 /// The broker's answer, if it gave one.

@@ -311,6 +311,8 @@ pub enum Note {
     InboxSilent,
     /// The inbox works, and no node announces.
     NoLeaderHeard,
+    /// The broker takes this leader's reports and does not deliver them.
+    BrokerKeepsReports,
     /// The broker does not answer a declaration, as one does that is cut off from the majority of its cluster.
     BrokerCutOff,
 }
@@ -344,6 +346,9 @@ impl fmt::Display for Note {
                 write!(f, "this node's own message does not arrive in its inbox: opening a new connection")
             }
             Self::NoLeaderHeard => write!(f, "no node announces; the connection works and stays"),
+            Self::BrokerKeepsReports => {
+                write!(f, "the broker takes this leader's reports and does not deliver them; looking for another")
+            }
             Self::BrokerCutOff => write!(
                 f,
                 "the broker does not answer a declaration: it may be cut off from most of its cluster; looking for another"
@@ -465,6 +470,9 @@ struct Checks {
     in_vain: u32,
     /// The broker was asked to declare, or another one is looked for.
     busy: bool,
+    /// How often another broker was looked for since another node was heard, and when it may be next.
+    moves: u32,
+    move_not_before: u64,
 }
 
 #[derive(Debug)]
@@ -566,11 +574,11 @@ impl Farm {
             Event::Disconnected => self.disconnected(),
             Event::LeaseGranted(seat) => self.granted(seat, now),
             Event::LeaseHeld(seat) => self.lease_held(seat, now),
-            Event::LeaseFailed => self.lease.trying = false,
+            Event::LeaseFailed => self.lease_failed(now),
             Event::LeaseUnanswered => self.lease_unanswered(now),
             Event::LeaseLost(seat) => self.lease_lost(seat, now),
             Event::Told { seat, answer } => self.told(seat, answer, now),
-            Event::Checked(answers) => self.checked(answers),
+            Event::Checked(answers) => self.checked(answers, now),
             Event::NotMoved => self.checks.busy = false,
             Event::Message { payload, via } => self.message(*payload, via, now),
             Event::Skewed { node, boot_id, offset_ms, via } => self.skewed(node, boot_id, offset_ms, via, now),
@@ -762,7 +770,7 @@ impl Farm {
         self.link = Some(LinkState { inbox, heard_at: now.mono, first: true });
         self.announced = None;
         self.walk = Walk::default();
-        self.checks = Checks { in_vain: self.checks.in_vain, ..Checks::default() };
+        self.checks = Checks { written_at: None, busy: false, ..self.checks };
         self.lease = LeaseWish { not_before: self.lease.not_before, ..LeaseWish::default() };
         self.report_at = now.mono;
         // A new link makes no leader answer: when to ask all nodes stays.
@@ -830,26 +838,37 @@ impl Farm {
         self.report_within(now, 50, 250);
     }
 
+    /// The broker refused, or could not be reached again: what is missing now is missing in a moment, too.
+    fn lease_failed(&mut self, now: Now) {
+        self.lease.trying = false;
+        self.lease.not_before = self.lease.not_before.max(now.mono + self.pace);
+    }
+
     /// The broker answers no declaration, though the link works.
     fn lease_unanswered(&mut self, now: Now) {
         self.lease.trying = false;
         self.lease.not_before = now.mono + SILENT_BEATS * self.pace;
         if !self.checks.busy {
-            self.checks.busy = true;
-            self.move_link();
+            self.move_link(Note::BrokerCutOff, now);
         }
     }
 
-    fn checked(&mut self, answers: bool) {
-        if answers || self.link.is_none() {
-            self.checks.busy = false;
-        } else {
-            self.move_link();
+    fn checked(&mut self, answers: bool, now: Now) {
+        self.checks.busy = false;
+        if !answers && self.link.is_some() {
+            self.move_link(Note::BrokerCutOff, now);
         }
     }
 
-    fn move_link(&mut self) {
-        self.note(Note::BrokerCutOff);
+    /// Looks for another broker. Where one after the other is no good, each time after twice as long as before.
+    fn move_link(&mut self, why: Note, now: Now) {
+        if now.mono < self.checks.move_not_before {
+            return;
+        }
+        self.checks.moves = self.checks.moves.saturating_add(1);
+        self.checks.move_not_before = now.mono + ((SILENT_BEATS * self.pace) << self.checks.moves.min(5));
+        self.checks.busy = true;
+        self.note(why);
         self.out.push(Action::MoveLink);
     }
 
@@ -1070,7 +1089,11 @@ impl Farm {
         let changed = announcement.ring.as_ref().is_some_and(|ring| self.take_over(&from.node, ring, now));
         self.leader_heard_at = now.mono;
         self.silent_since = now.mono;
-        self.checks.in_vain = 0;
+        (self.checks.in_vain, self.checks.moves) = (0, 0);
+        if announcement.leased {
+            // A leader is there: what was seen free before is not.
+            self.lease.try_at = None;
+        }
         self.lease.act_at = None;
         if matches!(self.role, Role::Follower) {
             // A follower notes only nodes whose clock is too far off: this one's is not, any more.
@@ -1595,11 +1618,11 @@ impl Farm {
         for (id, ask, highest_generation, user) in send {
             let inbox = self.link.as_ref().map(|link| link.inbox.clone()).unwrap_or_default();
             let request = proto::Request { id, inbox, highest_generation, user, kind: ask.to_proto() };
-            // A node that leads without the lease is asked as well: at its inbox.
-            if let Some(inbox) = self.acting_inbox() {
-                self.send(Route::Inbox(inbox), Kind::Request(request.clone()));
-            }
-            self.send(self.leader_route(), Kind::Request(request));
+            // A node that leads without the lease is asked at its inbox, while it is heard. Asked as well, a leader that cannot be
+            // heard would do it a second time.
+            let heard = now.mono.saturating_sub(self.leader_heard_at) <= SILENT_BEATS * self.pace;
+            let to = self.acting_inbox().filter(|_| heard).map_or_else(|| self.leader_route(), Route::Inbox);
+            self.send(to, Kind::Request(request));
         }
     }
 
@@ -1749,8 +1772,7 @@ impl Farm {
             self.out.push(Action::ReleaseLease(seat));
             // A broker that takes messages and does not deliver them is no good, as some are after a split.
             if !self.checks.busy {
-                self.checks.busy = true;
-                self.out.push(Action::MoveLink);
+                self.move_link(Note::BrokerKeepsReports, now);
             }
             return;
         }
@@ -2262,7 +2284,7 @@ mod tests {
         let local = audited(&asker.handle(at(10), local));
         assert!(matches!(&local[..], [entry] if entry.action() == proto::AuditAction::RevokeLocal), "{local:?}");
         let kept: Vec<u64> = asker.operator_trail().audit.iter().map(|entry| entry.id).collect();
-        assert_eq!(kept, [1, 2, 3, 4]);
+        assert_eq!(kept, [1, 3, 4], "asked in vain twice");
     }
 
     #[test]
@@ -2358,7 +2380,11 @@ mod tests {
         assert_eq!(moves(&farm.handle(at(12), Event::Checked(false))), 1);
         assert_eq!(moves(&farm.handle(at(12), Event::LeaseUnanswered)), 0, "it is looked for already");
         let _none = farm.handle(at(13), Event::NotMoved);
-        assert_eq!(moves(&farm.handle(at(14), Event::LeaseUnanswered)), 1);
+        assert_eq!(moves(&farm.handle(at(14), Event::LeaseUnanswered)), 0, "none was there just now");
+        assert_eq!(moves(&farm.handle(at(25), Event::LeaseUnanswered)), 1);
+        let _none = farm.handle(at(26), Event::NotMoved);
+        assert_eq!(moves(&farm.handle(at(48), Event::Checked(false))), 0, "after twice as long");
+        assert_eq!(moves(&farm.handle(at(50), Event::Checked(false))), 1);
         assert!(farm.link.is_some(), "what works stays until there is another");
     }
 

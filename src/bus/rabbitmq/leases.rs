@@ -5,7 +5,7 @@
 //! an end: the link's inbox and what it publishes go on.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use lapin::options::QueueDeleteOptions;
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::bus::{BusError, LeaseAnswer, LinkEvent, LinkSpec, Seat, Source};
 
-/// How long the broker may take for one question, from dialling to its answer. It takes milliseconds, but for a cluster that
+/// How long a broker that this node is connected to may take for one question. It takes milliseconds, but for a cluster that
 /// elects its own leader just then; one that does not answer by then has lost its majority, or stands still.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -48,6 +48,7 @@ enum Kept {
 /// A lease that is held. Its connection belongs to the task that consumes.
 #[derive(Clone)]
 struct Held {
+    wired: Weak<Wired>,
     channel: Channel,
     /// Set when the node gives it up: then its end is no news.
     given_up: CancellationToken,
@@ -75,23 +76,27 @@ impl Leases {
 
     /// As [`crate::bus::Link::try_lease`]. Whoever drops the future half way holds nothing new: its connection is cut.
     pub(super) async fn try_take(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
-        answered(format!("declare queue {}", self.spec.names.seat(seat)), async {
-            if let Some(held) = self.get(seat) {
-                match self.look_after(seat, &held).await? {
-                    Kept::Ours => return Ok(LeaseAnswer::Granted),
-                    Kept::Elsewhere => return Ok(LeaseAnswer::Held),
-                    Kept::Gone => {}
-                }
+        if let Some(held) = self.get(seat) {
+            match self.look_after(seat, &held).await? {
+                Kept::Ours => return Ok(LeaseAnswer::Granted),
+                Kept::Elsewhere => return Ok(LeaseAnswer::Held),
+                Kept::Gone => {}
             }
-            self.take(seat).await
-        })
-        .await
+        }
+        self.take(seat).await
     }
 
     /// Looks after a lease that this link holds. A broker of a cluster can lose the queue and leave its consumer where it is:
     /// a queue that has one is ours, and one without is given up here.
     async fn look_after(&self, seat: Seat, held: &Held) -> Result<Kept, BusError> {
-        match declare(&held.channel, self.spec.names.seat(seat), key_queue_arguments(), false).await {
+        let Some(wired) = held.wired.upgrade() else { return Ok(Kept::Gone) };
+        let queue = self.spec.names.seat(seat);
+        let declared = answered(format!("declare queue {queue}"), async {
+            // A refusal closes the channel that asks: the consumer has its own.
+            let channel = open_channel(&wired.connection).await?;
+            declare(&channel, queue, key_queue_arguments(), false).await
+        });
+        match declared.await {
             Ok(declared) if declared.consumer_count() > 0 => Ok(Kept::Ours),
             Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {
                 held.retired.cancel();
@@ -107,17 +112,22 @@ impl Leases {
     }
 
     async fn take(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
+        // What it takes to reach the broker and to log in says nothing of whether it can declare.
         let wired = self.dial("lease").await?;
-        let channel = open_channel(&wired.connection).await?;
         let queue = self.spec.names.seat(seat);
-        match subscribe(&channel, queue, key_queue_arguments(), false, None, KEY_PREFETCH).await {
-            Ok(consumer) => {
+        let subscribed = answered(format!("declare queue {queue}"), async {
+            let channel = open_channel(&wired.connection).await?;
+            let consumer = subscribe(&channel, queue, key_queue_arguments(), false, None, KEY_PREFETCH).await?;
+            Ok((channel, consumer))
+        });
+        match subscribed.await {
+            Ok((channel, consumer)) => {
                 self.hold(seat, wired, channel, consumer);
                 Ok(LeaseAnswer::Granted)
             }
             Err(error) => {
                 // Also what was declared before something failed is gone with it.
-                self.ends.tasks.spawn(close(wired));
+                self.ends.tasks.spawn(close(Arc::new(wired)));
                 match error {
                     BusError::Refused { reason, .. } if reason.starts_with(RESOURCE_LOCKED) => Ok(LeaseAnswer::Held),
                     error => Err(error),
@@ -138,14 +148,14 @@ impl Leases {
         let mut nonce = [0; 8];
         crate::random::try_fill(&mut nonce).map_err(|error| BusError::Settings(error.to_string()))?;
         let queue = self.spec.names.inbox(&self.spec.node, &format!("check-{:016x}", u64::from_ne_bytes(nonce)));
-        answered(format!("declare queue {queue}"), async {
-            let wired = self.dial("check").await?;
+        let wired = self.dial("check").await?;
+        let declared = answered(format!("declare queue {queue}"), async {
             let channel = open_channel(&wired.connection).await?;
-            let declared = declare(&channel, &queue, key_queue_arguments(), true).await;
-            self.ends.tasks.spawn(close(wired));
-            declared.map(|_| ())
-        })
-        .await
+            declare(&channel, &queue, key_queue_arguments(), true).await
+        });
+        let declared = declared.await;
+        self.ends.tasks.spawn(close(Arc::new(wired)));
+        declared.map(|_| ())
     }
 
     /// Another connection to the broker of the link. Files are read again, so that a renewed password counts.
@@ -162,7 +172,8 @@ impl Leases {
 
     fn hold(&self, seat: Seat, wired: Wired, channel: Channel, consumer: Consumer) {
         let [given_up, retired, over] = [(); 3].map(|()| CancellationToken::new());
-        let held = Held { channel, given_up, retired, over };
+        let wired = Arc::new(wired);
+        let held = Held { wired: Arc::downgrade(&wired), channel, given_up, retired, over };
         let lead = Lead {
             seat,
             queue: self.spec.names.seat(seat).to_owned(),
@@ -195,7 +206,7 @@ struct Lead {
 }
 
 impl Lead {
-    async fn run(self, wired: Wired, consumer: Consumer) {
+    async fn run(self, wired: Arc<Wired>, consumer: Consumer) {
         let over = self.held.over.clone().drop_guard();
         let lost = tokio::select! {
             biased;
@@ -234,7 +245,7 @@ impl Lead {
 
     /// The end of a connection deletes the queue by name (Mnesia), also from under the one that has it now: who leads then
     /// has to take it again. So the connection stays for a while, until the farm has settled.
-    async fn retire(self, wired: Wired, over: DropGuard) {
+    async fn retire(self, wired: Arc<Wired>, over: DropGuard) {
         self.forget();
         drop(over);
         tokio::select! {
@@ -247,7 +258,7 @@ impl Lead {
 }
 
 /// Closes a connection in order, within a second; else it is cut.
-async fn close(wired: Wired) {
+async fn close(wired: Arc<Wired>) {
     let _ = timeout(CLOSE_WITHIN, wired.connection.close(REPLY_SUCCESS, "OK".into())).await;
 }
 
