@@ -71,6 +71,12 @@ pub fn remedy(words: &str, names: &Names) -> Option<String> {
             ))
         }
         Cause::Channels => Some(match quoted(words, "user") {
+            // RabbitMQ 4.0 names the broker there and not the user.
+            Some(node) if node.contains('@') => {
+                "this limit is max-channels of the user in the URI: raise it with rabbitmqctl \
+                 set_user_limits, or take it away with rabbitmqctl clear_user_limits USER max-channels"
+                    .to_owned()
+            }
             Some(user) => format!(
                 "this limit is the user's max-channels: raise it with rabbitmqctl set_user_limits '{user}', or take it away with \
                  rabbitmqctl clear_user_limits '{user}' max-channels"
