@@ -487,7 +487,7 @@ impl<B: Bus> Driver<B> {
         let passed = if done_here { Some(0) } else { self.quiet.pass("request", "in vain", self.clock.now()) };
         if let Some(held_back) = passed {
             let user = user.as_deref().unwrap_or("not said");
-            info!(held_back, action, flush_sessions, node, user, outcome, generation, "request of an operator");
+            info!(action, flush_sessions, node, user, outcome, generation, held_back, "request of an operator");
         }
     }
 

@@ -290,9 +290,9 @@ impl Broker {
         format!("RabbitMQ {} on Erlang {}", self.version(), erlang.unwrap_or("of a version that it does not tell"))
     }
 
-    /// How many brokers of its cluster run, as it sees them.
+    /// How many brokers of its cluster run, as it sees them; none while it does not run itself, or is paused.
     pub fn running(&self) -> usize {
-        let status = self.ctl(&["cluster_status", "--formatter", "json"]);
+        let Ok(status) = self.try_ctl(&["cluster_status", "--formatter", "json"]) else { return 0 };
         let status: serde_json::Value = serde_json::from_str(&status).expect("rabbitmqctl prints JSON");
         status["running_nodes"].as_array().map_or(0, Vec::len)
     }
