@@ -201,6 +201,7 @@ fn what_is_no_session_is_never_removed() {
         let made = honest.visit(server, None).expect("a full handshake");
         for _ in 0..20 {
             assert!(honest.abandon(server, Some(&made.session)).expect("a handshake"));
+            assert!(!honest.abandon(server, None).expect("a handshake"), "a first visit is a full handshake");
         }
     }
     // One that makes up a thousand.

@@ -59,6 +59,9 @@ fn longest() -> Vec<(&'static str, Vec<u8>)> {
     inputs.push(("to_proxy", [&[0, 0][..], &field(2, &empty(1))].concat()));
     inputs.push(("to_proxy", [&[0, 0][..], &field(3, &empty(1))].concat()));
     inputs.push(("control", field(3, &empty(2))));
+    // Behind a Hello, as the plugin begins.
+    let frame = |text: &[u8]| [&u32::try_from(text.len()).expect("a length").to_be_bytes()[..], text].concat();
+    inputs.push(("from_proxy", [frame(&field(1, &[])), frame(&field(2, &empty(1)))].concat()));
     inputs
 }
 

@@ -29,19 +29,23 @@ use zeroize::Zeroizing;
 
 use super::NOW;
 
-/// More would not fit into a socket that nobody reads.
-const MOST_BYTES: usize = 64 * 1024;
-
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_all().build().expect("a runtime"));
 
-/// Has `serve` talk to somebody who sends `data`, says no more, and reads nothing until the end.
+/// Has `serve` talk to somebody who sends `data`, says no more, and takes what is answered without a look. `data` may be longer
+/// than what a socket holds.
 fn talk<S: Future>(data: &[u8], serve: impl FnOnce(UnixStream) -> S) -> S::Output {
-    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
-    theirs.write_all(&data[..data.len().min(MOST_BYTES)]).expect("room for it");
-    theirs.shutdown(std::net::Shutdown::Write).expect("an end");
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
     ours.set_nonblocking(true).expect("a socket for tokio");
-    RUNTIME.block_on(async { serve(UnixStream::from_std(ours).expect("a socket for tokio")).await })
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Who has heard enough closes, and misses the rest.
+            let _cut = (&theirs).write_all(data);
+            let _gone = theirs.shutdown(std::net::Shutdown::Write);
+        });
+        scope.spawn(|| std::io::copy(&mut &theirs, &mut std::io::sink()));
+        RUNTIME.block_on(async { serve(UnixStream::from_std(ours).expect("a socket for tokio")).await })
+    })
 }
 
 /// What a proxy's plugin sends: frames with their lengths.
