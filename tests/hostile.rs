@@ -667,7 +667,7 @@ impl Usurper {
 }
 
 #[test]
-fn an_answer_in_hostile_parts_takes_little_memory_and_holds_nobody_up() {
+fn an_answer_in_hostile_parts_takes_little_memory_and_delays_no_node() {
     let broker = Broker::shared();
     // The attacker announces nothing: three beats later the follower would take its inbox for silent, and open another.
     let mut farm = leader_and_follower(&broker, "10s");

@@ -227,7 +227,7 @@ async fn write_out<L: Link>(
 }
 
 /// A broker answers when all queues have the message. One that stands still must not keep this node from all others: the
-/// message is with the rest of them, and nobody waits for the answer any more.
+/// message is with the rest of them, and its answer is waited for no longer.
 async fn confirmed(publish: impl Future<Output = Result<Published, BusError>>) -> Result<Published, BusError> {
     let within = CONFIRM_WITHIN;
     let unanswered = |_| Err(BusError::Unanswered { operation: "publish".to_owned(), within });

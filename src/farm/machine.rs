@@ -834,7 +834,7 @@ impl Farm {
         {
             self.follow("another node has the lease");
         }
-        // Whoever won wants to hear of us, once it is ready to.
+        // The node that won wants to hear of us, once it is ready to.
         self.report_within(now, 50, 250);
     }
 
@@ -2467,7 +2467,7 @@ mod tests {
         let mut farm = follower(at(0));
         let mut second = 1;
         while !farm.leads() {
-            assert!(second < 60, "nobody is heard");
+            assert!(second < 60, "it never leads");
             let actions = farm.handle(at(second), Event::Wake);
             if writes_to_itself(&actions) {
                 let _arrived = farm.handle(at(second), own_message("a", 1, at(second)));

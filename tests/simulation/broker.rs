@@ -53,7 +53,7 @@ pub struct Cluster {
 
 pub struct LeaseQueue {
     pub seat: Seat,
-    /// `None`: locked, and nobody is behind it. A broker bug, or a name that outlives its broker.
+    /// `None`: locked, with no link behind it. A broker bug, or a name that outlives its broker.
     pub owner: Option<LinkId>,
     pub broker: usize,
     /// Its broker was stopped: there is a name and no queue.

@@ -74,7 +74,7 @@ impl Leases {
         Self { bus, peer, spec, keys, ends, held: Arc::default() }
     }
 
-    /// As [`crate::bus::Link::try_lease`]. Whoever drops the future half way holds nothing new: its connection is cut.
+    /// As [`crate::bus::Link::try_lease`]. A future that is dropped half way holds nothing new: its connection is cut.
     pub(super) async fn try_take(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
         if let Some(held) = self.get(seat) {
             match self.look_after(seat, &held).await? {
@@ -231,7 +231,7 @@ impl Lead {
             tokio::select! {
                 biased;
                 () = self.ends.stop.cancelled() => {}
-                // Nobody listens any more: then nobody misses it.
+                // An error means that no receiver is left.
                 _ = self.keys.send(LinkEvent::LeaseLost { seat: self.seat }) => {}
             }
         }
