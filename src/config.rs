@@ -76,6 +76,8 @@ pub struct BrokerSettings {
     pub key_file: Option<PathBuf>,
     /// File with the password of every URI that carries none. Default none.
     pub password_file: Option<PathBuf>,
+    /// No setting: the configuration file, if `uris` is from there and one of them carries a password.
+    pub passwords_in: Option<PathBuf>,
     /// The AMQP heartbeat: 1 s to 5 min, whole seconds. A frozen node's lease is free after two. Default 5 s.
     pub heartbeat: Duration,
     /// The beat, how often a node reports to the leader: 100 ms to 5 min. Default 2 s.
@@ -223,7 +225,12 @@ impl Settings {
             }
         };
         let host = nix::unistd::gethostname().unwrap_or_default();
-        Ok(understand(file, std::env::vars_os(), &host))
+        let (mut settings, understood, mistakes) = understand(file, std::env::vars_os(), &host);
+        let from_file = |of: &Understood| of.key == "broker.uris" && of.origin == Origin::File;
+        if understood.iter().any(from_file) && settings.broker.uris.iter().any(BrokerUri::has_password) {
+            settings.broker.passwords_in = path.map(Path::to_owned);
+        }
+        Ok((settings, understood, mistakes))
     }
 
     /// Like [`Settings::load_explained`] for a file at `path` that says `text`, without the environment.
@@ -403,6 +410,7 @@ fn read_broker(reader: &mut Reader) -> BrokerSettings {
         cert_file: reader.optional_path("broker.cert_file"),
         key_file: reader.optional_path("broker.key_file"),
         password_file: reader.optional_path("broker.password_file"),
+        passwords_in: None,
         heartbeat: reader.duration("broker.heartbeat", 5 * SECOND, SECOND..=5 * MINUTE, SECOND),
         report_every: reader.duration("broker.report_every", 2 * SECOND, 100 * MILLISECOND..=5 * MINUTE, MILLISECOND),
     }
@@ -978,6 +986,20 @@ mod tests {
             assert!(!lines.is_empty(), "{toml} passes");
             assert!(!lines.contains("hunter2") && !lines.contains("c0ffee"), "{lines}");
         }
+    }
+
+    #[test]
+    fn a_file_whose_uris_carry_a_password_is_a_file_with_a_secret() {
+        let directory = crate::temporary::Folder::new();
+        let path = directory.path().join("resumed.toml");
+        let passwords_in = |toml: &str| {
+            std::fs::write(&path, format!("{toml}[secret]\nfiles = [\"/s\"]\n")).unwrap();
+            Settings::load(Some(&path)).unwrap().broker.passwords_in
+        };
+        assert_eq!(passwords_in("[broker]\nuris = [\"amqp://mq1\"]\npassword_file = \"/p\"\n"), None);
+        assert_eq!(passwords_in(""), None);
+        let found = passwords_in("[broker]\nuris = [\"amqp://mq1\", \"amqp://u:p@mq2\"]\n");
+        assert_eq!(found, Some(path.clone()));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Who may read a file that holds a secret: a farm secret, the broker's password, the key of a client certificate.
+//! Who may read a file that holds a secret: a farm secret, the broker's password, the key of a client certificate, a
+//! configuration whose URIs carry a password.
 //!
 //! One rule for all of them. A farm secret whose mode or owner breaks it is refused (`envelope::FarmSecret::read`); of
 //! everything else `resumed check` and the daemon warn. [`exposures`] decides from values alone; [`warnings`] asks the
@@ -171,7 +172,7 @@ pub fn exposures(access: Access, readers: &Readers, daemon: &Daemon) -> Vec<Expo
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} = {}: {exposure}; {}", path.display(), exposure.remedy())]
 pub struct Warning {
-    /// The setting that names the file, `section.key`.
+    /// The setting that names the file, `section.key`, or what of the configuration file makes it one.
     pub key: &'static str,
     /// The file.
     pub path: PathBuf,
@@ -189,13 +190,20 @@ pub struct Warning {
 pub fn warnings(settings: &Settings, farm_secrets: &[PathBuf]) -> Vec<Warning> {
     let control_gid = settings.control.group.as_deref().and_then(gid_of);
     let broker = &settings.broker;
-    let of_broker = [("broker.password_file", &broker.password_file), ("broker.key_file", &broker.key_file)];
+    let of_broker = [
+        ("broker.password_file", &broker.password_file),
+        ("broker.key_file", &broker.key_file),
+        (PASSWORDS, &broker.passwords_in),
+    ];
     let farm_secrets = farm_secrets.iter().map(|path| (FARM_SECRETS, path));
     let files = farm_secrets.chain(of_broker.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))));
     files.flat_map(|(key, path)| warnings_of(key, path, control_gid)).collect()
 }
 
 const FARM_SECRETS: &str = "secret.files";
+
+/// What is warned of where a password stands in the configuration file itself.
+const PASSWORDS: &str = "broker.uris, with a password, in the file";
 
 fn warnings_of(key: &'static str, path: &Path, control_gid: Option<u32>) -> Vec<Warning> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
@@ -378,6 +386,8 @@ mod tests {
         let mut settings = Settings::default();
         settings.broker.password_file = Some(password.clone());
         settings.broker.key_file = Some(key.clone());
+        let config = file("resumed.toml", 0o644);
+        settings.broker.passwords_in = Some(config.clone());
         settings.control.group = Group::from_gid(gid).unwrap().map(|group| group.name);
         let gone = directory.path().join("gone");
         let found = warnings(&settings, &[secret.clone(), gone]);
@@ -386,11 +396,11 @@ mod tests {
             .filter(|warning| matches!(warning.exposure, Exposure::Mode { .. }))
             .map(|warning| (warning.key, &warning.path))
             .collect();
-        assert_eq!(modes, [("broker.password_file", &password), ("broker.key_file", &key)]);
+        assert_eq!(modes, [("broker.password_file", &password), ("broker.key_file", &key), (PASSWORDS, &config)]);
         if settings.control.group.is_some() {
             let of_control = |warning: &&Warning| matches!(warning.exposure, Exposure::ControlGroup { .. });
             let of_control: Vec<_> = found.iter().filter(of_control).map(|warning| &warning.path).collect();
-            assert_eq!(of_control, [&secret, &password, &key]);
+            assert_eq!(of_control, [&secret, &password, &key, &config]);
         }
         assert!(found.iter().all(|warning| warning.to_string().starts_with(warning.key)), "{found:?}");
     }
