@@ -4,8 +4,9 @@
  * flood proxy PATH UID: as user UID, connects to PATH for each message that comes on its standard input, sends that message
  * and writes the first answer to its standard output, both as they travel: behind their length. No flood, but it is beside
  * one, and at the priority that it was started with. Ends with its input, or with the first connection that brings no answer.
- * flood requests PORT COUNT: on COUNT connections to 127.0.0.1:PORT writes GET /metrics ten thousand times without waiting
+ * flood metrics PORT COUNT: on COUNT connections to 127.0.0.1:PORT writes GET /metrics ten thousand times without waiting
  * for an answer, and reads what comes. A connection that ends is made anew.
+ * flood farm PORT COUNT: the same with GET /farm.json.
  * flood bytes PORT COUNT: the same with a head that never ends, a byte at a time.
  *
  * Prints a line once the flood is under way: a hundred connections made, or as many as there are to be. */
@@ -23,9 +24,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define REQUEST "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+#define REQUEST(path) "GET " path " HTTP/1.1\r\nHost: x\r\n\r\n"
 #define REQUESTS 10000
-#define LENGTH (sizeof REQUEST - 1)
 #define MOST 256
 #define MESSAGE (1 << 16)
 
@@ -134,20 +134,26 @@ dial(int port)
   return peer;
 }
 
-/* Whether the connection stands. */
-static int
-feed(int peer, size_t *sent, int whole)
+/* `request`, ten thousand times. */
+static char *
+many(const char *request)
 {
-  static char all[REQUESTS * LENGTH];
-  if (all[0] == 0) {
-    for (int n = 0; n < REQUESTS; n++) {
-      memcpy(all + n * LENGTH, REQUEST, LENGTH);
-    }
+  size_t length = strlen(request);
+  char *all = malloc(REQUESTS * length + 1);
+  for (int n = 0; n < REQUESTS; n++) {
+    memcpy(all + n * length, request, length + 1);
   }
-  if (!whole) {
+  return all;
+}
+
+/* Sends more of `all`, or of a head that never ends if it is null. Whether the connection stands. */
+static int
+feed(int peer, size_t *sent, const char *all, size_t length)
+{
+  if (all == NULL) {
     return send(peer, *sent == 0 ? "GET /" : "x", *sent == 0 ? 5 : 1, MSG_NOSIGNAL) > 0 && ++*sent > 0;
   }
-  ssize_t took = send(peer, all + *sent, sizeof all - *sent, MSG_NOSIGNAL);
+  ssize_t took = send(peer, all + *sent, length - *sent, MSG_NOSIGNAL);
   if (took > 0) {
     *sent += took;
   }
@@ -155,8 +161,9 @@ feed(int peer, size_t *sent, int whole)
 }
 
 static int
-requests(int port, int count, int whole)
+requests(int port, int count, const char *all)
 {
+  size_t length = all == NULL ? 0 : strlen(all);
   static char answer[1 << 16];
   struct pollfd polled[MOST];
   size_t sent[MOST] = {0};
@@ -172,12 +179,12 @@ requests(int port, int count, int whole)
         stands = read(polled[n].fd, answer, sizeof answer) > 0;
       }
       if (stands && (now & POLLOUT)) {
-        stands = feed(polled[n].fd, &sent[n], whole);
+        stands = feed(polled[n].fd, &sent[n], all, length);
         if (stands && !fed[n] && ++begun == count) {
           under_way();
         }
         fed[n] |= stands;
-        if (sent[n] == REQUESTS * LENGTH) {
+        if (all != NULL && sent[n] == length) {
           polled[n].events = POLLIN;
         }
       }
@@ -205,7 +212,10 @@ main(int argc, char *argv[])
     return strangers(argv[2], atoi(argv[3]));
   }
   if (argc == 4 && atoi(argv[3]) > 0 && atoi(argv[3]) <= MOST) {
-    return requests(atoi(argv[2]), atoi(argv[3]), strcmp(argv[1], "requests") == 0);
+    const char *all = strcmp(argv[1], "metrics") == 0  ? many(REQUEST("/metrics"))
+                      : strcmp(argv[1], "farm") == 0 ? many(REQUEST("/farm.json"))
+                                                     : NULL;
+    return requests(atoi(argv[2]), atoi(argv[3]), all);
   }
   fputs("see the comment at the top\n", stderr);
   return 2;

@@ -1,5 +1,6 @@
 //! What a process without any rights can have the daemon do by asking as fast as it can: connect to the plugin's socket, or
-//! ask for metrics. The daemon has one thread. Keys and sessions must find it free.
+//! ask for metrics or for the farm's state. The daemon has one thread. Keys and sessions must find it free, and so must
+//! Prometheus.
 //!
 //! Times are compared with those without a flood, less the time for which the daemon or the test was ready to run and had no
 //! processor (proc(5), `schedstat`): what is left is how long the daemon itself makes a proxy wait, on a busy machine too. The best
@@ -267,7 +268,8 @@ fn in_one_round_of_three(what: &str, mut round: impl FnMut() -> (bool, String)) 
     panic!("{what}, in none of {ROUNDS} rounds: {seen:#?}");
 }
 
-/// While `words` flood the metrics: welcomes and a rotation are as quick as before, and most of a core is free.
+/// While a flood of `mode` comes over so many connections: welcomes and a rotation are as quick as before, a scrape is
+/// answered, and most of a core is free.
 fn holds_up_nothing(mode: &str, connections: &str) {
     let _alone = alone();
     let farm = node();
@@ -279,6 +281,10 @@ fn holds_up_nothing(mode: &str, connections: &str) {
         let flood = flood(&program, &[mode, &port, connections]);
         let (begun, spent) = (Instant::now(), processor_time(daemon));
         let (flooded, flooded_rotation) = (slow_welcome(daemon), rotation(daemon));
+        let (_, scrape) = wait_for("a scrape during the flood", || {
+            let text = daemon.metrics()?;
+            if text.contains("resumed_build_info") { Ok(()) } else { Err(format!("no metrics: {text}")) }
+        });
         // A share of less than that says little: the connections come all at once.
         std::thread::sleep(WATCHED.saturating_sub(begun.elapsed()));
         let share = (processor_time(daemon) - spent).as_secs_f64() / begun.elapsed().as_secs_f64();
@@ -288,7 +294,7 @@ fn holds_up_nothing(mode: &str, connections: &str) {
             && share < ANSWERING;
         let text = format!(
             "welcome (p99) {idle:?}, flooded {flooded:?}; rotation {idle_rotation:?}, flooded {flooded_rotation:?}; \
-             {share:.3} of a core"
+             a scrape {scrape:?}; {share:.3} of a core"
         );
         (as_wanted, text)
     });
@@ -298,7 +304,12 @@ fn holds_up_nothing(mode: &str, connections: &str) {
 
 #[test]
 fn requests_for_metrics_without_end_hold_up_neither_a_proxy_nor_a_rotation() {
-    holds_up_nothing("requests", "64");
+    holds_up_nothing("metrics", "64");
+}
+
+#[test]
+fn requests_for_the_farms_state_without_end_hold_up_neither_a_proxy_nor_a_rotation() {
+    holds_up_nothing("farm", "64");
 }
 
 #[test]
