@@ -38,7 +38,7 @@ const GATHER_MS: u64 = 250;
 /// For so many beats a new leader waits for reports before it shows its member table as the farm.
 const GATHER_BEATS: u64 = 3;
 
-/// The longest random delay before trying a lease that was seen free.
+/// The longest random delay before trying a lease that was seen free, in a small farm.
 const LEASE_JITTER_MS: u64 = 150;
 
 /// A node that heard a leader just now leaves it this long before it tries a lease that was seen free: the leader may
@@ -960,7 +960,10 @@ impl Farm {
     fn wish_for_lease_in(&mut self, least: u64, seat: Seat, now: Now) {
         let wanted = self.settings.can_lead && self.link.is_some() && !self.is_leader();
         if wanted && !self.lease.trying && self.lease.try_at.is_none() {
-            let at = now.mono + least + self.random_below(LEASE_JITTER_MS);
+            // All may see it at the same moment, and each attempt is a connection. Once one has the lease it says so, and the
+            // others stay.
+            let jitter = self.spread(self.last_members).max(LEASE_JITTER_MS);
+            let at = now.mono + least + self.random_below(jitter);
             self.lease.try_at = Some((at.max(self.lease.not_before), seat));
         }
     }
@@ -1162,8 +1165,7 @@ impl Farm {
             offset_ms,
         });
         if first || another || changed || differs {
-            let spread = (2 * u64::from(announcement.members)).clamp(1, self.pace / 4 + 1);
-            self.report_within(now, 0, spread);
+            self.report_within(now, 0, self.spread(announcement.members));
         }
     }
 
@@ -1264,8 +1266,7 @@ impl Farm {
             return;
         }
         self.joining.not_before = now.mono + self.pace;
-        let spread = (2 * u64::from(members)).clamp(1, self.pace / 4 + 1);
-        self.joining.ask_at = Some(now.mono + self.random_below(spread));
+        self.joining.ask_at = Some(now.mono + self.random_below(self.spread(members)));
     }
 
     /// Seals under the announcer's key from now on, or asks for it.
@@ -2032,6 +2033,11 @@ impl Farm {
         self.out.push(Action::Note(note));
     }
 
+    /// Over how many milliseconds `members` nodes spread what all of them do for one and the same reason.
+    fn spread(&self, members: u32) -> u64 {
+        (2 * u64::from(members)).clamp(1, self.pace / 4 + 1)
+    }
+
     fn random_below(&mut self, bound: u64) -> u64 {
         let mut bytes = [0; 8];
         (self.random)(&mut bytes);
@@ -2193,6 +2199,26 @@ mod tests {
             assert_eq!(hear(report.clone()), (true, false), "{report:?}");
         }
         assert_eq!(hear(good), (false, true));
+    }
+
+    #[test]
+    fn a_leaders_farewell_does_not_have_a_large_farm_try_the_lease_at_once() {
+        let latest = |members: u32| {
+            let delays = (0..=255).map(|draw: u8| {
+                let mut node = node("b", 2, Box::new(move |bytes| bytes.fill(draw)), at(0));
+                (node.pace, node.last_members) = (10 * 1_000, members);
+                node.follows = Some(("a".to_owned(), [1; 16]));
+                let kind = Some(Kind::Farewell(proto::Farewell {}));
+                let payload = proto::Payload { node: "a".to_owned(), boot_id: vec![1; 16], sent_at: at(1).wall, kind };
+                let _ends = node.handle(at(1), Event::Message { payload: Box::new(payload), via: Via::Inbox });
+                // One without a delay tries already.
+                node.lease.try_at.map_or(0, |(due, _)| due - at(1).mono)
+            });
+            delays.max().expect("some")
+        };
+        assert!(latest(3) < LEASE_JITTER_MS);
+        assert!((1_500..2_000).contains(&latest(1_000)));
+        assert!(latest(1_000_000) <= 2_500, "a quarter of a beat");
     }
 
     /// The entries that these actions tell of.
