@@ -159,3 +159,38 @@ fn a_node_that_may_not_publish_says_once_what_to_grant() {
         assert!((1..=2).contains(&said.len()), "{said:#?}");
     }
 }
+
+#[test]
+fn a_node_that_may_not_publish_sessions_keeps_its_link_and_says_once_what_to_grant() {
+    let broker = Broker::shared();
+    broker.ctl(&["add_user", "keyed", "hunter2"]);
+    let setup = FarmSetup {
+        proxies: Proxies::None,
+        log: "info".to_owned(),
+        ..FarmSetup::new(2, &broker.uri_as("keyed", "hunter2", "/"))
+    };
+    let whole = shipped(&setup.name, "keyed");
+    // All but the sessions' exchange: the feed's queue is bound to it, for which it must be writable itself.
+    let write = format!(r"^(resumed\.{}\.(keys|node|leader|sessions\.[^.]+\.)|amq\.default$)", setup.name);
+    grant(&broker, "keyed", &[whole[0].clone(), write, whole[2].clone()]);
+    let farm = Farm::start(&setup);
+    farm.wait_in_step();
+    let sessions = |line: &&str| line.contains("publishes of sessions") && line.contains("rabbitmqctl set_permissions");
+    for host in &farm.hosts {
+        // A node that starts asks the pod for its sessions, and again when no answer comes.
+        wait_for("a warning in the log and in status", || {
+            let warnings = host.daemon.try_status()?.warnings;
+            let shown = warnings.iter().map(String::as_str).any(|warning| sessions(&warning));
+            let log = host.daemon.log();
+            if shown && log.lines().any(|line| sessions(&line)) { Ok(()) } else { Err(format!("{warnings:?}\n{log}")) }
+        });
+    }
+    let rotated = farm.hosts[0].daemon.command(&["rotate"]);
+    assert!(rotated.status.success(), "{rotated:?}");
+    for host in &farm.hosts {
+        let log = host.daemon.log();
+        assert!(!log.contains("disconnected from the broker"), "{log}");
+        assert_eq!(log.lines().filter(sessions).count(), 1, "{log}");
+        assert_eq!(host.daemon.metric("resumed_broker_reconnects_total"), 0.0);
+    }
+}

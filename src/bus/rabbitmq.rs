@@ -7,6 +7,7 @@
 //! prefetch ahead of that; what a node cannot take waits in its queue at the broker, which drops the oldest.
 
 mod leases;
+mod session_channel;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -45,6 +46,7 @@ use super::address::{Authority, certified};
 use super::refusals::{NO_CHANNEL, SILENT_AT_LOGIN, remedy, remedy_at_login, with_remedy};
 use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
 use leases::Leases;
+use session_channel::SessionChannel;
 
 /// Deliveries of the inbox, and of the leader's queue, that are under way to this node at any time.
 pub const KEY_PREFETCH: u16 = 64;
@@ -606,7 +608,7 @@ struct Shared {
     publishing: Connection,
     consuming: Connection,
     wires: Mutex<Vec<Wire>>,
-    sessions: Channel,
+    sessions: SessionChannel,
     sessions_turn: tokio::sync::Mutex<()>,
     /// Idle channels with confirms. Each carries one message at a time: lapin tells which message was returned only by
     /// the order of answers, and the broker may answer for several at once.
@@ -677,7 +679,7 @@ impl RabbitMqLink {
             publishing: publishing.connection,
             consuming: consuming.connection,
             wires: Mutex::new(vec![publishing.wire, consuming.wire]),
-            sessions: declared.sessions,
+            sessions: SessionChannel::new(declared.sessions),
             sessions_turn: tokio::sync::Mutex::default(),
             key_channels: Mutex::default(),
             key_permits: Semaphore::new(KEY_CHANNELS),
@@ -750,9 +752,8 @@ impl Shared {
                 self.ending.because(format!("publishing connection: {why}"));
             } else if !self.consuming.status().connected() {
                 self.ending.because(format!("consuming connection: {why}"));
-            } else if !self.sessions.status().connected() {
-                let why = advised(&why, &self.spec);
-                self.ending.because(format!("publishing to {}: {why}", self.spec.names.sessions));
+            } else if self.sessions.is_closed() {
+                self.sessions_refused(why);
             }
         }
         // Whoever waits to write shall find the link closed.
@@ -776,6 +777,17 @@ impl Shared {
         drop(self);
         // Nobody listens any more: then nobody misses it.
         drop(keys.send(LinkEvent::Closed { reason }).await);
+    }
+
+    /// An exchange that is gone is declared by the next link. All else that is refused on the session plane, a permission
+    /// that is missing, say, would be refused there too, and the key plane does not suffer for it.
+    fn sessions_refused(&self, why: String) {
+        if why.contains("NOT_FOUND") {
+            let why = advised(&why, &self.spec);
+            self.ending.because(format!("publishing to {}: {why}", self.spec.names.sessions));
+        } else {
+            self.sessions.refused(why);
+        }
     }
 
     fn cut(&self) {
@@ -857,8 +869,9 @@ impl Shared {
         body: &Bytes,
     ) -> Result<(), BusError> {
         let _turn = self.sessions_turn.lock().await;
+        let channel = self.sessions.get(&self.publishing).await?;
         let mut blocked = self.blocked.subscribe();
-        let sending = self.sessions.basic_publish(
+        let sending = channel.basic_publish(
             exchange,
             routing_key,
             BasicPublishOptions::default(),

@@ -149,12 +149,14 @@ pub fn with_remedy(words: &str, remedy: Option<String>) -> String {
     }
 }
 
-/// Where a message goes, without the names of nodes, of which there may be many.
+/// What is refused; where a message goes, without the names of nodes, of which there may be many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Towards {
     All,
     Leader,
     Node,
+    Pod,
+    Lease,
 }
 
 impl Towards {
@@ -168,9 +170,11 @@ impl Towards {
 
     fn as_str(self) -> &'static str {
         match self {
-            Self::All => "for all nodes",
-            Self::Leader => "for the leader",
-            Self::Node => "for single nodes",
+            Self::All => "what this node publishes for all nodes",
+            Self::Leader => "what this node publishes for the leader",
+            Self::Node => "what this node publishes for single nodes",
+            Self::Pod => "what this node publishes of sessions",
+            Self::Lease => "this node's attempt at the lease",
         }
     }
 }
@@ -190,7 +194,7 @@ impl Standing {
     }
 }
 
-/// The publishes on the key plane that brokers refuse this node now: at most one for each kind of route and of reason.
+/// What brokers refuse this node now: at most one for each kind of route and of reason.
 #[derive(Debug, Default)]
 pub struct Refusals {
     standing: BTreeMap<(Towards, Cause), Standing>,
@@ -200,8 +204,17 @@ impl Refusals {
     /// Takes in that a publish failed. Returns what is to be said now: nothing if it was said within the hour and has
     /// lasted since then, nor for an error that is no refusal.
     pub fn refused(&mut self, route: &Route, error: &BusError, names: &Names, now: Now) -> Option<String> {
+        self.refused_towards(Towards::of(route), error, names, now)
+    }
+
+    /// As [`Self::refused`], of a publish on the session plane.
+    pub fn sessions_refused(&mut self, error: &BusError, names: &Names, now: Now) -> Option<String> {
+        self.refused_towards(Towards::Pod, error, names, now)
+    }
+
+    fn refused_towards(&mut self, towards: Towards, error: &BusError, names: &Names, now: Now) -> Option<String> {
         let BusError::Refused { reason, .. } = error else { return None };
-        let (towards, cause) = (Towards::of(route), Cause::of(reason));
+        let cause = Cause::of(reason);
         if let Some(standing) = self.standing.get_mut(&(towards, cause))
             && !standing.is_over(now)
             && now.mono.saturating_sub(standing.said_at) < AGAIN_AFTER_MS
@@ -209,11 +222,8 @@ impl Refusals {
             (standing.refused_at, standing.published_since) = (now.mono, false);
             return None;
         }
-        let sentence = format!(
-            "the broker refuses what this node publishes {}: {}",
-            towards.as_str(),
-            with_remedy(&shown(reason), remedy(reason, names))
-        );
+        let sentence =
+            format!("the broker refuses {}: {}", towards.as_str(), with_remedy(&shown(reason), remedy(reason, names)));
         let (said_at, refused_at) = (now.mono, now.mono);
         let standing = Standing { sentence: sentence.clone(), said_at, refused_at, published_since: false };
         self.standing.insert((towards, cause), standing);
@@ -222,7 +232,25 @@ impl Refusals {
 
     /// Takes in that a message went through.
     pub fn published(&mut self, route: &Route) {
-        let towards = Towards::of(route);
+        self.published_towards(Towards::of(route));
+    }
+
+    /// As [`Self::refused`], of an attempt at the lease: it shows until another attempt was answered.
+    pub fn lease_refused(&mut self, error: &BusError, names: &Names, now: Now) -> Option<String> {
+        self.refused_towards(Towards::Lease, error, names, now)
+    }
+
+    /// Takes in that an attempt at the lease was answered: had, or held by another node.
+    pub fn lease_answered(&mut self) {
+        self.standing.retain(|(towards, _), _| *towards != Towards::Lease);
+    }
+
+    /// As [`Self::published`], of a message on the session plane.
+    pub fn sessions_published(&mut self) {
+        self.published_towards(Towards::Pod);
+    }
+
+    fn published_towards(&mut self, towards: Towards) {
         let same = self.standing.iter_mut().filter(|((other, _), _)| *other == towards);
         same.for_each(|(_, standing)| standing.published_since = true);
     }
@@ -346,6 +374,13 @@ mod tests {
             }
         }
         assert_eq!(refusals.sentences(at(1)).len(), 6);
+        let said = refusals.sessions_refused(&denied(DENIED), &names(), at(1)).expect("it is another");
+        assert!(said.starts_with("the broker refuses what this node publishes of sessions: 403"), "{said}");
+        let said = refusals.lease_refused(&denied(DENIED), &names(), at(1)).expect("it is another");
+        assert!(said.starts_with("the broker refuses this node's attempt at the lease: 403"), "{said}");
+        assert_eq!(refusals.sentences(at(1)).len(), 8);
+        refusals.lease_answered();
+        assert_eq!(refusals.sentences(at(1)).len(), 7);
         for error in [BusError::Closed("gone".into()), BusError::Blocked] {
             assert_eq!(refusals.refused(&Route::Keys, &error, &names(), at(9_000)), None);
         }

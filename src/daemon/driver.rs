@@ -84,6 +84,8 @@ pub struct Driver<B: Bus> {
     pub secret_history: SecretHistory,
     /// What the broker refuses this node.
     pub refused: Refused,
+    /// See [`super::key_plane::confirm_within`].
+    pub confirm_within: Duration,
     /// Opens what arrives on the key plane.
     pub opener: Opener,
     /// The epoch keys, for all who seal and open.
@@ -228,8 +230,9 @@ impl<B: Bus> Driver<B> {
                 }
                 Happened::Told(seat, answer) => Event::Told { seat, answer },
                 Happened::Lease(answer) => {
-                    let quiet = |what| self.quiet.pass("lease", what, self.clock.now());
-                    lease_event(answer, quiet)
+                    let now = self.clock.now();
+                    let is_told = self.refused.note_lease(&answer.1, &self.spec.names, now);
+                    lease_event(answer, |what| if is_told { None } else { self.quiet.pass("lease", what, now) })
                 }
                 Happened::Checked(answer) => check_event(answer),
                 Happened::Moved(connected) => {
@@ -326,9 +329,8 @@ impl<B: Bus> Driver<B> {
             Sealing::new(identity, secrets, self.epochs.subscribe(), random::system(), self.clock.now())
         };
         let (plane_sender, plane_events) = mpsc::channel(16);
-        let names = self.spec.names.clone();
-        let plane =
-            KeyPlane::start(Arc::clone(&link), names, sealing(), self.clock, self.refused.clone(), plane_sender);
+        let (names, timing) = (self.spec.names.clone(), (self.clock, self.confirm_within));
+        let plane = KeyPlane::start(Arc::clone(&link), names, sealing(), timing, self.refused.clone(), plane_sender);
         info!(broker = link.peer(), "connected to the broker");
         gauges::connected(true);
         self.session_link.send_replace(Some(SessionLink::new(Arc::clone(&link), sealing(), feed)));
@@ -627,7 +629,7 @@ fn lease_event((seat, answer): Answer, mut quiet: impl FnMut(&'static str) -> Op
 /// Only silence says that the broker is cut off. A refusal is an answer, and a broker that is gone ends its link by itself.
 fn check_event(answer: Result<(), BusError>) -> Event {
     if let Err(error) = &answer {
-        warn!(%error, "the broker was asked whether it can declare a queue");
+        warn!(%error, "asked whether it can declare a queue, the broker does not say yes");
     }
     Event::Checked(!matches!(answer, Err(BusError::Unanswered { .. })))
 }

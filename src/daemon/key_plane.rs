@@ -19,8 +19,12 @@ use crate::clock::SystemClock;
 use crate::metrics::{self, Plane};
 use crate::proto::payload::Kind;
 
-/// How long the broker's answer to a message is waited for before another one goes the same way.
-const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
+/// How long the broker's answer to a message is waited for before another one goes the same way, where a node reports every
+/// `report_every`: a broker of a cluster that stands still must not keep a leader's next announcement from the others until
+/// they take it for gone. Within 0.5 to 3 s: an answer that is not waited for costs a channel.
+pub(super) fn confirm_within(report_every: Duration) -> Duration {
+    report_every.clamp(Duration::from_millis(500), Duration::from_secs(3))
+}
 
 /// What the plane tells the driver.
 #[derive(Debug)]
@@ -133,17 +137,17 @@ pub struct KeyPlane {
 }
 
 impl KeyPlane {
-    /// Starts the plane of one link.
+    /// Starts the plane of one link; `timing` is this host's clock and [`confirm_within`].
     pub fn start<L: Link>(
         link: Arc<L>,
         names: Names,
         sealing: Sealing,
-        clock: SystemClock,
+        timing: (SystemClock, Duration),
         refused: Refused,
         events: mpsc::Sender<KeyPlaneEvent>,
     ) -> Self {
         let shared = Arc::new(Shared::default());
-        let task = tokio::spawn(write_out(Arc::clone(&shared), link, names, sealing, clock, refused, events));
+        let task = tokio::spawn(write_out(Arc::clone(&shared), link, names, sealing, timing, refused, events));
         Self { shared, task: Some(task) }
     }
 
@@ -177,7 +181,7 @@ async fn write_out<L: Link>(
     link: Arc<L>,
     names: Names,
     mut sealing: Sealing,
-    clock: SystemClock,
+    (clock, confirm_within): (SystemClock, Duration),
     refused: Refused,
     events: mpsc::Sender<KeyPlaneEvent>,
 ) {
@@ -191,7 +195,7 @@ async fn write_out<L: Link>(
                     metrics::sent(Plane::Keys);
                     let (link, names, refused) = (Arc::clone(&link), names.clone(), refused.clone());
                     under_way.spawn(async move {
-                        let result = confirmed(link.publish(&route, sealed)).await;
+                        let result = confirmed(link.publish(&route, sealed), confirm_within).await;
                         refused.note(&route, &result, &names, clock.now());
                         let answer = answer_to(&route, result);
                         (route, answer)
@@ -228,8 +232,10 @@ async fn write_out<L: Link>(
 
 /// A broker answers when all queues have the message. One that stands still must not keep this node from all others: the
 /// message is with the rest of them, and its answer is waited for no longer.
-async fn confirmed(publish: impl Future<Output = Result<Published, BusError>>) -> Result<Published, BusError> {
-    let within = CONFIRM_WITHIN;
+async fn confirmed(
+    publish: impl Future<Output = Result<Published, BusError>>,
+    within: Duration,
+) -> Result<Published, BusError> {
     let unanswered = |_| Err(BusError::Unanswered { operation: "publish".to_owned(), within });
     tokio::time::timeout(within, publish).await.unwrap_or_else(unanswered)
 }
@@ -340,8 +346,9 @@ mod tests {
         let (_sender, epochs) = watch::channel(Arc::new(Epochs::new(std::time::Duration::ZERO)));
         let sealing = Sealing::new(identity, secrets, epochs, crate::random::system(), clock.now());
         let (events, _events) = mpsc::channel(1);
+        let timing = (clock, confirm_within(Duration::from_secs(2)));
         let plane =
-            KeyPlane::start(Arc::clone(&link), Names::new("f", "p"), sealing, clock, Refused::default(), events);
+            KeyPlane::start(Arc::clone(&link), Names::new("f", "p"), sealing, timing, Refused::default(), events);
         let answers: Vec<_> = (0..20).map(|node| Route::Inbox(format!("{node}"))).collect();
         answers.iter().for_each(|to| plane.send(to.clone(), farewell()));
         // The first answers are with the broker by now.

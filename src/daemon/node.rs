@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::driver::{ALIVE_FOR_MS, Driver};
 use super::gauges;
 use super::http::Health;
+use super::key_plane::confirm_within;
 use super::operator::Operator;
 use super::refused::Refused;
 use super::reload::LastReload;
@@ -137,6 +138,7 @@ impl Node {
                 removals: settings.replicate && settings.removals == Removals::Replicate,
             },
         });
+        let refused = Refused::default();
         let opener = || Opener::new(Arc::clone(&secrets.borrow()), &settings.farm, settings.keys.max_clock_offset);
         let driver = Driver {
             farm,
@@ -151,7 +153,8 @@ impl Node {
             identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
             secrets: secrets.clone(),
             secret_history: SecretHistory::default(),
-            refused: Refused::default(),
+            refused: refused.clone(),
+            confirm_within: confirm_within(settings.report_every),
             opener: opener(),
             epochs: epoch_sender,
             unknown_epoch: Arc::clone(&unknown_epoch),
@@ -177,6 +180,7 @@ impl Node {
             names,
             boot_id,
             batch_bytes: settings.batch_bytes,
+            refused,
             warmups: Warmups::new(settings.replicate),
             clock,
             stop: stop_sessions.clone(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 
 use crate::bus::refusals::Refusals;
-use crate::bus::{BusError, Names, Published, Route};
+use crate::bus::{BusError, LeaseAnswer, Names, Published, Route};
 use crate::clock::Now;
 
 /// What the broker refuses this node. Copies share it; it outlives the links, which such a refusal may end.
@@ -29,6 +29,32 @@ impl Refused {
         if let Some(news) = news {
             warn!("{news}");
         }
+    }
+
+    /// The same of a publish on the session plane.
+    pub fn note_sessions(&self, result: &Result<(), BusError>, names: &Names, now: Now) {
+        let news = match result {
+            Ok(()) => {
+                self.refusals().sessions_published();
+                None
+            }
+            Err(error) => self.refusals().sessions_refused(error, names, now),
+        };
+        if let Some(news) = news {
+            warn!("{news}");
+        }
+    }
+
+    /// The same of an attempt at the lease. Whether it was refused.
+    pub fn note_lease(&self, answer: &Result<LeaseAnswer, BusError>, names: &Names, now: Now) -> bool {
+        let Err(error) = answer else {
+            self.refusals().lease_answered();
+            return false;
+        };
+        if let Some(news) = self.refusals().lease_refused(error, names, now) {
+            warn!("{news}");
+        }
+        matches!(error, BusError::Refused { .. })
     }
 
     /// What is refused at `now`, in sentences.

@@ -7,9 +7,10 @@ use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::refused::Refused;
 use super::sealing::Sealing;
 use super::warmup::{Message, Warmups};
-use crate::bus::{Link, LinkEvent, Names};
+use crate::bus::{BusError, Link, LinkEvent, Names};
 use crate::clock::{Now, SystemClock};
 use crate::envelope::{Epochs, Opener, Refusal, SealError, Secrets};
 use crate::metrics::{self, Plane};
@@ -73,6 +74,8 @@ pub struct SessionPlane<L: Link> {
     pub boot_id: [u8; 16],
     /// A batch closes at this size.
     pub batch_bytes: usize,
+    /// What the broker refuses this node.
+    pub refused: Refused,
     /// Who warms up whom.
     pub warmups: Warmups,
     /// This host's clocks.
@@ -128,7 +131,7 @@ impl<L: Link> SessionPlane<L> {
                 metrics::dropped("no_epoch", entries);
                 return;
             }
-            Ok(sealed) => link.link.publish_sessions(sealed).await.map_err(|error| error.to_string()),
+            Ok(sealed) => self.noted(link.link.publish_sessions(sealed).await),
             Err(error) => Err(error.to_string()),
         };
         match sent {
@@ -141,6 +144,12 @@ impl<L: Link> SessionPlane<L> {
                 debug!(error, "could not publish a session batch");
             }
         }
+    }
+
+    /// What became of a publish, in words; an operator hears of what the broker refuses.
+    pub(super) fn noted(&self, result: Result<(), BusError>) -> Result<(), String> {
+        self.refused.note_sessions(&result, &self.names, self.clock.now());
+        result.map_err(|error| error.to_string())
     }
 
     /// Takes in what other nodes of the pod publish, until `stop`.
@@ -369,6 +378,7 @@ mod tests {
                 names: names.clone(),
                 boot_id: random(),
                 batch_bytes: 1 << 15,
+                refused: Refused::default(),
                 warmups: Warmups::new(true),
                 clock,
                 stop: CancellationToken::new(),

@@ -268,10 +268,8 @@ impl<L: Link> SessionPlane<L> {
         let route = feed.as_deref().unwrap_or(&self.names.sessions);
         let sealed = link.sealing().lock().await.seal(route, kind, self.clock.now());
         let sent = match (sealed, &feed) {
-            (Ok(sealed), Some(feed)) => {
-                link.link().publish_to_feed(feed, sealed).await.map_err(|error| error.to_string())
-            }
-            (Ok(sealed), None) => link.link().publish_sessions(sealed).await.map_err(|error| error.to_string()),
+            (Ok(sealed), Some(feed)) => self.noted(link.link().publish_to_feed(feed, sealed).await),
+            (Ok(sealed), None) => self.noted(link.link().publish_sessions(sealed).await),
             (Err(error), _) => Err(error.to_string()),
         };
         match sent {

@@ -155,7 +155,12 @@ impl Leases {
         });
         let declared = declared.await;
         self.ends.tasks.spawn(close(Arc::new(wired)));
-        declared.map(|_| ())
+        declared.map(|_| ()).map_err(|error| match error {
+            BusError::Refused { operation, reason } => {
+                BusError::Refused { operation, reason: super::advised(&reason, &self.spec) }
+            }
+            other => other,
+        })
     }
 
     /// Another connection to the broker of the link. Files are read again, so that a renewed password counts.
