@@ -15,6 +15,8 @@ CARGO_FLAGS ?= --locked
 # One build serves the tests, the demo and what is shipped: the release profile, with the same features of every crate.
 # All of the workspace but the benchmark, whose crates ask others for more features: see `default-members`.
 RELEASE := --release $(CARGO_FLAGS)
+# Unit tests of the one large crate: to optimise it once more for them takes two minutes of a core, and saves half of one.
+UNOPTIMISED := --config 'profile.release.package.resumed.opt-level=0'
 # What a step is about to do, before it is silent for a while. The times are those of two idle cores.
 SAY = @printf '==> %s\n'
 # A farm in a test is a broker, three proxies and three nodes: two at a time are what two cores carry.
@@ -51,18 +53,25 @@ SECONDS ?= 60
 FARM_TESTS := $(filter-out rollout cluster_faults,$(basename $(notdir $(wildcard tests/*.rs))))
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
 SIDE_BY_SIDE ?= 3
-LONGEST_FIRST := $(if $(RABBITMQ),,on-trixie) prometheus_farm broker_faults page ats_plugin ats_memory resumption \
-  faults broker_move federation farm_simulated floods host_faults rabbitmq_faults emergencies
+LONGEST_FIRST := prometheus_farm broker_faults broker_faults@trixie page ats_plugin ats_memory resumption \
+  faults broker_move federation farm_simulated cluster_faults floods host_faults rabbitmq_faults emergencies
 # What is about the broker itself, and all that touches one.
 BROKER_TESTS := broker_faults broker_limits bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
 BROKER_TESTS_ASKED = $(if $(filter command%,$(origin BROKER_TESTS)),$(BROKER_TESTS),$(ALL_BROKER_TESTS))
 ALL_BROKER_TESTS := $(filter $(FARM_TESTS) cluster_faults,$(basename $(notdir $(shell grep -l testkit::broker tests/*.rs))))
+# `make test` runs these on Debian 13's too, unless it is told of a broker.
+ON_NEXT_BROKER := $(if $(RABBITMQ),,$(addsuffix @trixie,$(BROKER_TESTS)))
 # Debian 12's own, Debian 13's, and the newest that Debian has.
 BROKERS ?= own trixie newest
 # What has brokers of two versions side by side. Where the root cannot be made they say that they are not run.
 TESTS_OF_TWO_BROKERS := broker_move federation
-WITH_NEXT_BROKER = RABBITMQ_NEXT="$${RABBITMQ_NEXT:-$$(scripts/broker-root.sh trixie '$(TARGET)/broker-roots' >&2 && \
-  realpath '$(TARGET)/broker-roots/trixie')}"
+ROOTS := $(TARGET)/broker-roots
+WITH_NEXT_BROKER = RABBITMQ_NEXT="$${RABBITMQ_NEXT:-$$(scripts/broker-root.sh trixie '$(ROOTS)' >&2 && realpath '$(ROOTS)/trixie')}"
+# side_by_side PROGRAMS,LOGS: runs those, each by `make test-program`.
+side_by_side = RUN='$(MAKE) --no-print-directory test-program NAME=' scripts/side-by-side.sh '$(SIDE_BY_SIDE)' \
+  '$(TARGET)/test-logs/$(2)' $(filter $(1),$(LONGEST_FIRST)) $(filter-out $(LONGEST_FIRST),$(1))
+# on_brokers RELEASES,PROGRAMS: those on the RabbitMQ of each of those releases.
+on_brokers = scripts/test-brokers.sh '$(1)' '$(ROOTS)' env $(call side_by_side,$(2),brokers)
 
 .PHONY: help
 help: ## Show this list
@@ -77,29 +86,28 @@ demo: build dependencies-farm ## A broker and three proxies on loopback: probe, 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
 test: previous-commit build deb previous dependencies-farm dependencies-test dependencies-brokers ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
-	$(SAY) 'building the tests: about 3 min when nothing of them is built'
-	$(CARGO) test $(RELEASE) --no-run --quiet
-	$(SAY) 'documentation and unit tests: about 30 s'
+	$(SAY) 'building the tests: about 1 min when nothing of them is built'
+	$(CARGO) test $(RELEASE) --no-run --quiet --package resumed-tests
+	$(SAY) 'documentation and unit tests: about 1 min'
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
-	$(CARGO) test $(RELEASE) --no-fail-fast --lib --bins --examples -- $(TEST)
-	$(SAY) 'whole farms, $(SIDE_BY_SIDE) test programs at a time: about 9 min'
-	RUN='$(MAKE) --no-print-directory test-program NAME=' scripts/side-by-side.sh '$(SIDE_BY_SIDE)' '$(TARGET)/test-logs' \
-	  $(filter $(FARM_TESTS) on-trixie,$(LONGEST_FIRST)) $(filter-out $(LONGEST_FIRST),$(FARM_TESTS))
+	$(CARGO) test $(RELEASE) --no-fail-fast --lib --package resumed $(UNOPTIMISED) -- $(TEST)
+	$(CARGO) test $(RELEASE) --no-fail-fast --lib --package resumed-ats --package session-offer -- $(TEST)
+	$(CARGO) build $(RELEASE) --examples
+	$(SAY) 'whole farms, $(SIDE_BY_SIDE) test programs at a time: about 10 min'
+	$(if $(ON_NEXT_BROKER),scripts/broker-root.sh trixie '$(ROOTS)' >&2 || true)  # where it is needed, it says NOT RUN
+	$(call side_by_side,$(FARM_TESTS) $(ON_NEXT_BROKER),all)
 
-# One program of whole farms, or those about the broker on another Debian's.
+# One program of whole farms; NAME=program@release: on the RabbitMQ of that Debian.
 .PHONY: test-program
 test-program:
-	@$(if $(filter on-%,$(NAME)),$(call on_brokers,$(NAME:on-%=%),$(BROKER_TESTS)),\
-  $(if $(filter $(TESTS_OF_TWO_BROKERS),$(NAME)),$(WITH_NEXT_BROKER)) $(CARGO) test $(RELEASE) --no-fail-fast --test $(NAME) -- $(TEST))
-
-# on_brokers RELEASES,TESTS: those tests on the RabbitMQ of each of those releases.
-on_brokers = scripts/test-brokers.sh '$(1)' '$(TARGET)/broker-roots' \
-  $(CARGO) test $(RELEASE) --no-fail-fast $(patsubst %,--test %,$(2)) -- $(TEST)
+	@$(if $(findstring @,$(NAME)),scripts/test-brokers.sh '$(lastword $(subst @, ,$(NAME)))' '$(ROOTS)') \
+	  $(if $(filter $(TESTS_OF_TWO_BROKERS),$(NAME)),env $(WITH_NEXT_BROKER)) \
+	  $(CARGO) test $(RELEASE) --no-fail-fast --test $(firstword $(subst @, ,$(NAME))) -- $(TEST)
 
 # In 4.0 Khepri is an experiment that an operator may have switched on: what clusters do then is tested, too.
 .PHONY: test-brokers
 test-brokers: build previous dependencies-farm dependencies-test dependencies-brokers ## All tests that touch a broker on Debian 12's, Debian 13's and the newest (BROKERS=newest: only there; BROKER_TESTS=file: only those)
-	$(SAY) 'tests that touch a broker: about 15 min for each broker, and 3 min to make the roots of the others, once'
+	$(SAY) 'tests that touch a broker: about 10 min for each broker, and 3 min to make the roots of the others, once'
 	export $(WITH_NEXT_BROKER); failed=0; $(call on_brokers,$(BROKERS),$(BROKER_TESTS_ASKED)) || failed=1; \
 	$(if $(and $(filter trixie,$(BROKERS)),$(filter cluster_faults,$(BROKER_TESTS_ASKED))),RABBITMQ_STORE=khepri \
 	  $(call on_brokers,trixie,cluster_faults) || failed=1;) exit $$failed
@@ -149,7 +157,7 @@ previous-commit:
 # A peer for the tests of two releases in one farm. Its crates from the registry are those of the present build.
 .PHONY: previous
 previous: previous-commit build ## The release before this one, as tests/previous-release names it, in target/previous-release
-	$(SAY) 'the release before this one, beside which this one is tested: about 2 min the first time'
+	$(SAY) 'the release before this one, beside which this one is tested: about 1 min the first time'
 	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' scripts/build-previous-release.sh '$(TARGET)' release
 
 .PHONY: deb-previous
