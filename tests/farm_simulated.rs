@@ -1,22 +1,16 @@
 //! The farm's state machine under a simulated broker: every run is decided by its seed alone.
 
-mod simulation;
-
 use std::collections::BTreeSet;
 use std::env;
 use std::time::Duration;
 
 use resumed::bus::Names;
 use resumed::clock::millis;
-use resumed::envelope::EpochId;
 use resumed::farm::{Ask, Event, Note, Reply, Via};
-use resumed::keys::Ring;
 use resumed::proto::{self, payload::Kind};
-
-use simulation::World;
-use simulation::large_farm;
-use simulation::sweep::{Sweep, explain, sweep, try_seed};
-use simulation::world::{START, Setup};
+use testkit::simulation::sweep::{Sweep, explain, sweep, try_seed};
+use testkit::simulation::world::{FARM, Setup};
+use testkit::simulation::{World, large_farm, script};
 
 const BEAT: u64 = 2_000;
 
@@ -25,72 +19,6 @@ const SEEDS: u64 = 2_000;
 
 fn farm(seed: u64, nodes: usize) -> World {
     World::new(seed, Setup::plain(nodes), false)
-}
-
-impl World {
-    fn leaders(&self) -> Vec<usize> {
-        (0..self.hosts.len()).filter(|index| self.hosts[*index].is_leader()).collect()
-    }
-
-    fn running(&self) -> impl Iterator<Item = usize> {
-        (0..self.hosts.len()).filter(|index| self.hosts[*index].farm.is_some())
-    }
-
-    fn ring(&self, index: usize) -> &Ring {
-        self.hosts[index].held().expect("it runs").ring()
-    }
-
-    fn rings(&self) -> BTreeSet<[u8; 8]> {
-        self.running().map(|index| self.ring(index).fingerprint(START + self.t)).collect()
-    }
-
-    fn generations(&self, index: usize) -> Vec<u64> {
-        self.ring(index).keys().iter().map(|key| key.generation).collect()
-    }
-
-    fn is_on_its_own(&self, index: usize) -> bool {
-        self.hosts[index].farm.as_ref().expect("it runs").is_on_its_own()
-    }
-
-    /// The epoch keys that the running nodes take for the leader's.
-    fn epochs(&self) -> BTreeSet<EpochId> {
-        self.running().filter_map(|index| self.epoch(index)).collect()
-    }
-
-    /// The floor and the session floor that a node holds.
-    fn floors(&self, index: usize) -> (u64, u64) {
-        (self.ring(index).floor(), self.ring(index).sessions_from())
-    }
-
-    /// Hands a node's machine a message that passed its opener.
-    fn hand(&mut self, to: usize, kind: Kind, via: Via) {
-        let sent_at = self.now(to).wall;
-        let payload = proto::Payload { node: "asker".into(), boot_id: vec![9; 16], sent_at, kind: Some(kind) };
-        self.give(to, Event::Message { payload: Box::new(payload), via });
-    }
-
-    /// What a revocation that the operator of `index` asked for with that id came to: the floors.
-    fn revoked(&self, index: usize, id: u64) -> (u64, u64) {
-        let replies = &self.hosts[index].replies;
-        let Some((_, Reply::Revoked { floor, sessions_from })) = replies.iter().find(|(asked, _)| *asked == id) else {
-            panic!("{replies:?}")
-        };
-        (*floor, *sessions_from)
-    }
-
-    fn active(&self, index: usize) -> Option<u64> {
-        self.hosts[index].held().expect("it runs").active(self.now(index)).map(|key| key.generation)
-    }
-
-    fn assert_one_farm(&self, context: &str) {
-        assert_eq!(self.leaders().len(), 1, "{context}: leaders {:?}", self.leaders());
-        let rings: Vec<_> = self.running().map(|index| (index, self.generations(index))).collect();
-        assert_eq!(self.rings().len(), 1, "{context}: rings {rings:?}");
-        assert_eq!(self.epochs().len(), 1, "{context}: epochs {:x?}", self.epochs());
-        for index in self.running() {
-            assert!(self.active(index).is_some(), "{context}: node{index} holds no key that seals");
-        }
-    }
 }
 
 #[test]
@@ -445,7 +373,7 @@ fn a_revocation_request_that_is_replayed_does_nothing() {
     let highest_generation = world.generations(asker)[0];
     let request = || {
         let revoke = proto::request::Kind::Revoke(proto::Revoke { flush_sessions: true });
-        let inbox = Names::new(simulation::world::FARM, "pod").inbox("node", "x");
+        let inbox = Names::new(FARM, "pod").inbox("node", "x");
         Kind::Request(proto::Request { id: 1, inbox, highest_generation, kind: Some(revoke), ..Default::default() })
     };
     world.hand(leader, request(), Via::Lease);
@@ -759,7 +687,7 @@ fn of_two_keys_of_one_name_one_that_only_a_follower_was_told_of_reaches_everybod
 #[test]
 fn the_same_seed_tells_the_same_story() {
     for seed in [1, 7, 23, 60] {
-        let story = |_| simulation::script::run(seed, true).expect("it passes").story;
+        let story = |_| script::run(seed, true).expect("it passes").story;
         let [first, second] = [0, 1].map(story);
         assert!(first.len() > 20, "seed {seed} has a story: {first:?}");
         assert_eq!(first, second, "seed {seed}");

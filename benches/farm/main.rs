@@ -9,17 +9,12 @@
 
 mod ats;
 mod key_plane;
-#[path = "../../tests/simulation/large_farm.rs"]
-mod large_farm;
 mod latency;
 mod memory;
 mod micro;
 mod plots;
 mod pod;
 mod proxy;
-#[allow(dead_code, reason = "the simulator of the tests draws more")]
-#[path = "../../tests/simulation/random.rs"]
-mod random;
 mod raw_amqp;
 mod report;
 mod samples;

@@ -9,7 +9,8 @@ use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 
 use crate::report::Report;
-use crate::{key_plane, large_farm, pod, simulated};
+use crate::{key_plane, pod, simulated};
+use testkit::simulation::large_farm;
 
 type PlotError = DrawingAreaErrorKind<io::Error>;
 

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::large_farm::{beat, measure};
 use crate::report::Report;
 use testkit::broker::Broker;
+use testkit::simulation::large_farm::{beat, measure};
 
 /// How many nodes.
 pub const SIZES: [usize; 3] = [300, 3_000, 10_000];

@@ -1,5 +1,5 @@
-//! Whole farms on one machine: private brokers, private proxies, and the daemon as it is installed. For tests, the
-//! benchmark and the demo.
+//! Whole farms on one machine: private brokers, private proxies, and the daemon as it is installed; and farms that are
+//! simulated. For tests, the benchmark and the demo.
 
 use std::path::Path;
 
@@ -24,6 +24,7 @@ pub mod records;
 pub mod release;
 pub mod scanner;
 pub mod sessions;
+pub mod simulation;
 pub mod tls;
 pub mod traffic_server;
 pub mod version;

@@ -319,7 +319,6 @@ impl LargeFarm {
 }
 
 /// What a large farm did.
-#[allow(dead_code, reason = "the benchmark reports what the tests do not look at")]
 #[derive(Debug)]
 pub struct LargeFarmFigures {
     /// From the first node's start until all are in step, in the farm's own seconds.

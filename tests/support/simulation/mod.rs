@@ -11,6 +11,7 @@ pub mod faults;
 pub mod host;
 pub mod invariants;
 pub mod large_farm;
+pub mod observe;
 pub mod random;
 pub mod script;
 pub mod sweep;

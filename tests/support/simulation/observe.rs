@@ -1,0 +1,77 @@
+//! What a test reads off a running world, and a message that it hands a node by itself.
+
+use std::collections::BTreeSet;
+
+use resumed::envelope::EpochId;
+use resumed::farm::{Event, Reply, Via};
+use resumed::keys::Ring;
+use resumed::proto::{self, payload::Kind};
+
+use super::host::START;
+use super::world::World;
+
+impl World {
+    pub fn leaders(&self) -> Vec<usize> {
+        (0..self.hosts.len()).filter(|index| self.hosts[*index].is_leader()).collect()
+    }
+
+    pub fn running(&self) -> impl Iterator<Item = usize> {
+        (0..self.hosts.len()).filter(|index| self.hosts[*index].farm.is_some())
+    }
+
+    pub fn ring(&self, index: usize) -> &Ring {
+        self.hosts[index].held().expect("it runs").ring()
+    }
+
+    pub fn rings(&self) -> BTreeSet<[u8; 8]> {
+        self.running().map(|index| self.ring(index).fingerprint(START + self.t)).collect()
+    }
+
+    pub fn generations(&self, index: usize) -> Vec<u64> {
+        self.ring(index).keys().iter().map(|key| key.generation).collect()
+    }
+
+    pub fn is_on_its_own(&self, index: usize) -> bool {
+        self.hosts[index].farm.as_ref().expect("it runs").is_on_its_own()
+    }
+
+    /// The epoch keys that the running nodes take for the leader's.
+    pub fn epochs(&self) -> BTreeSet<EpochId> {
+        self.running().filter_map(|index| self.epoch(index)).collect()
+    }
+
+    /// The floor and the session floor that a node holds.
+    pub fn floors(&self, index: usize) -> (u64, u64) {
+        (self.ring(index).floor(), self.ring(index).sessions_from())
+    }
+
+    /// Hands a node's machine a message that passed its opener.
+    pub fn hand(&mut self, to: usize, kind: Kind, via: Via) {
+        let sent_at = self.now(to).wall;
+        let payload = proto::Payload { node: "asker".into(), boot_id: vec![9; 16], sent_at, kind: Some(kind) };
+        self.give(to, Event::Message { payload: Box::new(payload), via });
+    }
+
+    /// What a revocation that the operator of `index` asked for with that id came to: the floors.
+    pub fn revoked(&self, index: usize, id: u64) -> (u64, u64) {
+        let replies = &self.hosts[index].replies;
+        let Some((_, Reply::Revoked { floor, sessions_from })) = replies.iter().find(|(asked, _)| *asked == id) else {
+            panic!("{replies:?}")
+        };
+        (*floor, *sessions_from)
+    }
+
+    pub fn active(&self, index: usize) -> Option<u64> {
+        self.hosts[index].held().expect("it runs").active(self.now(index)).map(|key| key.generation)
+    }
+
+    pub fn assert_one_farm(&self, context: &str) {
+        assert_eq!(self.leaders().len(), 1, "{context}: leaders {:?}", self.leaders());
+        let rings: Vec<_> = self.running().map(|index| (index, self.generations(index))).collect();
+        assert_eq!(self.rings().len(), 1, "{context}: rings {rings:?}");
+        assert_eq!(self.epochs().len(), 1, "{context}: epochs {:x?}", self.epochs());
+        for index in self.running() {
+            assert!(self.active(index).is_some(), "{context}: node{index} holds no key that seals");
+        }
+    }
+}
