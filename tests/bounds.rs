@@ -15,11 +15,7 @@ use resumed::proto::{
     Announcement, Answer, AuditEntry, LastReload, Member, OperatorTrail, Outcome, Payload, Proxy, Ring, SessionBatch,
     SessionEntry, TicketKey, payload::Kind,
 };
-
-#[path = "../fuzz/src/counting.rs"]
-mod counting;
-
-use counting::{held, peak};
+use resumed_decoders::counting::{held, peak};
 
 /// What `work` held at its peak beyond what was held before, in bytes, and how long it took.
 fn cost<T>(work: impl FnOnce() -> T) -> (T, usize, Duration) {

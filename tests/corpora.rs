@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-#[path = "../fuzz/src/lib.rs"]
-mod targets;
-
-use targets::TARGETS;
+use resumed_decoders::{TARGETS, run};
 
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
@@ -27,7 +24,7 @@ fn every_input_of_every_corpus_is_taken_without_a_panic() {
             let bytes = fs::read(corpus.join(&input)).expect("an input");
             // Shown only if what follows panics.
             println!("fuzz/corpus/{name}/{input}");
-            targets::run(name, &bytes);
+            run(name, &bytes);
         }
     }
 }
@@ -69,7 +66,7 @@ fn longest() -> Vec<(&'static str, Vec<u8>)> {
 fn the_longest_messages_of_the_shortest_elements_cost_no_more_than_their_length_is_worth() {
     for (name, input) in longest() {
         println!("{name}: {} bytes", input.len());
-        targets::run(name, &input);
+        run(name, &input);
     }
 }
 

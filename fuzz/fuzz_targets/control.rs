@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| resumed_fuzz::run("control", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| resumed_decoders::run("control", data));

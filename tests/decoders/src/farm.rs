@@ -21,7 +21,7 @@ use resumed::proto::{self, payload::Kind};
 use resumed::sessions::warmup::{Action, Donor, Due, Joiner, Peer};
 use resumed::sessions::{Removals, Store, StoreSettings, validate};
 
-use super::NOW;
+use crate::NOW;
 
 const FARM: &str = "fuzz";
 const POD: &str = "pod";

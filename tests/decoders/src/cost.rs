@@ -1,8 +1,8 @@
-//! What one input may cost: memory, as [`counting`](super::counting) counts it, and time on a processor, for each byte.
+//! What one input may cost: memory, as [`counting`](crate::counting) counts it, and time on a processor, for each byte.
 
 use std::fs;
 
-use super::counting::peak;
+use crate::counting::peak;
 
 /// What a target holds and does whatever its input, and what each byte of it may add: in bytes, and in nanoseconds of an
 /// optimised build. The rest of a mebibyte's worth is the decoders' own limit on structures.

@@ -1,10 +1,10 @@
 //! One function for each decoder of resumed that reads foreign bytes: it feeds them in as the daemon or the plugin would,
 //! and checks what must hold whatever they are. A panic is a finding.
 //!
-//! `make fuzz` runs them under libFuzzer, `tests/corpora.rs` (which includes this very file) over the committed corpora.
+//! `make fuzz` runs them under libFuzzer (`fuzz/`), the test `corpora` over the committed corpora.
 
 mod cost;
-mod counting;
+pub mod counting;
 mod farm;
 mod local;
 mod settings;

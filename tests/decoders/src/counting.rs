@@ -1,5 +1,4 @@
-//! Memory that a thread holds, counted by the allocator of the very program. `tests/bounds.rs` includes this very file: a
-//! program has one allocator.
+//! Memory that a thread holds, counted by the allocator of the very program: each that uses this crate has this one.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
