@@ -48,9 +48,12 @@ REVISION ?= 1
 FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 SECONDS ?= 60
 
-# All of tests/ but what boots hosts, which `make test-rollout` runs, and what is about each generation of the broker, which
+# Each file in a folder of tests/ is a test program of that name, but for those in folders without tests.
+TEST_FILES := $(filter-out tests/demo/% tests/support/%,$(wildcard tests/*/*.rs))
+TESTS := $(sort $(basename $(notdir $(TEST_FILES))))
+# All but what boots hosts, which `make test-rollout` runs, and what is about each generation of the broker, which
 # `make test-brokers` runs.
-FARM_TESTS := $(filter-out rollout cluster_faults,$(basename $(notdir $(wildcard tests/*.rs))))
+FARM_TESTS := $(filter-out rollout cluster_faults,$(TESTS))
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
 SIDE_BY_SIDE ?= 3
 LONGEST_FIRST := prometheus_farm broker_faults broker_faults@trixie page ats_plugin ats_memory resumption \
@@ -58,13 +61,16 @@ LONGEST_FIRST := prometheus_farm broker_faults broker_faults@trixie page ats_plu
 # What is about the broker itself, and all that touches one.
 BROKER_TESTS := broker_faults broker_limits bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
 BROKER_TESTS_ASKED = $(if $(filter command%,$(origin BROKER_TESTS)),$(BROKER_TESTS),$(ALL_BROKER_TESTS))
-ALL_BROKER_TESTS := $(filter $(FARM_TESTS) cluster_faults,$(basename $(notdir $(shell grep -l testkit::broker tests/*.rs))))
+ALL_BROKER_TESTS := $(filter $(FARM_TESTS) cluster_faults,$(sort $(basename $(notdir $(shell grep -l testkit::broker $(TEST_FILES))))))
 # `make test` runs these on Debian 13's too, unless it is told of a broker.
 ON_NEXT_BROKER := $(if $(RABBITMQ),,$(addsuffix @trixie,$(BROKER_TESTS)))
 # Debian 12's own, Debian 13's, and the newest that Debian has.
 BROKERS ?= own trixie newest
 # What has brokers of two versions side by side. Where the root cannot be made they say that they are not run.
 TESTS_OF_TWO_BROKERS := broker_move federation
+# A name of no test would be passed over.
+$(foreach name,$(filter-out %@trixie,$(LONGEST_FIRST)) $(BROKER_TESTS) $(TESTS_OF_TWO_BROKERS),\
+  $(if $(filter $(name),$(TESTS)),,$(error No file in a folder of tests/ is called $(name).rs)))
 ROOTS := $(TARGET)/broker-roots
 WITH_NEXT_BROKER = RABBITMQ_NEXT="$${RABBITMQ_NEXT:-$$(scripts/broker-root.sh trixie '$(ROOTS)' >&2 && realpath '$(ROOTS)/trixie')}"
 # side_by_side PROGRAMS,LOGS: runs those, each by `make test-program`.
@@ -182,7 +188,8 @@ $(CARGO_CYCLONEDX):
 lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and ansible-lint without a warning, and the plugin without an async runtime
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
-	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*.sh tests/*/*.sh debian/resumed*/*)
+	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*/*.sh tests/*/*/*.sh debian/resumed*/*)
+	scripts/check-test-programs.sh
 	scripts/check-ansible-variables.py
 	cd ansible && ansible-lint && ansible-playbook --inventory inventory/example --syntax-check *.yml
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)

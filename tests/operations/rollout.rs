@@ -490,7 +490,7 @@ fn live_through_the_packages(base: &Path, names: &[&str], proxy: &str) {
         }
         write!(before, " {}", offer(&previous_package(name), "/srv/before")).expect("a String");
     }
-    let script = testkit::tree().join("tests/package_lifecycle.sh");
+    let script = testkit::tree().join("tests/operations/package_lifecycle.sh");
     fs::copy(script, host.root().join("srv/package_lifecycle.sh")).expect("the script");
     let said = host.must(&format!("bash /srv/package_lifecycle.sh /srv{before} 2>&1"));
     println!("on {}:\n{said}", base.display());

@@ -889,7 +889,7 @@ impl Drop for Over<'_> {
 fn as_nobody(folder: &Path, socket: &Path) -> Output {
     let program = folder.join("foreign-peer");
     if !program.exists() {
-        let source = testkit::tree().join("tests/foreign_peer.c");
+        let source = testkit::tree().join("tests/support/foreign_peer.c");
         let status = Command::new("cc").args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
         assert!(status.expect("a C compiler, which Rust needs as well").success());
     }

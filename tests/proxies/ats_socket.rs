@@ -447,7 +447,7 @@ async fn a_peer_that_is_not_allowed_is_told_nothing() {
     }
     let folder = Folder::temporary("resumed-");
     let program = folder.path().join("foreign-peer");
-    let source = testkit::tree().join("tests/foreign_peer.c");
+    let source = testkit::tree().join("tests/support/foreign_peer.c");
     let status = Command::new("cc").args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
     assert!(status.expect("a C compiler, which Rust needs as well").success());
     let nobody = nix::unistd::User::from_name("nobody").expect("users").expect("nobody").uid;

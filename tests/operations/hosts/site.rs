@@ -92,9 +92,9 @@ pub struct Bases {
 /// The systems that all hosts begin with. They are made if they are not there yet, beside each other, which takes some
 /// minutes.
 pub fn bases() -> Bases {
-    let script = testkit::tree().join("tests/hosts/base.sh");
+    let script = testkit::tree().join("tests/operations/hosts/base.sh");
     let make = |release: &str| Command::new(&script).arg(within()).args([release, "man-db"]).spawn();
-    let made = ["bookworm", "trixie"].map(|release| (release, make(release).expect("tests/hosts/base.sh")));
+    let made = ["bookworm", "trixie"].map(|release| (release, make(release).expect("tests/operations/hosts/base.sh")));
     let [bookworm, trixie] = made.map(|(release, mut script)| {
         assert!(script.wait().expect("the script").success(), "no base system of {release}");
         within().join(release)

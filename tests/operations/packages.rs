@@ -149,7 +149,7 @@ fn the_daemons_package_has_program_unit_configuration_pages_and_completions() {
     assert_eq!(fs::read_to_string(package.at("DEBIAN/conffiles")).expect("conffiles"), "/etc/resumed/resumed.toml\n");
     assert_eq!(
         fs::read(package.at("etc/resumed/resumed.toml")).expect("the configuration"),
-        include_bytes!("../etc/resumed.toml")
+        include_bytes!("../../etc/resumed.toml")
     );
     // All defaults: whoever installs it and changes nothing has a node that runs alone.
     let config = package.at("etc/resumed/resumed.toml");
@@ -280,7 +280,7 @@ fn manual_pages_render_without_a_warning() {
 fn the_page_of_the_configuration_has_every_key() {
     let package = Package::named("resumed");
     let page = said(run("zcat", &[text(&package.at("usr/share/man/man5/resumed.toml.5.gz"))])).replace('\\', "");
-    let defaults = include_str!("../etc/resumed.toml");
+    let defaults = include_str!("../../etc/resumed.toml");
     let keys: Vec<&str> = defaults
         .lines()
         .filter_map(|line| line.strip_prefix('#')?.split_once(" = "))

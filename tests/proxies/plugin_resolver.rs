@@ -30,7 +30,7 @@ fn host_with(folder: &Path, major: u32, words: &[&str]) -> PathBuf {
     let output = Command::new("cc")
         .args(["-Wall", "-Werror", "-rdynamic", &format!("-DHOST={major}"), "-o"])
         .arg(&program)
-        .arg(testkit::tree().join("tests/plugin_host.c"))
+        .arg(testkit::tree().join("tests/proxies/plugin_host.c"))
         .args(words)
         .output()
         .expect("a C compiler, which Rust needs as well");

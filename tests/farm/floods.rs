@@ -68,7 +68,7 @@ fn node() -> Farm {
 /// Builds `flood.c` into `folder`.
 fn flood_program(folder: &Path) -> PathBuf {
     let program = folder.join("flood");
-    let source = testkit::tree().join("tests/flood.c");
+    let source = testkit::tree().join("tests/farm/flood.c");
     let status = Command::new("cc").args(["-Wall", "-Werror", "-O1", "-o"]).arg(&program).arg(source).status();
     assert!(status.expect("a C compiler, which Rust needs as well").success());
     program

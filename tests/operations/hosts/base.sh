@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the root file system that test hosts are overlays of: a Debian on which nothing of a farm is installed yet.
-# usage (as root): tests/hosts/base.sh DIR RELEASE [PACKAGE...]     RELEASE is bookworm (Debian 12) or trixie (Debian 13)
+# usage (as root): tests/operations/hosts/base.sh DIR RELEASE [PACKAGE...]     RELEASE is bookworm (Debian 12) or trixie (Debian 13)
 #
 # DIR/RELEASE gets systemd, python3 with python3-apt, an SSH server and sudo: what Ansible expects to find. Its only source
 # of packages is the folder /srv/apt within it, with what a farm's hosts and the host that controls them install
@@ -24,7 +24,7 @@ case $codename in
   trixie) offered=(rabbitmq-server adduser libssl3t64 curl "$@") ;;   # it has no trafficserver
   *) usage ;;
 esac
-mirror_of=$(dirname "${BASH_SOURCE[0]}")/../../scripts/debian-mirror.sh
+mirror_of=$(dirname "${BASH_SOURCE[0]}")/../../../scripts/debian-mirror.sh
 # shellcheck source=/dev/null
 own=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME-}")
 mirror=${MIRROR:-$("$mirror_of" "$codename" 2>/dev/null || "$mirror_of" "$own" 2>/dev/null || true)}
