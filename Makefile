@@ -44,8 +44,10 @@ CARGO_CYCLONEDX ?= $(TARGET)/tools/bin/cargo-cyclonedx
 TOOL_PROFILE := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 # The packages' revision of this release.
 REVISION ?= 1
-# Each of these is a program in fuzz/fuzz_targets/. SECONDS is how long each runs; what it finds new stays in target/.
+# Each of these is a program in fuzz/fuzz_targets/ with its inputs in fuzz/corpus/. SECONDS is how long each runs; what it
+# finds new stays in target/.
 FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+CORPUS_FOLDER := fuzz/target/corpus
 SECONDS ?= 60
 
 # Each file in a folder of tests/ is a test program of that name, but for those in folders without tests.
@@ -82,7 +84,7 @@ on_brokers = scripts/test-brokers.sh '$(1)' '$(ROOTS)' env $(call side_by_side,$
 .PHONY: help
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
-	  printf '  make %-12s %s\n' "$$target" "$$text"; done
+	  printf '  make %-13s %s\n' "$$target" "$$text"; done
 
 .PHONY: demo
 demo: build dependencies-farm ## A broker and three proxies on loopback: probe, rotate, lose the leader, probe again (KEEP=1: leave it up)
@@ -190,6 +192,7 @@ lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*/*.sh tests/*/*/*.sh debian/resumed*/*)
 	scripts/check-test-programs.sh
+	scripts/fuzz-corpus.sh check $(FUZZ_TARGETS)
 	scripts/check-ansible-variables.py
 	cd ansible && ansible-lint && ansible-playbook --inventory inventory/example --syntax-check *.yml
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
@@ -218,14 +221,25 @@ $(CARGO_ABOUT):
 # called as cargo would.
 .PHONY: fuzz
 fuzz: $(CARGO_FUZZ) dependencies-build ## Fuzz every decoder for SECONDS each, 60 by default (FUZZ_TARGETS=name: only that one)
+	scripts/fuzz-corpus.sh unpack fuzz/target/known $(FUZZ_TARGETS)
 	for target in $(FUZZ_TARGETS); do \
 	  mkdir -p fuzz/target/found/$$target; \
-	  $(CARGO_FUZZ) run -s none --target-dir fuzz/target $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
+	  $(CARGO_FUZZ) run -s none --target-dir fuzz/target $$target fuzz/target/found/$$target fuzz/target/known/$$target -- \
 	    -max_total_time=$(SECONDS) -max_len=1048576 -len_control=0 -rss_limit_mb=512 -malloc_limit_mb=64 -timeout=10 -print_final_stats=1; \
 	done
 
 $(CARGO_FUZZ):
 	$(CARGO) install --locked --version $(CARGO_FUZZ_VERSION) --root $(TARGET)/tools cargo-fuzz
+
+.PHONY: corpus corpus-unpack corpus-pack
+corpus: ## List the inputs of the fuzz targets that are kept: target, bytes, name (FUZZ_TARGETS=name: only that one's)
+	@scripts/fuzz-corpus.sh list $(FUZZ_TARGETS)
+
+corpus-unpack: ## Unpack them into fuzz/target/corpus, made anew, to run or to change one (FUZZ_TARGETS=name)
+	scripts/fuzz-corpus.sh unpack $(CORPUS_FOLDER) $(FUZZ_TARGETS)
+
+corpus-pack: ## Keep what is in fuzz/target/corpus now (FUZZ_TARGETS=name)
+	scripts/fuzz-corpus.sh pack $(CORPUS_FOLDER) $(FUZZ_TARGETS)
 
 .PHONY: clean
 clean: ## Remove everything that was built

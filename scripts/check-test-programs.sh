@@ -20,6 +20,7 @@ programs=$(awk '
   /^\[/ { test = $0 == "[[test]]" }
   test && $1 == "name" { name = $3 }
   test && $1 == "path" { print name, $3 }' tests/Cargo.toml | tr --delete '"')
+# shellcheck disable=SC2016  # backticks of Markdown
 rows=$(sed -n '/^|/ s/^| \([^|]*\) |.*/\1/p' docs/testing.md | grep --only-matching --extended-regexp '`[a-z_]+/[a-z_]+\.rs`' |
   tr --delete '`' | sed -E 's|^.*/(.*)\.rs$|\1 &|')
 

@@ -1,7 +1,8 @@
-//! The inputs that fuzzers found worth keeping, replayed: every target, every file.
+//! The inputs that fuzzers found worth keeping, replayed: every target, every input.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use resumed_decoders::{TARGETS, run};
@@ -11,20 +12,43 @@ fn names(directory: &Path) -> BTreeSet<String> {
     entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name")).collect()
 }
 
+/// Bytes of a tar archive that go together.
+const BLOCK: usize = 512;
+
+/// A field of a header: text that zeros end.
+fn text(header: &[u8], at: Range<usize>) -> &str {
+    let bytes = header[at].split(|byte| *byte == 0).next().expect("there is always one");
+    std::str::from_utf8(bytes).expect("ASCII")
+}
+
+/// The files in an archive as `scripts/fuzz-corpus.sh` packs it, of the form "ustar": name and content.
+fn unpacked(mut archive: &[u8]) -> Vec<(&str, &[u8])> {
+    let mut files = Vec::new();
+    // Two blocks of zeros end it.
+    while archive[0] != 0 {
+        let (header, behind) = archive.split_at(BLOCK);
+        assert_eq!((text(header, 257..263), header[156]), ("ustar", b'0'), "a plain file");
+        let length = usize::from_str_radix(text(header, 124..136), 8).expect("a length");
+        files.push((text(header, 0..100), &behind[..length]));
+        archive = &behind[length.next_multiple_of(BLOCK)..];
+    }
+    assert_eq!(archive, [0; 2 * BLOCK], "nothing behind the last file");
+    files
+}
+
 #[test]
 fn every_input_of_every_corpus_is_taken_without_a_panic() {
     let corpora = testkit::tree().join("fuzz/corpus");
-    let known: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(names(&corpora), known, "one corpus for each target");
+    let expected: BTreeSet<String> = TARGETS.iter().map(|(name, _)| format!("{name}.tar")).collect();
+    assert_eq!(names(&corpora), expected, "one corpus for each target");
     for (name, _) in TARGETS {
-        let corpus = corpora.join(name);
-        let inputs = names(&corpus);
+        let archive = fs::read(corpora.join(format!("{name}.tar"))).expect("an archive");
+        let inputs = unpacked(&archive);
         assert!(inputs.len() >= 10, "{name} has {} inputs", inputs.len());
-        for input in inputs {
-            let bytes = fs::read(corpus.join(&input)).expect("an input");
+        for (input, bytes) in inputs {
             // Shown only if what follows panics.
-            println!("fuzz/corpus/{name}/{input}");
-            run(name, &bytes);
+            println!("fuzz/corpus/{name}.tar: {input}");
+            run(name, bytes);
         }
     }
 }

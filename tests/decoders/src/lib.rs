@@ -16,7 +16,7 @@ pub use settings::{config, uri};
 /// What is done with one input.
 pub type Target = fn(&[u8]);
 
-/// All targets by name: `fuzz/fuzz_targets/<name>.rs` runs one, `fuzz/corpus/<name>/` holds its inputs.
+/// All targets by name: `fuzz/fuzz_targets/<name>.rs` runs one, `fuzz/corpus/<name>.tar` holds its inputs.
 pub const TARGETS: [(&str, Target); 10] = [
     ("config", config),
     ("control", control),
