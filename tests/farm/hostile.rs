@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use testkit::watcher::Folder;
@@ -30,6 +30,7 @@ use resumed::status::{FarmStatus, KeyStatus, RingStatus};
 use testkit::attacker::{Attacker, announcement, flipped, random};
 use testkit::broker::Broker;
 use testkit::farm::{Daemon, Farm, FarmSetup, PATIENCE, Proxies, built, wait_for};
+use testkit::foreign_peer;
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -885,18 +886,6 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Connects to `socket` as the user `nobody`: what that user's process said, and whether it got through.
-fn as_nobody(folder: &Path, socket: &Path) -> Output {
-    let program = folder.join("foreign-peer");
-    if !program.exists() {
-        let source = testkit::tree().join("tests/support/foreign_peer.c");
-        let status = Command::new("cc").args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
-        assert!(status.expect("a C compiler, which Rust needs as well").success());
-    }
-    let nobody = nix::unistd::User::from_name("nobody").expect("users").expect("nobody").uid;
-    Command::new(program).arg(socket).arg(nobody.to_string()).output().expect("the peer runs")
-}
-
 fn on_the_plugins_socket(siege: &mut Siege<'_>, socket: &Path) {
     let too_large = u32::try_from(MAX_FRAME_BYTES + 1).expect("a length").to_be_bytes();
     let sessions = |entries| from_proxy(from_proxy::Kind::Sessions(Sessions { entries }));
@@ -990,12 +979,12 @@ fn strangers(siege: &mut Siege<'_>, ats: &Path, ctl: &Path) {
     for folder in [folder, siege.farm.hosts[0].daemon.home()] {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("permissions");
     }
-    let told = as_nobody(folder, ats);
+    let told = foreign_peer::connect(folder, ats);
     assert!(told.status.success() && told.stdout == b"0\n", "{told:?}");
     siege.counted_at(0, &[(proxy_refused("peer"), 1)]);
     siege.warned_at(0, &["of user 65534: user 65534 is neither root"]);
     // There the file's mode turns it away, and the daemon hears nothing of it.
-    let kept_out = as_nobody(folder, ctl);
+    let kept_out = foreign_peer::connect(folder, ctl);
     assert!(!kept_out.status.success(), "{kept_out:?}");
     assert_eq!(String::from_utf8_lossy(&kept_out.stderr), "connect: Permission denied\n");
     siege.counted_at(0, &[]);

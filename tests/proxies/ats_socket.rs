@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::tls;
@@ -15,6 +14,7 @@ use resumed::keys::Timetable;
 use resumed::proto::local::{Counters, FromProxy, Hello, Session, Sessions, Settings, ToProxy, from_proxy, to_proxy};
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
 use resumed::proxies::ats::{AtsError, AtsSettings, MAX_FRAME_BYTES, MAX_PROXIES, Socket};
+use testkit::foreign_peer;
 use testkit::node::{Node, NodeSetup, key, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -446,19 +446,14 @@ async fn a_peer_that_is_not_allowed_is_told_nothing() {
         return;
     }
     let folder = Folder::temporary("resumed-");
-    let program = folder.path().join("foreign-peer");
-    let source = testkit::tree().join("tests/support/foreign_peer.c");
-    let status = Command::new("cc").args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
-    assert!(status.expect("a C compiler, which Rust needs as well").success());
-    let nobody = nix::unistd::User::from_name("nobody").expect("users").expect("nobody").uid;
     for (users, allowed) in [(vec![], false), (vec!["root", "no-such-user"], false), (vec!["nobody"], true)] {
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let bench = Bench::start(&NodeSetup { users: users.clone(), ..NodeSetup::default() }).await;
         let open: std::fs::Permissions = PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(bench.node.socket.parent().expect("a folder"), open).expect("permissions");
-        let mut command = Command::new(&program);
-        command.arg(&bench.node.socket).arg(nobody.to_string());
-        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("the peer");
+        let (folder, socket) = (folder.path().to_owned(), bench.node.socket.clone());
+        let output =
+            tokio::task::spawn_blocking(move || foreign_peer::connect(&folder, &socket)).await.expect("no panic");
         assert!(output.status.success(), "{output:?}");
         let peer = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         assert_eq!(peer != "0", allowed, "{users:?}: told {peer} bytes");

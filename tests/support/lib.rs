@@ -11,6 +11,7 @@ pub mod browser;
 pub mod dashboard;
 pub mod farm;
 pub mod federation;
+pub mod foreign_peer;
 pub mod hopping;
 pub mod load;
 pub mod namespaces;
