@@ -209,9 +209,9 @@ $(CARGO_DENY):
 # For whoever changes a dependency: a test says when these are not up to date.
 .PHONY: notices
 notices: $(CARGO_ABOUT) ## Write the licence notices of the linked crates anew, which the packages carry (builds cargo-about once)
-	$(FOR_TOOLS) $(CARGO_ABOUT) generate --locked --fail --offline --config about.toml --manifest-path Cargo.toml \
+	$(FOR_TOOLS) $(CARGO_ABOUT) generate --locked --fail --offline --config debian/notices/about.toml --manifest-path Cargo.toml \
 	  --output-file debian/notices/resumed debian/notices/template.hbs
-	$(FOR_TOOLS) $(CARGO_ABOUT) generate --locked --fail --offline --config about.toml --manifest-path ats-plugin/Cargo.toml \
+	$(FOR_TOOLS) $(CARGO_ABOUT) generate --locked --fail --offline --config debian/notices/about.toml --manifest-path ats-plugin/Cargo.toml \
 	  --output-file debian/notices/resumed-trafficserver debian/notices/template.hbs
 
 $(CARGO_ABOUT):
