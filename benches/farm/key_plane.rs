@@ -20,8 +20,8 @@ use crate::latency::{bus, node_settings, secrets};
 use crate::memory::{threads, tree_cpu_seconds, tree_resident_bytes};
 use crate::report::Report;
 use crate::simulated::REPORT_EVERY;
+use simulation::large_farm;
 use testkit::broker::Broker;
-use testkit::simulation::large_farm;
 
 /// How many nodes.
 pub const SIZES: [usize; 4] = [10, 30, 100, 300];

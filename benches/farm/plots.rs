@@ -10,7 +10,7 @@ use plotters::prelude::*;
 
 use crate::report::Report;
 use crate::{key_plane, pod, simulated};
-use testkit::simulation::large_farm;
+use simulation::large_farm;
 
 type PlotError = DrawingAreaErrorKind<io::Error>;
 

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::report::Report;
+use simulation::large_farm::{beat, measure};
 use testkit::broker::Broker;
-use testkit::simulation::large_farm::{beat, measure};
 
 /// How many nodes.
 pub const SIZES: [usize; 3] = [300, 3_000, 10_000];

@@ -8,9 +8,9 @@ use resumed::bus::Names;
 use resumed::clock::millis;
 use resumed::farm::{Ask, Event, Note, Reply, Via};
 use resumed::proto::{self, payload::Kind};
-use testkit::simulation::sweep::{Sweep, explain, sweep, try_seed};
-use testkit::simulation::world::{FARM, Setup};
-use testkit::simulation::{World, large_farm, script};
+use simulation::sweep::{Sweep, explain, sweep, try_seed};
+use simulation::world::{FARM, Setup};
+use simulation::{World, large_farm, script};
 
 const BEAT: u64 = 2_000;
 

@@ -25,7 +25,6 @@ pub mod records;
 pub mod release;
 pub mod scanner;
 pub mod sessions;
-pub mod simulation;
 pub mod tls;
 pub mod traffic_server;
 pub mod version;
