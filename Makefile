@@ -55,7 +55,7 @@ TEST_FILES := $(filter-out tests/demo/% tests/support/%,$(wildcard tests/*/*.rs)
 TESTS := $(sort $(basename $(notdir $(TEST_FILES))))
 # All but what boots hosts, which `make test-rollout` runs, and what is about each generation of the broker, which
 # `make test-brokers` runs.
-FARM_TESTS := $(filter-out rollout cluster_faults,$(TESTS))
+FARM_TESTS := $(filter-out rollout broker_move cluster_faults,$(TESTS))
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
 SIDE_BY_SIDE ?= 3
 LONGEST_FIRST := prometheus_farm broker_faults broker_faults@trixie page ats_plugin ats_memory resumption \
@@ -63,18 +63,20 @@ LONGEST_FIRST := prometheus_farm broker_faults broker_faults@trixie page ats_plu
 # What is about the broker itself, and all that touches one.
 BROKER_TESTS := broker_faults broker_limits bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
 BROKER_TESTS_ASKED = $(if $(filter command%,$(origin BROKER_TESTS)),$(BROKER_TESTS),$(ALL_BROKER_TESTS))
-ALL_BROKER_TESTS := $(filter $(FARM_TESTS) cluster_faults,$(sort $(basename $(notdir $(shell grep -l testkit::broker $(TEST_FILES))))))
+ALL_BROKER_TESTS := $(filter $(FARM_TESTS) broker_move cluster_faults,$(sort $(basename $(notdir $(shell grep -l testkit::broker $(TEST_FILES))))))
 # `make test` runs these on Debian 13's too, unless it is told of a broker.
 ON_NEXT_BROKER := $(if $(RABBITMQ),,$(addsuffix @trixie,$(BROKER_TESTS)))
 # Debian 12's own, Debian 13's, and the newest that Debian has.
 BROKERS ?= own trixie newest
-# What has brokers of two versions side by side. Where the root cannot be made they say that they are not run.
-TESTS_OF_TWO_BROKERS := broker_move federation
+# What has brokers of two versions side by side.
+TESTS_OF_TWO_BROKERS := a_site_on_one_version_of_the_broker_and_a_site_on_another_are_one_farm
 # A name of no test would be passed over.
-$(foreach name,$(filter-out %@trixie,$(LONGEST_FIRST)) $(BROKER_TESTS) $(TESTS_OF_TWO_BROKERS),\
+$(foreach name,$(filter-out %@trixie,$(LONGEST_FIRST)) $(BROKER_TESTS),\
   $(if $(filter $(name),$(TESTS)),,$(error No file in a folder of tests/ is called $(name).rs)))
 ROOTS := $(TARGET)/broker-roots
-WITH_NEXT_BROKER = RABBITMQ_NEXT="$${RABBITMQ_NEXT:-$$(scripts/broker-root.sh trixie '$(ROOTS)' >&2 && realpath '$(ROOTS)/trixie')}"
+# next_broker RELEASE: makes that root and takes it for RABBITMQ_NEXT, if that is not set. Where it cannot be made, what needs
+# it is NOT RUN.
+next_broker = export RABBITMQ_NEXT="$${RABBITMQ_NEXT:-$$(scripts/broker-root.sh $(1) '$(ROOTS)' >&2 && realpath '$(ROOTS)/$(1)')}"
 # side_by_side PROGRAMS,LOGS: runs those, each by `make test-program`.
 side_by_side = RUN='$(MAKE) --no-print-directory test-program NAME=' scripts/side-by-side.sh '$(SIDE_BY_SIDE)' \
   '$(TARGET)/test-logs/$(2)' $(filter $(1),$(LONGEST_FIRST)) $(filter-out $(LONGEST_FIRST),$(1))
@@ -102,21 +104,23 @@ test: previous-commit build deb previous dependencies-farm dependencies-test dep
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --package resumed-ats --package session-offer -- $(TEST)
 	$(CARGO) build $(RELEASE) --examples
 	$(SAY) 'whole farms, $(SIDE_BY_SIDE) test programs at a time: about 10 min'
-	$(if $(ON_NEXT_BROKER),scripts/broker-root.sh trixie '$(ROOTS)' >&2 || true)  # where it is needed, it says NOT RUN
-	$(call side_by_side,$(FARM_TESTS) $(ON_NEXT_BROKER),all)
+	$(call next_broker,trixie); export MAKE_ROOTS=no; $(call side_by_side,$(FARM_TESTS) $(ON_NEXT_BROKER),all)
 
 # One program of whole farms; NAME=program@release: on the RabbitMQ of that Debian.
 .PHONY: test-program
 test-program:
-	@$(if $(findstring @,$(NAME)),scripts/test-brokers.sh '$(lastword $(subst @, ,$(NAME)))' '$(ROOTS)') \
-	  $(if $(filter $(TESTS_OF_TWO_BROKERS),$(NAME)),env $(WITH_NEXT_BROKER)) \
-	  $(CARGO) test $(RELEASE) --no-fail-fast --test $(firstword $(subst @, ,$(NAME))) -- $(TEST)
+	@case '$(NAME):$(RABBITMQ_NEXT)' in broker_move: | federation:) \
+	  echo '==> $(NAME) with two brokers: NOT RUN: RABBITMQ_NEXT names no second one';; esac; \
+	test '$(NAME):$(RABBITMQ_NEXT)' != broker_move: || exit 0; \
+	$(if $(findstring @,$(NAME)),scripts/test-brokers.sh '$(lastword $(subst @, ,$(NAME)))' '$(ROOTS)') \
+	  $(CARGO) test $(RELEASE) --no-fail-fast --test $(firstword $(subst @, ,$(NAME))) -- $(TEST) \
+	  $(if $(RABBITMQ_NEXT),,$(addprefix --skip ,$(TESTS_OF_TWO_BROKERS)))
 
 # In 4.0 Khepri is an experiment that an operator may have switched on: what clusters do then is tested, too.
 .PHONY: test-brokers
 test-brokers: build previous dependencies-farm dependencies-test dependencies-brokers ## All tests that touch a broker on Debian 12's, Debian 13's and the newest (BROKERS=newest: only there; BROKER_TESTS=file: only those)
 	$(SAY) 'tests that touch a broker: about 10 min for each broker, and 3 min to make the roots of the others, once'
-	export $(WITH_NEXT_BROKER); failed=0; $(call on_brokers,$(BROKERS),$(BROKER_TESTS_ASKED)) || failed=1; \
+	$(call next_broker,newest); failed=0; $(call on_brokers,$(BROKERS),$(BROKER_TESTS_ASKED)) || failed=1; \
 	$(if $(and $(filter trixie,$(BROKERS)),$(filter cluster_faults,$(BROKER_TESTS_ASKED))),RABBITMQ_STORE=khepri \
 	  $(call on_brokers,trixie,cluster_faults) || failed=1;) exit $$failed
 

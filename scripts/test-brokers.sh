@@ -2,7 +2,8 @@
 # Runs a command once for each RabbitMQ, with RABBITMQ in its environment set to that: a test run, that is.
 # usage (as root): scripts/test-brokers.sh "RELEASE..." ROOTS COMMAND...
 #
-# RELEASE is `own` for this machine's, or one that scripts/broker-root.sh makes in the folder ROOTS. Says which broker and which
+# RELEASE is `own` for this machine's, or one that scripts/broker-root.sh makes in the folder ROOTS; with MAKE_ROOTS=no in the
+# environment, one that it has made there before. Says which broker and which
 # Erlang each run is on, and in the end what became of each. One whose root cannot be made is NOT RUN, with the reason; that
 # is no failure, and it does not count as passed. Fails if the command fails on any.
 set -uo pipefail
@@ -26,6 +27,10 @@ summary=() failed=0
 for release in "${releases[@]}"; do
   if [ "$release" = own ]; then
     broker=$(own) root=
+  elif [ "${MAKE_ROOTS-}" = no ] && [ ! -e "$roots/$release.made-for" ]; then
+    summary+=("$release: NOT RUN: $roots/$release could not be made")
+    printf '==> %s\n' "${summary[-1]}"
+    continue
   elif broker=$("$here/broker-root.sh" "$release" "$roots" 2> >(tee "$why" >&2)); then
     root=$roots/$release
   else
