@@ -183,6 +183,42 @@ fn the_runbook_has_a_section_for_each_alert_and_no_others_but_those_listed() {
     }
 }
 
+/// What the runbook quotes and neither the daemon nor the plugin says.
+const SAID_BY_OTHERS: [&str; 2] = ["a host was compromised", "missed heartbeats"];
+
+/// The sources below these folders, with texts that are broken over lines in one piece.
+fn sources(folders: &[&str]) -> String {
+    let mut folders: Vec<_> = folders.iter().map(|folder| in_tree(folder)).collect();
+    let mut all = String::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                let mut pieces = text.split("\\\n");
+                all.push_str(pieces.next().unwrap_or_default());
+                pieces.for_each(|piece| all.push_str(piece.trim_start()));
+            }
+        }
+    }
+    all
+}
+
+/// An operator searches the log for them.
+#[test]
+fn what_the_runbook_quotes_is_said_somewhere() {
+    let said = sources(&["src", "ats-plugin/src"]);
+    let runbook = runbook().split_whitespace().collect::<Vec<_>>().join(" ");
+    let quoted: Vec<_> = runbook.split('"').skip(1).step_by(2).map(|text| text.trim_end_matches(" …")).collect();
+    assert!(quoted.len() > 20, "{quoted:?}");
+    let unheard = |text: &&&str| !said.contains(**text) && !SAID_BY_OTHERS.contains(*text);
+    assert_eq!(quoted.iter().filter(unheard).collect::<Vec<_>>(), [] as [&&str; 0], "quoted, and said nowhere");
+    for text in SAID_BY_OTHERS {
+        assert!(quoted.contains(&text), "{text} is quoted nowhere");
+    }
+}
+
 #[test]
 fn links_within_the_runbook_lead_somewhere() {
     let runbook = runbook();
