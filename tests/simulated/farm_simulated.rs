@@ -8,6 +8,7 @@ use resumed::bus::Names;
 use resumed::clock::millis;
 use resumed::farm::{Ask, Event, Note, Reply, Via};
 use resumed::proto::{self, payload::Kind};
+use simulation::broker::Store;
 use simulation::sweep::{Sweep, explain, sweep, try_seed};
 use simulation::world::{FARM, Setup};
 use simulation::{World, large_farm, script};
@@ -162,12 +163,94 @@ fn a_farm_without_a_lease_to_be_had_still_rotates() {
     assert_eq!(world.leaders(), [] as [usize; 0], "nobody can hold the lease");
     world.run_for(180_000);
     assert_eq!(world.rings().len(), 1, "one ring without a lease");
-    let acting: usize =
-        world.hosts.iter().map(|node| node.notes.iter().filter(|note| **note == Note::ActsAlone).count()).sum();
-    assert!(acting >= 1, "somebody announces without the lease");
+    let [acting] = world.leading()[..] else { panic!("these lead without the lease: {:?}", world.leading()) };
+    assert!(world.hosts[acting].notes.contains(&Note::ActsAlone));
     world.unlock_lease();
     world.run_for(6 * BEAT);
     world.assert_one_farm("after the lease could be had again");
+    assert_eq!(world.leading(), world.leaders(), "it leads beside the one with the lease");
+}
+
+#[test]
+fn a_farm_without_a_lease_to_be_had_answers_status_rotate_and_revoke_at_any_node() {
+    for seed in 0..10 {
+        let mut world = farm(seed, 4);
+        world.run_for(3 * BEAT);
+        world.lock_lease();
+        world.crash(world.leaders()[0]);
+        // Ten beats of silence, and three in which a new leader gathers reports.
+        world.run_for(20 * BEAT);
+        assert_eq!(world.leaders(), [] as [usize; 0], "seed {seed}: no node can hold the lease");
+        let [acting] = world.leading()[..] else { panic!("seed {seed}: these lead: {:?}", world.leading()) };
+        world.assert_all_are_shown(acting);
+
+        let follower = world.running().find(|index| *index != acting).expect("three run");
+        for asked in [follower, acting] {
+            let reply = world.answer(asked, Ask::Rotate);
+            let Reply::Rotating { generation, pending: false } = reply else { panic!("seed {seed}: {reply:?}") };
+            for node in world.running() {
+                assert_eq!(world.active(node), Some(generation), "seed {seed}: node{node}");
+            }
+        }
+        for asked in [follower, acting] {
+            let reply = world.answer(asked, Ask::Revoke { flush_sessions: true });
+            let Reply::Revoked { floor, sessions_from } = reply else { panic!("seed {seed}: {reply:?}") };
+            for node in world.running() {
+                assert_eq!(world.floors(node), (floor, sessions_from), "seed {seed}: node{node}");
+                assert!(world.generations(node).iter().all(|held| *held >= floor), "seed {seed}: node{node}");
+            }
+        }
+        assert_eq!(world.leading(), [acting], "seed {seed}");
+    }
+}
+
+#[test]
+fn where_khepri_keeps_a_dead_brokers_lease_locked_the_leader_goes_to_the_next_seat_and_home_again() {
+    for seed in 0..20 {
+        let mut setup = Setup::plain(6);
+        (setup.brokers, setup.store) = (3, Store::Khepri);
+        let mut world = World::new(seed, setup, false);
+        world.run_for(4 * BEAT);
+        let leader = world.leaders()[0];
+        let dead = world.links[world.hosts[leader].link.expect("it leads")].broker;
+        let (alive, keys) = ((dead + 1) % 3, world.generations(leader));
+        assert_eq!(world.seat_led(alive), Some(0), "seed {seed}");
+        let links: Vec<_> = world.hosts.iter().map(|host| host.links).collect();
+        // Alone, or with the host that it runs on.
+        let with_host = seed % 2 == 0;
+        if with_host {
+            world.crash(leader);
+        }
+        world.stop_broker(dead);
+        world.run_for(2 * BEAT + BEAT / 2);
+        assert_eq!(world.seat_led(alive), Some(1), "seed {seed}: the first seat is locked");
+        world.run_for(BEAT);
+        world.assert_one_farm(&format!("seed {seed}, at the second seat"));
+        let next = world.leaders()[0];
+        world.assert_all_are_shown(next);
+        let asked = world.running().find(|index| *index != next).expect("others run");
+        let reply = world.answer(asked, Ask::Rotate);
+        let Reply::Rotating { generation, pending: false } = reply else { panic!("seed {seed}: {reply:?}") };
+        for node in world.running() {
+            assert!(world.generations(node).contains(&generation), "seed {seed}: node{node} lacks the key");
+            assert!(keys.iter().all(|key| world.generations(node).contains(key)), "seed {seed}: node{node} lost a key");
+            if world.hosts[node].home != dead {
+                assert_eq!(world.hosts[node].links, links[node], "seed {seed}: node{node} renewed its link");
+            }
+        }
+
+        let links: Vec<_> = world.hosts.iter().map(|host| host.links).collect();
+        world.start_broker(dead);
+        world.run_for(2 * BEAT);
+        assert_eq!((world.seat_led(alive), world.leaders()), (Some(0), vec![next]), "seed {seed}: it goes home");
+        world.restart(leader, true);
+        world.run_for(3 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}, at the first seat again"));
+        assert_eq!(world.leaders(), [next], "seed {seed}: a broker that is back costs no node the lead");
+        for node in world.running().filter(|node| *node != leader || !with_host) {
+            assert_eq!(world.hosts[node].links, links[node], "seed {seed}: node{node} renewed its link");
+        }
+    }
 }
 
 #[test]
@@ -755,10 +838,13 @@ fn every_seed_keeps_the_invariants() {
     }
     let (first, count) = (number("RESUMED_FIRST_SEED").unwrap_or(0), number("RESUMED_SEEDS").unwrap_or(SEEDS));
     let most_failures = number("RESUMED_FAILURES").unwrap_or(5);
-    let Sweep { seeds, nodes, faults, pairs_checked, attacks_refused, failures } = sweep(first, count, most_failures);
+    let seen = sweep(first, count, most_failures);
+    let Sweep { seeds, nodes, faults, pairs_checked, attacks_refused, led_further_back, led_without_lease, failures } =
+        seen;
     println!(
         "{seeds} farms of {nodes} nodes in all, {faults} faults; {pairs_checked} times one node's key was looked for at \
-         another; {attacks_refused} replays and forgeries were refused"
+         another; {attacks_refused} replays and forgeries were refused; {led_further_back} farms had a leader behind \
+         the first seat, {led_without_lease} ended with one without a lease"
     );
     if let Some((seed, _)) = failures.first() {
         let list: Vec<_> = failures.iter().map(|(seed, what)| format!("seed {seed}: {what}")).collect();
@@ -767,4 +853,6 @@ fn every_seed_keeps_the_invariants() {
     // Faults make exceptions; they must not make all there is.
     assert!(pairs_checked > 100 * count, "the invariants were hardly looked at: {pairs_checked}");
     assert!(attacks_refused > count, "nobody attacked: {attacks_refused}");
+    assert!(led_further_back >= count / 100, "hardly a leader was driven from the first seat: {led_further_back}");
+    assert!(led_without_lease >= count / 1_000, "hardly a farm had no lease: {led_without_lease}");
 }

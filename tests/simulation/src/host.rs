@@ -161,6 +161,11 @@ impl Host {
         self.farm.as_ref().is_some_and(Farm::is_leader)
     }
 
+    /// Whether it leads, with the lease or without.
+    pub fn leads(&self) -> bool {
+        self.farm.as_ref().is_some_and(Farm::leads)
+    }
+
     pub fn held(&self) -> Option<&HeldRing> {
         self.farm.as_ref().map(Farm::held)
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use resumed::bus::Seat;
 use resumed::clock::{Now, millis};
 use resumed::envelope::{Opened, Refusal};
 use resumed::farm::{Action, Note};
@@ -28,6 +29,8 @@ pub struct Ledger {
     pub unsettled: bool,
     /// Who leads on each broker's side with everything in order, and since when.
     pub led: Vec<Option<(usize, u64)>>,
+    /// A node led at a seat behind the first.
+    pub led_further_back: bool,
     /// Until then keys may be unknown elsewhere: keys were revoked, or a member is dishonest.
     pub excused_until: u64,
     /// A member is dishonest.
@@ -89,6 +92,7 @@ impl Ledger {
             session_floors: HashSet::from([0]),
             unsettled: true,
             led: vec![None; setup.brokers],
+            led_further_back: false,
             excused_until: 0,
             poisoned: false,
             tainted: false,
@@ -527,13 +531,19 @@ impl World {
 
     /// Who leads `broker`'s side of the cluster with everything in order.
     pub fn leader_of(&self, broker: usize) -> Option<usize> {
+        self.led_by(broker).map(|(host, _)| host)
+    }
+
+    /// The same, and at which seat.
+    pub fn led_by(&self, broker: usize) -> Option<(usize, Seat)> {
         let seen = |queue: &&LeaseQueue| self.cluster.up[broker] && self.cluster.sees(broker, queue.broker);
         let live = self.cluster.leases.iter().filter(seen).filter(|queue| !queue.dead && !queue.silent);
         // Of two leaders the one at the lower seat stays.
         let queue = live.min_by_key(|queue| queue.seat)?;
         let link = queue.owner?;
         let host = self.links[link].host;
-        (self.hosts[host].link == Some(link) && self.hosts[host].is_leader() && self.is_clear(host)).then_some(host)
+        let leads = self.hosts[host].link == Some(link) && self.hosts[host].is_leader() && self.is_clear(host);
+        leads.then_some((host, queue.seat))
     }
 
     /// Something happened to a host: it has to join again.
@@ -558,9 +568,11 @@ impl World {
             }
             self.assess_clocks();
             for broker in 0..self.setup.brokers {
-                let leader = self.leader_of(broker);
+                let led_by = self.led_by(broker);
+                let leader = led_by.map(|(host, _)| host);
                 if leader != self.ledger.led[broker].map(|(host, _)| host) {
                     self.ledger.led[broker] = leader.map(|host| (host, self.t));
+                    self.ledger.led_further_back |= led_by.is_some_and(|(_, seat)| seat != Seat::FIRST);
                 }
             }
         }

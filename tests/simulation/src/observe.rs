@@ -1,9 +1,9 @@
-//! What a test reads off a running world, and a message that it hands a node by itself.
+//! What a test reads off a running world or asks its nodes, and a message that it hands one of them by itself.
 
 use std::collections::BTreeSet;
 
 use resumed::envelope::EpochId;
-use resumed::farm::{Event, Reply, Via};
+use resumed::farm::{Ask, Event, Reply, Via};
 use resumed::keys::Ring;
 use resumed::proto::{self, payload::Kind};
 
@@ -50,6 +50,40 @@ impl World {
         let sent_at = self.now(to).wall;
         let payload = proto::Payload { node: "asker".into(), boot_id: vec![9; 16], sent_at, kind: Some(kind) };
         self.give(to, Event::Message { payload: Box::new(payload), via });
+    }
+
+    /// The nodes that lead, with the lease or without.
+    pub fn leading(&self) -> Vec<usize> {
+        (0..self.hosts.len()).filter(|index| self.hosts[*index].leads()).collect()
+    }
+
+    /// Asks a node, and gives it five seconds for the answer.
+    pub fn answer(&mut self, index: usize, ask: Ask) -> Reply {
+        let id = self.sequence_of_asks();
+        self.give(index, Event::Ask { id, ask, user: String::new() });
+        self.run_for(5_000);
+        let reply = self.hosts[index].replies.iter().find(|(asked, _)| *asked == id);
+        reply.unwrap_or_else(|| panic!("node{index} was not answered {ask:?}")).1.clone()
+    }
+
+    /// Where a leader is, as broker `from` sees it.
+    pub fn seat_led(&self, from: usize) -> Option<u32> {
+        self.led_by(from).map(|(_, seat)| seat.number())
+    }
+
+    /// Every running node is shown whichever is asked, and one of them as the leader.
+    pub fn assert_all_are_shown(&mut self, leader: usize) {
+        let (name, running) = (self.hosts[leader].name.clone(), self.running().collect::<Vec<_>>());
+        for asked in running.clone() {
+            let reply = self.answer(asked, Ask::Status);
+            let Reply::Members { leader, members } = reply else { panic!("node{asked}: {reply:?}") };
+            assert_eq!(leader, name, "as node{asked} was told");
+            let names: BTreeSet<_> = members.iter().map(|member| &member.name).collect();
+            assert_eq!(names, running.iter().map(|index| &self.hosts[*index].name).collect());
+            assert!(members.iter().all(|member| member.in_step), "{members:?}");
+            let leading: Vec<_> = members.iter().filter(|member| member.leader).map(|member| &member.name).collect();
+            assert_eq!(leading, [&name]);
+        }
     }
 
     /// What a revocation that the operator of `index` asked for with that id came to: the floors.

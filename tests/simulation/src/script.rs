@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use resumed::clock::millis;
-use resumed::farm::{Ask, Event};
+use resumed::farm::{Ask, Event, Reply};
 use resumed::keys::{KeySettings, Ring};
 use resumed::proto;
 
 use super::World;
 use super::broker::Store;
-use super::host::{Settings, Stopped};
+use super::host::{Host, Settings, Stopped};
 use super::random::Seeded;
 use super::world::{START, Setup, Violation};
 
@@ -53,6 +53,10 @@ pub struct Outcome {
     pub faults: u64,
     pub pairs_checked: u64,
     pub attacks_refused: u64,
+    /// A node led at a seat behind the first.
+    pub led_further_back: bool,
+    /// At its end the farm was led without a lease.
+    pub led_without_lease: bool,
     /// What happened lately, if a trace was asked for.
     pub story: Vec<String>,
 }
@@ -181,6 +185,8 @@ impl Run {
             faults: self.happened,
             pairs_checked: ledger.pairs_checked,
             attacks_refused: ledger.attacks_refused,
+            led_further_back: ledger.led_further_back,
+            led_without_lease: !hosts.iter().any(Host::is_leader),
             story: self.world.story(),
         })
     }
@@ -375,7 +381,7 @@ impl Run {
         let offset = world.hosts.iter().map(|host| millis(host.settings.keys.max_clock_offset)).min();
         self.possible = START + world.t + offset.unwrap_or_default() - world.setup.clock_bound;
         let mut all = Ring::default();
-        for held in world.hosts.iter().filter_map(super::host::Host::held) {
+        for held in world.hosts.iter().filter_map(Host::held) {
             all.merge(held.ring());
         }
         self.world.ledger.all_keys = Some(all);
@@ -426,7 +432,7 @@ impl Run {
 
     fn rings(&self) -> String {
         let base = |generation: &u64| generation.saturating_sub(START);
-        let ring = |host: &super::host::Host| {
+        let ring = |host: &Host| {
             let ring = host.held().map(|held| held.ring().clone()).unwrap_or_default();
             let keys: Vec<_> = ring.keys().iter().map(|key| base(&key.generation)).collect();
             format!("{} {keys:?} floor {}", host.name, base(&ring.floor()))
@@ -457,19 +463,40 @@ impl Run {
 
     fn all_well_without_lease(&mut self) -> Result<(), Violation> {
         let beat = self.world.ledger.beat();
-        // Silent inboxes are renewed after up to 24 beats, then ten without an announcement.
+        // A node writes to its silent inbox after up to 24 beats, then ten without an announcement.
         let deadline = self.world.t + 30_000 + 60 * beat;
-        if !self.wait(deadline, |run| {
+        let has_keys = |host: &Host| host.held().is_some_and(|held| held.ring().highest_generation() > 0);
+        let well = |run: &Self| {
             run.all_clear()
                 && run.one_ring()
-                && run
-                    .world
-                    .hosts
-                    .iter()
-                    .all(|host| host.held().is_some_and(|held| held.ring().highest_generation() > 0))
-        })? {
-            let rings = self.rings();
-            self.world.violated(|| format!("without a lease to be had the rings differ: {rings}"));
+                && run.world.hosts.iter().all(has_keys)
+                && run.world.hosts.iter().filter(|host| host.leads()).count() == 1
+        };
+        if !self.wait(deadline, well)? {
+            let leading: Vec<_> = self.world.hosts.iter().filter(|host| host.leads()).map(|host| &host.name).collect();
+            let (leading, rings) = (format!("{leading:?}"), self.rings());
+            self.world.violated(|| format!("without a lease to be had these lead: {leading}; rings: {rings}"));
+            return self.world.verdict();
+        }
+        // A node that has just begun to lead gathers reports for three beats before it shows them.
+        self.world.advance(6 * beat)?;
+        self.all_are_shown()
+    }
+
+    /// A node asked for the farm's table, whichever it is, is given that of the one that leads, with every node in it.
+    fn all_are_shown(&mut self) -> Result<(), Violation> {
+        let asked = self.faults.index(self.world.hosts.len());
+        let id = self.world.sequence_of_asks();
+        self.world.say(|world| format!("an operator asks {} for the table", world.hosts[asked].name));
+        self.world.give(asked, Event::Ask { id, ask: Ask::Status, user: String::new() });
+        self.world.advance(6_000)?;
+        let leading: Vec<_> = self.world.hosts.iter().filter(|host| host.leads()).map(|host| &host.name).collect();
+        let reply = self.world.hosts[asked].replies.iter().find(|(of, _)| *of == id).map(|(_, reply)| reply);
+        let whole = matches!(reply, Some(Reply::Members { leader, members })
+            if leading == [leader] && members.len() == self.world.hosts.len());
+        if !whole {
+            let what = format!("{asked} was answered {reply:?}, while these lead: {leading:?}");
+            self.world.violated(|| format!("without a lease to be had node{what}"));
         }
         self.world.verdict()
     }

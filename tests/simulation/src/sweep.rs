@@ -16,6 +16,10 @@ pub struct Sweep {
     pub pairs_checked: u64,
     /// Replays and forgeries that were refused.
     pub attacks_refused: u64,
+    /// Farms in which a node led at a seat behind the first.
+    pub led_further_back: u64,
+    /// Farms that were led without a lease at their end.
+    pub led_without_lease: u64,
     /// In order of their seeds.
     pub failures: Vec<(u64, String)>,
 }
@@ -52,6 +56,8 @@ pub fn sweep(first: u64, count: u64, most_failures: u64) -> Sweep {
                     sweep.faults += outcome.faults;
                     sweep.pairs_checked += outcome.pairs_checked;
                     sweep.attacks_refused += outcome.attacks_refused;
+                    sweep.led_further_back += u64::from(outcome.led_further_back);
+                    sweep.led_without_lease += u64::from(outcome.led_without_lease);
                 }
                 Err((what, _)) => sweep.failures.push((seed, what)),
             }
