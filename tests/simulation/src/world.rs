@@ -286,7 +286,7 @@ impl World {
     pub fn boot_with(&mut self, index: usize, held: HeldRing) {
         let now = self.now(index);
         self.say(|world| format!("{} starts with {} keys", world.hosts[index].name, held.ring().keys().len()));
-        let mut random = Seeded::new(self.random.next());
+        let mut random = Seeded::new(self.random.draw());
         let names = self.names.clone();
         let secrets = Arc::clone(&self.secrets.borrow());
         let host = &mut self.hosts[index];
