@@ -19,6 +19,7 @@ pub mod proto;
 pub mod proxies;
 pub mod quiet;
 pub mod random;
+pub mod reason;
 pub mod secret_files;
 pub mod sessions;
 pub mod status;

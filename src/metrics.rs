@@ -11,6 +11,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
 
+use crate::reason::{KeyReason, Reason};
 use totals::Readable;
 pub use totals::{Totals, totals};
 
@@ -148,44 +149,10 @@ impl Plane {
 pub const KEY_STATES: [&str; 4] = ["next", "active", "previous", "expired"];
 
 /// Why an envelope, or what was in it, is refused.
-pub const REFUSALS: [&str; 26] = [
-    "unknown_secret",
-    "unknown_epoch",
-    "bad_tag",
-    "not_in_epoch",
-    "bad_public_key",
-    "bad_grant",
-    "bad_epoch",
-    "replay",
-    "clock",
-    "malformed",
-    "too_large",
-    "too_many",
-    "table_full",
-    "unknown_kind",
-    "bad_fingerprint",
-    "bad_announcement",
-    "bad_report",
-    "bad_request",
-    "bad_join",
-    "bad_answer",
-    "as_of_far_off",
-    "warmup_unasked",
-    "warmup_over_credit",
-    "warmup_flood",
-    "warmup_bad_feed",
-    "library",
-];
+pub const REFUSALS: [&str; Reason::ALL.len()] = Reason::LABELS;
 
 /// Why a key, or a floor, of a received ring is skipped.
-pub const KEY_FAULTS: [&str; 6] = [
-    "wrong_length",
-    "seal_from_far_ahead",
-    "seals_backwards",
-    "generation_far_ahead",
-    "floor_far_ahead",
-    "sessions_from_far_ahead",
-];
+pub const KEY_FAULTS: [&str; KeyReason::ALL.len()] = KeyReason::LABELS;
 
 /// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed or flushed before, or there was
 /// no room or no way for it.
@@ -453,8 +420,8 @@ pub fn missed(messages: u64) {
 }
 
 /// Counts a key, or a floor, that was skipped.
-pub fn keys_skipped(reason: &'static str, keys: u64) {
-    counter!(KEYS_SKIPPED, "reason" => reason).increment(keys);
+pub fn keys_skipped(reason: KeyReason, keys: u64) {
+    counter!(KEYS_SKIPPED, "reason" => reason.as_str()).increment(keys);
 }
 
 /// Counts `keys` that had the name of another, and other bytes.
@@ -597,12 +564,8 @@ mod tests {
                 assert!(text.contains(&format!("# HELP resumed_{name} ")), "{file}: resumed_{name} is not described");
             }
             let mut labels = Vec::new();
-            for before in [
-                "\"reason\" => \"",
-                "metrics::dropped(\"",
-                "metrics::refused(\"",
-                "Refused { node: from.node, reason: \"",
-            ] {
+            // Of sessions, proxies and the control socket. Those of messages and keys are enums that hold their labels.
+            for before in ["\"reason\" => \"", "metrics::dropped(\""] {
                 labels.extend(quoted(&source, before));
             }
             for body in source.split("fn reason(").skip(1) {

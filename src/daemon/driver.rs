@@ -34,6 +34,7 @@ use crate::metrics::{self, Plane};
 use crate::proto::{AuditEntry, AuditOutcome};
 use crate::quiet::Quiet;
 use crate::random;
+use crate::reason::Reason;
 use crate::status::{AuditStatus, BrokerStatus};
 
 /// Key-plane deliveries between link and driver.
@@ -364,8 +365,8 @@ impl<B: Bus> Driver<B> {
             // Ordinary for a node that has just started, until it has joined.
             Err(Refusal::UnknownEpoch) if !self.opener.has_epochs() => Some(Event::UnknownEpoch { via }),
             Err(refusal) => {
-                metrics::refused(refusal.reason());
-                if let Some(held_back) = self.quiet.pass("message", refusal.reason(), now) {
+                metrics::refused(refusal.reason().as_str());
+                if let Some(held_back) = self.quiet.pass("message", refusal.reason().as_str(), now) {
                     // Whoever may write to the broker chooses the route: it is quoted.
                     warn!(held_back, ?route, "refused a message ({}): {refusal}", refusal.reason());
                 }
@@ -456,20 +457,20 @@ impl<B: Bus> Driver<B> {
             // Counted and logged when it was refused.
             Note::Skewed { .. } => return,
             Note::BadKey { reason, count, .. } => {
-                metrics::keys_skipped(reason, *count);
-                ("key", *reason)
+                metrics::keys_skipped(*reason, *count);
+                ("key", reason.as_str())
             }
             Note::Refused { reason, .. } => {
-                metrics::refused(reason);
-                ("message", *reason)
+                metrics::refused(reason.as_str());
+                ("message", reason.as_str())
             }
             Note::KeyConflict { count, .. } => {
                 metrics::key_conflicts(*count);
                 ("key", "conflict")
             }
             Note::UnknownKind { .. } => {
-                metrics::refused("unknown_kind");
-                ("message", "unknown_kind")
+                metrics::refused(Reason::UnknownKind.as_str());
+                ("message", Reason::UnknownKind.as_str())
             }
             Note::InboxSilent => ("inbox", "silent"),
             Note::NoLeaderHeard => ("inbox", "no_leader"),

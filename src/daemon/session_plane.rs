@@ -206,8 +206,8 @@ impl<L: Link> SessionPlane<L> {
                         return;
                     }
                 }
-                metrics::refused(refusal.reason());
-                if let Some(held_back) = quiet.pass("message", refusal.reason(), now) {
+                metrics::refused(refusal.reason().as_str());
+                if let Some(held_back) = quiet.pass("message", refusal.reason().as_str(), now) {
                     // Whoever may write to the broker chooses the route: it is quoted.
                     warn!(held_back, ?route, "refused a session batch ({}): {refusal}", refusal.reason());
                 }

@@ -28,6 +28,7 @@ use super::wire::TAG_BYTES;
 use crate::clock::{Now, millis};
 use crate::hkdf::hkdf_sha256;
 use crate::proto::{self, payload::Kind};
+use crate::reason::Reason;
 
 /// Tells epoch keys apart without revealing them: the first 8 bytes of HKDF-SHA256 (RFC 5869) of the key, with an empty
 /// salt and the info "resumed/1 epoch". Never all zero, which stands for no epoch key.
@@ -354,13 +355,13 @@ pub enum GrantFault {
 }
 
 impl GrantFault {
-    /// The `reason` label of `resumed_messages_refused_total`.
+    /// The counted reason.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::PublicKey => "bad_public_key",
-            Self::Sealed => "bad_grant",
-            Self::Library(_) => "library",
+            Self::PublicKey => Reason::BadPublicKey,
+            Self::Sealed => Reason::BadGrant,
+            Self::Library(_) => Reason::Library,
         }
     }
 }

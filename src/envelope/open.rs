@@ -17,6 +17,7 @@ use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, is_node_name,
 use crate::clock::{Now, millis};
 use crate::proto;
 use crate::proto::limits::{Undecodable, decode_within};
+use crate::reason::Reason;
 
 /// The most (secret, salt, route) that an [`Opener`] follows at a time: 16 for each of the 20,000 members that a farm may
 /// have.
@@ -325,21 +326,21 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The `reason` label of `resumed_messages_refused_total`.
+    /// The counted reason.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::TooLarge => "too_large",
-            Self::Malformed(_) => "malformed",
-            Self::UnknownSecret => "unknown_secret",
-            Self::UnknownEpoch => "unknown_epoch",
-            Self::BadTag => "bad_tag",
-            Self::TooMany { .. } => "too_many",
-            Self::NotInEpoch { .. } => "not_in_epoch",
-            Self::Clock { .. } => "clock",
-            Self::Replay { .. } => "replay",
-            Self::TableFull { .. } => "table_full",
-            Self::Library(_) => "library",
+            Self::TooLarge => Reason::TooLarge,
+            Self::Malformed(_) => Reason::Malformed,
+            Self::UnknownSecret => Reason::UnknownSecret,
+            Self::UnknownEpoch => Reason::UnknownEpoch,
+            Self::BadTag => Reason::BadTag,
+            Self::TooMany { .. } => Reason::TooMany,
+            Self::NotInEpoch { .. } => Reason::NotInEpoch,
+            Self::Clock { .. } => Reason::Clock,
+            Self::Replay { .. } => Reason::Replay,
+            Self::TableFull { .. } => Reason::TableFull,
+            Self::Library(_) => Reason::Library,
         }
     }
 }
@@ -474,7 +475,7 @@ mod tests {
                 altered[bit / 8] ^= 1 << (bit % 8);
                 let refusal = opener.open(ROUTE, Bytes::from(altered), NOW).unwrap_err();
                 let reason = refusal.reason();
-                let possible = ["malformed", "unknown_secret", "unknown_epoch", "bad_tag"];
+                let possible = [Reason::Malformed, Reason::UnknownSecret, Reason::UnknownEpoch, Reason::BadTag];
                 assert!(possible.contains(&reason), "bit {bit} of sequence {sequence}: {refusal:?}");
             }
             assert_eq!(opener.tracked(), 0, "nothing refused leaves a trace");
@@ -721,7 +722,7 @@ mod tests {
         let body = sealer().seal(ROUTE, &farewell(NOW.wall)).unwrap();
         opener.open(ROUTE, body.clone(), NOW).unwrap();
         let later = NOW.after(OFFSET + Duration::from_millis(1));
-        assert_eq!(opener.open(ROUTE, body.clone(), later).unwrap_err().reason(), "clock");
+        assert_eq!(opener.open(ROUTE, body.clone(), later).unwrap_err().reason(), Reason::Clock);
         let mut forged = body.to_vec();
         *forged.last_mut().unwrap() ^= 1;
         assert_eq!(opener.open(ROUTE, Bytes::from(forged), later), Err(Refusal::BadTag));
@@ -795,7 +796,7 @@ mod tests {
 
         let due = last.after(Duration::from_millis(1));
         assert!(opener.open(ROUTE, salted(3, due.wall), due).is_ok());
-        assert_eq!(opener.open(ROUTE, ahead, due).unwrap_err().reason(), "clock");
+        assert_eq!(opener.open(ROUTE, ahead, due).unwrap_err().reason(), Reason::Clock);
         assert_eq!(opener.tracked(), 2);
     }
 
@@ -881,7 +882,7 @@ mod tests {
             (Refusal::Library(String::new()), "library"),
         ];
         for (refusal, reason) in expected {
-            assert_eq!(refusal.reason(), reason);
+            assert_eq!(refusal.reason().as_str(), reason);
         }
     }
 

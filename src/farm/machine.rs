@@ -2,21 +2,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::audit::{Asked, AuditTrail, MOST_AUDITED, is_entry, is_user};
+use super::event::{Action, Event, Note, Via};
 use super::members::{Member, Members};
 use super::operator::{Added, Ask, MOST_WAITING_BYTES, PartialTable, Pending, Reply, in_parts};
+use super::settings::{FarmSettings, LocalState};
 use super::sites::{Site, Sites};
 use super::walk::{Step, Walk};
 use crate::bus::{Names, Published, Route, Seat};
 use crate::clock::{Now, millis};
-use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, epoch_name, seal_grant};
-use crate::keys::{HeldRing, KeyMaterial, KeySettings, Ring, RingFaults};
+use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, seal_grant};
+use crate::keys::{HeldRing, KeyMaterial, Ring, RingFaults};
 use crate::proto::{self, AuditOutcome, payload::Kind};
 use crate::random::Randomness;
+use crate::reason::Reason;
 
 /// A leader, a lease or an inbox that is silent for this many beats is taken for broken.
 const SILENT_BEATS: u64 = 3;
@@ -83,279 +85,6 @@ const ASK_AGAIN_MS: u64 = 500;
 /// Members are looked at all together no more often than every so many of them a millisecond: at every event in a farm of
 /// fewer, and some times a second in one of 10,000.
 const ASSESSED_IN_A_MS: u64 = 64;
-
-/// Who the node is and how it behaves.
-#[derive(Clone, Debug)]
-pub struct FarmSettings {
-    /// The node's name, 1 to 128 bytes.
-    pub node: String,
-    /// Random for each start.
-    pub boot_id: [u8; 16],
-    /// The pod that the node's sessions belong to.
-    pub pod: String,
-    /// The node's release.
-    pub version: String,
-    /// The farm's queues.
-    pub names: Names,
-    /// The life of a key.
-    pub keys: KeySettings,
-    /// The beat: how often a node reports, at least.
-    pub report_every: Duration,
-    /// After this long with neither ring nor leader a node mints for itself.
-    pub start_alone_after: Duration,
-    /// Whether the node may take the lease.
-    pub can_lead: bool,
-}
-
-/// What the node's reports say besides its ring.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LocalState {
-    /// Entries in the session cache.
-    pub sessions: u64,
-    /// Proxies connected now.
-    pub proxies: Vec<proto::Proxy>,
-    /// The farm secrets that the node opens, 8 bytes each.
-    pub secret_ids: Vec<Vec<u8>>,
-    /// What became of the last attempt to read them again; its reason within 256 bytes.
-    pub reload: proto::LastReload,
-}
-
-/// The queue that a message came out of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Via {
-    /// The node's inbox.
-    Inbox,
-    /// The leader's queue.
-    Lease,
-    /// The node's inbox, from another broker's nodes: see [`Farm::hears`].
-    Far,
-}
-
-/// Something that happened to the node.
-#[derive(Debug)]
-pub enum Event {
-    /// Nothing but time: see [`Farm::next_wake`].
-    Wake,
-    /// A link to the broker is up, with this inbox.
-    Connected {
-        /// The queue that reaches this node.
-        inbox: String,
-    },
-    /// The link is gone, and the lease with it.
-    Disconnected,
-    /// The lease of this seat is ours.
-    LeaseGranted(Seat),
-    /// Somebody else holds the lease of this seat.
-    LeaseHeld(Seat),
-    /// The attempt at the lease failed otherwise.
-    LeaseFailed,
-    /// The broker did not answer an attempt at the lease.
-    LeaseUnanswered,
-    /// The lease of this seat was taken from us although the link lives.
-    LeaseLost(Seat),
-    /// The broker's answer to a message for the leader at this seat.
-    Told {
-        /// Which seat.
-        seat: Seat,
-        /// What became of the message.
-        answer: Published,
-    },
-    /// The answer to [`Action::CheckBroker`]: whether the broker can still declare.
-    Checked(bool),
-    /// The answer to [`Action::MoveLink`], if there is no other broker to be had.
-    NotMoved,
-    /// An authentic message, in time, from any node including this one.
-    Message {
-        /// The opened message.
-        payload: Box<proto::Payload>,
-        /// The queue that it came out of.
-        via: Via,
-    },
-    /// An authentic message whose stamp is more than `max_clock_offset` from our clock.
-    Skewed {
-        /// The sender's name.
-        node: String,
-        /// The sender's boot id.
-        boot_id: [u8; 16],
-        /// Its clock minus ours.
-        offset_ms: i64,
-        /// The queue that it came out of.
-        via: Via,
-    },
-    /// An envelope came that is sealed under an epoch key that this node does not hold. Nothing shows that it came from
-    /// the farm; so the node asks for the key at most once a beat, however many come.
-    UnknownEpoch {
-        /// The queue that it came out of; for the session feed, the inbox.
-        via: Via,
-    },
-    /// An operator asks something through this node.
-    Ask {
-        /// Chosen by the driver, for the reply.
-        id: u64,
-        /// What is asked.
-        ask: Ask,
-        /// Who asks: see [`is_user`].
-        user: String,
-    },
-    /// The node is stopping.
-    Stop,
-}
-
-/// What the driver has to do.
-#[derive(Debug)]
-pub enum Action {
-    /// Seal and publish.
-    Send {
-        /// Where to.
-        to: Route,
-        /// What.
-        kind: Kind,
-    },
-    /// Try to take the lease of this seat, and answer with `LeaseGranted`, `LeaseHeld`, `LeaseFailed` or `LeaseUnanswered`.
-    TryLease(Seat),
-    /// Give the lease of this seat up.
-    ReleaseLease(Seat),
-    /// Close the link and open another.
-    RenewLink,
-    /// Ask the broker to declare a queue, beside the link, and answer with [`Event::Checked`].
-    CheckBroker,
-    /// Open a link to another broker, and close this one once it is there, with `Disconnected` and `Connected`. If no other
-    /// broker can be reached, the link stays: [`Event::NotMoved`].
-    MoveLink,
-    /// The ring is another one now: save it, and give the proxies their keys.
-    RingChanged,
-    /// The node holds other epoch keys now: hand [`Farm::epochs`] to whoever seals and opens, before the actions after
-    /// this one are carried out.
-    EpochsChanged,
-    /// The answer to an [`Event::Ask`].
-    Reply {
-        /// The driver's id.
-        id: u64,
-        /// The answer.
-        reply: Reply,
-    },
-    /// Something worth a log line or a counter.
-    Note(Note),
-}
-
-/// What the machine noticed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// This node leads from now on.
-    Leads,
-    /// This node leads no longer, and why.
-    StepsDown(&'static str),
-    /// This node announces without the lease: nobody was heard for long.
-    ActsAlone,
-    /// Another node is followed from now on.
-    Follows(String),
-    /// A key was minted here.
-    Minted {
-        /// Its generation.
-        generation: u64,
-        /// Why: `scheduled`, `first`, `requested`, or `alone`.
-        reason: &'static str,
-    },
-    /// All keys but a new one were put out of use here, on an operator's request.
-    Revoked {
-        /// The new key's generation, and the ring's floor.
-        generation: u64,
-        /// Whether the session-ID sessions are flushed, too.
-        flush_sessions: bool,
-    },
-    /// An operator's request was taken here, or came to its end: as it is kept.
-    Audited(proto::AuditEntry),
-    /// This node drew an epoch key, or was granted one.
-    Epoch {
-        /// The key's id.
-        id: EpochId,
-        /// Who granted it; this node itself if it drew it.
-        from: String,
-    },
-    /// Keys, or a floor, of a node were not taken over.
-    BadKey {
-        /// Who sent them; this node itself for keys that went bad in its own ring.
-        node: String,
-        /// The counted reason.
-        reason: &'static str,
-        /// How many of its ring were bad for this reason.
-        count: u64,
-    },
-    /// A message was not acted on although it is authentic and in time.
-    Refused {
-        /// The sender.
-        node: String,
-        /// The counted reason.
-        reason: &'static str,
-    },
-    /// Two keys of one name differed.
-    KeyConflict {
-        /// Who sent the other one.
-        node: String,
-        /// How many of its ring did.
-        count: u64,
-    },
-    /// A message of a kind that this release does not know, or that has no business in the queue.
-    UnknownKind {
-        /// The sender.
-        node: String,
-    },
-    /// A node's clock is too far off: its messages are not acted on.
-    Skewed {
-        /// The node.
-        node: String,
-        /// Its clock minus ours.
-        offset_ms: i64,
-    },
-    /// Not even this node's own message arrived in its inbox: a new one is declared on a new connection.
-    InboxSilent,
-    /// The inbox works, and no node announces.
-    NoLeaderHeard,
-    /// The broker takes this leader's reports and does not deliver them.
-    BrokerKeepsReports,
-    /// The broker does not answer a declaration, as one does that is cut off from the majority of its cluster.
-    BrokerCutOff,
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Leads => write!(f, "this node holds the lease and leads"),
-            Self::StepsDown(reason) => write!(f, "this node leads no longer: {reason}"),
-            Self::ActsAlone => write!(f, "no leader was heard for long: announcing without the lease"),
-            Self::Follows(leader) => write!(f, "following {leader}"),
-            Self::Minted { generation, reason } => write!(f, "minted ticket key {generation} ({reason})"),
-            Self::Revoked { generation, flush_sessions } => {
-                let sessions = if *flush_sessions { " and flushed the sessions" } else { "" };
-                write!(f, "revoked every ticket key below {generation}{sessions}")
-            }
-            Self::Audited(entry) => {
-                let user = if entry.user.is_empty() { "a user who is not said" } else { &entry.user };
-                write!(f, "{user} asked through {}: {:?}, {:?}", entry.node, entry.action(), entry.outcome())
-            }
-            Self::Epoch { id, from } => write!(f, "epoch key {} from {from}", epoch_name(*id)),
-            Self::BadKey { node, reason, count: 1 } => write!(f, "skipped a ticket key of {node}: {reason}"),
-            Self::BadKey { node, reason, count } => write!(f, "skipped {count} ticket keys of {node}: {reason}"),
-            Self::Refused { node, reason } => write!(f, "refused a message of {node}: {reason}"),
-            Self::KeyConflict { node, .. } => write!(f, "{node} sent another key under a known name; kept the higher"),
-            Self::UnknownKind { node } => write!(f, "ignored a message of unknown kind from {node}"),
-            Self::Skewed { node, offset_ms } => {
-                write!(f, "the clock of {node} differs from ours by {offset_ms} ms: its messages are not acted on")
-            }
-            Self::InboxSilent => {
-                write!(f, "this node's own message does not arrive in its inbox: opening a new connection")
-            }
-            Self::NoLeaderHeard => write!(f, "no node announces; the connection works and stays"),
-            Self::BrokerKeepsReports => {
-                write!(f, "the broker takes this leader's reports and does not deliver them; looking for another")
-            }
-            Self::BrokerCutOff => write!(
-                f,
-                "the broker does not answer a declaration: it may be cut off from most of its cluster; looking for another"
-            ),
-        }
-    }
-}
 
 /// The farm as one node sees it.
 pub struct Farm {
@@ -1073,20 +802,20 @@ impl Farm {
 
     fn announcement(&mut self, from: Sender, announcement: proto::Announcement, now: Now) {
         let Ok(fingerprint) = <[u8; 8]>::try_from(announcement.fingerprint.as_slice()) else {
-            self.note(Note::Refused { node: from.node, reason: "bad_fingerprint" });
+            self.note(Note::Refused { node: from.node, reason: Reason::BadFingerprint });
             return;
         };
         if !(announcement.inbox.is_empty() || self.settings.names.is_inbox(&announcement.inbox)) {
-            self.note(Note::Refused { node: from.node, reason: "bad_announcement" });
+            self.note(Note::Refused { node: from.node, reason: Reason::BadAnnouncement });
             return;
         }
         if !matches!(announcement.epoch.len(), 0 | 8) {
-            self.note(Note::Refused { node: from.node, reason: "bad_epoch" });
+            self.note(Note::Refused { node: from.node, reason: Reason::BadEpoch });
             return;
         }
         let limit = millis(self.settings.keys.max_clock_offset);
         if offset(announcement.as_of, now.wall).unsigned_abs() > 2 * limit {
-            self.note(Note::Refused { node: from.node, reason: "as_of_far_off" });
+            self.note(Note::Refused { node: from.node, reason: Reason::AsOfFarOff });
             return;
         }
         let changed = announcement.ring.as_ref().is_some_and(|ring| self.take_over(&from.node, ring, now));
@@ -1181,7 +910,7 @@ impl Farm {
             return;
         }
         if !is_sound(&report, &self.settings.names) {
-            self.note(Note::Refused { node: from.node, reason: "bad_report" });
+            self.note(Note::Refused { node: from.node, reason: Reason::BadReport });
             return;
         }
         let ring = report.ring.take();
@@ -1189,7 +918,7 @@ impl Farm {
         let reply_to = Route::Inbox(report.inbox.clone());
         let first = report.first;
         if !self.members.has_room_for(&from.node, from.boot_id, &report) {
-            self.note(Note::Refused { node: from.node, reason: "too_many" });
+            self.note(Note::Refused { node: from.node, reason: Reason::TooMany });
             return;
         }
         let new = self.members.reported(&from.node, from.boot_id, from.offset_ms, report, now);
@@ -1235,7 +964,7 @@ impl Farm {
 
     fn note_faults(&mut self, node: &str, faults: &RingFaults) {
         for (fault, count) in faults.iter() {
-            self.note(Note::BadKey { node: node.to_owned(), reason: fault.as_str(), count });
+            self.note(Note::BadKey { node: node.to_owned(), reason: fault.reason(), count });
         }
     }
 
@@ -1330,7 +1059,7 @@ impl Farm {
         let is_id = |id: &Vec<u8>| id.len() == size_of::<EpochId>();
         if !self.settings.names.is_inbox(&join.inbox) || join.epochs.len() > MOST_IDS || !join.epochs.iter().all(is_id)
         {
-            self.note(Note::Refused { node: from.node, reason: "bad_join" });
+            self.note(Note::Refused { node: from.node, reason: Reason::BadJoin });
             return;
         }
         let far = via == Via::Far;
@@ -1376,7 +1105,7 @@ impl Farm {
             Some(Ok(key)) => key,
             _ => {
                 let fault = opened.into_iter().find_map(Result::err);
-                let reason = fault.map_or("bad_grant", |fault| fault.reason());
+                let reason = fault.map_or(Reason::BadGrant, |fault| fault.reason());
                 return self.note(Note::Refused { node: from.node, reason });
             }
         };
@@ -1445,7 +1174,7 @@ impl Farm {
 
     fn request(&mut self, from: Sender, request: &proto::Request, now: Now) {
         if !self.settings.names.is_inbox(&request.inbox) || !is_user(&request.user) {
-            self.note(Note::Refused { node: from.node, reason: "bad_request" });
+            self.note(Note::Refused { node: from.node, reason: Reason::BadRequest });
             return;
         }
         if !self.leads() {
@@ -1464,7 +1193,7 @@ impl Farm {
             }
             // Of a later release, which learns that this leader cannot do it.
             None => {
-                self.note(Note::Refused { node: from.node, reason: "bad_request" });
+                self.note(Note::Refused { node: from.node, reason: Reason::BadRequest });
                 proto::Answer { id: request.id, outcome: proto::Outcome::Refused.into(), ..Default::default() }
             }
         };
@@ -2104,7 +1833,10 @@ fn offset(theirs: u64, ours: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::keys::KeySettings;
 
     fn follower(now: Now) -> Farm {
         node("a", 1, Box::new(|bytes| bytes.fill(7)), now)
@@ -2192,7 +1924,8 @@ mod tests {
             let kind = Some(Kind::Report(report));
             let payload = proto::Payload { node: "b".to_owned(), boot_id: vec![2; 16], sent_at: at(1).wall, kind };
             let actions = leader.handle(at(1), Event::Message { payload: Box::new(payload), via: Via::Lease });
-            let refused = |action: &Action| matches!(action, Action::Note(Note::Refused { reason: "bad_report", .. }));
+            let refused =
+                |action: &Action| matches!(action, Action::Note(Note::Refused { reason: Reason::BadReport, .. }));
             (actions.iter().any(refused), leader.members.iter().any(|member| member.name == "b"))
         };
         for report in bad {
@@ -2272,7 +2005,9 @@ mod tests {
         assert!(matches!(&old[..], [entry] if entry.user.is_empty()), "{old:?}");
         let known = highest(&leader);
         let bad = leader.handle(at(8), request(9, "a\nb", known, at(8)));
-        assert!(bad.iter().any(|action| matches!(action, Action::Note(Note::Refused { reason: "bad_request", .. }))));
+        assert!(
+            bad.iter().any(|action| matches!(action, Action::Note(Note::Refused { reason: Reason::BadRequest, .. })))
+        );
         assert_eq!((audited(&bad), highest(&leader)), (vec![], known), "it changes nothing");
         let own = leader.own_member();
         assert_eq!(

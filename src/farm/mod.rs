@@ -5,14 +5,18 @@
 //! partitions. `daemon::driver` carries its actions out.
 
 mod audit;
+mod event;
 mod machine;
 mod members;
 mod operator;
+mod settings;
 mod sites;
 mod walk;
 
 pub use audit::{MOST_AUDITED, is_user};
-pub use machine::{Action, Event, Farm, FarmSettings, LocalState, Note, Via};
+pub use event::{Action, Event, Note, Via};
+pub use machine::Farm;
 pub use members::{Member, Members};
 pub use operator::{Ask, Reply};
+pub use settings::{FarmSettings, LocalState};
 pub use sites::{Site, Sites};

@@ -5,6 +5,7 @@ use prost::Message;
 use super::members::MOST_REPORT_BYTES;
 use crate::envelope::is_node_name;
 use crate::proto::{self, MOST_MEMBERS};
+use crate::reason::Reason;
 
 /// An operator's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,7 +212,7 @@ pub(super) enum Added {
     /// It was the last one.
     Whole(Vec<proto::Member>),
     /// No leader sends it: the counted reason.
-    Bad(&'static str),
+    Bad(Reason),
 }
 
 impl PartialTable {
@@ -234,10 +235,10 @@ impl PartialTable {
         }
         let bytes = self.bytes + members.iter().map(footprint).sum::<usize>();
         if bytes > room.min(MOST_TABLE_BYTES) || self.members.len() + members.len() > MOST_MEMBERS {
-            return Added::Bad("too_many");
+            return Added::Bad(Reason::TooMany);
         }
         if !members.iter().all(|member| is_node_name(&member.name)) {
-            return Added::Bad("bad_answer");
+            return Added::Bad(Reason::BadAnswer);
         }
         members.iter_mut().for_each(clean);
         self.bytes = bytes;
@@ -315,7 +316,7 @@ mod tests {
         let mut add = |number, members| table.add(&mut part(number, answer(members).members), MOST_WAITING_BYTES);
         assert_eq!(add(0, 20_000), Added::Incomplete);
         assert_eq!(add(1, 0), Added::Incomplete);
-        assert_eq!(add(2, 1), Added::Bad("too_many"));
+        assert_eq!(add(2, 1), Added::Bad(Reason::TooMany));
     }
 
     #[test]
@@ -327,21 +328,21 @@ mod tests {
         let mut table = PartialTable::default();
         assert_eq!(table.add(&mut part(0, members.clone()), MOST_WAITING_BYTES), Added::Incomplete);
         assert_eq!(table.bytes(), MOST_TABLE_BYTES);
-        assert_eq!(table.add(&mut part(1, vec![one_more]), MOST_WAITING_BYTES), Added::Bad("too_many"));
+        assert_eq!(table.add(&mut part(1, vec![one_more]), MOST_WAITING_BYTES), Added::Bad(Reason::TooMany));
         members[7].pod.push('p');
-        assert_eq!(PartialTable::default().add(&mut part(0, members), MOST_WAITING_BYTES), Added::Bad("too_many"));
+        assert_eq!(PartialTable::default().add(&mut part(0, members), MOST_WAITING_BYTES), Added::Bad(Reason::TooMany));
         // Beside others there is less room.
         let few = answer(3).members;
         let bytes = few.iter().map(footprint).sum::<usize>();
         assert_eq!(PartialTable::default().add(&mut part(0, few.clone()), bytes), Added::Incomplete);
-        assert_eq!(PartialTable::default().add(&mut part(0, few), bytes - 1), Added::Bad("too_many"));
+        assert_eq!(PartialTable::default().add(&mut part(0, few), bytes - 1), Added::Bad(Reason::TooMany));
     }
 
     #[test]
     fn names_that_no_node_has_are_refused_and_other_words_are_cleaned() {
         for name in ["", "a\u{1b}[2J", &"a".repeat(129)] {
             let members = vec![proto::Member { name: name.into(), ..proto::Member::default() }];
-            assert_eq!(PartialTable::default().add(&mut part(0, members), 1 << 20), Added::Bad("bad_answer"));
+            assert_eq!(PartialTable::default().add(&mut part(0, members), 1 << 20), Added::Bad(Reason::BadAnswer));
         }
         let proxy = proto::Proxy {
             kind: "a\u{1}ts".into(),

@@ -9,6 +9,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::settings::KeySettings;
 use crate::clock::{Now, millis};
 use crate::proto;
+use crate::reason::KeyReason;
 
 /// No honest key begins later than this: the longest interval is 7 days, and a clock may be off.
 const FARTHEST_SEAL_FROM_MS: u64 = 8 * 24 * 60 * 60 * 1000;
@@ -61,14 +62,14 @@ pub enum KeyFault {
 }
 
 impl KeyFault {
-    /// The reason as a metric label.
+    /// The counted reason.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn reason(self) -> KeyReason {
         match self {
-            Self::WrongLength => "wrong_length",
-            Self::SealFromFarAhead => "seal_from_far_ahead",
-            Self::SealsBackwards => "seals_backwards",
-            Self::GenerationFarAhead => "generation_far_ahead",
+            Self::WrongLength => KeyReason::WrongLength,
+            Self::SealFromFarAhead => KeyReason::SealFromFarAhead,
+            Self::SealsBackwards => KeyReason::SealsBackwards,
+            Self::GenerationFarAhead => KeyReason::GenerationFarAhead,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::key::{KeyFault, TicketKey, is_far_ahead};
 use super::settings::KeySettings;
 use crate::clock::{Now, millis};
 use crate::proto;
+use crate::reason::KeyReason;
 
 /// Ticket keys, and the generation below which none is valid.
 ///
@@ -52,13 +53,13 @@ pub enum RingFault {
 }
 
 impl RingFault {
-    /// The reason as a metric label.
+    /// The counted reason.
     #[must_use]
-    pub fn as_str(&self) -> &'static str {
+    pub fn reason(&self) -> KeyReason {
         match self {
-            Self::Key { fault, .. } => fault.as_str(),
-            Self::FloorFarAhead(_) => "floor_far_ahead",
-            Self::SessionsFarAhead(_) => "sessions_from_far_ahead",
+            Self::Key { fault, .. } => fault.reason(),
+            Self::FloorFarAhead(_) => KeyReason::FloorFarAhead,
+            Self::SessionsFarAhead(_) => KeyReason::SessionsFromFarAhead,
         }
     }
 }
@@ -70,7 +71,7 @@ pub struct RingFaults(Vec<(RingFault, u64)>);
 impl RingFaults {
     fn add(&mut self, fault: RingFault) {
         // A handful of reasons.
-        match self.0.iter_mut().find(|(first, _)| first.as_str() == fault.as_str()) {
+        match self.0.iter_mut().find(|(first, _)| first.reason() == fault.reason()) {
             Some((_, count)) => *count += 1,
             None => self.0.push((fault, 1)),
         }
@@ -453,7 +454,7 @@ mod tests {
         let message = proto::Ring { floor: NOW.wall + 300_001, keys, sessions_from: NOW.wall + 300_002 };
         let (ring, faults) = Ring::read(&message, NOW, &KeySettings::default());
         assert_eq!(ring, super::testing::ring(0, &[key(1, 10, 0, 5, 5)]));
-        let reasons: Vec<_> = faults.iter().map(|(fault, _)| fault.as_str()).collect();
+        let reasons: Vec<_> = faults.iter().map(|(fault, _)| fault.reason().as_str()).collect();
         let expected = [
             "floor_far_ahead",
             "sessions_from_far_ahead",
@@ -532,7 +533,10 @@ mod tests {
         let year_ahead = NOW.wall + 365 * 86_400_000;
         let mut own = ring(5, &[key(1, 10, 0, 5, 5), key(2, year_ahead, year_ahead, year_ahead, 5)]);
         let faults = own.drop_faulty(NOW, &settings);
-        assert_eq!(faults.iter().map(|(fault, _)| fault.as_str()).collect::<Vec<_>>(), ["seal_from_far_ahead"]);
+        assert_eq!(
+            faults.iter().map(|(fault, _)| fault.reason().as_str()).collect::<Vec<_>>(),
+            ["seal_from_far_ahead"]
+        );
         assert_eq!(own, ring(5, &[key(1, 10, 0, 5, 5)]));
         let mut revoked = ring(year_ahead, &[]);
         assert_eq!(revoked.drop_faulty(NOW, &settings).0, [(RingFault::FloorFarAhead(year_ahead), 1)]);

@@ -15,6 +15,7 @@ use resumed::proto::{
     Announcement, Answer, AuditEntry, LastReload, Member, OperatorTrail, Outcome, Payload, Proxy, Ring, SessionBatch,
     SessionEntry, TicketKey, payload::Kind,
 };
+use resumed::reason::Reason;
 use resumed_decoders::counting::{held, peak};
 
 /// What `work` held at its peak beyond what was held before, in bytes, and how long it took.
@@ -77,7 +78,7 @@ impl Pair {
     }
 
     /// What the node does with it, and the reason if it is refused.
-    fn take(&mut self, sealed: Bytes) -> (Vec<Action>, Option<&'static str>) {
+    fn take(&mut self, sealed: Bytes) -> (Vec<Action>, Option<Reason>) {
         match self.opener.open(&self.names.keys, sealed, NOW) {
             Ok(opened) => {
                 let event = Event::Message { payload: Box::new(opened.payload), via: Via::Inbox };
@@ -127,7 +128,7 @@ fn a_mebibyte_of_empty_ticket_keys_costs_little_memory_and_no_more_time_than_an_
     let ((actions, refused), bytes, took) = cost(|| pair.take(hostile));
     println!("{} actions, {bytes} bytes, {took:?}; an honest message {honest_took:?}", actions.len());
     assert!(actions.len() < 100, "{} actions", actions.len());
-    assert_eq!(refused, Some("too_many"));
+    assert_eq!(refused, Some(Reason::TooMany));
     assert!(bytes < 4 * MIB, "{bytes} bytes");
     assert!(took < 5 * honest_took + Duration::from_millis(50), "{took:?}, an honest message {honest_took:?}");
 }
@@ -147,7 +148,7 @@ fn a_ring_of_as_many_bad_keys_as_are_read_is_a_few_notes_with_their_counts() {
     assert_eq!((refused, notes.len()), (None, 1), "{notes:?}");
     assert!(notes[0].contains("256") && notes[0].contains("mallory"), "{notes:?}");
     let over = pair.seal(announcement(257));
-    assert_eq!(pair.take(over).1, Some("too_many"));
+    assert_eq!(pair.take(over).1, Some(Reason::TooMany));
 }
 
 /// Asks the farm for its status; the id that the answer must have.
@@ -202,14 +203,14 @@ fn an_answer_to_status_of_any_parts_takes_less_than_64_mib() {
     let (most, reasons, replies) = answered((0..20).map(empty));
     println!("empty members: {most} bytes, {reasons:?}, {} replies", replies.len());
     assert!(most < 64 * MIB, "{most} bytes");
-    assert!(!reasons.is_empty() && reasons.iter().all(|reason| *reason == "too_many"), "{reasons:?}");
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| *reason == Reason::TooMany), "{reasons:?}");
 
     // As many as one part may have, each as small as a node's can be: few parts are a table too many.
     let small = |_| vec![Member { name: "a".into(), boot_id: vec![1; 16], ..Member::default() }; 20_000];
     let (most, reasons, replies) = answered((0..20).map(small));
     println!("small members: {most} bytes, {reasons:?}, {} replies", replies.len());
     assert!(most < 64 * MIB, "{most} bytes");
-    assert_eq!((reasons, replies.len()), (vec!["too_many"], 1));
+    assert_eq!((reasons, replies.len()), (vec![Reason::TooMany], 1));
 
     // Few members, long words and empty proxies: as many as are decoded at all (`limits::MOST_STRUCTURE_BYTES`).
     let proxies = |_| {
@@ -225,7 +226,7 @@ fn an_answer_to_status_of_any_parts_takes_less_than_64_mib() {
     let (most, reasons, replies) = answered((0..60).map(proxies));
     println!("empty proxies: {most} bytes, {reasons:?}, {} replies", replies.len());
     assert!(most < 64 * MIB, "{most} bytes");
-    assert_eq!((reasons, replies.len()), (vec!["too_many"], 1));
+    assert_eq!((reasons, replies.len()), (vec![Reason::TooMany], 1));
 }
 
 #[test]
