@@ -29,6 +29,13 @@ pub fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// `theirs` minus `ours` in milliseconds, saturating: how far another clock is from this host's.
+#[must_use]
+pub fn offset_ms(theirs: u64, ours: u64) -> i64 {
+    let distance = i64::try_from(theirs.abs_diff(ours)).unwrap_or(i64::MAX);
+    if theirs >= ours { distance } else { -distance }
+}
+
 /// Reads the clocks of this host. Only this module does, outside of tests.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {

@@ -344,7 +344,7 @@ impl<B: Bus> Driver<B> {
     fn open(&mut self, from: Source, route: &str, body: Bytes, site: Option<String>) -> Option<Event> {
         let via = match from {
             Source::Inbox => Via::Inbox,
-            Source::Far => Via::Far,
+            Source::Far => Via::Federated,
             Source::Lease => Via::Lease,
             // The feed has a channel of its own.
             Source::Feed => return None,

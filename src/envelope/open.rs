@@ -14,7 +14,7 @@ use super::key::{OpeningKey, Source};
 use super::replay::{Limits, Mark, NotAdmitted, Sender, Table};
 use super::secret::{SecretId, Secrets};
 use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, is_node_name, payload_fault};
-use crate::clock::{Now, millis};
+use crate::clock::{Now, millis, offset_ms};
 use crate::proto;
 use crate::proto::limits::{Undecodable, decode_within};
 use crate::reason::Reason;
@@ -175,7 +175,7 @@ impl Opener {
             return Err(Refusal::NotInEpoch { node: payload.node });
         }
 
-        let clock_offset_ms = offset(payload.sent_at, now.wall);
+        let clock_offset_ms = offset_ms(payload.sent_at, now.wall);
         if payload.sent_at.abs_diff(now.wall) > self.max_clock_offset {
             let boot_id = payload.boot_id.try_into().map_err(|_| Refusal::Malformed("boot_id"))?;
             return Err(Refusal::Clock { node: payload.node, boot_id, offset_ms: clock_offset_ms });
@@ -250,12 +250,6 @@ fn wiped(text: Bytes) -> Option<BytesMut> {
     let mut buffer = text.try_into_mut().ok()?;
     buffer[..].zeroize();
     Some(buffer)
-}
-
-/// `theirs` minus `ours`, saturating.
-fn offset(theirs: u64, ours: u64) -> i64 {
-    let distance = i64::try_from(theirs.abs_diff(ours)).unwrap_or(i64::MAX);
-    if theirs >= ours { distance } else { -distance }
 }
 
 /// Why an envelope was not opened, in the order of the checks.

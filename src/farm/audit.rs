@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::operator::Ask;
+use super::requests::Ask;
 use crate::envelope::is_node_name;
 use crate::proto::{self, AuditAction, AuditOutcome};
 

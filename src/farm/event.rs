@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::operator::{Ask, Reply};
+use super::requests::{Ask, Reply};
 #[cfg(doc)]
 use super::{Farm, is_user};
 use crate::bus::{Published, Route, Seat};
@@ -18,7 +18,7 @@ pub enum Via {
     /// The leader's queue.
     Lease,
     /// The node's inbox, from another broker's nodes: see [`Farm::hears`].
-    Far,
+    Federated,
 }
 
 /// Something that happened to the node.
@@ -245,4 +245,12 @@ impl fmt::Display for Note {
             ),
         }
     }
+}
+
+/// Who sent a message.
+pub(super) struct Sender {
+    pub(super) node: String,
+    pub(super) boot_id: [u8; 16],
+    /// Its clock minus ours.
+    pub(super) offset_ms: i64,
 }

@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
-use super::operator::report_footprint;
+use super::assessment::{Assessment, InStep};
+use super::context::{Context, SILENT_BEATS};
+use super::table_parts::report_footprint;
 use crate::clock::Now;
+use crate::keys::Ring;
 use crate::proto::{self, MOST_MEMBERS};
 
 /// A node that stays silent this long is forgotten; until then an operator sees that it is missing.
@@ -19,9 +22,6 @@ const _: () = assert!(16 * MOST_MEMBERS <= crate::envelope::MOST_TRACKED);
 /// What all reports may take in memory, in bytes: some 1,200 for each of 20,000 nodes. What a leader keeps it may also send:
 /// it is below what a node takes in as a member table.
 pub(super) const MOST_REPORT_BYTES: usize = 24 * 1024 * 1024;
-
-/// A node that was silent for this many beats reports no longer.
-const SILENT_BEATS: u64 = 3;
 
 /// For this many beats, and in this many messages, the stamps of a sender must advance as time does before its clock is
 /// believed to be wrong.
@@ -60,6 +60,28 @@ impl Member {
     #[must_use]
     pub fn clock_offset_ms(&self) -> i64 {
         self.offsets.iter().copied().min_by_key(|offset| offset.unsigned_abs()).unwrap_or(0)
+    }
+
+    /// As an operator is shown it.
+    fn to_proto(&self, in_step: bool, now: Now) -> proto::Member {
+        let report = self.report.clone().unwrap_or_default();
+        proto::Member {
+            name: self.name.clone(),
+            boot_id: self.boot_id.to_vec(),
+            pod: report.pod,
+            version: report.version,
+            last_report_ms: now.mono.saturating_sub(self.heard_at),
+            in_step,
+            clock_offset_ms: self.clock_offset_ms(),
+            sessions: report.sessions,
+            proxies: report.proxies,
+            secret_ids: report.secret_ids,
+            leader: false,
+            highest_generation: report.highest_generation,
+            floor: report.floor,
+            sessions_from: report.sessions_from,
+            operators: report.operators,
+        }
     }
 
     /// Its clock was set: what was seen before the last message says nothing any more.
@@ -120,6 +142,7 @@ pub struct Members {
     doubts: BTreeMap<(String, [u8; 16]), Doubt>,
     /// What the reports take in memory together, in bytes.
     bytes: usize,
+    assessment: Assessment,
 }
 
 impl Members {
@@ -131,7 +154,14 @@ impl Members {
     }
 
     /// Notes an authentic report that [has room](Self::has_room_for). Returns whether the node was unknown until now.
-    pub fn reported(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, report: proto::Report, now: Now) -> bool {
+    pub fn on_report(
+        &mut self,
+        name: &str,
+        boot_id: [u8; 16],
+        offset_ms: i64,
+        report: proto::Report,
+        now: Now,
+    ) -> bool {
         let bytes = report_footprint(&report);
         let Some((member, new)) = self.heard(name, boot_id, offset_ms, now) else { return false };
         let earlier = std::mem::replace(&mut member.bytes, bytes);
@@ -153,7 +183,7 @@ impl Members {
     ///
     /// Not if a node of that name reported in time within three beats. Else these are old messages, held up or replayed,
     /// and whoever has the broker but no farm secret could make a leader doubt its clock.
-    pub fn skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, beat: u64, now: Now) {
+    pub fn on_skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, beat: u64, now: Now) {
         let key = (name.to_owned(), boot_id);
         if self.doubts.len() >= MOST_MEMBERS && !self.doubts.contains_key(&key) {
             return;
@@ -239,7 +269,7 @@ impl Members {
     }
 
     /// The node said farewell.
-    pub fn left(&mut self, name: &str, boot_id: [u8; 16]) {
+    pub fn on_farewell(&mut self, name: &str, boot_id: [u8; 16]) {
         let key = (name.to_owned(), boot_id);
         self.remove(&key);
         self.doubts.remove(&key);
@@ -258,6 +288,34 @@ impl Members {
         self.table.clear();
         self.bytes = 0;
         self.doubts.clear();
+        self.assessment = Assessment::default();
+    }
+
+    /// Looks at all members, if the last look is not of just now: in a large farm some hundred messages come in a second.
+    /// `leased`: this node holds the lease. Returns whether more of them are silent than before.
+    pub(super) fn assess(&mut self, ring: &Ring, leased: bool, cx: &Context, now: Now) -> bool {
+        if now.mono < self.assessment.good_until() {
+            return false;
+        }
+        self.forget_silent(now);
+        let before = self.assessment.silent;
+        self.assessment = Assessment::of(self, ring, leased, cx, now);
+        self.assessment.silent > before
+    }
+
+    /// What the last look at all members told.
+    pub(super) fn assessment(&self) -> &Assessment {
+        &self.assessment
+    }
+
+    /// What an operator is shown: all members but this node, and this node as `own`.
+    pub(super) fn table(&self, own: proto::Member, ring: &Ring, cx: &Context, now: Now) -> Vec<proto::Member> {
+        let mut steps = InStep::new(ring, cx, now);
+        let others = self.iter().filter(|member| member.boot_id != cx.settings.boot_id);
+        let mut table: Vec<_> = others.map(|member| member.to_proto(steps.has(member), now)).collect();
+        table.push(own);
+        table.sort_by(|a, b| (&a.name, &a.boot_id).cmp(&(&b.name, &b.boot_id)));
+        table
     }
 
     /// All members by name.
@@ -314,7 +372,7 @@ mod tests {
     /// Messages of a node whose clock is `offset_ms` off, from `mono` on, one a beat until it is believed.
     fn skewed_from(members: &mut Members, name: &str, boot: u8, offset_ms: i64, mono: u64) {
         for beat in 0..=STEADY_BEATS {
-            members.skewed(name, [boot; 16], offset_ms, BEAT, at(mono + beat * BEAT));
+            members.on_skewed(name, [boot; 16], offset_ms, BEAT, at(mono + beat * BEAT));
         }
     }
 
@@ -325,9 +383,9 @@ mod tests {
     #[test]
     fn a_restarted_node_replaces_its_former_self() {
         let mut members = Members::default();
-        assert!(members.reported("a", [1; 16], 0, proto::Report::default(), at(0)));
-        assert!(!members.reported("a", [1; 16], 0, proto::Report::default(), at(10)));
-        assert!(members.reported("a", [2; 16], 0, proto::Report::default(), at(20)));
+        assert!(members.on_report("a", [1; 16], 0, proto::Report::default(), at(0)));
+        assert!(!members.on_report("a", [1; 16], 0, proto::Report::default(), at(10)));
+        assert!(members.on_report("a", [2; 16], 0, proto::Report::default(), at(20)));
         assert_eq!(names(&members), [("a".into(), 2, false)]);
     }
 
@@ -338,12 +396,12 @@ mod tests {
             || proto::Report { version: "v".repeat(256), secret_ids: vec![vec![0; 8]; 16], ..Default::default() };
         let mut taken = 0_u32;
         while members.has_room_for(&taken.to_string(), [1; 16], &large()) {
-            members.reported(&taken.to_string(), [1; 16], 0, large(), at(0));
+            members.on_report(&taken.to_string(), [1; 16], 0, large(), at(0));
             taken += 1;
         }
         assert!((10_000..20_000).contains(&taken) && members.bytes <= MOST_REPORT_BYTES, "{taken}: {}", members.bytes);
         assert!(members.has_room_for("7", [1; 16], &large()), "in place of its last one");
-        members.left("7", [1; 16]);
+        members.on_farewell("7", [1; 16]);
         assert!(members.has_room_for("new", [1; 16], &large()));
         members.forget_silent(at(2 * FORGET_AFTER_MS));
         assert_eq!((members.len(), members.bytes), (0, 0));
@@ -370,8 +428,8 @@ mod tests {
     fn two_nodes_of_one_name_are_shown_as_contesting_it() {
         let mut members = Members::default();
         for round in 0..3 {
-            members.reported("a", [1; 16], 0, proto::Report::default(), at(20 * round));
-            members.reported("a", [2; 16], 0, proto::Report::default(), at(20 * round + 10));
+            members.on_report("a", [1; 16], 0, proto::Report::default(), at(20 * round));
+            members.on_report("a", [2; 16], 0, proto::Report::default(), at(20 * round + 10));
         }
         assert_eq!(names(&members), [("a".into(), 1, true), ("a".into(), 2, true)]);
     }
@@ -379,7 +437,7 @@ mod tests {
     #[test]
     fn a_silent_node_is_shown_for_minutes_and_then_forgotten() {
         let mut members = Members::default();
-        members.reported("a", [1; 16], 0, proto::Report::default(), at(0));
+        members.on_report("a", [1; 16], 0, proto::Report::default(), at(0));
         members.forget_silent(at(FORGET_AFTER_MS - 1));
         assert_eq!(members.len(), 1);
         members.forget_silent(at(FORGET_AFTER_MS));
@@ -390,7 +448,7 @@ mod tests {
     fn delay_is_not_skew() {
         let mut members = Members::default();
         for offset in [-900, -3, -4_000] {
-            members.reported("a", [1; 16], offset, proto::Report::default(), at(0));
+            members.on_report("a", [1; 16], offset, proto::Report::default(), at(0));
         }
         assert_eq!(members.iter().next().expect("one member").clock_offset_ms(), -3);
     }
@@ -398,7 +456,7 @@ mod tests {
     #[test]
     fn old_messages_say_nothing_of_a_node_that_reports_in_time() {
         let mut members = Members::default();
-        members.reported("a", [1; 16], 0, proto::Report::default(), at(0));
+        members.on_report("a", [1; 16], 0, proto::Report::default(), at(0));
         // Its own, and one of its former self.
         skewed_from(&mut members, "a", 1, -9_000, BEAT);
         skewed_from(&mut members, "a", 2, -9_000, BEAT);
@@ -414,10 +472,10 @@ mod tests {
     fn a_clock_that_is_set_shows_after_two_beats_and_with_the_next_message_when_it_is_set_right() {
         let mut members = Members::default();
         let offset = |members: &Members| members.iter().next().expect("one member").clock_offset_ms();
-        members.reported("a", [1; 16], 3, proto::Report::default(), at(0));
+        members.on_report("a", [1; 16], 3, proto::Report::default(), at(0));
         skewed_from(&mut members, "a", 1, 3_600_000, 400);
         assert_eq!(offset(&members), 3_600_000);
-        members.reported("a", [1; 16], -400, proto::Report::default(), at(800));
+        members.on_report("a", [1; 16], -400, proto::Report::default(), at(800));
         assert_eq!(offset(&members), -400);
     }
 
@@ -431,14 +489,14 @@ mod tests {
             for boot in 1..=3 {
                 for sent_at in [day_ago, day_ago + u64::from(boot) * 40] {
                     let offset = -i64::try_from(now.wall - sent_at).expect("a day");
-                    members.skewed("gone", [boot; 16], offset, BEAT, now);
+                    members.on_skewed("gone", [boot; 16], offset, BEAT, now);
                 }
             }
         }
         assert_eq!(members.len(), 0);
         // The least and the greatest stamp there is.
         for offset in [i64::MIN, i64::MAX] {
-            members.skewed("gone", [9; 16], offset, BEAT, at(6_000));
+            members.on_skewed("gone", [9; 16], offset, BEAT, at(6_000));
         }
         assert_eq!(members.len(), 0);
     }
@@ -447,16 +505,16 @@ mod tests {
     fn two_recorded_messages_are_not_enough_and_many_boots_of_one_name_have_one_vote() {
         let mut members = Members::default();
         for boot in 1..=8 {
-            members.skewed("gone", [boot; 16], -86_400_000, BEAT, at(0));
-            members.skewed("gone", [boot; 16], -86_400_000, BEAT, at(STEADY_BEATS * BEAT));
+            members.on_skewed("gone", [boot; 16], -86_400_000, BEAT, at(0));
+            members.on_skewed("gone", [boot; 16], -86_400_000, BEAT, at(STEADY_BEATS * BEAT));
         }
         assert_eq!(members.len(), 0);
         // Played back at its own pace it is a node that sends; but one.
-        members.reported("a", [21; 16], 0, proto::Report::default(), at(1_000));
-        members.reported("b", [22; 16], 0, proto::Report::default(), at(1_000));
+        members.on_report("a", [21; 16], 0, proto::Report::default(), at(1_000));
+        members.on_report("b", [22; 16], 0, proto::Report::default(), at(1_000));
         for turn in 0..8 {
             for boot in 1..=8 {
-                members.skewed("gone", [boot; 16], -86_400_000, BEAT, at(1_000 + turn * BEAT));
+                members.on_skewed("gone", [boot; 16], -86_400_000, BEAT, at(1_000 + turn * BEAT));
             }
         }
         assert!(members.len() > 2, "{:?}", names(&members));
@@ -467,7 +525,7 @@ mod tests {
     fn a_node_that_sends_more_slowly_than_its_leader_is_shown_too() {
         let mut members = Members::default();
         for turn in 0..3 {
-            members.skewed("slow", [1; 16], 9_000, BEAT, at(turn * 50 * BEAT));
+            members.on_skewed("slow", [1; 16], 9_000, BEAT, at(turn * 50 * BEAT));
             members.forget_silent(at(turn * 50 * BEAT));
         }
         assert_eq!(members.len(), 1);
@@ -477,8 +535,8 @@ mod tests {
     fn old_messages_among_them_do_not_hide_a_node_with_a_wrong_clock() {
         let mut members = Members::default();
         for turn in 0..4 {
-            members.skewed("a", [1; 16], 9_000, BEAT, at(turn * BEAT));
-            members.skewed(
+            members.on_skewed("a", [1; 16], 9_000, BEAT, at(turn * BEAT));
+            members.on_skewed(
                 "a",
                 [1; 16],
                 9_000 - 50 - i64::try_from(turn * BEAT).expect("small"),
@@ -493,7 +551,7 @@ mod tests {
     fn only_a_strict_majority_in_one_direction_disagrees() {
         let disagrees = |offsets: &[i64]| {
             let mut members = Members::default();
-            members.reported("own", [0; 16], 0, proto::Report::default(), at(0));
+            members.on_report("own", [0; 16], 0, proto::Report::default(), at(0));
             for (index, offset) in offsets.iter().enumerate() {
                 let boot = u8::try_from(index).expect("few") + 1;
                 skewed_from(&mut members, &format!("n{index}"), boot, *offset, 0);

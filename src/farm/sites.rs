@@ -81,7 +81,7 @@ impl Sites {
     }
 
     /// Takes in an authentic announcement from the site that its broker calls `name`.
-    pub fn heard(&mut self, name: &str, leader: &str, report_every_ms: u64, now: Now) {
+    pub fn on_heard(&mut self, name: &str, leader: &str, report_every_ms: u64, now: Now) {
         let name = presentable(name);
         if self.entries.len() >= MOST_SITES && !self.entries.contains_key(&name) && !self.forget_a_silent_one(now) {
             return;
@@ -100,10 +100,10 @@ impl Sites {
 
     /// Takes in which sites the leader that this node follows hears. What it does not know of is kept out of sight, in
     /// case this node leads before it is forgotten: that leader may have just started.
-    pub fn told(&mut self, sites: &[proto::FarSite], now: Now) {
+    pub fn on_told(&mut self, sites: &[proto::FarSite], now: Now) {
         self.entries.values_mut().for_each(|entry| entry.told = false);
         for site in sites.iter().take(MOST_SITES) {
-            self.heard(&site.name, &site.leader, site.report_every_ms, now);
+            self.on_heard(&site.name, &site.leader, site.report_every_ms, now);
             if let Some(entry) = self.entries.get_mut(&presentable(&site.name)) {
                 entry.silent_ms = site.silent_ms.min(FORGET_AFTER_MS);
             }
@@ -168,13 +168,13 @@ mod tests {
     #[test]
     fn a_site_is_silent_after_three_of_its_own_beats_and_no_longer_when_it_is_heard() {
         let mut sites = leader();
-        sites.heard("ams", "ams0", 500, at(0));
-        sites.heard("fra", "fra0", 10_000, at(0));
+        sites.on_heard("ams", "ams0", 500, at(0));
+        sites.on_heard("fra", "fra0", 10_000, at(0));
         assert_eq!(silent(&sites, 1_500), [""; 0]);
         assert_eq!(silent(&sites, 1_501), ["ams"]);
         assert_eq!(silent(&sites, 30_001), ["ams", "fra"]);
         // Another leader there is the same site.
-        sites.heard("ams", "ams1", 500, at(30_001));
+        sites.on_heard("ams", "ams1", 500, at(30_001));
         assert_eq!(silent(&sites, 30_002), ["fra"]);
         assert_eq!(sites.list(at(30_002))[0].leader, "ams1");
     }
@@ -182,20 +182,20 @@ mod tests {
     #[test]
     fn a_node_that_begins_to_lead_knows_which_sites_should_be_heard() {
         let (mut leading, mut next) = (leader(), Sites::default());
-        leading.heard("ams", "ams0", 500, at(0));
-        leading.heard("fra", "fra0", 500, at(9_000));
-        next.told(&leading.to_proto(at(9_100)), at(9_150));
+        leading.on_heard("ams", "ams0", 500, at(0));
+        leading.on_heard("fra", "fra0", 500, at(9_000));
+        next.on_told(&leading.to_proto(at(9_100)), at(9_150));
         // Between two words of its leader it says what that said: a beat here may be longer than three of theirs.
         assert_eq!(silent(&next, 60_000), ["ams"]);
         // It leads after a while without a leader, and hears fra alone.
         next.listen(true, at(60_000));
         assert_eq!(silent(&next, 60_000), ["ams"]);
-        next.heard("fra", "fra0", 500, at(60_500));
+        next.on_heard("fra", "fra0", 500, at(60_500));
         assert_eq!(silent(&next, 61_000), ["ams"]);
         assert_eq!(silent(&next, 62_001), ["ams", "fra"]);
         // A leader that has just started knows less; what this one knows stays, out of sight.
         next.listen(false, at(70_000));
-        next.told(&[], at(70_000));
+        next.on_told(&[], at(70_000));
         assert_eq!(next.list(at(70_000)), []);
         next.listen(true, at(80_000));
         assert_eq!(silent(&next, 80_000), ["ams", "fra"]);
@@ -204,12 +204,12 @@ mod tests {
     #[test]
     fn a_site_that_left_is_forgotten_after_a_day() {
         let mut sites = leader();
-        sites.heard("ams", "ams0", 500, at(0));
+        sites.on_heard("ams", "ams0", 500, at(0));
         sites.listen(true, at(FORGET_AFTER_MS - 1));
         assert_eq!(silent(&sites, FORGET_AFTER_MS - 1), ["ams"]);
         // A follower forgets it too, told or not.
         let mut follower = Sites::default();
-        follower.told(&sites.to_proto(at(FORGET_AFTER_MS - 1)), at(FORGET_AFTER_MS - 1));
+        follower.on_told(&sites.to_proto(at(FORGET_AFTER_MS - 1)), at(FORGET_AFTER_MS - 1));
         for sites in [&mut sites, &mut follower] {
             sites.listen(true, at(2 * FORGET_AFTER_MS));
             assert_eq!(sites.list(at(2 * FORGET_AFTER_MS)), []);
@@ -220,19 +220,19 @@ mod tests {
     fn what_others_say_is_bounded() {
         let mut sites = leader();
         for number in 0..100 {
-            sites.heard(&format!("site{number:03}"), &"n".repeat(10_000), 0, at(0));
+            sites.on_heard(&format!("site{number:03}"), &"n".repeat(10_000), 0, at(0));
         }
         assert_eq!(sites.list(at(0)).len(), MOST_SITES);
         assert!(sites.list(at(0)).iter().all(|site| site.leader.len() == LONGEST_NAME && site.beat_ms == 100));
         // A new one takes the place of one that is silent.
-        sites.heard("new", "n", u64::MAX, at(10_000));
+        sites.on_heard("new", "n", u64::MAX, at(10_000));
         let names: Vec<_> = sites.list(at(10_000)).into_iter().map(|site| (site.name, site.beat_ms)).collect();
         assert!(names.len() == MOST_SITES && names.contains(&("new".to_owned(), 600_000)), "{names:?}");
         let far = |silent_ms| proto::FarSite { name: "x\n\u{1b}y".into(), silent_ms, ..Default::default() };
         let mut follower = Sites::default();
-        follower.told(&vec![far(u64::MAX); 100], at(0));
+        follower.on_told(&vec![far(u64::MAX); 100], at(0));
         assert_eq!(follower.list(at(0))[0].name, "x\u{fffd}\u{fffd}y");
-        follower.told(&[proto::FarSite::default()], at(0));
+        follower.on_told(&[proto::FarSite::default()], at(0));
         assert_eq!(follower.list(at(0))[0].name, "unnamed");
         // A cut between two letters, not within one.
         assert_eq!(presentable(&"é".repeat(100)).len(), LONGEST_NAME);

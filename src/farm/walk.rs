@@ -44,14 +44,14 @@ impl Walk {
     }
 
     /// A message for the leader at `seat` was taken.
-    pub(super) fn taken(&mut self, seat: Seat) {
+    pub(super) fn on_routed(&mut self, seat: Seat) {
         if seat == self.seat {
             self.go_to(seat);
         }
     }
 
     /// No queue is there for a message to the leader at `seat`.
-    pub(super) fn unroutable(&mut self, seat: Seat) -> Step {
+    pub(super) fn on_unroutable(&mut self, seat: Seat) -> Step {
         if seat != self.seat {
             return Step::Stay;
         }
@@ -64,7 +64,7 @@ impl Walk {
     }
 
     /// The broker did not answer for the queue at `seat`.
-    pub(super) fn nacked(&mut self, seat: Seat, now: u64) -> Step {
+    pub(super) fn on_nacked(&mut self, seat: Seat, now: u64) -> Step {
         if seat != self.seat {
             return Step::Stay;
         }
@@ -106,11 +106,11 @@ mod tests {
     #[test]
     fn a_seat_is_passed_over_after_two_refusals_some_time_apart() {
         let mut walk = Walk::default();
-        assert_eq!(walk.nacked(seat(0), 1_000), Step::Again(300));
-        assert_eq!(walk.nacked(seat(0), 1_100), Step::Again(200), "sooner tells nothing");
-        assert_eq!(walk.nacked(seat(0), 1_300), Step::Again(0));
+        assert_eq!(walk.on_nacked(seat(0), 1_000), Step::Again(300));
+        assert_eq!(walk.on_nacked(seat(0), 1_100), Step::Again(200), "sooner tells nothing");
+        assert_eq!(walk.on_nacked(seat(0), 1_300), Step::Again(0));
         assert_eq!(walk.seat(), seat(1));
-        assert_eq!(walk.unroutable(seat(1)), Step::Try(seat(1)));
+        assert_eq!(walk.on_unroutable(seat(1)), Step::Try(seat(1)));
         assert_eq!(walk.seat(), seat(0), "a node that may not lead does not stay where no leader is");
         walk.go_to(seat(1));
         assert_eq!(walk.seat(), seat(1));
@@ -119,17 +119,17 @@ mod tests {
     #[test]
     fn what_was_taken_or_not_there_in_between_counts_against_a_refusal() {
         let mut walk = Walk::default();
-        assert_eq!(walk.nacked(seat(0), 1_000), Step::Again(300));
-        walk.taken(seat(0));
-        assert_eq!(walk.nacked(seat(0), 9_000), Step::Again(300));
-        assert_eq!(walk.unroutable(seat(0)), Step::Try(seat(0)));
-        assert_eq!(walk.nacked(seat(0), 20_000), Step::Again(300));
+        assert_eq!(walk.on_nacked(seat(0), 1_000), Step::Again(300));
+        walk.on_routed(seat(0));
+        assert_eq!(walk.on_nacked(seat(0), 9_000), Step::Again(300));
+        assert_eq!(walk.on_unroutable(seat(0)), Step::Try(seat(0)));
+        assert_eq!(walk.on_nacked(seat(0), 20_000), Step::Again(300));
         assert_eq!(walk.seat(), seat(0));
     }
 
     #[test]
     fn anything_but_success_at_a_higher_seat_begins_at_the_first() {
-        for gone in [Walk::unroutable as fn(&mut Walk, Seat) -> Step, |walk, seat| walk.nacked(seat, 5_000)] {
+        for gone in [Walk::on_unroutable as fn(&mut Walk, Seat) -> Step, |walk, seat| walk.on_nacked(seat, 5_000)] {
             let mut walk = Walk::default();
             walk.go_to(seat(2));
             assert_eq!(gone(&mut walk, seat(2)), Step::Again(0));
@@ -141,9 +141,9 @@ mod tests {
     fn answers_of_before_change_nothing() {
         let mut walk = Walk::default();
         walk.go_to(seat(1));
-        assert_eq!(walk.unroutable(seat(0)), Step::Stay);
-        assert_eq!(walk.nacked(seat(0), 1), Step::Stay);
-        walk.taken(seat(0));
+        assert_eq!(walk.on_unroutable(seat(0)), Step::Stay);
+        assert_eq!(walk.on_nacked(seat(0), 1), Step::Stay);
+        walk.on_routed(seat(0));
         assert_eq!(walk.seat(), seat(1));
     }
 
@@ -152,10 +152,10 @@ mod tests {
         let mut walk = Walk::default();
         let mut now = 0;
         for number in 0..8 {
-            assert_eq!(walk.nacked(seat(number), now), Step::Again(SURE_MS));
+            assert_eq!(walk.on_nacked(seat(number), now), Step::Again(SURE_MS));
             now += SURE_MS;
             let expected = if number == 7 { Step::Stay } else { Step::Again(0) };
-            assert_eq!(walk.nacked(seat(number), now), expected);
+            assert_eq!(walk.on_nacked(seat(number), now), expected);
         }
         assert_eq!(walk.seat(), seat(0));
     }

@@ -222,7 +222,7 @@ pub enum LeaseTried {
 impl Downstream {
     pub fn lane(&self) -> usize {
         match self {
-            Self::Message { via: Via::Inbox | Via::Far, .. } => 0,
+            Self::Message { via: Via::Inbox | Via::Federated, .. } => 0,
             Self::Message { via: Via::Lease, .. } | Self::LeaseLost(_) => 1,
             Self::Published { .. } => 2,
             Self::Lease(..) | Self::Checked(_) | Self::NotMoved => 3,

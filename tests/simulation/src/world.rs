@@ -729,7 +729,7 @@ impl World {
         let looks_far = envelope.origin != Origin::Sender && envelope.id % 4 == 3;
         for id in &takers {
             if !self.links[*id].silent {
-                self.downstream(*id, message(if looks_far { Via::Far } else { Via::Inbox }));
+                self.downstream(*id, message(if looks_far { Via::Federated } else { Via::Inbox }));
             }
         }
         if takers.is_empty() { Published::Unroutable } else { Published::Routed }

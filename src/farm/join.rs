@@ -1,0 +1,255 @@
+//! Epoch keys: drawing one, asking for the leader's, and granting it.
+
+use super::context::Context;
+use super::event::{Action, Note, Sender, Via};
+use super::timers::Timer;
+use crate::bus::{Names, Route};
+use crate::clock::{Now, millis};
+use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, seal_grant};
+use crate::proto::{self, payload::Kind};
+use crate::reason::Reason;
+
+/// Epoch keys in a join: messages with more are refused.
+const MOST_IDS: usize = 16;
+
+/// A leader draws a new epoch key after this long, without any other reason.
+const EPOCH_FOR_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// A node that asked in vain for this many beats asks all nodes, and again after as many.
+const ASK_ALL_BEATS: u64 = 4;
+
+/// The epoch keys that a node holds, and how far it has come in asking for the leader's.
+#[derive(Debug)]
+pub(super) struct EpochKeys {
+    held: Epochs,
+    /// Drawn when the node asks, and erased a beat after it has the leader's key: someone who reads its memory later finds
+    /// nothing that opens a recorded grant.
+    key: Option<JoinKey>,
+    /// The one that the leader's key was granted to, until [`Timer::ForgetJoinKey`]: where two nodes announce, both grant
+    /// theirs.
+    granted: Option<JoinKey>,
+    /// It asks no sooner than then.
+    not_before: u64,
+    /// When to ask all nodes, because the one that announces does not hear what is sent to the leader.
+    ask_all_at: Option<u64>,
+}
+
+impl EpochKeys {
+    pub(super) fn new(held: Epochs) -> Self {
+        Self { held, key: None, granted: None, not_before: 0, ask_all_at: None }
+    }
+
+    pub(super) fn held(&self) -> &Epochs {
+        &self.held
+    }
+
+    #[cfg(test)]
+    pub(super) fn held_mut(&mut self) -> &mut Epochs {
+        &mut self.held
+    }
+
+    // As a leader.
+
+    /// Draws the epoch key of a new term, or of the next part of one. All other nodes ask for it when it is announced.
+    pub(super) fn draw(&mut self, cx: &mut Context, now: Now) {
+        let key = EpochKey::from_random(&cx.draw()).expect("OpenSSL has HKDF-SHA256");
+        cx.timers.set(Timer::RenewEpoch, now.mono + EPOCH_FOR_MS);
+        cx.note(Note::Epoch { id: key.id(), from: cx.settings.node.clone() });
+        self.held.lead_to(key, now);
+        cx.act(Action::EpochsChanged);
+        cx.timers.hasten(Timer::Announce, now.mono);
+    }
+
+    /// Leads with the key of the leader that is gone, if there is one: most nodes hold it, and it is renewed in time.
+    pub(super) fn take_up(&mut self, cx: &mut Context, now: Now) {
+        match self.held.current_since() {
+            Some(since) => cx.timers.set(Timer::RenewEpoch, since + EPOCH_FOR_MS),
+            None => self.draw(cx, now),
+        }
+    }
+
+    /// Grants the asker this leader's epoch key, and the one that it seals with for now. Returns whether it was right to
+    /// ask. No queue of this broker reaches a node at another: the grant goes the way that the question came.
+    pub(super) fn on_join(&self, from: &Sender, join: &proto::Join, via: Via, cx: &mut Context, now: Now) -> bool {
+        match self.grants(from, join, via, cx, now) {
+            Ok(grants) => {
+                for grant in grants {
+                    let to = if via == Via::Federated { Route::Keys } else { Route::Inbox(join.inbox.clone()) };
+                    cx.send(to, Kind::EpochGrant(grant));
+                }
+                true
+            }
+            Err(reason) => {
+                cx.refuse(&from.node, reason);
+                false
+            }
+        }
+    }
+
+    fn grants(
+        &self,
+        from: &Sender,
+        join: &proto::Join,
+        via: Via,
+        cx: &mut Context,
+        now: Now,
+    ) -> Result<Vec<proto::EpochGrant>, Reason> {
+        if !is_sound(join, &cx.settings.names) {
+            return Err(Reason::BadJoin);
+        }
+        let mut grants = Vec::new();
+        for key in self.lacking(join, now) {
+            let random = cx.draw();
+            let grant = seal_grant(key, &cx.settings.names.farm, &from.boot_id, &join.public_key, &random)
+                .map_err(|fault| fault.reason())?;
+            let asker = if via == Via::Federated { from.boot_id.to_vec() } else { grant.asker };
+            grants.push(proto::EpochGrant { asker, ..grant });
+        }
+        Ok(grants)
+    }
+
+    /// The keys that are in use here, and that the asker does not hold.
+    fn lacking(&self, join: &proto::Join, now: Now) -> Vec<&EpochKey> {
+        let keys = [self.held.settled(now), self.held.current()];
+        let is_lacking = |key: &&EpochKey| !join.epochs.iter().any(|held| held[..] == key.id());
+        let mut lacking: Vec<&EpochKey> = keys.into_iter().flatten().filter(is_lacking).collect();
+        lacking.dedup_by_key(|key| key.id());
+        lacking
+    }
+
+    /// A federated leader seals with this key. Returns whether this node holds it, or it is none.
+    pub(super) fn on_federated(&mut self, epoch: &[u8], now: Now) -> bool {
+        let Ok(id) = EpochId::try_from(epoch) else { return true };
+        self.held.still_used(id, now)
+    }
+
+    // As one that asks.
+
+    /// A new link makes no leader answer: when to ask all nodes stays.
+    pub(super) fn on_connected(&mut self, cx: &mut Context) {
+        cx.timers.stop(Timer::AskEpoch);
+        self.not_before = 0;
+    }
+
+    /// Seals under the announcer's key from now on. Returns whether this node holds it, or none was announced.
+    pub(super) fn follow(&mut self, announced: &[u8], cx: &mut Context, now: Now) -> bool {
+        let Ok(id) = EpochId::try_from(announced) else { return true };
+        let last = self.held.current().map(EpochKey::id);
+        if !self.held.follow(id, now) {
+            return false;
+        }
+        self.on_joined(cx, now);
+        if last != Some(id) {
+            cx.act(Action::EpochsChanged);
+        }
+        true
+    }
+
+    /// Asks soon, unless it did within this beat. In a farm of `members` nodes all may do so at the same moment.
+    pub(super) fn ask(&mut self, members: u32, cx: &mut Context, now: Now) {
+        if cx.timers.get(Timer::AskEpoch).is_some() || now.mono < self.not_before {
+            return;
+        }
+        self.not_before = now.mono + cx.report_interval;
+        let delay = cx.random_below(cx.spread(members));
+        cx.timers.set(Timer::AskEpoch, now.mono + delay);
+    }
+
+    /// Asks by all `routes` to the leader; at a node that leads itself there are none, and it hears no other leader in its
+    /// own queue. Then, and when it asked in vain for long, it asks all nodes.
+    pub(super) fn send_join(&mut self, inbox: String, routes: Vec<Route>, cx: &mut Context, now: Now) {
+        cx.timers.stop(Timer::AskEpoch);
+        let join = self.compose_join(inbox, cx);
+        let ask_all_at = *self.ask_all_at.get_or_insert(now.mono + cx.beats(ASK_ALL_BEATS));
+        if routes.is_empty() || now.mono >= ask_all_at {
+            self.ask_all_at = None;
+            cx.send(Route::Keys, Kind::Join(join.clone()));
+        }
+        for route in routes {
+            cx.send(route, Kind::Join(join.clone()));
+        }
+    }
+
+    pub(super) fn compose_join(&mut self, inbox: String, cx: &mut Context) -> proto::Join {
+        let draw = || JoinKey::from_random(&cx.draw()).expect("OpenSSL has X25519");
+        let public_key = self.key.get_or_insert_with(draw).public().to_vec();
+        let epochs = self.held.ids().map(|id| id.to_vec()).collect();
+        proto::Join { inbox, public_key, epochs }
+    }
+
+    /// Takes a key that was granted to this node. `leads`: another node leads, too. Its ring is worth opening, but this
+    /// node's term has a key of its own.
+    pub(super) fn on_grant(
+        &mut self,
+        from: Sender,
+        grant: &proto::EpochGrant,
+        leads: bool,
+        cx: &mut Context,
+        now: Now,
+    ) {
+        if !(grant.asker.is_empty() || grant.asker == cx.settings.boot_id) {
+            return; // for another
+        }
+        if self.held.ids().any(|id| grant.epoch[..] == id) {
+            return; // asked twice, granted twice
+        }
+        let key = match self.open_grant(grant, &cx.settings.names, &cx.settings.boot_id) {
+            Ok(key) => key,
+            Err(reason) => return cx.refuse(&from.node, reason),
+        };
+        cx.note(Note::Epoch { id: key.id(), from: from.node });
+        if leads {
+            self.held.open_too(key, now);
+            self.on_joined(cx, now);
+        } else {
+            self.held.lead_to(key, now);
+        }
+        cx.act(Action::EpochsChanged);
+    }
+
+    fn open_grant(&self, grant: &proto::EpochGrant, names: &Names, boot_id: &[u8; 16]) -> Result<EpochKey, Reason> {
+        let mut reason = None;
+        for key in self.key.iter().chain(&self.granted) {
+            match key.open_grant(&names.farm, boot_id, grant) {
+                Ok(epoch) => return Ok(epoch),
+                Err(fault) => reason = reason.or(Some(fault.reason())),
+            }
+        }
+        Err(reason.unwrap_or(Reason::BadGrant))
+    }
+
+    /// What was asked for is there. When to ask again at the earliest stays: the answer brings an announcement, and to ask
+    /// after each would let anyone who can write to the broker keep both sides busy.
+    fn on_joined(&mut self, cx: &mut Context, now: Now) {
+        if let Some(key) = self.key.take() {
+            self.granted = Some(key);
+            cx.timers.set(Timer::ForgetJoinKey, now.mono + cx.report_interval);
+        }
+        cx.timers.stop(Timer::AskEpoch);
+        self.ask_all_at = None;
+    }
+
+    // What time brings.
+
+    /// Erases what nothing is sealed with any more, and draws a new key if it is time.
+    pub(super) fn advance(&mut self, cx: &mut Context, now: Now) {
+        // Nothing that is sealed under an older one would be accepted by its stamp.
+        let keys = &cx.settings.keys;
+        let within = millis(keys.settle).saturating_add(2 * millis(keys.max_clock_offset));
+        if self.held.expire(within, now) {
+            cx.act(Action::EpochsChanged);
+        }
+        if cx.timers.is_due(Timer::RenewEpoch, now) {
+            self.draw(cx, now);
+        }
+        if cx.timers.take_due(Timer::ForgetJoinKey, now) {
+            self.granted = None;
+        }
+    }
+}
+
+/// Whether a join is one that a node of this farm sends.
+fn is_sound(join: &proto::Join, names: &Names) -> bool {
+    let is_id = |id: &Vec<u8>| id.len() == size_of::<EpochId>();
+    names.is_inbox(&join.inbox) && join.epochs.len() <= MOST_IDS && join.epochs.iter().all(is_id)
+}
