@@ -171,7 +171,7 @@ fn part(id: u64, part: u32, members: Vec<Member>) -> Kind {
 }
 
 /// Feeds `parts` to a node that has asked until it has had enough: bytes held at the peak, reasons of refusals, replies.
-fn answered(parts: impl Iterator<Item = Vec<Member>>) -> (usize, Vec<&'static str>, Vec<Reply>) {
+fn answered(parts: impl Iterator<Item = Vec<Member>>) -> (usize, Vec<Reason>, Vec<Reply>) {
     let mut pair = Pair::new();
     ask(&mut pair.farm, 5);
     let (mut reasons, mut replies) = (Vec::new(), Vec::new());
