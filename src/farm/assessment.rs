@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::context::Context;
+use super::lease::Lease;
 use super::members::{Member, Members};
 use crate::clock::{Now, millis};
 use crate::keys::Ring;
@@ -27,13 +28,13 @@ pub(super) struct Assessment {
 }
 
 impl Assessment {
-    /// Looks at all members; `leased`: this node holds the lease.
-    pub(super) fn of(members: &Members, ring: &Ring, leased: bool, cx: &Context, now: Now) -> Self {
+    /// Looks at all members.
+    pub(super) fn of(members: &Members, ring: &Ring, lease: &Lease, cx: &Context, now: Now) -> Self {
         let limit = millis(cx.settings.keys.max_clock_offset);
         let mut steps = InStep::new(ring, cx, now);
         let mut found = Self {
             good_until: now.mono + members.len() as u64 / ASSESSED_IN_A_MS,
-            majority_disagrees: leased && members.majority_disagrees(cx.settings.boot_id, limit),
+            majority_disagrees: lease.is_held() && members.majority_disagrees(cx.settings.boot_id, limit),
             ..Self::default()
         };
         for member in members.iter() {
@@ -44,6 +45,11 @@ impl Assessment {
             if offset.unsigned_abs() > limit {
                 found.skewed.push((member.name.clone(), offset));
             }
+        }
+        // A leader without the lease does not hear its own reports.
+        if lease.leads() && !members.iter().any(|member| member.boot_id == cx.settings.boot_id) {
+            found.members += 1;
+            found.in_step += 1;
         }
         found
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use super::assessment::{Assessment, InStep};
+use super::lease::Lease;
 use super::context::{Context, SILENT_BEATS};
 use super::table_parts::report_footprint;
 use crate::clock::Now;
@@ -292,14 +293,14 @@ impl Members {
     }
 
     /// Looks at all members, if the last look is not of just now: in a large farm some hundred messages come in a second.
-    /// `leased`: this node holds the lease. Returns whether more of them are silent than before.
-    pub(super) fn assess(&mut self, ring: &Ring, leased: bool, cx: &Context, now: Now) -> bool {
+    /// Returns whether more of them are silent than before.
+    pub(super) fn assess(&mut self, ring: &Ring, lease: &Lease, cx: &Context, now: Now) -> bool {
         if now.mono < self.assessment.good_until() {
             return false;
         }
         self.forget_silent(now);
         let before = self.assessment.silent;
-        self.assessment = Assessment::of(self, ring, leased, cx, now);
+        self.assessment = Assessment::of(self, ring, lease, cx, now);
         self.assessment.silent > before
     }
 

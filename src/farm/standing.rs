@@ -180,7 +180,7 @@ impl Standing {
 
     /// Looks at all members. Those that fell silent may be gone, or this leader's broker is cut off from where they are.
     pub(super) fn assess(&mut self, ring: &Ring, cx: &mut Context, now: Now) {
-        let more_silent = self.members.assess(ring, self.lease.is_held(), cx, now);
+        let more_silent = self.members.assess(ring, &self.lease, cx, now);
         if more_silent && self.lease.leads() {
             self.link.check_broker(cx);
         }
