@@ -20,7 +20,6 @@
 //! So what a node received is what it inserted, removed and dropped, save the drops that its own proxies caused.
 
 mod cache;
-mod donation;
 mod encoded;
 mod id;
 mod outbox;
@@ -32,12 +31,12 @@ mod tombstones;
 pub mod warmup;
 
 pub use cache::{Cache, ENTRY_OVERHEAD};
-pub use donation::{Donation, Position};
 pub use id::SessionId;
 pub use outbox::Outbox;
 pub use session::{MAX_AHEAD_SECONDS, Session, SessionFault, validate};
 pub use store::{Applied, Change, Refill, Removals, Store, StoreSettings};
 pub use tombstones::MAX_TOMBSTONES;
+pub use warmup::donation::{Donation, Position};
 
 /// The most entries that a batch may have; those behind are dropped, one by one. A megabyte of removals has 22,000.
 pub const MAX_BATCH_ENTRIES: usize = 32_768;

@@ -14,10 +14,10 @@ use prost::Message;
 use super::{
     MAX_BATCH_ENTRIES, MAX_TOMBSTONES, Session, SessionFault, SessionId,
     cache::Cache,
-    donation::Arrivals,
     session::made_at_of,
     tombstones::{Grave, Tombstones},
     validate,
+    warmup::donation::Arrivals,
 };
 use crate::{
     clock::Now,
@@ -106,7 +106,7 @@ pub struct Store {
 pub(super) struct Held {
     pub cache: Cache,
     pub tombstones: Tombstones,
-    /// When sessions arrived: see [`super::donation`].
+    /// When sessions arrived: see [`super::warmup::donation`].
     pub arrivals: Arrivals,
     /// Tombstones came of which nobody knows whether their sessions are held.
     pub unburied: bool,

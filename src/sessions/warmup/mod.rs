@@ -13,6 +13,8 @@
 //! are taken in order; behind a gap the donor sends again. A donor that falls silent is replaced by another offer, or
 //! after another call; what was taken stays.
 
+pub(super) mod donation;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 

@@ -8,15 +8,15 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 
-use super::{
-    Applied, Change, MAX_BATCH_ENTRIES, Removals, SessionFault, Store,
-    store::{Room, SLOTS_AT_A_TIME, show},
-    tombstones::{Grave, Standing},
-    validate,
-};
 use crate::{
     clock::{Now, millis},
     proto::{SessionEntry, SessionFormat, Tombstone, Warmup, local},
+    sessions::{
+        Applied, Change, MAX_BATCH_ENTRIES, Removals, SessionFault, Store,
+        store::{Held, Room, SLOTS_AT_A_TIME, show},
+        tombstones::{Grave, Standing},
+        validate,
+    },
 };
 
 /// How often it is noted which session was the newest.
@@ -30,7 +30,7 @@ pub const AWAY_SLACK: Duration = Duration::from_secs(30);
 
 /// Which session was the newest at some times past: so the cache itself need not remember when each arrived.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals {
+pub(in crate::sessions) struct Arrivals {
     /// Monotonic time, and the arrival number that the next session would get.
     marks: VecDeque<(u64, u64)>,
 }
@@ -220,7 +220,7 @@ impl Store {
         while let Some(arrival) = from {
             let mut held = self.lock();
             held.tombstones.expire(now.mono);
-            let super::store::Held { cache, tombstones, .. } = &mut *held;
+            let Held { cache, tombstones, .. } = &mut *held;
             let goes = |id: &[u8]| id.try_into().is_ok_and(|id| tombstones.stands(&Grave::of(&id)));
             from = cache.remove_where(arrival, SLOTS_AT_A_TIME, goes, |id| {
                 applied.removals += 1;
@@ -235,9 +235,9 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{SessionId, StoreSettings, samples::plain};
     use super::*;
     use crate::proto::SessionBatch;
+    use crate::sessions::{SessionId, StoreSettings, samples::plain};
 
     const START: Now = Now { wall: 1_700_000_000_000, mono: 86_400_000 };
     const CHUNK: usize = 8 << 10;
