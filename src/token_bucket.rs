@@ -27,6 +27,12 @@ impl TokenBucket {
         Duration::from_millis(tokens_from.saturating_sub(now.mono))
     }
 
+    /// Whether all tokens are there at `now`, as in a new bucket.
+    #[must_use]
+    pub fn is_full(&self, now: Now) -> bool {
+        self.full_at <= now.mono
+    }
+
     /// Takes a token. One that is not there is owed.
     pub fn take(&mut self, now: Now) {
         self.full_at = self.full_at.max(now.mono).saturating_add(self.every_ms);
@@ -59,6 +65,7 @@ mod tests {
         let mut bucket = TokenBucket::new(3, EVERY);
         assert_eq!(taken(&mut bucket, 0), 3);
         assert_eq!(bucket.empty_for(at(0)), EVERY);
+        assert!(!bucket.is_full(at(29)) && bucket.is_full(at(30)));
         assert_eq!(bucket.empty_for(at(7)), Duration::from_millis(3));
         assert_eq!((taken(&mut bucket, 9), taken(&mut bucket, 10), taken(&mut bucket, 10)), (0, 1, 0));
         assert_eq!(taken(&mut bucket, 30), 2);

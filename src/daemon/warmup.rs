@@ -133,16 +133,16 @@ impl<L: Link> SessionPlane<L> {
             message if message.feed().is_some_and(|feed| !self.names.is_feed(feed)) => {
                 vec![Action::Note(Note::Refused { node: peer.node, reason: "warmup_bad_feed" })]
             }
-            Message::Call(call) => donor.called(&peer, &call, joiner, store, now),
-            Message::Offer(offer) => joiner.offered(peer, offer, now),
-            Message::Request(request) => donor.asked(peer, request, store, now),
+            Message::Call(call) => donor.on_call(&peer, &call, joiner, store, now),
+            Message::Offer(offer) => joiner.on_offer(peer, offer, now),
+            Message::Request(request) => donor.on_request(peer, request, store, now),
             Message::Chunk(chunk) => {
-                let (next, mut actions) = joiner.chunk(&peer, &chunk, now);
+                let (next, mut actions) = joiner.on_chunk(&peer, &chunk, now);
                 if next {
                     let (sessions, tombstones) = (chunk.entries.len() as u64, chunk.tombstones.len() as u64);
                     let last = chunk.last;
                     self.take_chunk(chunk, &peer, &mut machines.quiet, now);
-                    actions.extend(machines.joiner.taken(sessions, tombstones, last, now));
+                    actions.extend(machines.joiner.chunk_taken(sessions, tombstones, last, now));
                 }
                 actions
             }

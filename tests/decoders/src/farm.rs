@@ -184,17 +184,17 @@ pub fn payload(data: &[u8]) {
                     assert_eq!(applied.sessions + applied.removals + dropped, entries as u64);
                     Vec::new()
                 }
-                Some(Kind::WarmupCall(call)) => donor.called(&peer, &call, &joiner, &store, now),
-                Some(Kind::WarmupOffer(offer)) => joiner.offered(peer, offer, now),
-                Some(Kind::WarmupRequest(request)) => donor.asked(peer, request, &store, now),
+                Some(Kind::WarmupCall(call)) => donor.on_call(&peer, &call, &joiner, &store, now),
+                Some(Kind::WarmupOffer(offer)) => joiner.on_offer(peer, offer, now),
+                Some(Kind::WarmupRequest(request)) => donor.on_request(peer, request, &store, now),
                 Some(Kind::Warmup(chunk)) => {
-                    let (next, mut sending) = joiner.chunk(&peer, &chunk, now);
+                    let (next, mut sending) = joiner.on_chunk(&peer, &chunk, now);
                     if next {
                         let (sessions, tombstones) = (chunk.entries.len() as u64, chunk.tombstones.len() as u64);
                         let last = chunk.last;
                         drop(store.warm(chunk, now));
                         drop(store.bury(now));
-                        sending.extend(joiner.taken(sessions, tombstones, last, now));
+                        sending.extend(joiner.chunk_taken(sessions, tombstones, last, now));
                     }
                     sending
                 }
