@@ -159,11 +159,11 @@ impl<L: Link> SessionPlane<L> {
         let tombstones_over = chunk.last || !chunk.entries.is_empty();
         let applied = self.proxies.store.warm(chunk, now);
         self.hand_on(applied, &peer.node, quiet, now);
-        if tombstones_over && self.proxies.store.must_bury() {
+        if tombstones_over && self.proxies.store.has_pending_tombstones() {
             let proxies = Arc::clone(&self.proxies);
             // It looks at every session. Its removals may come late: nothing brings these sessions back.
             tokio::task::spawn_blocking(move || {
-                let removals = proxies.store.bury(now).inserted;
+                let removals = proxies.store.apply_tombstones(now).inserted;
                 if !removals.is_empty() {
                     let _listeners = proxies.from_farm.send(Arc::new(removals));
                 }

@@ -77,7 +77,7 @@ struct Place {
 }
 
 /// A session as it lies in the cache.
-pub(super) struct Held<'a> {
+pub(super) struct CachedSession<'a> {
     pub id: &'a [u8],
     pub der: &'a [u8],
     /// UTC seconds.
@@ -137,7 +137,7 @@ impl Cache {
 
     /// The DER held under `id`.
     pub fn get(&self, id: &SessionId) -> Option<&[u8]> {
-        Some(self.held(&self.slots[self.find(self.hash(id), id)?]).der)
+        Some(self.session_at(&self.slots[self.find(self.hash(id), id)?]).der)
     }
 
     /// Takes a session in as the newest, in place of an older one of the same ID; the oldest ones make room. Returns how
@@ -146,7 +146,7 @@ impl Cache {
     pub fn insert(&mut self, session: &Session, der: &[u8]) -> Option<usize> {
         let hash = self.hash(&session.id);
         if let Some(position) = self.find(hash, &session.id) {
-            if self.held(&self.slots[position]).der == der {
+            if self.session_at(&self.slots[position]).der == der {
                 return None;
             }
             self.empty(position);
@@ -204,12 +204,12 @@ impl Cache {
     }
 
     /// The session of a slot that is not empty.
-    fn held(&self, slot: &Slot) -> Held<'_> {
+    fn session_at(&self, slot: &Slot) -> CachedSession<'_> {
         let bytes = &self.segments[self.segment(slot.segment)].bytes;
         let session = &bytes[slot.offset as usize..][..slot.length as usize];
         let (length, rest) = session.split_first().expect("a slot that is not empty");
         let (id, der) = rest.split_at(usize::from(*length));
-        Held { id, der, expires_at: slot.expires_at }
+        CachedSession { id, der, expires_at: slot.expires_at }
     }
 
     /// Forgets the session of this ID; says whether there was one.
@@ -230,12 +230,12 @@ impl Cache {
         from: u64,
         until: u64,
         slots: usize,
-        mut visit: impl FnMut(Held<'_>) -> bool,
+        mut visit: impl FnMut(CachedSession<'_>) -> bool,
     ) -> Option<u64> {
         let start = self.slots.partition_point(|slot| slot.arrival < from);
         let mut rest = self.slots.range(start..).take_while(|slot| slot.arrival < until);
         for slot in rest.by_ref().take(slots) {
-            if !slot.is_empty() && !visit(self.held(slot)) {
+            if !slot.is_empty() && !visit(self.session_at(slot)) {
                 return Some(slot.arrival);
             }
         }
@@ -253,7 +253,7 @@ impl Cache {
         &mut self,
         from: u64,
         slots: usize,
-        mut goes: impl FnMut(Held<'_>) -> bool,
+        mut goes: impl FnMut(CachedSession<'_>) -> bool,
     ) -> (usize, Option<u64>) {
         let start = self.slots.partition_point(|slot| slot.arrival < from);
         let end = start.saturating_add(slots).min(self.slots.len());
@@ -261,7 +261,7 @@ impl Cache {
         let mut swept = 0;
         for position in start..end {
             let slot = &self.slots[position];
-            if !slot.is_empty() && goes(self.held(slot)) {
+            if !slot.is_empty() && goes(self.session_at(slot)) {
                 self.empty(position);
                 swept += 1;
             }
@@ -287,7 +287,7 @@ impl Cache {
             if slot.is_empty() {
                 continue;
             }
-            let id = self.held(slot).id;
+            let id = self.session_at(slot).id;
             if goes(id) {
                 gone(id);
                 self.empty(position);
@@ -308,8 +308,9 @@ impl Cache {
 
     /// Where the slot of this ID's session lies now, the ID's hash being `hash`.
     fn find(&self, hash: u32, id: &SessionId) -> Option<usize> {
-        let is_it =
-            |place: &Place| place.hash == hash && self.held(&self.slots[self.position(*place)]).id == id.as_bytes();
+        let is_it = |place: &Place| {
+            place.hash == hash && self.session_at(&self.slots[self.position(*place)]).id == id.as_bytes()
+        };
         self.index.find(spread(hash), is_it).map(|place| self.position(*place))
     }
 
@@ -538,7 +539,7 @@ mod tests {
             cache.put(&session(number, 10, 5_000));
         }
         let mut seen = 0;
-        let mut count = |_: Held<'_>| {
+        let mut count = |_: CachedSession<'_>| {
             seen += 1;
             true
         };

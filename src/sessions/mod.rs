@@ -19,6 +19,7 @@
 //!
 //! So what a node received is what it inserted, removed and dropped, save the drops that its own proxies caused.
 
+mod arrivals;
 mod cache;
 mod encoded;
 mod id;

@@ -13,11 +13,11 @@ use prost::Message;
 
 use super::{
     MAX_BATCH_ENTRIES, MAX_TOMBSTONES, Session, SessionFault, SessionId,
+    arrivals::Arrivals,
     cache::Cache,
     session::made_at_of,
-    tombstones::{Grave, Tombstones},
+    tombstones::{TombstoneHash, Tombstones},
     validate,
-    warmup::donation::Arrivals,
 };
 use crate::{
     clock::Now,
@@ -25,7 +25,7 @@ use crate::{
         CACHE_BYTES, CACHE_ENTRIES, CACHE_EVICTED, SESSIONS_DROPPED, SESSIONS_INSERTED, SESSIONS_REMOVED, TOMBSTONES,
         TOMBSTONES_DROPPED,
     },
-    proto::{SessionBatch, SessionEntry, SessionFormat, local},
+    proto::{SessionBatch, SessionEntry, SessionFormat, Tombstone, Warmup, local},
 };
 
 /// How many slots of the cache are looked at, or entries applied, before the lock is given up for a moment.
@@ -100,34 +100,34 @@ pub struct Applied {
 /// twice, so a session that appears after its removal was overtaken by it, or is replayed.
 pub struct Store {
     pub(super) settings: StoreSettings,
-    held: Mutex<Held>,
+    state: Mutex<StoreState>,
 }
 
-pub(super) struct Held {
+pub(super) struct StoreState {
     pub cache: Cache,
     pub tombstones: Tombstones,
-    /// When sessions arrived: see [`super::warmup::donation`].
+    /// When sessions arrived: see [`Arrivals`].
     pub arrivals: Arrivals,
-    /// Tombstones came of which nobody knows whether their sessions are held.
-    pub unburied: bool,
+    /// Tombstones came of which it is not known whether their sessions are held.
+    pub pending_tombstones: bool,
     /// Sessions created before it are flushed, UTC milliseconds.
     sessions_from: u64,
 }
 
 /// What one change did to the cache and the tombstones.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct Evictions {
     evicted: usize,
     pub tombstones_dropped: usize,
 }
 
-impl Held {
+impl StoreState {
     /// Whether one of this node's proxies may say so. OpenSSL has a proxy remove whatever ID a client named: a removal of what is not
     /// held here is not the pod's business, and would only take the place of tombstones that are. One that the farm removed has its
     /// tombstone, and is an echo.
     fn judge_local(&mut self, change: &Change, mono: u64) -> Result<(), SessionFault> {
         match change {
-            Change::Removed(id) if self.cache.get(id).is_none() && !self.tombstones.holds(&Grave::of(id), mono) => {
+            Change::Removed(id) if self.cache.get(id).is_none() && !self.tombstones.holds(&TombstoneHash::of(id), mono) => {
                 Err(SessionFault::RemovalUnknown)
             }
             _ => Ok(()),
@@ -135,7 +135,7 @@ impl Held {
     }
 
     /// Applies a change, or says why not: a tombstone, or nothing new. `der` is a new session's.
-    pub fn apply(&mut self, change: &Change, der: &[u8], mono: u64, room: &mut Room) -> Result<(), SessionFault> {
+    pub fn apply(&mut self, change: &Change, der: &[u8], mono: u64, evictions: &mut Evictions) -> Result<(), SessionFault> {
         match change {
             Change::New(session) => {
                 // A session made in the second in which the floor lies may be older: it goes.
@@ -143,14 +143,14 @@ impl Held {
                     return Err(SessionFault::Flushed);
                 }
                 // Hashing every ID would cost as much as keeping the session, and removals are rare.
-                if !self.tombstones.is_empty() && self.tombstones.holds(&Grave::of(&session.id), mono) {
+                if !self.tombstones.is_empty() && self.tombstones.holds(&TombstoneHash::of(&session.id), mono) {
                     return Err(SessionFault::Tombstone);
                 }
-                room.evicted += self.cache.insert(session, der).ok_or(SessionFault::Duplicate)?;
+                evictions.evicted += self.cache.insert(session, der).ok_or(SessionFault::Duplicate)?;
             }
             Change::Removed(id) => {
-                let dropped = self.tombstones.lay(Grave::of(id), mono).ok_or(SessionFault::Duplicate)?;
-                room.tombstones_dropped += dropped;
+                let dropped = self.tombstones.insert(TombstoneHash::of(id), mono).ok_or(SessionFault::Duplicate)?;
+                evictions.tombstones_dropped += dropped;
                 self.cache.remove(id);
             }
         }
@@ -171,14 +171,14 @@ impl Store {
     /// An empty store.
     #[must_use]
     pub fn new(settings: StoreSettings) -> Self {
-        let held = Held {
+        let state = StoreState {
             cache: Cache::new(settings.max_bytes),
             tombstones: Tombstones::new(settings.tombstone_for, MAX_TOMBSTONES),
             arrivals: Arrivals::default(),
-            unburied: false,
+            pending_tombstones: false,
             sessions_from: 0,
         };
-        Self { settings, held: Mutex::new(held) }
+        Self { settings, state: Mutex::new(state) }
     }
 
     /// Takes what one of this node's proxies reports, in its order, and returns what to publish, if anything. Every entry is
@@ -191,7 +191,7 @@ impl Store {
     #[must_use]
     pub fn local(&self, entries: Vec<local::Session>, now: Now) -> Reported {
         let mut reported = Reported { news: Vec::with_capacity(entries.len()), faults: Vec::new() };
-        let mut room = Room::default();
+        let mut evictions = Evictions::default();
         let mut refuse = |fault: SessionFault| {
             let fault = if fault == SessionFault::Duplicate { SessionFault::Echo } else { fault };
             count_dropped(fault.reason(), 1);
@@ -202,9 +202,9 @@ impl Store {
         self.in_turns(
             entries,
             |entry| self.read(&entry.id, &entry.session, now),
-            |held, entry, change| match change.and_then(|change| {
-                held.judge_local(&change, now.mono)?;
-                held.apply(&change, &entry.session, now.mono, &mut room)
+            |state, entry, change| match change.and_then(|change| {
+                state.judge_local(&change, now.mono)?;
+                state.apply(&change, &entry.session, now.mono, &mut evictions)
             }) {
                 Ok(()) => {
                     let at = if entry.at == 0 { now.wall } else { entry.at };
@@ -213,7 +213,7 @@ impl Store {
                 Err(fault) => refuse(fault),
             },
         );
-        show(self.lock(), &room);
+        show(self.lock(), &evictions);
         reported
     }
 
@@ -222,7 +222,7 @@ impl Store {
         &self,
         entries: impl IntoIterator<Item = E>,
         check: impl Fn(&E) -> C,
-        mut take: impl FnMut(&mut Held, E, C),
+        mut take: impl FnMut(&mut StoreState, E, C),
     ) {
         let mut entries = entries.into_iter();
         loop {
@@ -231,9 +231,9 @@ impl Store {
             if checked.is_empty() {
                 return;
             }
-            let mut held = self.lock();
+            let mut state = self.lock();
             for (checked, entry) in checked {
-                take(&mut held, entry, checked);
+                take(&mut state, entry, checked);
             }
         }
     }
@@ -250,13 +250,13 @@ impl Store {
             applied.drop_entries(fault, batch.entries.len());
         } else {
             applied.drop_entries(SessionFault::OverLimit, batch.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
-            let mut room = Room::default();
+            let mut evictions = Evictions::default();
             self.in_turns(
                 batch.entries.into_iter().take(MAX_BATCH_ENTRIES),
                 |entry| self.read(&entry.id, &entry.session, now),
-                |held, entry, change| {
+                |state, entry, change| {
                     let outcome = change.and_then(|change| {
-                        held.apply(&change, &entry.session, now.mono, &mut room)?;
+                        state.apply(&change, &entry.session, now.mono, &mut evictions)?;
                         Ok(change)
                     });
                     match outcome {
@@ -265,8 +265,96 @@ impl Store {
                     }
                 },
             );
-            show(self.lock(), &room);
+            show(self.lock(), &evictions);
         }
+        applied.count();
+        applied
+    }
+
+    /// Takes a chunk of a warm-up in. Every session is checked as one of [`Store::remote`]; but what this node holds under
+    /// an ID already stays, because the live feed brought it.
+    ///
+    /// What is left for the caller: as for [`Store::remote`], and to call [`Store::apply_tombstones`] behind the last tombstones.
+    #[must_use]
+    pub fn warm(&self, chunk: Warmup, now: Now) -> Applied {
+        let mut applied = Applied::default();
+        let mut evictions = Evictions::default();
+        self.insert_tombstones(chunk.tombstones, now, &mut applied, &mut evictions);
+        if chunk.format == i32::from(SessionFormat::OpensslDer) {
+            applied.drop_entries(SessionFault::OverLimit, chunk.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
+            self.in_turns(
+                chunk.entries.into_iter().take(MAX_BATCH_ENTRIES),
+                |entry| validate(&entry.id, &entry.session, now.wall, self.settings.max_session_bytes),
+                |state, entry, session| {
+                    let outcome = session.and_then(|session| {
+                        if state.cache.get(&session.id).is_some() {
+                            return Err(SessionFault::Duplicate);
+                        }
+                        let change = Change::New(session);
+                        state.apply(&change, &entry.session, now.mono, &mut evictions)?;
+                        Ok(change)
+                    });
+                    match outcome {
+                        Ok(change) => applied.take_entry(entry, &change),
+                        Err(fault) => applied.drop_entries(fault, 1),
+                    }
+                },
+            );
+        } else {
+            applied.drop_entries(SessionFault::UnknownFormat { format: chunk.format }, chunk.entries.len());
+        }
+        show(self.lock(), &evictions);
+        applied.count();
+        applied
+    }
+
+    fn insert_tombstones(&self, tombstones: Vec<Tombstone>, now: Now, applied: &mut Applied, evictions: &mut Evictions) {
+        if self.settings.removals == Removals::Keep {
+            applied.drop_entries(SessionFault::RemovalKept, tombstones.len());
+            return;
+        }
+        applied.drop_entries(SessionFault::OverLimit, tombstones.len().saturating_sub(MAX_BATCH_ENTRIES));
+        let mut state = self.lock();
+        for tombstone in tombstones.into_iter().take(MAX_BATCH_ENTRIES) {
+            match TombstoneHash::read(&tombstone.hash) {
+                Some(hash) => {
+                    if let Some(dropped) = state.tombstones.insert_for(hash, tombstone.remaining_ms, now.mono) {
+                        evictions.tombstones_dropped += dropped;
+                        state.pending_tombstones = true;
+                    }
+                }
+                None => applied.drop_entries(SessionFault::BadTombstone { length: tombstone.hash.len() }, 1),
+            }
+        }
+    }
+
+    /// Whether [`Self::apply_tombstones`] has something to look for.
+    #[must_use]
+    pub fn has_pending_tombstones(&self) -> bool {
+        self.lock().pending_tombstones
+    }
+
+    /// Forgets the sessions whose removal a warm-up told of, and returns the removals for this node's proxies. A tombstone
+    /// names its session by a hash, so this looks at every session that is held: about 0.3 s for a million, a little at
+    /// a time.
+    #[must_use]
+    pub fn apply_tombstones(&self, now: Now) -> Applied {
+        let mut applied = Applied::default();
+        if !std::mem::take(&mut self.lock().pending_tombstones) {
+            return applied;
+        }
+        let mut from = Some(0);
+        while let Some(arrival) = from {
+            let mut state = self.lock();
+            state.tombstones.expire(now.mono);
+            let StoreState { cache, tombstones, .. } = &mut *state;
+            let goes = |id: &[u8]| id.try_into().is_ok_and(|id| tombstones.stands(&TombstoneHash::of(&id)));
+            from = cache.remove_where(arrival, SLOTS_AT_A_TIME, goes, |id| {
+                applied.removals += 1;
+                applied.inserted.push(local::Session { id: Bytes::copy_from_slice(id), ..Default::default() });
+            });
+        }
+        show(self.lock(), &Evictions::default());
         applied.count();
         applied
     }
@@ -281,11 +369,11 @@ impl Store {
             swept += count;
             from = next;
         }
-        let mut held = self.lock();
-        held.tombstones.expire(now.mono);
-        let next = held.cache.next_arrival();
-        held.arrivals.mark(next, now.mono);
-        show(held, &Room::default());
+        let mut state = self.lock();
+        state.tombstones.expire(now.mono);
+        let next = state.cache.next_arrival();
+        state.arrivals.mark(next, now.mono);
+        show(state, &Evictions::default());
         swept
     }
 
@@ -317,7 +405,7 @@ impl Store {
                 removals(std::mem::take(&mut gone));
             }
         }
-        show(self.lock(), &Room::default());
+        show(self.lock(), &Evictions::default());
         flushed
     }
 
@@ -366,9 +454,9 @@ impl Store {
         Ok(change)
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Held> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, StoreState> {
         // A panic while it was held would be a broken invariant of the cache: better to go on and show it again.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -402,18 +490,18 @@ impl Applied {
     }
 }
 
-/// Sets the gauges to what `held` holds, having given up its lock.
-pub(super) fn show(held: MutexGuard<'_, Held>, room: &Room) {
-    let (entries, bytes, tombstones) = (held.cache.len(), held.cache.bytes(), held.tombstones.len());
-    drop(held);
+/// Sets the gauges to what `state` holds, having given up its lock.
+pub(super) fn show(state: MutexGuard<'_, StoreState>, evictions: &Evictions) {
+    let (entries, bytes, tombstones) = (state.cache.len(), state.cache.bytes(), state.tombstones.len());
+    drop(state);
     gauge!(CACHE_ENTRIES).set(entries as f64);
     gauge!(CACHE_BYTES).set(bytes as f64);
     gauge!(TOMBSTONES).set(tombstones as f64);
-    if room.evicted > 0 {
-        counter!(CACHE_EVICTED).increment(room.evicted as u64);
+    if evictions.evicted > 0 {
+        counter!(CACHE_EVICTED).increment(evictions.evicted as u64);
     }
-    if room.tombstones_dropped > 0 {
-        counter!(TOMBSTONES_DROPPED).increment(room.tombstones_dropped as u64);
+    if evictions.tombstones_dropped > 0 {
+        counter!(TOMBSTONES_DROPPED).increment(evictions.tombstones_dropped as u64);
     }
 }
 
@@ -439,8 +527,8 @@ impl Refill<'_> {
         while let Some(from) = self.next
             && !full
         {
-            let held = self.store.lock();
-            self.next = held.cache.scan(from, self.until, SLOTS_AT_A_TIME, |session| {
+            let state = self.store.lock();
+            self.next = state.cache.scan(from, self.until, SLOTS_AT_A_TIME, |session| {
                 if u64::from(session.expires_at) <= now.wall / 1000 {
                     return true;
                 }

@@ -17,9 +17,9 @@ pub const MAX_TOMBSTONES: usize = 1 << 18;
 
 /// The first 16 bytes of SHA-256 over a session ID: enough to know it again, and no use to anybody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Grave([u8; 16]);
+pub(super) struct TombstoneHash([u8; 16]);
 
-impl Grave {
+impl TombstoneHash {
     /// Its bytes, as another node sent them; none unless there are 16.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
@@ -31,27 +31,27 @@ impl Grave {
     }
 
     pub fn of(id: &SessionId) -> Self {
-        let mut grave = [0; 16];
-        grave.copy_from_slice(&sha256(id.as_bytes())[..16]);
-        Self(grave)
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&sha256(id.as_bytes())[..16]);
+        Self(hash)
     }
 }
 
-/// Tombstones in the order in which they go. Those that this node lays go in the order in which they were laid; those
+/// Tombstones in the order in which they go. Those that this node makes go in the order in which they were made; those
 /// that a warm-up brought have the time that they have left.
 pub(super) struct Tombstones {
     lasting: u64,
     max: usize,
     /// With the monotonic time until which each stands.
     standing: BTreeSet<Standing>,
-    known: HashSet<Grave>,
+    known: HashSet<TombstoneHash>,
 }
 
 /// A tombstone and the monotonic time until which it stands: the order in which they go, and are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Standing {
     pub until: u64,
-    pub grave: Grave,
+    pub hash: TombstoneHash,
 }
 
 impl Tombstones {
@@ -71,31 +71,31 @@ impl Tombstones {
     }
 
     /// Whether a tombstone stands at the monotonic time `mono`.
-    pub fn holds(&mut self, grave: &Grave, mono: u64) -> bool {
+    pub fn holds(&mut self, hash: &TombstoneHash, mono: u64) -> bool {
         self.expire(mono);
-        self.stands(grave)
+        self.stands(hash)
     }
 
     /// Whether a tombstone stood when [`Self::expire`] was last called.
-    pub fn stands(&self, grave: &Grave) -> bool {
-        self.known.contains(grave)
+    pub fn stands(&self, hash: &TombstoneHash) -> bool {
+        self.known.contains(hash)
     }
 
-    /// Lays a tombstone. A second one for the same session changes nothing and gives `None`; otherwise the number of
+    /// Adds a tombstone. A second one for the same session changes nothing and gives `None`; otherwise the number of
     /// tombstones that had to go before their time is returned: one if there were too many, else none.
-    pub fn lay(&mut self, grave: Grave, mono: u64) -> Option<usize> {
-        self.lay_for(grave, self.lasting, mono)
+    pub fn insert(&mut self, hash: TombstoneHash, mono: u64) -> Option<usize> {
+        self.insert_for(hash, self.lasting, mono)
     }
 
-    /// The same for one that another node laid and that has `remaining` milliseconds left; never more than one of this
+    /// The same for one that another node made and that has `remaining` milliseconds left; never more than one of this
     /// node's own would have.
-    pub fn lay_for(&mut self, grave: Grave, remaining: u64, mono: u64) -> Option<usize> {
+    pub fn insert_for(&mut self, hash: TombstoneHash, remaining: u64, mono: u64) -> Option<usize> {
         self.expire(mono);
         let until = mono.saturating_add(remaining.min(self.lasting));
-        if until <= mono || !self.known.insert(grave) {
+        if until <= mono || !self.known.insert(hash) {
             return None;
         }
-        self.standing.insert(Standing { until, grave });
+        self.standing.insert(Standing { until, hash });
         let mut dropped = 0;
         while self.standing.len() > self.max {
             self.drop_first();
@@ -107,9 +107,9 @@ impl Tombstones {
     /// The tombstones behind `after` in the order in which they go, those of the last `within` milliseconds if that is
     /// given.
     pub fn behind(&self, after: Option<Standing>, within: Option<u64>, mono: u64) -> impl Iterator<Item = &Standing> {
-        // One laid `within` ago stands until then.
-        let laid = within.map(|within| mono.saturating_add(self.lasting).saturating_sub(within));
-        let first = Standing { until: laid.unwrap_or(0).max(mono + 1), grave: Grave([0; 16]) };
+        // One made `within` ago stands until then.
+        let since = within.map(|within| mono.saturating_add(self.lasting).saturating_sub(within));
+        let first = Standing { until: since.unwrap_or(0).max(mono + 1), hash: TombstoneHash([0; 16]) };
         let from = match after {
             Some(after) if after >= first => Bound::Excluded(after),
             _ => Bound::Included(first),
@@ -128,8 +128,8 @@ impl Tombstones {
     }
 
     fn drop_first(&mut self) {
-        if let Some(Standing { grave, .. }) = self.standing.pop_first() {
-            self.known.remove(&grave);
+        if let Some(Standing { hash, .. }) = self.standing.pop_first() {
+            self.known.remove(&hash);
         }
     }
 }
@@ -138,49 +138,49 @@ impl Tombstones {
 mod tests {
     use super::*;
 
-    fn grave(number: u8) -> Grave {
-        Grave::of(&SessionId::try_from(&[number; 32][..]).unwrap())
+    fn hash_of(number: u8) -> TombstoneHash {
+        TombstoneHash::of(&SessionId::try_from(&[number; 32][..]).unwrap())
     }
 
     #[test]
-    fn a_grave_is_the_first_half_of_sha_256_over_the_id() {
+    fn a_tombstone_is_the_first_half_of_sha_256_over_the_id() {
         // SHA-256 of "abc" (FIPS 180-2, appendix B.1).
         let id = SessionId::try_from(&b"abc"[..]).unwrap();
         let expected = [0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40, 0xde, 0x5d, 0xae, 0x22, 0x23];
-        assert_eq!(Grave::of(&id), Grave(expected));
+        assert_eq!(TombstoneHash::of(&id), TombstoneHash(expected));
     }
 
     #[test]
     fn a_tombstone_stands_for_its_time_to_the_millisecond() {
         let mut stones = Tombstones::new(Duration::from_secs(600), 10);
-        assert_eq!(stones.lay(grave(1), 1_000), Some(0));
-        assert!(stones.holds(&grave(1), 600_999));
-        assert!(!stones.holds(&grave(2), 600_999));
-        assert!(!stones.holds(&grave(1), 601_000));
+        assert_eq!(stones.insert(hash_of(1), 1_000), Some(0));
+        assert!(stones.holds(&hash_of(1), 600_999));
+        assert!(!stones.holds(&hash_of(2), 600_999));
+        assert!(!stones.holds(&hash_of(1), 601_000));
         assert_eq!(stones.len(), 0);
-        assert_eq!(stones.lay(grave(1), 700_000), Some(0), "and can be laid again");
+        assert_eq!(stones.insert(hash_of(1), 700_000), Some(0), "and can be added again");
     }
 
     #[test]
     fn a_second_one_changes_nothing() {
         let mut stones = Tombstones::new(Duration::from_secs(1), 10);
-        assert_eq!(stones.lay(grave(1), 0), Some(0));
-        assert_eq!(stones.lay(grave(1), 900), None);
+        assert_eq!(stones.insert(hash_of(1), 0), Some(0));
+        assert_eq!(stones.insert(hash_of(1), 900), None);
         assert_eq!(stones.len(), 1);
-        assert!(!stones.holds(&grave(1), 1_000));
+        assert!(!stones.holds(&hash_of(1), 1_000));
     }
 
     #[test]
     fn one_of_another_node_stands_for_what_it_has_left_and_no_longer_than_our_own() {
         let mut stones = Tombstones::new(Duration::from_secs(10), 10);
-        assert_eq!(stones.lay_for(grave(1), 4_000, 1_000), Some(0));
-        assert_eq!(stones.lay(grave(2), 1_000), Some(0));
-        assert_eq!(stones.lay_for(grave(3), u64::MAX, 1_000), Some(0));
-        assert_eq!(stones.lay_for(grave(4), 0, 1_000), None, "its time is over");
-        assert_eq!(stones.lay_for(grave(2), 1, 1_000), None, "the one that stands stays");
-        assert!(stones.holds(&grave(1), 4_999) && !stones.holds(&grave(1), 5_000));
-        assert!(stones.holds(&grave(2), 10_999) && stones.holds(&grave(3), 10_999));
-        assert!(!stones.holds(&grave(3), 11_000));
+        assert_eq!(stones.insert_for(hash_of(1), 4_000, 1_000), Some(0));
+        assert_eq!(stones.insert(hash_of(2), 1_000), Some(0));
+        assert_eq!(stones.insert_for(hash_of(3), u64::MAX, 1_000), Some(0));
+        assert_eq!(stones.insert_for(hash_of(4), 0, 1_000), None, "its time is over");
+        assert_eq!(stones.insert_for(hash_of(2), 1, 1_000), None, "the one that stands stays");
+        assert!(stones.holds(&hash_of(1), 4_999) && !stones.holds(&hash_of(1), 5_000));
+        assert!(stones.holds(&hash_of(2), 10_999) && stones.holds(&hash_of(3), 10_999));
+        assert!(!stones.holds(&hash_of(3), 11_000));
         assert_eq!(stones.len(), 0);
     }
 
@@ -188,7 +188,7 @@ mod tests {
     fn a_reader_sees_each_once_in_the_order_in_which_they_go() {
         let mut stones = Tombstones::new(Duration::from_secs(600), 100);
         for number in 0..50 {
-            stones.lay(grave(number), 1_000 + u64::from(number / 10));
+            stones.insert(hash_of(number), 1_000 + u64::from(number / 10));
         }
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
@@ -199,7 +199,7 @@ mod tests {
         }
         assert_eq!(seen.len(), 50);
         assert!(seen.is_sorted());
-        // Laid at 1,003 and 1,004.
+        // Added at 1,003 and 1,004.
         assert_eq!(stones.behind(None, Some(997), 2_000).count(), 20);
         assert_eq!(stones.behind(after, Some(997), 2_000).count(), 0);
         assert_eq!(stones.behind(None, None, 601_003).count(), 10, "those whose time is over are left out");
@@ -208,9 +208,9 @@ mod tests {
     #[test]
     fn the_oldest_goes_when_there_are_too_many_and_is_counted() {
         let mut stones = Tombstones::new(Duration::from_secs(600), 3);
-        let dropped: Vec<_> = (1..=5).map(|number| stones.lay(grave(number), u64::from(number))).collect();
+        let dropped: Vec<_> = (1..=5).map(|number| stones.insert(hash_of(number), u64::from(number))).collect();
         assert_eq!(dropped, [Some(0), Some(0), Some(0), Some(1), Some(1)]);
-        let standing: Vec<_> = (1..=5).filter(|number| stones.holds(&grave(*number), 5)).collect();
+        let standing: Vec<_> = (1..=5).filter(|number| stones.holds(&hash_of(*number), 5)).collect();
         assert_eq!(standing, [3, 4, 5]);
     }
 }

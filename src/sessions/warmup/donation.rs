@@ -3,56 +3,20 @@
 //! Tombstones come first, so that nothing is handed on that is gone, then sessions from the oldest to the newest, as in
 //! [`Store::refill`]: so a joiner with less room ends up with the newest.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
 
 use crate::{
     clock::{Now, millis},
-    proto::{SessionEntry, SessionFormat, Tombstone, Warmup, local},
-    sessions::{
-        Applied, Change, MAX_BATCH_ENTRIES, Removals, SessionFault, Store,
-        store::{Held, Room, SLOTS_AT_A_TIME, show},
-        tombstones::{Grave, Standing},
-        validate,
-    },
+    proto::{SessionEntry, SessionFormat, Tombstone, Warmup},
+    sessions::{Store, store::SLOTS_AT_A_TIME, tombstones::Standing},
 };
-
-/// How often it is noted which session was the newest.
-const MARK_EVERY_MS: u64 = 10_000;
-/// How many such notes are kept: those of 5 hours 41 minutes.
-const MAX_MARKS: usize = 2048;
 
 /// A node that was away takes some time to notice that it is, two heartbeats of its connection to the broker (10 s by
 /// default); so what arrived this much earlier is handed on as well.
 pub const AWAY_SLACK: Duration = Duration::from_secs(30);
-
-/// Which session was the newest at some times past: so the cache itself need not remember when each arrived.
-#[derive(Debug, Default)]
-pub(in crate::sessions) struct Arrivals {
-    /// Monotonic time, and the arrival number that the next session would get.
-    marks: VecDeque<(u64, u64)>,
-}
-
-impl Arrivals {
-    /// Notes that at `mono` the next session gets the number `next`, unless that was noted lately.
-    pub fn mark(&mut self, next: u64, mono: u64) {
-        if self.marks.back().is_some_and(|(marked, _)| mono.saturating_sub(*marked) < MARK_EVERY_MS) {
-            return;
-        }
-        if self.marks.len() == MAX_MARKS {
-            self.marks.pop_front();
-        }
-        self.marks.push_back((mono, next));
-    }
-
-    /// The arrival number from which on sessions arrived after `mono`, and some before.
-    fn after(&self, mono: u64) -> u64 {
-        let later = self.marks.partition_point(|(marked, _)| *marked <= mono);
-        later.checked_sub(1).map_or(0, |at| self.marks[at].1)
-    }
-}
 
 /// What a donor hands on: everything that it held when it began, or what is new since the joiner went away.
 #[derive(Clone, Copy, Debug)]
@@ -83,12 +47,12 @@ impl Store {
     /// What this node can hand on to one that was away for as long as that, or that has nothing at all.
     #[must_use]
     pub fn donation(&self, away: Option<Duration>, now: Now) -> Donation {
-        let held = self.lock();
+        let state = self.lock();
         let within = away.map(|away| millis(away.saturating_add(AWAY_SLACK)));
-        let begin = within.map_or(0, |within| held.arrivals.after(now.mono.saturating_sub(within)));
-        let tombstones = held.tombstones.behind(None, within, now.mono).count();
-        let entries = tombstones as u64 + held.cache.arrived_from(begin) as u64;
-        let until = held.cache.next_arrival();
+        let begin = within.map_or(0, |within| state.arrivals.after(now.mono.saturating_sub(within)));
+        let tombstones = state.tombstones.behind(None, within, now.mono).count();
+        let entries = tombstones as u64 + state.cache.arrived_from(begin) as u64;
+        let until = state.cache.next_arrival();
         Donation { within, until, begin, start: Position(At::Tombstones(None)), entries }
     }
 
@@ -101,11 +65,11 @@ impl Store {
         let mut left = chunk_bytes;
         let mut at = from.0;
         if let At::Tombstones(mut after) = at {
-            let held = self.lock();
-            let mut behind = held.tombstones.behind(after, donation.within, now.mono);
+            let state = self.lock();
+            let mut behind = state.tombstones.behind(after, donation.within, now.mono);
             at = loop {
                 let Some(standing) = behind.next() else { break At::Sessions(donation.begin) };
-                let hash = Bytes::copy_from_slice(standing.grave.as_bytes());
+                let hash = Bytes::copy_from_slice(standing.hash.as_bytes());
                 let tombstone = Tombstone { hash, remaining_ms: standing.until - now.mono };
                 // A tag and a length, and the tombstone.
                 let length = 2 + tombstone.encoded_len();
@@ -119,8 +83,8 @@ impl Store {
         }
         while let At::Sessions(arrival) = at {
             let mut full = false;
-            let held = self.lock();
-            let next = held.cache.scan(arrival, donation.until, SLOTS_AT_A_TIME, |session| {
+            let state = self.lock();
+            let next = state.cache.scan(arrival, donation.until, SLOTS_AT_A_TIME, |session| {
                 if u64::from(session.expires_at) <= now.wall / 1000 {
                     return true;
                 }
@@ -143,101 +107,14 @@ impl Store {
         chunk.last = at == At::End;
         (chunk, Position(at))
     }
-
-    /// Takes a chunk of a warm-up in. Every session is checked as one of [`Store::remote`]; but what this node holds under
-    /// an ID already stays, because the live feed brought it.
-    ///
-    /// What is left for the caller: as for [`Store::remote`], and to call [`Store::bury`] behind the last tombstones.
-    #[must_use]
-    pub fn warm(&self, chunk: Warmup, now: Now) -> Applied {
-        let mut applied = Applied::default();
-        let mut room = Room::default();
-        self.lay_tombstones(chunk.tombstones, now, &mut applied, &mut room);
-        if chunk.format == i32::from(SessionFormat::OpensslDer) {
-            applied.drop_entries(SessionFault::OverLimit, chunk.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
-            self.in_turns(
-                chunk.entries.into_iter().take(MAX_BATCH_ENTRIES),
-                |entry| validate(&entry.id, &entry.session, now.wall, self.settings.max_session_bytes),
-                |held, entry, session| {
-                    let outcome = session.and_then(|session| {
-                        if held.cache.get(&session.id).is_some() {
-                            return Err(SessionFault::Duplicate);
-                        }
-                        let change = Change::New(session);
-                        held.apply(&change, &entry.session, now.mono, &mut room)?;
-                        Ok(change)
-                    });
-                    match outcome {
-                        Ok(change) => applied.take_entry(entry, &change),
-                        Err(fault) => applied.drop_entries(fault, 1),
-                    }
-                },
-            );
-        } else {
-            applied.drop_entries(SessionFault::UnknownFormat { format: chunk.format }, chunk.entries.len());
-        }
-        show(self.lock(), &room);
-        applied.count();
-        applied
-    }
-
-    fn lay_tombstones(&self, tombstones: Vec<Tombstone>, now: Now, applied: &mut Applied, room: &mut Room) {
-        if self.settings.removals == Removals::Keep {
-            applied.drop_entries(SessionFault::RemovalKept, tombstones.len());
-            return;
-        }
-        applied.drop_entries(SessionFault::OverLimit, tombstones.len().saturating_sub(MAX_BATCH_ENTRIES));
-        let mut held = self.lock();
-        for tombstone in tombstones.into_iter().take(MAX_BATCH_ENTRIES) {
-            match Grave::read(&tombstone.hash) {
-                Some(grave) => {
-                    if let Some(dropped) = held.tombstones.lay_for(grave, tombstone.remaining_ms, now.mono) {
-                        room.tombstones_dropped += dropped;
-                        held.unburied = true;
-                    }
-                }
-                None => applied.drop_entries(SessionFault::BadTombstone { length: tombstone.hash.len() }, 1),
-            }
-        }
-    }
-
-    /// Whether [`Self::bury`] has something to look for.
-    #[must_use]
-    pub fn must_bury(&self) -> bool {
-        self.lock().unburied
-    }
-
-    /// Forgets the sessions whose removal a warm-up told of, and returns the removals for this node's proxies. A tombstone
-    /// names its session by a hash, so this looks at every session that is held: about 0.3 s for a million, a little at
-    /// a time.
-    #[must_use]
-    pub fn bury(&self, now: Now) -> Applied {
-        let mut applied = Applied::default();
-        if !std::mem::take(&mut self.lock().unburied) {
-            return applied;
-        }
-        let mut from = Some(0);
-        while let Some(arrival) = from {
-            let mut held = self.lock();
-            held.tombstones.expire(now.mono);
-            let Held { cache, tombstones, .. } = &mut *held;
-            let goes = |id: &[u8]| id.try_into().is_ok_and(|id| tombstones.stands(&Grave::of(&id)));
-            from = cache.remove_where(arrival, SLOTS_AT_A_TIME, goes, |id| {
-                applied.removals += 1;
-                applied.inserted.push(local::Session { id: Bytes::copy_from_slice(id), ..Default::default() });
-            });
-        }
-        show(self.lock(), &Room::default());
-        applied.count();
-        applied
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::proto::SessionBatch;
-    use crate::sessions::{SessionId, StoreSettings, samples::plain};
+    use crate::sessions::tombstones::TombstoneHash;
+    use crate::sessions::{Applied, MAX_BATCH_ENTRIES, Removals, SessionId, StoreSettings, samples::plain};
 
     const START: Now = Now { wall: 1_700_000_000_000, mono: 86_400_000 };
     const CHUNK: usize = 8 << 10;
@@ -275,7 +152,7 @@ mod tests {
     }
 
     fn tombstone(number: u64, remaining_ms: u64) -> Tombstone {
-        Tombstone { hash: Bytes::copy_from_slice(Grave::of(&id(number)).as_bytes()), remaining_ms }
+        Tombstone { hash: Bytes::copy_from_slice(TombstoneHash::of(&id(number)).as_bytes()), remaining_ms }
     }
 
     fn chunk(tombstones: Vec<Tombstone>, entries: Vec<SessionEntry>) -> Warmup {
@@ -339,11 +216,11 @@ mod tests {
         assert_eq!(held[0].session, entry(1, 300, 1).session, "the live one was overwritten");
         // One that a warm-up removes goes, from the proxies too, and does not come back.
         let _applied = joiner.warm(chunk(vec![tombstone(1, 5_000), tombstone(8, 5_000)], vec![]), START);
-        assert!(joiner.must_bury());
-        let buried = joiner.bury(START);
-        assert_eq!(buried.inserted.iter().map(|gone| &gone.id[..]).collect::<Vec<_>>(), [id(1).as_bytes()]);
-        assert!(buried.inserted[0].session.is_empty() && !joiner.must_bury());
-        assert!(joiner.bury(START).inserted.is_empty());
+        assert!(joiner.has_pending_tombstones());
+        let applied = joiner.apply_tombstones(START);
+        assert_eq!(applied.inserted.iter().map(|gone| &gone.id[..]).collect::<Vec<_>>(), [id(1).as_bytes()]);
+        assert!(applied.inserted[0].session.is_empty() && !joiner.has_pending_tombstones());
+        assert!(joiner.apply_tombstones(START).inserted.is_empty());
         assert_eq!(dropped(&put(&joiner, [entry(1, 300, 1), entry(8, 300, 1)], later(4))), [("tombstone", 2)]);
         // For as long as it had left, not longer.
         assert_eq!(put(&joiner, [entry(8, 300, 1)], later(5)).sessions, 1);
@@ -371,7 +248,7 @@ mod tests {
         put(&keeps, [entry(1, 300, 1), removal(1)], START);
         assert!(all(&keeps, None, START).iter().all(|chunk| chunk.tombstones.is_empty()));
         assert_eq!(dropped(&keeps.warm(chunk(vec![tombstone(1, 1_000)], vec![]), START)), [("removal_kept", 1)]);
-        assert!(!keeps.must_bury() && keeps.len() == 1);
+        assert!(!keeps.has_pending_tombstones() && keeps.len() == 1);
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl World {
                     let (sessions, tombstones) = (chunk.entries.len() as u64, chunk.tombstones.len() as u64);
                     let last = chunk.last;
                     let _applied = node.store.warm(chunk, now);
-                    let _buried = node.store.bury(now);
+                    let _removals = node.store.apply_tombstones(now);
                     actions.extend(node.joiner.chunk_taken(sessions, tombstones, last, now));
                 }
                 actions

@@ -193,7 +193,7 @@ pub fn payload(data: &[u8]) {
                         let (sessions, tombstones) = (chunk.entries.len() as u64, chunk.tombstones.len() as u64);
                         let last = chunk.last;
                         drop(store.warm(chunk, now));
-                        drop(store.bury(now));
+                        drop(store.apply_tombstones(now));
                         sending.extend(joiner.chunk_taken(sessions, tombstones, last, now));
                     }
                     sending
