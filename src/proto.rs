@@ -1,10 +1,11 @@
-//! The generated protobuf types: `proto/resumed/v1/farm.proto` here, `local.proto` in [`local`].
+//! The generated protobuf types: `proto/resumed/v1/farm.proto` and `session.proto` here, `local.proto` in [`local`].
 //!
 //! Types that carry key material or sessions have a `Debug` written by hand that omits it.
 #![allow(missing_docs, reason = "generated; the comments stand in the .proto files")]
 
 use std::fmt;
 
+use bytes::Bytes;
 use limits::{FLAT, Limit, Limits};
 
 pub mod limits;
@@ -106,7 +107,7 @@ pub mod local {
     use std::fmt;
 
     use super::limits::{FLAT, Limit, Limits};
-    use super::{MOST_ENTRIES, MOST_IDS};
+    use super::{ENTRY_BYTES, MOST_ENTRIES, MOST_IDS};
 
     include!(concat!(env!("OUT_DIR"), "/resumed.v1.local.rs"));
 
@@ -123,11 +124,7 @@ pub mod local {
             "settings",
             &Limits(&[Limit::repeated(2, "warnings", MOST_WARNINGS, size_of::<String>(), &FLAT)]),
         ),
-        Limit::once(
-            2,
-            "sessions",
-            &Limits(&[Limit::repeated(1, "entries", MOST_ENTRIES, size_of::<Session>(), &FLAT)]),
-        ),
+        Limit::once(2, "sessions", &Limits(&[Limit::repeated(1, "entries", MOST_ENTRIES, ENTRY_BYTES, &FLAT)])),
         Limit::once(3, "counters", &FLAT),
     ]);
 
@@ -155,11 +152,19 @@ pub mod local {
             f.debug_struct("TimetableKey").field("seal_from", &self.seal_from).finish_non_exhaustive()
         }
     }
+}
 
-    impl fmt::Debug for Session {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.debug_struct("Session").field("bytes", &self.session.len()).finish_non_exhaustive()
-        }
+impl SessionEntry {
+    /// The removal of the session `id`, as a proxy is told of it.
+    #[must_use]
+    pub fn removal(id: &[u8]) -> Self {
+        Self { id: Bytes::copy_from_slice(id), session: Bytes::new(), at: 0 }
+    }
+
+    /// The same for a proxy: only nodes tell each other when it was reported.
+    #[must_use]
+    pub fn for_proxy(self) -> Self {
+        Self { at: 0, ..self }
     }
 }
 
@@ -178,6 +183,8 @@ impl fmt::Debug for SessionEntry {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use prost::Message;
 
     use super::*;
 
@@ -227,14 +234,29 @@ mod tests {
 
     #[test]
     fn every_field_that_repeats_has_a_limit() {
-        let farm = messages(include_str!("../proto/resumed/v1/farm.proto"));
-        let local = messages(include_str!("../proto/resumed/v1/local.proto"));
+        let both = include_str!("../proto/resumed/v1/session.proto");
+        let farm = messages(&[include_str!("../proto/resumed/v1/farm.proto"), both].concat());
+        let local = messages(&[include_str!("../proto/resumed/v1/local.proto"), both].concat());
         assert_eq!(covers(&PAYLOAD, "Payload", &farm), 12);
         assert_eq!(covers(&RING, "Ring", &farm), 1);
         covers(&ENVELOPE, "Envelope", &farm);
         covers(&local::FROM_PROXY, "FromProxy", &local);
         covers(&local::CONTROL_REQUEST, "ControlRequest", &local);
         covers(&local::CONTROL_REPLY, "ControlReply", &local);
+    }
+
+    /// A node and a plugin of release 0.1.0 read and write these bytes, each under a message name of its own.
+    #[test]
+    fn a_session_has_the_same_bytes_between_nodes_and_on_a_proxys_socket() {
+        let entry = SessionEntry { id: Bytes::from_static(b"id"), session: Bytes::from_static(b"der"), at: 300 };
+        let encoded = b"\x0a\x02id\x12\x03der\x18\xac\x02";
+        let in_list = [&[0x0a, encoded.len() as u8][..], encoded].concat();
+        let batch = SessionBatch { entries: vec![entry.clone()], format: SessionFormat::OpensslDer.into() };
+        assert_eq!(batch.encode_to_vec(), [&in_list[..], &[0x10, 1]].concat());
+        assert_eq!(local::Sessions { entries: vec![entry.clone()] }.encode_to_vec(), in_list);
+        let removal = local::Sessions { entries: vec![SessionEntry::removal(b"id")] };
+        assert_eq!(removal.encode_to_vec(), b"\x0a\x04\x0a\x02id");
+        assert_eq!(entry.for_proxy().encode_to_vec(), encoded[..encoded.len() - 3]);
     }
 
     #[test]

@@ -102,11 +102,11 @@ pub(crate) mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::proto::{FromProxy, Session, from_proxy};
+    use crate::proto::{FromProxy, SessionEntry, from_proxy};
     use crate::report::tests::report;
 
     /// What the daemon makes of a frame.
-    pub fn read(frame: &[u8]) -> Vec<Session> {
+    pub fn read(frame: &[u8]) -> Vec<SessionEntry> {
         let (length, message) = frame.split_first_chunk().expect("a length");
         assert_eq!(u32::from_be_bytes(*length) as usize, message.len());
         let message = FromProxy::decode(message).expect("a message");

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::limits::{FLAT, Limit, Limits, decode_within};
-use crate::proto::{Session, TimetableKey, ToProxy, Welcome, to_proxy};
+use crate::proto::{SessionEntry, TimetableKey, ToProxy, Welcome, to_proxy};
 use crate::tickets;
 use crate::timetable::Timetable;
 
@@ -14,7 +14,7 @@ pub enum FromDaemon {
     /// The ticket keys from now on.
     Timetable(Timetable),
     /// Sessions and removals of the farm, in order. Their IDs and DER are still to be checked.
-    Sessions(Vec<Session>),
+    Sessions(Vec<SessionEntry>),
     /// A kind that a later release knows.
     Unknown,
 }
@@ -23,7 +23,7 @@ pub enum FromDaemon {
 static TO_PROXY: Limits = Limits(&[
     Limit::once(1, "welcome", &FLAT),
     Limit::once(2, "timetable", &Limits(&[Limit::repeated(1, "keys", 256, size_of::<TimetableKey>(), &FLAT)])),
-    Limit::once(3, "sessions", &Limits(&[Limit::repeated(1, "entries", 65_536, size_of::<Session>(), &FLAT)])),
+    Limit::once(3, "sessions", &Limits(&[Limit::repeated(1, "entries", 65_536, size_of::<SessionEntry>(), &FLAT)])),
 ]);
 
 /// Decodes a frame, its length left out. Sessions are slices of it.
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn more_sessions_or_keys_than_a_daemon_sends_are_refused_before_they_are_decoded() {
-        let sessions = |count| to_proxy::Kind::Sessions(Sessions { entries: vec![Session::default(); count] });
+        let sessions = |count| to_proxy::Kind::Sessions(Sessions { entries: vec![SessionEntry::default(); count] });
         assert_eq!(taken(sessions(65_536)), Ok(()));
         assert!(taken(sessions(65_537)).is_err_and(|why| why.contains("more entries than are ever sent")));
         let key = TimetableKey { name: vec![1; 16], hmac: vec![2; 32], aes: vec![3; 32], ..TimetableKey::default() };

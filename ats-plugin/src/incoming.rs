@@ -9,7 +9,7 @@ use zeroize::Zeroize;
 
 use crate::from_daemon::{self, FromDaemon};
 use crate::lane::MAX_FRAME_BYTES;
-use crate::proto::Session;
+use crate::proto::SessionEntry;
 use crate::replica::Replica;
 use crate::session::{LARGEST_FOR_ATS, SessionId, expiry};
 
@@ -88,9 +88,9 @@ pub struct Refused {
 
 /// Keeps the farm's sessions, and forgets those it has removed, in order. `removed` hears of each removal. `now` is in seconds since
 /// the epoch.
-pub fn keep(replica: &Replica, entries: Vec<Session>, now: u64, removed: impl Fn(&SessionId)) -> Refused {
+pub fn keep(replica: &Replica, entries: Vec<SessionEntry>, now: u64, removed: impl Fn(&SessionId)) -> Refused {
     let mut refused = Refused::default();
-    for Session { id, session, .. } in entries {
+    for SessionEntry { id, session, .. } in entries {
         let Some(id) = SessionId::new(&id) else {
             refused.faulty += 1;
             continue;
@@ -121,8 +121,8 @@ mod tests {
 
     const NOW: u64 = 1_700_000_000;
 
-    fn session(id: &[u8], der: Vec<u8>) -> Session {
-        Session { id: Bytes::copy_from_slice(id), session: Bytes::from(der), at: 0 }
+    fn session(id: &[u8], der: Vec<u8>) -> SessionEntry {
+        SessionEntry { id: Bytes::copy_from_slice(id), session: Bytes::from(der), at: 0 }
     }
 
     #[test]

@@ -1,9 +1,15 @@
-//! The generated types of `local.proto`, and the frames that carry them.
-#![allow(missing_docs, dead_code, reason = "generated; the comments stand in local.proto")]
+//! The generated types of `local.proto`, and the session that it shares with the farm's messages (`session.proto`).
+#![allow(missing_docs, dead_code, reason = "generated; the comments stand in the .proto files")]
 
 use std::fmt;
 
-include!(concat!(env!("OUT_DIR"), "/resumed.v1.local.rs"));
+pub use local::*;
+
+include!(concat!(env!("OUT_DIR"), "/resumed.v1.rs"));
+
+mod local {
+    include!(concat!(env!("OUT_DIR"), "/resumed.v1.local.rs"));
+}
 
 impl fmt::Debug for TimetableKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -11,8 +17,8 @@ impl fmt::Debug for TimetableKey {
     }
 }
 
-impl fmt::Debug for Session {
+impl fmt::Debug for SessionEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("bytes", &self.session.len()).finish_non_exhaustive()
+        f.debug_struct("SessionEntry").field("bytes", &self.session.len()).finish_non_exhaustive()
     }
 }

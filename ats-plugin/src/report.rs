@@ -83,7 +83,7 @@ pub(crate) mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::proto::{Session, Sessions};
+    use crate::proto::{SessionEntry, Sessions};
 
     /// One of a session of 160 bytes.
     pub fn report(at: u64) -> Report {
@@ -105,7 +105,7 @@ pub(crate) mod tests {
                 for at in [1, 127, 128, 1_700_000_000_000, u64::MAX] {
                     let report = of(&vec![7; id], &vec![8; der], at).expect("room for it");
                     let read = Sessions::decode(report.as_bytes()).expect("sessions");
-                    let entry = Session { id: vec![7; id].into(), session: vec![8; der].into(), at };
+                    let entry = SessionEntry { id: vec![7; id].into(), session: vec![8; der].into(), at };
                     assert_eq!(read.entries, [entry]);
                     assert_eq!(read.encode_to_vec(), report.as_bytes());
                 }

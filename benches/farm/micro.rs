@@ -88,10 +88,7 @@ fn median(folder: &Path, name: &str) -> f64 {
 }
 
 fn batch(sample: &Sample, from: u64, wall: u64) -> proto::SessionBatch {
-    let entry = |number| {
-        let local = sample.session(number, wall);
-        proto::SessionEntry { id: local.id, session: local.session, at: wall }
-    };
+    let entry = |number| sample.session(number, wall);
     proto::SessionBatch {
         entries: (from..from + BATCH_SESSIONS).map(entry).collect(),
         format: proto::SessionFormat::OpensslDer.into(),

@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use prost::Message;
-use resumed::proto::local::{FromProxy, Hello, Session, Sessions, ToProxy, from_proxy, to_proxy};
+use resumed::proto::SessionEntry;
+use resumed::proto::local::{FromProxy, Hello, Sessions, ToProxy, from_proxy, to_proxy};
 
 /// A connection to a daemon's `ats.sock`, introduced.
 pub fn connect(socket: &Path, takes_sessions: bool) -> UnixStream {
@@ -22,7 +23,7 @@ pub fn connect(socket: &Path, takes_sessions: bool) -> UnixStream {
 }
 
 /// A report of `entries`, as it goes over the socket.
-pub fn report(entries: Vec<Session>) -> Vec<u8> {
+pub fn report(entries: Vec<SessionEntry>) -> Vec<u8> {
     frame(from_proxy::Kind::Sessions(Sessions { entries }))
 }
 
@@ -36,7 +37,7 @@ fn frame(kind: from_proxy::Kind) -> Vec<u8> {
 }
 
 /// The sessions of the next message, none if it is about something else.
-pub fn next_sessions(stream: &mut UnixStream) -> io::Result<Vec<Session>> {
+pub fn next_sessions(stream: &mut UnixStream) -> io::Result<Vec<SessionEntry>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let mut message = vec![0; u32::from_be_bytes(length) as usize];

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use openssl::pkey::PKey;
 use openssl::ssl::{Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
-use resumed::proto::local::Session;
+use resumed::proto::SessionEntry;
 
 use testkit::ats::Certificate;
 
@@ -61,8 +61,8 @@ impl Sample {
     }
 
     /// The session as a proxy reports it.
-    pub fn session(&self, number: u64, wall: u64) -> Session {
-        Session { id: Bytes::copy_from_slice(&Self::id(number)), session: Bytes::from(self.der(number)), at: wall }
+    pub fn session(&self, number: u64, wall: u64) -> SessionEntry {
+        SessionEntry { id: Bytes::copy_from_slice(&Self::id(number)), session: Bytes::from(self.der(number)), at: wall }
     }
 }
 

@@ -258,9 +258,9 @@ impl<L: Link> SessionPlane<L> {
                 warn!(held_back, "skipped {sessions} sessions of {node}: {reason}");
             }
         }
-        if !applied.inserted.is_empty() {
+        if !applied.for_proxies.is_empty() {
             // Without a proxy connected nobody listens: the cache refills it when it comes.
-            let _listeners = self.proxies.from_farm.send(Arc::new(applied.inserted));
+            let _listeners = self.proxies.from_farm.send(Arc::new(applied.for_proxies));
         }
     }
 }

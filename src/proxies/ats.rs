@@ -457,7 +457,7 @@ impl Door {
     }
 
     /// Sessions and removals at the proxy, in order.
-    fn take(&self, entries: Vec<local::Session>, who: &str) {
+    fn take(&self, entries: Vec<SessionEntry>, who: &str) {
         let plane = &self.plane;
         if !plane.welcome.replicate {
             return;
@@ -478,9 +478,8 @@ impl Door {
         }
         // Another proxy beside this node hears of it without the farm. Its own copy does this one no harm.
         if plane.registry.len() > 1 {
-            let beside = |entry: SessionEntry| local::Session { id: entry.id, session: entry.session, at: 0 };
             // No receiver is no fault: no other proxy takes sessions.
-            let _ = plane.from_farm.send(Arc::new(reported.news.into_iter().map(beside).collect()));
+            let _ = plane.from_farm.send(Arc::new(reported.news.into_iter().map(SessionEntry::for_proxy).collect()));
         }
     }
 
@@ -629,11 +628,11 @@ fn message_of(timetable: &Timetable, sent_at: u64) -> local::Timetable {
 }
 
 /// Sends sessions in messages of about [`CHUNK_BYTES`].
-async fn send_sessions(writer: &mut OwnedWriteHalf, sessions: &[local::Session]) -> Result<(), Refusal> {
+async fn send_sessions(writer: &mut OwnedWriteHalf, sessions: &[SessionEntry]) -> Result<(), Refusal> {
     let mut rest = sessions;
     while !rest.is_empty() {
         let mut bytes = 0;
-        let fits = |session: &&local::Session| {
+        let fits = |session: &&SessionEntry| {
             bytes += session.encoded_len() + 8;
             bytes <= CHUNK_BYTES
         };

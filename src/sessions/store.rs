@@ -25,7 +25,7 @@ use crate::{
         CACHE_BYTES, CACHE_ENTRIES, CACHE_EVICTED, SESSIONS_DROPPED, SESSIONS_INSERTED, SESSIONS_REMOVED, TOMBSTONES,
         TOMBSTONES_DROPPED,
     },
-    proto::{SessionBatch, SessionEntry, SessionFormat, Tombstone, Warmup, local},
+    proto::{SessionBatch, SessionEntry, SessionFormat, Tombstone, Warmup},
 };
 
 /// How many slots of the cache are looked at, or entries applied, before the lock is given up for a moment.
@@ -84,7 +84,7 @@ impl Change {
 pub struct Applied {
     /// What to hand to this node's proxies: sessions that were inserted and removals, in the batch's order. The
     /// bytes are slices of the batch.
-    pub inserted: Vec<local::Session>,
+    pub for_proxies: Vec<SessionEntry>,
     /// How many of these are sessions.
     pub sessions: u64,
     /// How many of these are removals.
@@ -189,7 +189,7 @@ impl Store {
     /// the session is in the cache, or its tombstone stands. Nor is there for the removal of a session that is not held here:
     /// see [`SessionFault::RemovalUnknown`].
     #[must_use]
-    pub fn local(&self, entries: Vec<local::Session>, now: Now) -> Reported {
+    pub fn local(&self, entries: Vec<SessionEntry>, now: Now) -> Reported {
         let mut reported = Reported { news: Vec::with_capacity(entries.len()), faults: Vec::new() };
         let mut evictions = Evictions::default();
         let mut refuse = |fault: SessionFault| {
@@ -208,7 +208,7 @@ impl Store {
             }) {
                 Ok(()) => {
                     let at = if entry.at == 0 { now.wall } else { entry.at };
-                    reported.news.push(SessionEntry { id: entry.id, session: entry.session, at });
+                    reported.news.push(SessionEntry { at, ..entry });
                 }
                 Err(fault) => refuse(fault),
             },
@@ -240,7 +240,7 @@ impl Store {
 
     /// Takes a batch from another node of the pod. Every entry is judged alone: a bad one costs only itself.
     ///
-    /// What is left for the caller: to hand on [`Applied::inserted`], and to count what was received, before the call.
+    /// What is left for the caller: to hand on [`Applied::for_proxies`], and to count what was received, before the call.
     /// Inserted, removed and dropped entries are counted here.
     #[must_use]
     pub fn remote(&self, batch: SessionBatch, now: Now) -> Applied {
@@ -351,7 +351,7 @@ impl Store {
             let goes = |id: &[u8]| id.try_into().is_ok_and(|id| tombstones.stands(&TombstoneHash::of(&id)));
             from = cache.remove_where(arrival, SLOTS_AT_A_TIME, goes, |id| {
                 applied.removals += 1;
-                applied.inserted.push(local::Session { id: Bytes::copy_from_slice(id), ..Default::default() });
+                applied.for_proxies.push(SessionEntry::removal(id));
             });
         }
         show(self.lock(), &Evictions::default());
@@ -382,7 +382,7 @@ impl Store {
     /// Returns how many went.
     ///
     /// A session knows the second in which it was created, and no more: those of the floor's own second go, too.
-    pub fn flush(&self, sessions_from: u64, mut removals: impl FnMut(Vec<local::Session>)) -> usize {
+    pub fn flush(&self, sessions_from: u64, mut removals: impl FnMut(Vec<SessionEntry>)) -> usize {
         let before = std::mem::replace(&mut self.lock().sessions_from, sessions_from);
         if sessions_from <= before {
             return 0;
@@ -394,8 +394,7 @@ impl Store {
             let (count, next) = self.lock().cache.drop_where(arrival, FLUSHED_AT_A_TIME, |session| {
                 let goes = made_at_of(session.der) < sessions_from;
                 if goes {
-                    let id = Bytes::copy_from_slice(session.id);
-                    gone.push(local::Session { id, session: Bytes::new(), at: 0 });
+                    gone.push(SessionEntry::removal(session.id));
                 }
                 goes
             });
@@ -472,7 +471,7 @@ impl Applied {
             Change::New(_) => self.sessions += 1,
             Change::Removed(_) => self.removals += 1,
         }
-        self.inserted.push(local::Session { id: entry.id, session: entry.session, at: 0 });
+        self.for_proxies.push(entry.for_proxy());
     }
 
     pub(super) fn drop_entries(&mut self, fault: SessionFault, count: usize) {
@@ -520,7 +519,7 @@ pub struct Refill<'a> {
 
 impl Refill<'_> {
     /// The next sessions, those left out that have expired by `now`; `None` after the last.
-    pub fn next_chunk(&mut self, now: Now) -> Option<Vec<local::Session>> {
+    pub fn next_chunk(&mut self, now: Now) -> Option<Vec<SessionEntry>> {
         let mut chunk = Vec::new();
         let mut encoded = 0;
         let mut full = false;
@@ -540,7 +539,7 @@ impl Refill<'_> {
                 }
                 encoded += length;
                 let (id, session) = (Bytes::copy_from_slice(session.id), Bytes::copy_from_slice(session.der));
-                let session = local::Session { id, session, at: 0 };
+                let session = SessionEntry { id, session, at: 0 };
                 debug_assert!(session.encoded_len() + 4 <= length);
                 chunk.push(session);
                 true
@@ -576,36 +575,34 @@ mod tests {
     }
 
     /// A session made at `START`, for five minutes.
-    fn made(number: u64) -> local::Session {
-        local::Session { id: id(number), session: plain(&id(number), START.wall / 1000, TIMEOUT, 1), at: 77 }
+    fn made(number: u64) -> SessionEntry {
+        SessionEntry { id: id(number), session: plain(&id(number), START.wall / 1000, TIMEOUT, 1), at: 77 }
     }
 
-    fn removed(number: u64) -> local::Session {
-        local::Session { id: id(number), session: Bytes::new(), at: 78 }
+    fn removed(number: u64) -> SessionEntry {
+        SessionEntry { id: id(number), session: Bytes::new(), at: 78 }
     }
 
-    fn batch(entries: impl IntoIterator<Item = local::Session>) -> SessionBatch {
-        let entries =
-            entries.into_iter().map(|entry| SessionEntry { id: entry.id, session: entry.session, at: entry.at });
-        SessionBatch { entries: entries.collect(), format: SessionFormat::OpensslDer.into() }
+    fn batch(entries: impl IntoIterator<Item = SessionEntry>) -> SessionBatch {
+        SessionBatch { entries: entries.into_iter().collect(), format: SessionFormat::OpensslDer.into() }
     }
 
     /// The numbers of sessions, the removals' as negative ones.
-    fn numbers<'a>(entries: impl IntoIterator<Item = &'a local::Session>) -> Vec<i64> {
-        let number = |entry: &local::Session| {
+    fn numbers<'a>(entries: impl IntoIterator<Item = &'a SessionEntry>) -> Vec<i64> {
+        let number = |entry: &SessionEntry| {
             let number = i64::from_be_bytes(entry.id[..8].try_into().unwrap());
             if entry.session.is_empty() { -number } else { number }
         };
         entries.into_iter().map(number).collect()
     }
 
-    fn refilled(store: &Store, chunk_bytes: usize, now: Now) -> Vec<local::Session> {
+    fn refilled(store: &Store, chunk_bytes: usize, now: Now) -> Vec<SessionEntry> {
         let mut refill = store.refill(chunk_bytes);
         std::iter::from_fn(|| refill.next_chunk(now)).flatten().collect()
     }
 
     /// Reports one entry: what is to be published of it.
-    fn local(store: &Store, entry: &local::Session, now: Now) -> Result<Option<SessionEntry>, SessionFault> {
+    fn local(store: &Store, entry: &SessionEntry, now: Now) -> Result<Option<SessionEntry>, SessionFault> {
         let Reported { mut news, faults } = store.local(vec![entry.clone()], now);
         faults.first().map_or_else(|| Ok(news.pop()), |fault| Err(*fault))
     }
@@ -619,7 +616,7 @@ mod tests {
         let store = store();
         let made_at = |number: u64, second: u64| {
             let session = plain(&id(number), START.wall / 1000 + second, TIMEOUT, 1);
-            local::Session { session, ..made(number) }
+            SessionEntry { session, ..made(number) }
         };
         for (number, second) in [(1, 0), (2, 1), (3, 2)] {
             local(&store, &made_at(number, second), START).unwrap();
@@ -628,21 +625,13 @@ mod tests {
         let floor = START.wall + 1_001;
         let mut gone = Vec::new();
         assert_eq!(store.flush(floor, |removals| gone.extend(removals)), 2);
-        let removal = |number| local::Session { at: 0, ..removed(number) };
+        let removal = |number| SessionEntry { at: 0, ..removed(number) };
         assert_eq!(gone, [removal(1), removal(2)]);
         let chunk = store.refill(1 << 20).next_chunk(START).unwrap();
         assert_eq!(chunk.iter().map(|session| session.id.clone()).collect::<Vec<_>>(), [id(3)]);
 
         assert_eq!(local(&store, &made_at(4, 1), START), Err(SessionFault::Flushed));
-        let entry = |number, second| {
-            let local::Session { id, session, at } = made_at(number, second);
-            SessionEntry { id, session, at }
-        };
-        let batch = SessionBatch {
-            entries: vec![entry(1, 0), entry(5, 1), entry(6, 2)],
-            format: SessionFormat::OpensslDer.into(),
-        };
-        let applied = store.remote(batch, START);
+        let applied = store.remote(batch([made_at(1, 0), made_at(5, 1), made_at(6, 2)]), START);
         assert_eq!((applied.sessions, applied.dropped), (1, BTreeMap::from([("flushed", 2)])));
 
         assert_eq!(store.flush(floor - 500, |_| panic!("a lower floor flushes nothing")), 0);
@@ -669,7 +658,7 @@ mod tests {
         let published = local(&store, &made(1), START).unwrap().unwrap();
         assert_eq!((&published.id, &published.session, published.at), (&made(1).id, &made(1).session, 77));
         assert_eq!(numbers(&refilled(&store, 1, START)), [1]);
-        let published = local(&store, &local::Session { at: 0, ..made(2) }, START).unwrap().unwrap();
+        let published = local(&store, &SessionEntry { at: 0, ..made(2) }, START).unwrap().unwrap();
         assert_eq!(published.at, START.wall, "a session that says no time is reported now");
     }
 
@@ -677,21 +666,21 @@ mod tests {
     fn a_session_from_the_pod_is_handed_on_once_and_never_published_again() {
         let store = store();
         let applied = store.remote(batch([made(1), made(2), made(1)]), START);
-        assert_eq!(numbers(&applied.inserted), [1, 2]);
-        assert_eq!(applied.inserted[0].session, made(1).session);
-        assert_eq!((applied.sessions, applied.removals, applied.inserted[0].at), (2, 0, 0));
+        assert_eq!(numbers(&applied.for_proxies), [1, 2]);
+        assert_eq!(applied.for_proxies[0].session, made(1).session);
+        assert_eq!((applied.sessions, applied.removals, applied.for_proxies[0].at), (2, 0, 0));
         assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1)]));
         assert_eq!(local(&store, &made(1), START), Ok(None), "an echo");
         let again = store.remote(batch([made(2)]), later(1));
-        assert!(again.inserted.is_empty());
+        assert!(again.for_proxies.is_empty());
     }
 
     #[test]
     fn a_session_that_changed_under_its_id_is_new() {
         let store = store();
-        assert!(store.remote(batch([made(1)]), START).inserted.len() == 1);
-        let other = local::Session { session: plain(&id(1), START.wall / 1000, TIMEOUT, 2), ..made(1) };
-        assert_eq!(numbers(&store.remote(batch([other.clone()]), START).inserted), [1]);
+        assert!(store.remote(batch([made(1)]), START).for_proxies.len() == 1);
+        let other = SessionEntry { session: plain(&id(1), START.wall / 1000, TIMEOUT, 2), ..made(1) };
+        assert_eq!(numbers(&store.remote(batch([other.clone()]), START).for_proxies), [1]);
         assert_eq!(local(&store, &other, START), Ok(None));
         assert!(local(&store, &made(1), START).unwrap().is_some());
         assert_eq!(store.len(), 1);
@@ -706,7 +695,7 @@ mod tests {
         assert_eq!(store.len(), 0);
         assert_eq!(local(&store, &removed(1), START), Ok(None));
         let applied = store.remote(batch([made(1), removed(1)]), START);
-        assert!(applied.inserted.is_empty());
+        assert!(applied.for_proxies.is_empty());
         assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1), ("tombstone", 1)]));
         assert_eq!(local(&store, &made(1), START), Err(SessionFault::Tombstone), "no server uses an ID twice");
     }
@@ -733,7 +722,7 @@ mod tests {
         let store = store();
         local(&store, &made(1), START).unwrap();
         let applied = store.remote(batch([removed(1), removed(2), made(2), made(3)]), START);
-        assert_eq!(numbers(&applied.inserted), [-1, -2, 3]);
+        assert_eq!(numbers(&applied.for_proxies), [-1, -2, 3]);
         assert_eq!((applied.sessions, applied.removals), (1, 2));
         assert_eq!(applied.dropped, BTreeMap::from([("tombstone", 1)]));
         assert_eq!(local(&store, &removed(1), START), Ok(None), "the proxy does as the farm said: an echo");
@@ -748,7 +737,7 @@ mod tests {
         let jumped = Now { wall: START.wall + 200_000, mono: START.mono + 599_999 };
         assert_eq!(store.remote(batch([made(1)]), jumped).dropped, BTreeMap::from([("tombstone", 1)]));
         let over = Now { mono: START.mono + 600_000, ..jumped };
-        assert_eq!(numbers(&store.remote(batch([made(1)]), over).inserted), [1]);
+        assert_eq!(numbers(&store.remote(batch([made(1)]), over).for_proxies), [1]);
     }
 
     #[test]
@@ -757,11 +746,11 @@ mod tests {
         local(&store, &made(1), START).unwrap();
         assert_eq!(local(&store, &removed(1), START), Ok(None));
         let applied = store.remote(batch([removed(1), made(2)]), START);
-        assert_eq!(numbers(&applied.inserted), [2]);
+        assert_eq!(numbers(&applied.for_proxies), [2]);
         assert_eq!(applied.dropped, BTreeMap::from([("removal_kept", 1)]));
         assert_eq!((store.len(), store.tombstones()), (2, 0));
         assert_eq!(
-            local(&store, &local::Session { id: Bytes::new(), ..removed(1) }, START).unwrap_err().reason(),
+            local(&store, &SessionEntry { id: Bytes::new(), ..removed(1) }, START).unwrap_err().reason(),
             "bad_id"
         );
     }
@@ -771,17 +760,17 @@ mod tests {
         let store = store();
         let good = made(1);
         let bad = [
-            local::Session { session: good.session.slice(..100), ..made(2) },
-            local::Session { session: Bytes::from_static(b"garbage"), ..made(3) },
-            local::Session { session: good.session.clone(), ..made(4) },
-            local::Session { session: plain(&id(5), START.wall / 1000 - TIMEOUT, TIMEOUT, 1), ..made(5) },
-            local::Session { session: plain(&id(6), START.wall / 1000 + 3_601, TIMEOUT, 1), ..made(6) },
-            local::Session { session: vec![0x30; (16 << 10) + 1].into(), ..made(7) },
-            local::Session { id: Bytes::new(), ..made(8) },
-            local::Session { id: vec![1; 33].into(), session: Bytes::new(), at: 0 },
+            SessionEntry { session: good.session.slice(..100), ..made(2) },
+            SessionEntry { session: Bytes::from_static(b"garbage"), ..made(3) },
+            SessionEntry { session: good.session.clone(), ..made(4) },
+            SessionEntry { session: plain(&id(5), START.wall / 1000 - TIMEOUT, TIMEOUT, 1), ..made(5) },
+            SessionEntry { session: plain(&id(6), START.wall / 1000 + 3_601, TIMEOUT, 1), ..made(6) },
+            SessionEntry { session: vec![0x30; (16 << 10) + 1].into(), ..made(7) },
+            SessionEntry { id: Bytes::new(), ..made(8) },
+            SessionEntry { id: vec![1; 33].into(), session: Bytes::new(), at: 0 },
         ];
         let applied = store.remote(batch([&bad[..], &[good]].concat()), START);
-        assert_eq!(numbers(&applied.inserted), [1]);
+        assert_eq!(numbers(&applied.for_proxies), [1]);
         let expected = [
             ("bad_id", 2),
             ("broken_der", 2),
@@ -803,7 +792,7 @@ mod tests {
         let store = store();
         for format in [0, 2, -1] {
             let applied = store.remote(SessionBatch { format, ..batch([made(1), removed(2)]) }, START);
-            assert!(applied.inserted.is_empty());
+            assert!(applied.for_proxies.is_empty());
             assert_eq!(applied.dropped, BTreeMap::from([("unknown_format", 2)]), "format {format}");
         }
         assert_eq!((store.len(), store.tombstones()), (0, 0));
@@ -824,14 +813,14 @@ mod tests {
         for number in 1..=300 {
             let timeout = if number % 3 == 0 { 10 } else { TIMEOUT };
             let session = plain(&id(number), START.wall / 1000, timeout, 1);
-            local(&store, &local::Session { session, ..made(number) }, START).unwrap();
+            local(&store, &SessionEntry { session, ..made(number) }, START).unwrap();
         }
         let now = later(10);
         let expected: Vec<i64> = (1..=300).filter(|number| number % 3 != 0).collect();
         let mut refill = store.refill(2_000);
         let chunks: Vec<_> = std::iter::from_fn(|| refill.next_chunk(now)).collect();
         for chunk in &chunks {
-            let encoded = local::Sessions { entries: chunk.clone() }.encoded_len();
+            let encoded = crate::proto::local::Sessions { entries: chunk.clone() }.encoded_len();
             assert!(encoded <= 2_000, "{encoded} bytes");
         }
         assert!(chunks.len() < 40, "{} chunks, so they are not filled", chunks.len());
@@ -852,7 +841,7 @@ mod tests {
         let store = store();
         let short = |number| plain(&id(number), START.wall / 1000, 10, 1);
         for number in 1..=SLOTS_AT_A_TIME as u64 * 2 + 10 {
-            local(&store, &local::Session { session: short(number), ..made(number) }, START).unwrap();
+            local(&store, &SessionEntry { session: short(number), ..made(number) }, START).unwrap();
         }
         local(&store, &made(100_000), START).unwrap();
         assert_eq!(numbers(&refilled(&store, 1_000, later(10))), [100_000]);
@@ -868,7 +857,7 @@ mod tests {
         let mut refill = store.refill(0);
         assert_eq!(numbers(&refill.next_chunk(START).unwrap()), [1]);
         local(&store, &removed(1), START).unwrap();
-        assert_eq!(store.remote(batch([removed(5), made(11)]), START).inserted.len(), 2);
+        assert_eq!(store.remote(batch([removed(5), made(11)]), START).for_proxies.len(), 2);
         let rest: Vec<_> = std::iter::from_fn(|| refill.next_chunk(START)).flatten().collect();
         assert_eq!(numbers(&rest), [2, 3, 4, 6, 7, 8, 9, 10]);
     }
@@ -895,7 +884,7 @@ mod tests {
             let _ = store.remote(SessionBatch { format: 9, ..batch([made(1), made(2)]) }, START);
             local(&store, &made(2), START).unwrap();
             local(&store, &made(1), START).unwrap_err();
-            local(&store, &local::Session { session: made(1).session, ..made(3) }, START).unwrap_err();
+            local(&store, &SessionEntry { session: made(1).session, ..made(3) }, START).unwrap_err();
             for number in 4..=6 {
                 local(&store, &made(number), START).unwrap();
             }
@@ -979,7 +968,7 @@ mod tests {
     }
 
     impl Model {
-        fn apply(&mut self, number: u64, entry: &local::Session, keep: bool, now: Now) -> Result<(), &'static str> {
+        fn apply(&mut self, number: u64, entry: &SessionEntry, keep: bool, now: Now) -> Result<(), &'static str> {
             self.tombstones.retain(|_, until| *until > now.mono);
             if entry.session.is_empty() {
                 if keep {
@@ -1035,12 +1024,12 @@ mod tests {
     }
 
     impl Event {
-        fn entry(&self, now: Now) -> local::Session {
+        fn entry(&self, now: Now) -> SessionEntry {
             let session = self.made.map_or_else(Bytes::new, |(age, timeout, secret)| {
                 // To the ten seconds, so that the same session comes more than once.
                 plain(&id(self.number), (now.wall / 10_000) * 10 - age, timeout, secret)
             });
-            local::Session { id: id(self.number), session, at: 1 }
+            SessionEntry { id: id(self.number), session, at: 1 }
         }
     }
 
@@ -1095,7 +1084,7 @@ mod tests {
                             }
                         }
                         let applied = store.remote(batch(entries), now);
-                        let inserted = applied.inserted.into_iter().map(|entry| (entry.id, entry.session));
+                        let inserted = applied.for_proxies.into_iter().map(|entry| (entry.id, entry.session));
                         prop_assert_eq!(inserted.collect::<Vec<_>>(), handed);
                         prop_assert_eq!(applied.dropped, dropped);
                     }

@@ -23,7 +23,7 @@ use resumed::proto::local::{
 use resumed::proto::payload::Kind;
 use resumed::proto::{
     Announcement, Answer, AuditEntry, EpochGrant, Farewell, Join, Member, OperatorTrail, Outcome, Payload, Proxy,
-    Report, Request, Ring, Rotate, SessionBatch, SessionEntry, SessionFormat, TicketKey, local, request,
+    Report, Request, Ring, Rotate, SessionBatch, SessionEntry, SessionFormat, TicketKey, request,
 };
 use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
@@ -918,7 +918,7 @@ fn on_the_plugins_socket(siege: &mut Siege<'_>, socket: &Path) {
         siege.counted_at(0, &[(proxy_refused(reason), 1)]);
     }
     // Well-formed messages of bad sessions cost the sessions, not the connection.
-    let session = |id: &[u8], der: &[u8]| local::Session {
+    let session = |id: &[u8], der: &[u8]| SessionEntry {
         id: Bytes::copy_from_slice(id),
         session: Bytes::copy_from_slice(der),
         at: 1,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use prost::Message;
-use resumed::proto::local::{FromProxy, Hello, Session, Sessions, ToProxy, from_proxy, to_proxy};
+use resumed::proto::local::{FromProxy, Hello, Sessions, ToProxy, from_proxy, to_proxy};
 use resumed::proto::payload::Kind;
 use resumed::proto::{SessionEntry, SessionFormat, Warmup, WarmupCall, WarmupOffer, WarmupRequest};
 use testkit::attacker::Attacker;
@@ -41,15 +41,15 @@ impl Sample {
         id
     }
 
-    fn session(&self, number: u64) -> Session {
+    fn session(&self, number: u64) -> SessionEntry {
         let (id, mut der) = (Self::id(number), self.der.clone());
         der[self.at..self.at + 32].copy_from_slice(&id);
-        Session { id: id.into(), session: der.into(), at: wall() }
+        SessionEntry { id: id.into(), session: der.into(), at: wall() }
     }
 }
 
-fn removal(number: u64) -> Session {
-    Session { id: Sample::id(number).into(), session: Bytes::new(), at: wall() }
+fn removal(number: u64) -> SessionEntry {
+    SessionEntry { id: Sample::id(number).into(), session: Bytes::new(), at: wall() }
 }
 
 fn wall() -> u64 {
@@ -92,7 +92,7 @@ impl Proxy {
         self.stream.write_all(&[&length[..], &message].concat()).expect("the daemon reads");
     }
 
-    fn report(&mut self, entries: Vec<Session>) {
+    fn report(&mut self, entries: Vec<SessionEntry>) {
         self.say(from_proxy::Kind::Sessions(Sessions { entries }));
     }
 
@@ -120,7 +120,7 @@ fn listen(stream: &mut UnixStream, heard: &Mutex<HashMap<Bytes, Heard>>) -> Opti
     let now = Instant::now();
     if let Some(to_proxy::Kind::Sessions(sessions)) = ToProxy::decode(&message[..]).expect("a message").kind {
         let mut heard = heard.lock().expect("no panic");
-        for Session { id, session, .. } in sessions.entries {
+        for SessionEntry { id, session, .. } in sessions.entries {
             // A copy: a slice would keep the whole message.
             let entry = heard.entry(Bytes::copy_from_slice(&id)).or_insert(Heard { removed: false, first: now });
             entry.removed = session.is_empty();
@@ -338,8 +338,7 @@ fn what_nobody_asked_for_is_counted_and_changes_nothing() {
     let mut mallory = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
     let sessions = mallory.names.sessions.clone();
     let mine = format!("{sessions}.mallory.0");
-    let Session { id, session, .. } = sample.session(77);
-    let entries = vec![SessionEntry { id, session, at: 0 }];
+    let entries = vec![sample.session(77).for_proxy()];
     let format = SessionFormat::OpensslDer.into();
     let request = |feed: &str| WarmupRequest { id: 1, feed: feed.to_owned(), credit: u64::MAX, ..Default::default() };
     let elsewhere = format!("resumed.{}.node.host0.0", farm.name());

@@ -15,7 +15,8 @@ use testkit::watcher::Folder;
 use bytes::Bytes;
 use prost::Message;
 use resumed::keys::Timetable;
-use resumed::proto::local::{Session, ToProxy, Welcome, to_proxy};
+use resumed::proto::SessionEntry;
+use resumed::proto::local::{ToProxy, Welcome, to_proxy};
 use testkit::ats::{Ats, AtsSetup, Certificate};
 use testkit::node::{Node, NodeSetup, key};
 use testkit::tls::{Client, Mode};
@@ -79,7 +80,7 @@ impl Bench {
             // The node hands sessions to the plugin as if they came from elsewhere: whole ones, broken ones, removals.
             let id = Bytes::copy_from_slice(made.session.id());
             let der = Bytes::from(made.session.to_der().expect("DER"));
-            let entry = |id: &Bytes, session: Bytes| Session { id: id.clone(), session, at: 0 };
+            let entry = |id: &Bytes, session: Bytes| SessionEntry { id: id.clone(), session, at: 0 };
             let news = vec![
                 entry(&id, der.clone()),
                 entry(&id, der.slice(..der.len() / 2)),

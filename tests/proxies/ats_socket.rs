@@ -11,7 +11,7 @@ use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use prost::Message;
 use resumed::keys::Timetable;
-use resumed::proto::local::{Counters, FromProxy, Hello, Session, Sessions, Settings, ToProxy, from_proxy, to_proxy};
+use resumed::proto::local::{Counters, FromProxy, Hello, Sessions, Settings, ToProxy, from_proxy, to_proxy};
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
 use resumed::proxies::ats::{AtsError, AtsSettings, MAX_FRAME_BYTES, MAX_PROXIES, Socket};
 use testkit::foreign_peer;
@@ -62,9 +62,9 @@ impl Bench {
         let entry = SessionEntry { id: Bytes::copy_from_slice(&id), session: Bytes::copy_from_slice(&der), at: 0 };
         let batch = SessionBatch { entries: vec![entry], format: SessionFormat::OpensslDer.into() };
         let applied = self.node.plane.store.remote(batch, self.node.plane.clock.now());
-        assert_eq!(applied.inserted.len(), 1, "{applied:?}");
+        assert_eq!(applied.for_proxies.len(), 1, "{applied:?}");
         // No receiver while no proxy is connected.
-        let _ = self.node.plane.from_farm.send(Arc::new(applied.inserted));
+        let _ = self.node.plane.from_farm.send(Arc::new(applied.for_proxies));
         (id, der)
     }
 }
@@ -81,12 +81,12 @@ fn hello(process_id: u32) -> from_proxy::Kind {
     })
 }
 
-fn sessions(entries: Vec<Session>) -> from_proxy::Kind {
+fn sessions(entries: Vec<SessionEntry>) -> from_proxy::Kind {
     from_proxy::Kind::Sessions(Sessions { entries })
 }
 
-fn session((id, der): &(Vec<u8>, Vec<u8>)) -> Session {
-    Session { id: Bytes::copy_from_slice(id), session: Bytes::copy_from_slice(der), at: 1 }
+fn session((id, der): &(Vec<u8>, Vec<u8>)) -> SessionEntry {
+    SessionEntry { id: Bytes::copy_from_slice(id), session: Bytes::copy_from_slice(der), at: 1 }
 }
 
 /// A plugin played by the test.
@@ -125,7 +125,7 @@ impl Proxy {
     }
 
     /// The next messages of sessions, until `count` sessions came.
-    async fn sessions(&mut self, count: usize) -> Vec<Session> {
+    async fn sessions(&mut self, count: usize) -> Vec<SessionEntry> {
         let mut all = Vec::new();
         while all.len() < count {
             match self.hear().await {
@@ -350,7 +350,7 @@ async fn a_proxy_that_stops_reading_holds_up_nobody_and_loses_its_connection() {
     reads.hear().await;
     bench.node.proxies(2).await;
     // Enough for any socket buffer; the farm goes on at the pace of the one that reads.
-    let bulk = Session { id: Bytes::from_static(&[1; 32]), session: Bytes::from(vec![0; 16_000]), at: 0 };
+    let bulk = SessionEntry { id: Bytes::from_static(&[1; 32]), session: Bytes::from(vec![0; 16_000]), at: 0 };
     let batch = Arc::new(vec![bulk; 4]);
     for round in 0..100 {
         bench.node.plane.from_farm.send(Arc::clone(&batch)).expect("two proxies");

@@ -14,7 +14,6 @@ use testkit::watcher::Folder;
 
 use bytes::Bytes;
 use resumed::keys::Timetable;
-use resumed::proto::local::Session;
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
 use resumed::sessions::Removals;
 use testkit::node::{Node, NodeSetup, key, until};
@@ -150,7 +149,7 @@ impl Bench {
         let batch = SessionBatch { entries: entries.collect(), format: SessionFormat::OpensslDer.into() };
         let applied = self.node.plane.store.remote(batch, self.node.plane.clock.now());
         assert!(applied.dropped.is_empty(), "{applied:?}");
-        self.node.plane.from_farm.send(Arc::new(applied.inserted)).expect("a connected proxy");
+        self.node.plane.from_farm.send(Arc::new(applied.for_proxies)).expect("a connected proxy");
     }
 }
 
@@ -383,7 +382,8 @@ async fn a_session_that_openssl_does_not_take_never_reaches_ats() {
     let mut bad = good.clone();
     let cipher = bad.windows(2).position(|bytes| bytes == [0x04, 0x02]).expect("a cipher") + 2;
     bad[cipher..cipher + 2].copy_from_slice(&[0xee, 0xee]);
-    let session = |der: &[u8]| Session { id: Bytes::copy_from_slice(&id), session: Bytes::copy_from_slice(der), at: 0 };
+    let session =
+        |der: &[u8]| SessionEntry { id: Bytes::copy_from_slice(&id), session: Bytes::copy_from_slice(der), at: 0 };
     let farm = &bench.node.plane.from_farm;
     // And three that the plugin refuses by itself: cut off, under a foreign ID, larger than ATS keeps.
     let mut foreign = session(&good);
@@ -393,7 +393,7 @@ async fn a_session_that_openssl_does_not_take_never_reaches_ats() {
     let applied = |bench: &Bench| bench.node.plane.registry.len();
     until("the proxy is still there", || applied(&bench) == 1).await;
     let (other, der) = tls::server_session();
-    let last = Session { id: Bytes::copy_from_slice(&other), session: Bytes::from(der), at: 0 };
+    let last = SessionEntry { id: Bytes::copy_from_slice(&other), session: Bytes::from(der), at: 0 };
     farm.send(Arc::new(vec![last])).expect("a connected proxy");
     let start = Instant::now();
     while bench.host.said("insert").is_empty() {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::proto::local::{FromProxy, Hello, Session, Sessions, from_proxy};
+use resumed::proto::SessionEntry;
+use resumed::proto::local::{FromProxy, Hello, Sessions, from_proxy};
 
 use crate::tls;
 
@@ -63,7 +64,7 @@ impl SessionLoad {
                     let (mut id, mut der) = (id.clone(), der.clone());
                     id[..8].copy_from_slice(&number.to_be_bytes());
                     der[place..place + id.len()].copy_from_slice(&id);
-                    Session { id: Bytes::from(id), session: Bytes::from(der), at }
+                    SessionEntry { id: Bytes::from(id), session: Bytes::from(der), at }
                 };
                 let entries = (number..number + CHUNK).map(session).collect();
                 say(&mut stream, from_proxy::Kind::Sessions(Sessions { entries })).expect("the daemon reads");

@@ -91,7 +91,7 @@ impl Node {
                 let batch = from.outbox.next_batch(32 << 10).await;
                 let applied = to.store.remote(batch, to.clock.now());
                 // No receiver: no proxy is connected there.
-                let _ = to.from_farm.send(Arc::new(applied.inserted));
+                let _ = to.from_farm.send(Arc::new(applied.for_proxies));
             }
         });
     }

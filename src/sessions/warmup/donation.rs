@@ -218,9 +218,9 @@ mod tests {
         let _applied = joiner.warm(chunk(vec![tombstone(1, 5_000), tombstone(8, 5_000)], vec![]), START);
         assert!(joiner.has_pending_tombstones());
         let applied = joiner.apply_tombstones(START);
-        assert_eq!(applied.inserted.iter().map(|gone| &gone.id[..]).collect::<Vec<_>>(), [id(1).as_bytes()]);
-        assert!(applied.inserted[0].session.is_empty() && !joiner.has_pending_tombstones());
-        assert!(joiner.apply_tombstones(START).inserted.is_empty());
+        assert_eq!(applied.for_proxies.iter().map(|gone| &gone.id[..]).collect::<Vec<_>>(), [id(1).as_bytes()]);
+        assert!(applied.for_proxies[0].session.is_empty() && !joiner.has_pending_tombstones());
+        assert!(joiner.apply_tombstones(START).for_proxies.is_empty());
         assert_eq!(dropped(&put(&joiner, [entry(1, 300, 1), entry(8, 300, 1)], later(4))), [("tombstone", 2)]);
         // For as long as it had left, not longer.
         assert_eq!(put(&joiner, [entry(8, 300, 1)], later(5)).sessions, 1);
