@@ -2,6 +2,7 @@
 //!
 //! A process has one recorder. Several nodes in one process (as in `demo`) add to the same counters.
 
+pub mod sessions;
 mod totals;
 
 use std::sync::Mutex;

@@ -251,8 +251,9 @@ impl<L: Link> SessionPlane<L> {
         self.hand_on(applied, &node, quiet, now);
     }
 
-    /// Logs what was skipped and hands the rest to this node's proxies.
+    /// Counts a change, logs what was skipped, and hands the rest to this node's proxies.
     pub(super) fn hand_on(&self, applied: Applied, node: &str, quiet: &mut Quiet, now: Now) {
+        metrics::sessions::applied(&applied, &self.proxies.store);
         for (reason, sessions) in applied.dropped.iter().filter(|(reason, _)| !ORDINARY.contains(reason)) {
             if let Some(held_back) = quiet.pass("session", reason, now) {
                 warn!(held_back, "skipped {sessions} sessions of {node}: {reason}");
@@ -272,10 +273,12 @@ pub async fn flush(proxies: Arc<ProxyPlane>, mut floor: watch::Receiver<u64>, st
         let sessions_from = *floor.borrow_and_update();
         let plane = Arc::clone(&proxies);
         let flushing = tokio::task::spawn_blocking(move || {
-            plane.store.flush(sessions_from, |removals| {
+            let flushed = plane.store.flush(sessions_from, |removals| {
                 // Without a proxy connected nobody listens, and its plugin is told of the floor when it comes.
                 let _listeners = plane.from_farm.send(Arc::new(removals));
-            })
+            });
+            metrics::sessions::occupancy(&plane.store);
+            flushed
         });
         match flushing.await {
             Ok(0) => {}
@@ -301,7 +304,11 @@ pub async fn sweep(proxies: Arc<ProxyPlane>, clock: SystemClock, stop: Cancellat
             _ = every.tick() => {
                 let store = Arc::clone(&proxies.store);
                 let now = clock.now();
-                if let Err(error) = tokio::task::spawn_blocking(move || store.sweep(now)).await {
+                let sweeping = tokio::task::spawn_blocking(move || {
+                    store.sweep(now);
+                    metrics::sessions::occupancy(&store);
+                });
+                if let Err(error) = sweeping.await {
                     warn!(%error, "sweeping the session cache failed");
                 }
             }

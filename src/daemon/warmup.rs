@@ -163,9 +163,10 @@ impl<L: Link> SessionPlane<L> {
             let proxies = Arc::clone(&self.proxies);
             // It looks at every session. Its removals may come late: nothing brings these sessions back.
             tokio::task::spawn_blocking(move || {
-                let removals = proxies.store.apply_tombstones(now).for_proxies;
-                if !removals.is_empty() {
-                    let _listeners = proxies.from_farm.send(Arc::new(removals));
+                let applied = proxies.store.apply_tombstones(now);
+                names::sessions::applied(&applied, &proxies.store);
+                if !applied.for_proxies.is_empty() {
+                    let _listeners = proxies.from_farm.send(Arc::new(applied.for_proxies));
                 }
             });
         }

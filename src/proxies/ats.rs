@@ -463,6 +463,7 @@ impl Door {
             return;
         }
         let reported = plane.store.local(entries, plane.clock.now());
+        crate::metrics::sessions::reported(&reported, &plane.store);
         for fault in reported.faults {
             // A removal or a flush overtook it: nobody's fault.
             if !matches!(fault, SessionFault::Tombstone | SessionFault::Flushed) {

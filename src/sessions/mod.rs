@@ -5,19 +5,7 @@
 //! [`warmup`] decides who hands its sessions on to a node that lacks them; they are read with [`Store::donate`] and
 //! taken in with [`Store::warm`].
 //!
-//! # Who counts what
-//! | metric | counted by |
-//! | --- | --- |
-//! | `resumed_sessions_published_total` | the publisher: entries of batches handed to the bus |
-//! | `resumed_sessions_received_total` | the receiver: entries of batches handed to [`Store::remote`], and sessions handed to [`Store::warm`] |
-//! | `resumed_sessions_inserted_total` | [`Store::remote`]: sessions from the pod that were taken |
-//! | `resumed_sessions_removed_total` | [`Store::remote`]: removals from the pod that were taken |
-//! | `resumed_sessions_dropped_total{reason}` | [`Store::local`] and [`Store::remote`]: every [`SessionFault`], once; whoever calls [`Outbox::push_all`]: what did not fit as `outbox_full` |
-//! | `resumed_cache_entries`, `resumed_cache_bytes`, `resumed_tombstones` | the store, after every change |
-//! | `resumed_cache_evicted_total`, `resumed_tombstones_dropped_total` | the store: what went before its time to make room |
-//! | `resumed_replication_delay_seconds` | the receiver, from `SessionEntry.at` |
-//!
-//! So what a node received is what it inserted, removed and dropped, save the drops that its own proxies caused.
+//! Nothing here counts: every call says what it did, and the caller counts it (`metrics::sessions`).
 
 mod arrivals;
 mod cache;
@@ -25,7 +13,7 @@ mod encoded;
 mod id;
 mod outbox;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod session;
 mod store;
 mod tombstones;
@@ -35,7 +23,7 @@ pub use cache::{Cache, ENTRY_OVERHEAD};
 pub use id::SessionId;
 pub use outbox::Outbox;
 pub use session::{MAX_AHEAD_SECONDS, Session, SessionFault, validate};
-pub use store::{Applied, Change, Refill, Removals, Store, StoreSettings};
+pub use store::{Applied, Change, Evictions, Occupancy, Refill, Removals, Reported, Store, StoreSettings};
 pub use tombstones::MAX_TOMBSTONES;
 pub use warmup::donation::{Donation, Position};
 

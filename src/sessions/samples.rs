@@ -108,7 +108,7 @@ pub(super) fn changed(kind: Kind, change: impl FnOnce(&mut Encoded<'_>)) -> Byte
 }
 
 /// A plain session under another ID, created at `time` for `timeout`, both in seconds; `secret` tells copies apart.
-pub(super) fn plain(id: &[u8], time: u64, timeout: u64, secret: u8) -> Bytes {
+pub(crate) fn plain(id: &[u8], time: u64, timeout: u64, secret: u8) -> Bytes {
     let real = real(Kind::Plain);
     let mut encoded: Encoded<'_> = asn1::parse_single(&real).unwrap();
     let master = [secret; 48];

@@ -8,7 +8,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use metrics::{counter, gauge};
 use prost::Message;
 
 use super::{
@@ -21,10 +20,6 @@ use super::{
 };
 use crate::{
     clock::Now,
-    metrics::{
-        CACHE_BYTES, CACHE_ENTRIES, CACHE_EVICTED, SESSIONS_DROPPED, SESSIONS_INSERTED, SESSIONS_REMOVED, TOMBSTONES,
-        TOMBSTONES_DROPPED,
-    },
     proto::{SessionBatch, SessionEntry, SessionFormat, Tombstone, Warmup},
 };
 
@@ -91,6 +86,28 @@ pub struct Applied {
     pub removals: u64,
     /// How many entries were not taken, by [`SessionFault::reason`].
     pub dropped: BTreeMap<&'static str, u64>,
+    /// What had to make room.
+    pub evicted: Evictions,
+}
+
+/// What left before its time, to make room for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evictions {
+    /// The sessions that arrived first.
+    pub sessions: usize,
+    /// The oldest tombstones.
+    pub tombstones: usize,
+}
+
+/// What a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Sessions, those included that expired since the last sweep.
+    pub sessions: usize,
+    /// What these are counted for, in bytes: never more than `max_bytes`.
+    pub bytes: u64,
+    /// Tombstones, those included whose time ended since the last sweep.
+    pub tombstones: usize,
 }
 
 /// The sessions of this node's proxies and of its pod, and the tombstones of those removed lately. Thread-safe; no call
@@ -114,20 +131,15 @@ pub(super) struct StoreState {
     sessions_from: u64,
 }
 
-/// What one change did to the cache and the tombstones.
-#[derive(Default)]
-pub(super) struct Evictions {
-    evicted: usize,
-    pub tombstones_dropped: usize,
-}
-
 impl StoreState {
     /// Whether one of this node's proxies may say so. OpenSSL has a proxy remove whatever ID a client named: a removal of what is not
     /// held here is not the pod's business, and would only take the place of tombstones that are. One that the farm removed has its
     /// tombstone, and is an echo.
     fn judge_local(&mut self, change: &Change, mono: u64) -> Result<(), SessionFault> {
         match change {
-            Change::Removed(id) if self.cache.get(id).is_none() && !self.tombstones.holds(&TombstoneHash::of(id), mono) => {
+            Change::Removed(id)
+                if self.cache.get(id).is_none() && !self.tombstones.holds(&TombstoneHash::of(id), mono) =>
+            {
                 Err(SessionFault::RemovalUnknown)
             }
             _ => Ok(()),
@@ -135,7 +147,13 @@ impl StoreState {
     }
 
     /// Applies a change, or says why not: a tombstone, or nothing new. `der` is a new session's.
-    pub fn apply(&mut self, change: &Change, der: &[u8], mono: u64, evictions: &mut Evictions) -> Result<(), SessionFault> {
+    pub fn apply(
+        &mut self,
+        change: &Change,
+        der: &[u8],
+        mono: u64,
+        evicted: &mut Evictions,
+    ) -> Result<(), SessionFault> {
         match change {
             Change::New(session) => {
                 // A session made in the second in which the floor lies may be older: it goes.
@@ -146,11 +164,11 @@ impl StoreState {
                 if !self.tombstones.is_empty() && self.tombstones.holds(&TombstoneHash::of(&session.id), mono) {
                     return Err(SessionFault::Tombstone);
                 }
-                evictions.evicted += self.cache.insert(session, der).ok_or(SessionFault::Duplicate)?;
+                evicted.sessions += self.cache.insert(session, der).ok_or(SessionFault::Duplicate)?;
             }
             Change::Removed(id) => {
                 let dropped = self.tombstones.insert(TombstoneHash::of(id), mono).ok_or(SessionFault::Duplicate)?;
-                evictions.tombstones_dropped += dropped;
+                evicted.tombstones += dropped;
                 self.cache.remove(id);
             }
         }
@@ -163,8 +181,12 @@ impl StoreState {
 pub struct Reported {
     /// What to publish, in the report's order. The bytes are slices of the report.
     pub news: Vec<SessionEntry>,
-    /// Why others were refused. They are counted already.
+    /// Why others were refused, as far as it is worth a line in the log: echoes and removals without effect are not.
     pub faults: Vec<SessionFault>,
+    /// How many entries were not taken, by [`SessionFault::reason`]: those of `faults`, and the others.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// What had to make room.
+    pub evicted: Evictions,
 }
 
 impl Store {
@@ -190,30 +212,21 @@ impl Store {
     /// see [`SessionFault::RemovalUnknown`].
     #[must_use]
     pub fn local(&self, entries: Vec<SessionEntry>, now: Now) -> Reported {
-        let mut reported = Reported { news: Vec::with_capacity(entries.len()), faults: Vec::new() };
-        let mut evictions = Evictions::default();
-        let mut refuse = |fault: SessionFault| {
-            let fault = if fault == SessionFault::Duplicate { SessionFault::Echo } else { fault };
-            count_dropped(fault.reason(), 1);
-            if !matches!(fault, SessionFault::Echo | SessionFault::RemovalKept | SessionFault::RemovalUnknown) {
-                reported.faults.push(fault);
-            }
-        };
+        let mut reported = Reported { news: Vec::with_capacity(entries.len()), ..Reported::default() };
         self.in_turns(
             entries,
             |entry| self.read(&entry.id, &entry.session, now),
             |state, entry, change| match change.and_then(|change| {
                 state.judge_local(&change, now.mono)?;
-                state.apply(&change, &entry.session, now.mono, &mut evictions)
+                state.apply(&change, &entry.session, now.mono, &mut reported.evicted)
             }) {
                 Ok(()) => {
                     let at = if entry.at == 0 { now.wall } else { entry.at };
                     reported.news.push(SessionEntry { at, ..entry });
                 }
-                Err(fault) => refuse(fault),
+                Err(fault) => reported.refuse(fault),
             },
         );
-        show(self.lock(), &evictions);
         reported
     }
 
@@ -240,8 +253,7 @@ impl Store {
 
     /// Takes a batch from another node of the pod. Every entry is judged alone: a bad one costs only itself.
     ///
-    /// What is left for the caller: to hand on [`Applied::for_proxies`], and to count what was received, before the call.
-    /// Inserted, removed and dropped entries are counted here.
+    /// What is left for the caller: to hand on [`Applied::for_proxies`], and to count.
     #[must_use]
     pub fn remote(&self, batch: SessionBatch, now: Now) -> Applied {
         let mut applied = Applied::default();
@@ -250,13 +262,12 @@ impl Store {
             applied.drop_entries(fault, batch.entries.len());
         } else {
             applied.drop_entries(SessionFault::OverLimit, batch.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
-            let mut evictions = Evictions::default();
             self.in_turns(
                 batch.entries.into_iter().take(MAX_BATCH_ENTRIES),
                 |entry| self.read(&entry.id, &entry.session, now),
                 |state, entry, change| {
                     let outcome = change.and_then(|change| {
-                        state.apply(&change, &entry.session, now.mono, &mut evictions)?;
+                        state.apply(&change, &entry.session, now.mono, &mut applied.evicted)?;
                         Ok(change)
                     });
                     match outcome {
@@ -265,9 +276,7 @@ impl Store {
                     }
                 },
             );
-            show(self.lock(), &evictions);
         }
-        applied.count();
         applied
     }
 
@@ -278,8 +287,7 @@ impl Store {
     #[must_use]
     pub fn warm(&self, chunk: Warmup, now: Now) -> Applied {
         let mut applied = Applied::default();
-        let mut evictions = Evictions::default();
-        self.insert_tombstones(chunk.tombstones, now, &mut applied, &mut evictions);
+        self.insert_tombstones(chunk.tombstones, now, &mut applied);
         if chunk.format == i32::from(SessionFormat::OpensslDer) {
             applied.drop_entries(SessionFault::OverLimit, chunk.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
             self.in_turns(
@@ -291,7 +299,7 @@ impl Store {
                             return Err(SessionFault::Duplicate);
                         }
                         let change = Change::New(session);
-                        state.apply(&change, &entry.session, now.mono, &mut evictions)?;
+                        state.apply(&change, &entry.session, now.mono, &mut applied.evicted)?;
                         Ok(change)
                     });
                     match outcome {
@@ -303,12 +311,10 @@ impl Store {
         } else {
             applied.drop_entries(SessionFault::UnknownFormat { format: chunk.format }, chunk.entries.len());
         }
-        show(self.lock(), &evictions);
-        applied.count();
         applied
     }
 
-    fn insert_tombstones(&self, tombstones: Vec<Tombstone>, now: Now, applied: &mut Applied, evictions: &mut Evictions) {
+    fn insert_tombstones(&self, tombstones: Vec<Tombstone>, now: Now, applied: &mut Applied) {
         if self.settings.removals == Removals::Keep {
             applied.drop_entries(SessionFault::RemovalKept, tombstones.len());
             return;
@@ -319,7 +325,7 @@ impl Store {
             match TombstoneHash::read(&tombstone.hash) {
                 Some(hash) => {
                     if let Some(dropped) = state.tombstones.insert_for(hash, tombstone.remaining_ms, now.mono) {
-                        evictions.tombstones_dropped += dropped;
+                        applied.evicted.tombstones += dropped;
                         state.pending_tombstones = true;
                     }
                 }
@@ -354,8 +360,6 @@ impl Store {
                 applied.for_proxies.push(SessionEntry::removal(id));
             });
         }
-        show(self.lock(), &Evictions::default());
-        applied.count();
         applied
     }
 
@@ -373,7 +377,6 @@ impl Store {
         state.tombstones.expire(now.mono);
         let next = state.cache.next_arrival();
         state.arrivals.mark(next, now.mono);
-        show(state, &Evictions::default());
         swept
     }
 
@@ -404,7 +407,6 @@ impl Store {
                 removals(std::mem::take(&mut gone));
             }
         }
-        show(self.lock(), &Evictions::default());
         flushed
     }
 
@@ -445,6 +447,13 @@ impl Store {
         self.lock().tombstones.len()
     }
 
+    /// All that [`Self::len`], [`Self::bytes`] and [`Self::tombstones`] say, at one moment.
+    #[must_use]
+    pub fn occupancy(&self) -> Occupancy {
+        let state = self.lock();
+        Occupancy { sessions: state.cache.len(), bytes: state.cache.bytes(), tombstones: state.tombstones.len() }
+    }
+
     fn read(&self, id: &[u8], der: &[u8], now: Now) -> Result<Change, SessionFault> {
         let change = Change::read(id, der, now, self.settings.max_session_bytes)?;
         if matches!(change, Change::Removed(_)) && self.settings.removals == Removals::Keep {
@@ -479,33 +488,16 @@ impl Applied {
             *self.dropped.entry(fault.reason()).or_default() += count as u64;
         }
     }
+}
 
-    pub(super) fn count(&self) {
-        counter!(SESSIONS_INSERTED).increment(self.sessions);
-        counter!(SESSIONS_REMOVED).increment(self.removals);
-        for (reason, count) in &self.dropped {
-            count_dropped(reason, *count);
+impl Reported {
+    fn refuse(&mut self, fault: SessionFault) {
+        let fault = if fault == SessionFault::Duplicate { SessionFault::Echo } else { fault };
+        *self.dropped.entry(fault.reason()).or_default() += 1;
+        if !matches!(fault, SessionFault::Echo | SessionFault::RemovalKept | SessionFault::RemovalUnknown) {
+            self.faults.push(fault);
         }
     }
-}
-
-/// Sets the gauges to what `state` holds, having given up its lock.
-pub(super) fn show(state: MutexGuard<'_, StoreState>, evictions: &Evictions) {
-    let (entries, bytes, tombstones) = (state.cache.len(), state.cache.bytes(), state.tombstones.len());
-    drop(state);
-    gauge!(CACHE_ENTRIES).set(entries as f64);
-    gauge!(CACHE_BYTES).set(bytes as f64);
-    gauge!(TOMBSTONES).set(tombstones as f64);
-    if evictions.evicted > 0 {
-        counter!(CACHE_EVICTED).increment(evictions.evicted as u64);
-    }
-    if evictions.tombstones_dropped > 0 {
-        counter!(TOMBSTONES_DROPPED).increment(evictions.tombstones_dropped as u64);
-    }
-}
-
-fn count_dropped(reason: &'static str, count: u64) {
-    counter!(SESSIONS_DROPPED, "reason" => reason).increment(count);
 }
 
 /// Reads a store from the oldest session to the newest: see [`Store::refill`].
@@ -553,7 +545,6 @@ impl Refill<'_> {
 mod tests {
     use std::{collections::HashMap, sync::Arc, thread};
 
-    use metrics_exporter_prometheus::PrometheusBuilder;
     use proptest::prelude::*;
 
     use super::{super::samples::plain, *};
@@ -603,7 +594,7 @@ mod tests {
 
     /// Reports one entry: what is to be published of it.
     fn local(store: &Store, entry: &SessionEntry, now: Now) -> Result<Option<SessionEntry>, SessionFault> {
-        let Reported { mut news, faults } = store.local(vec![entry.clone()], now);
+        let Reported { mut news, faults, .. } = store.local(vec![entry.clone()], now);
         faults.first().map_or_else(|| Ok(news.pop()), |fault| Err(*fault))
     }
 
@@ -703,7 +694,7 @@ mod tests {
     #[test]
     fn a_proxy_removes_nothing_that_this_node_does_not_hold() {
         let store = store();
-        let Reported { news, faults } = store.local((1..=1000).map(removed).collect(), START);
+        let Reported { news, faults, .. } = store.local((1..=1000).map(removed).collect(), START);
         assert!(news.is_empty() && faults.is_empty(), "{} to publish, {} complaints", news.len(), faults.len());
         assert_eq!(store.tombstones(), 0);
         assert_eq!(store.remote(batch([made(1)]), START).sessions, 1, "nothing keeps the session out");
@@ -874,40 +865,20 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_counted_once() {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || {
-            let each = 32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD;
-            let store = Store::new(StoreSettings { max_bytes: 3 * each, ..settings(Removals::Replicate) });
-            let _ = store.remote(batch([made(1), made(2), made(2), removed(1), made(1)]), START);
-            let _ = store.remote(SessionBatch { format: 9, ..batch([made(1), made(2)]) }, START);
-            local(&store, &made(2), START).unwrap();
-            local(&store, &made(1), START).unwrap_err();
-            local(&store, &SessionEntry { session: made(1).session, ..made(3) }, START).unwrap_err();
-            for number in 4..=6 {
-                local(&store, &made(number), START).unwrap();
-            }
-        });
-        let text = handle.render();
-        let mut shown: Vec<_> = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
-        shown.sort_unstable();
-        let bytes =
-            format!("resumed_cache_bytes {}", 3 * (32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD));
-        let expected = [
-            &bytes[..],
-            "resumed_cache_entries 3",
-            "resumed_cache_evicted_total 1",
-            "resumed_sessions_dropped_total{reason=\"duplicate\"} 1",
-            "resumed_sessions_dropped_total{reason=\"echo\"} 1",
-            "resumed_sessions_dropped_total{reason=\"tombstone\"} 2",
-            "resumed_sessions_dropped_total{reason=\"unknown_format\"} 2",
-            "resumed_sessions_dropped_total{reason=\"wrong_id\"} 1",
-            "resumed_sessions_inserted_total 2",
-            "resumed_sessions_removed_total 1",
-            "resumed_tombstones 1",
-        ];
-        assert_eq!(shown, expected);
+    fn what_made_room_and_what_was_refused_is_said() {
+        let each = 32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD;
+        let store = Store::new(StoreSettings { max_bytes: 3 * each, ..settings(Removals::Replicate) });
+        let applied = store.remote(batch([made(1), made(2), made(2), removed(1), made(1)]), START);
+        assert_eq!((applied.sessions, applied.removals, applied.evicted), (2, 1, Evictions::default()));
+        assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1), ("tombstone", 1)]));
+        let wrong = SessionEntry { session: made(1).session, ..made(3) };
+        let reported =
+            store.local([2, 1].map(made).into_iter().chain([wrong]).chain((4..=6).map(made)).collect(), START);
+        assert_eq!(reported.dropped, BTreeMap::from([("echo", 1), ("tombstone", 1), ("wrong_id", 1)]));
+        assert_eq!(reported.evicted, Evictions { sessions: 1, tombstones: 0 });
+        assert_eq!(store.occupancy(), Occupancy { sessions: 3, bytes: 3 * each, tombstones: 1 });
+        let applied = store.warm(Warmup { entries: vec![made(7)], format: 1, ..Warmup::default() }, START);
+        assert_eq!((applied.sessions, applied.evicted.sessions), (1, 1));
     }
 
     #[test]
