@@ -20,7 +20,8 @@ use resumed::clock::{Now, SystemClock};
 use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Sealer, Secrets};
 use resumed::keys::{KeySettings, Ring};
 use resumed::proto;
-use resumed::sessions::{Cache, Outbox, Removals, Store, StoreSettings, validate};
+use resumed::proxies::SharedOutbox;
+use resumed::sessions::{Cache, Removals, Store, StoreSettings, validate};
 use resumed_ats::lane::Lane;
 use resumed_ats::queue::Queue;
 use resumed_ats::replica::Replica;
@@ -144,11 +145,11 @@ fn batches(criterion: &mut Criterion, sample: &Sample) {
     criterion.bench_function("decode_batch", |bench| {
         bench.iter(|| proto::SessionBatch::decode(black_box(encoded.clone())).expect("a batch"));
     });
-    let outbox = Outbox::new(1 << 20);
+    let outbox = SharedOutbox::new(1 << 20);
     criterion.bench_function("outbox_push_and_take_batch", |bench| {
         bench.iter(|| {
             assert_eq!(outbox.push_all(&batch.entries), 0, "nothing is dropped");
-            outbox.drain_now(96 * 1024)
+            std::iter::from_fn(|| outbox.take(96 * 1024)).collect::<Vec<_>>()
         });
     });
 }

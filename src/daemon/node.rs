@@ -30,10 +30,10 @@ use crate::envelope::{Opener, Secrets};
 use crate::farm::{Farm, FarmSettings, LocalState};
 use crate::keys::{HeldRing, KeySettings};
 use crate::proto;
-use crate::proxies::{ProxyPlane, Registry};
+use crate::proxies::{ProxyPlane, Registry, SharedOutbox};
 use crate::quiet::Quiet;
 use crate::random;
-use crate::sessions::{Outbox, Removals, Store, StoreSettings};
+use crate::sessions::{Removals, Store, StoreSettings};
 
 /// Batches from the farm that a slow proxy may be behind; what it misses beyond is counted.
 const FROM_FARM: usize = 256;
@@ -126,7 +126,7 @@ impl Node {
         let proxies = Arc::new(ProxyPlane {
             timetable,
             from_farm: broadcast::channel(FROM_FARM).0,
-            outbox: Arc::new(Outbox::new(outbox_bytes(&settings))),
+            outbox: Arc::new(SharedOutbox::new(outbox_bytes(&settings))),
             store: Arc::new(Store::new(store_settings(&settings))),
             registry: Arc::new(Registry::default()),
             clock,

@@ -93,8 +93,7 @@ impl<L: Link> SessionPlane<L> {
         }
         // What is queued still goes out, as far as it takes no time.
         let drain = async {
-            while !self.proxies.outbox.is_empty() {
-                let batch = self.proxies.outbox.next_batch(self.batch_bytes).await;
+            while let Some(batch) = self.proxies.outbox.take(self.batch_bytes) {
                 self.publish_batch(batch).await;
             }
         };
@@ -329,9 +328,9 @@ mod tests {
     use crate::envelope::{EpochKey, FarmSecret};
     use crate::keys::Timetable;
     use crate::proto::{SessionEntry, SessionFormat};
-    use crate::proxies::Registry;
+    use crate::proxies::{Registry, SharedOutbox};
     use crate::random::{random, system};
-    use crate::sessions::{Outbox, Removals, Store, StoreSettings};
+    use crate::sessions::{Removals, Store, StoreSettings};
 
     const OFFSET: Duration = Duration::from_secs(300);
 
@@ -345,7 +344,7 @@ mod tests {
         Arc::new(ProxyPlane {
             timetable: watch::channel(Arc::new(Timetable::default())).1,
             from_farm: broadcast::channel(16).0,
-            outbox: Arc::new(Outbox::new(1 << 20)),
+            outbox: Arc::new(SharedOutbox::new(1 << 20)),
             store: Arc::new(Store::new(store)),
             registry: Arc::new(Registry::default()),
             clock,

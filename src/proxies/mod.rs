@@ -5,6 +5,7 @@
 
 pub mod allowed_users;
 pub mod ats;
+mod outbox;
 pub mod rustls;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,9 @@ use tokio::sync::{broadcast, watch};
 use crate::clock::SystemClock;
 use crate::keys::Timetable;
 use crate::proto::{self, MOST_WARNING_BYTES, MOST_WARNINGS_TOLD};
-use crate::sessions::{Outbox, Store};
+use crate::sessions::Store;
+
+pub use outbox::SharedOutbox;
 
 /// What an adapter shares with the rest of the node.
 pub struct ProxyPlane {
@@ -26,7 +29,7 @@ pub struct ProxyPlane {
     /// fills its proxy again from `store`, so the capacity bounds memory and not what a proxy may learn.
     pub from_farm: broadcast::Sender<Arc<Vec<proto::SessionEntry>>>,
     /// What the node's own proxies made, for the farm.
-    pub outbox: Arc<Outbox>,
+    pub outbox: Arc<SharedOutbox>,
     /// All sessions that the node knows.
     pub store: Arc<Store>,
     /// The proxies connected now.

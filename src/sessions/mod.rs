@@ -1,6 +1,6 @@
 //! Sessions between a node's proxies and its pod: checked, kept, handed on.
 //!
-//! A proxy's new session goes through [`Store::local`] and, if that says so, into the [`Outbox`], from which the
+//! A proxy's new session goes through [`Store::local`] and, if that says so, into an [`Outbox`], from which the
 //! publisher takes batches. A batch from the pod goes through [`Store::remote`], which says what to hand to the proxies.
 //! [`warmup`] decides who hands its sessions on to a node that lacks them; they are read with [`Store::donate`] and
 //! taken in with [`Store::warm`].

@@ -8,8 +8,8 @@ use resumed::clock::SystemClock;
 use resumed::keys::{Entry, Timetable};
 use resumed::proto::local::Welcome;
 use resumed::proxies::ats::{AtsSettings, Socket};
-use resumed::proxies::{ProxyPlane, Registry};
-use resumed::sessions::{Outbox, Removals, Store, StoreSettings};
+use resumed::proxies::{ProxyPlane, Registry, SharedOutbox};
+use resumed::sessions::{Removals, Store, StoreSettings};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -58,7 +58,7 @@ impl Node {
         let plane = Arc::new(ProxyPlane {
             timetable,
             from_farm: broadcast::Sender::new(setup.backlog),
-            outbox: Arc::new(Outbox::new(16 << 20)),
+            outbox: Arc::new(SharedOutbox::new(16 << 20)),
             store,
             registry: Arc::new(Registry::default()),
             clock: SystemClock::start(),

@@ -15,8 +15,8 @@ use resumed::proto::limits::decode_within;
 use resumed::proto::local::{
     CONTROL_REPLY, CONTROL_REQUEST, ControlReply, ControlRequest, Welcome, control_reply, control_request,
 };
-use resumed::proxies::{ProxyPlane, Registry, ats};
-use resumed::sessions::{Outbox, Removals, Store, StoreSettings};
+use resumed::proxies::{ProxyPlane, Registry, SharedOutbox, ats};
+use resumed::sessions::{Removals, Store, StoreSettings};
 use resumed_ats::from_daemon::{FromDaemon, decode};
 use resumed_ats::incoming::keep;
 use resumed_ats::replica::Replica;
@@ -54,7 +54,7 @@ pub fn from_proxy(data: &[u8]) {
     let plane = Arc::new(ProxyPlane {
         timetable,
         from_farm: broadcast::Sender::new(4),
-        outbox: Arc::new(Outbox::new(1 << 20)),
+        outbox: Arc::new(SharedOutbox::new(1 << 20)),
         store: Arc::new(Store::new(StoreSettings {
             max_bytes: 1 << 20,
             max_session_bytes: 16 * 1024,
