@@ -645,12 +645,18 @@ async fn send_sessions(writer: &mut OwnedWriteHalf, sessions: &[SessionEntry]) -
     Ok(())
 }
 
+/// The message behind its length. It may hold keys: it is encoded once, into memory that is large enough from the start.
+fn frame_of(message: &ToProxy) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+    let length = message.encoded_len();
+    let mut frame = Zeroizing::new(Vec::with_capacity(4 + length));
+    frame.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    message.encode(&mut *frame).map_err(|error| Refusal::Io(io::Error::other(error)))?;
+    Ok(frame)
+}
+
 async fn send(writer: &mut OwnedWriteHalf, kind: to_proxy::Kind) -> Result<(), Refusal> {
     let mut message = ToProxy { kind: Some(kind) };
-    let len = message.encoded_len();
-    let mut frame = Zeroizing::new(Vec::with_capacity(4 + len));
-    frame.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
-    frame.extend_from_slice(&Zeroizing::new(message.encode_to_vec()));
+    let frame = frame_of(&message)?;
     if let Some(to_proxy::Kind::Timetable(timetable)) = &mut message.kind {
         for key in &mut timetable.keys {
             key.hmac.zeroize();
@@ -662,5 +668,23 @@ async fn send(writer: &mut OwnedWriteHalf, kind: to_proxy::Kind) -> Result<(), R
         Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Ok(Err(error)) => Err(Refusal::Io(error)),
         Err(_) => Err(Refusal::StoppedReading),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_frame_is_its_length_and_the_message_in_memory_that_never_moved() {
+        let entry = SessionEntry { id: Bytes::from_static(&[1; 32]), session: vec![2; 40_000].into(), at: 0 };
+        let message = ToProxy { kind: Some(to_proxy::Kind::Sessions(local::Sessions { entries: vec![entry; 3] })) };
+        let frame = frame_of(&message).expect("a Vec grows");
+        let (length, rest) = frame.split_first_chunk().expect("a length");
+        assert_eq!(u32::from_be_bytes(*length) as usize, rest.len());
+        assert_eq!(ToProxy::decode(rest).expect("a message"), message);
+        assert_eq!(frame.capacity(), frame.len(), "it grew, and left a copy behind");
     }
 }
