@@ -21,7 +21,7 @@ use super::refused::Refused;
 use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
 use super::secret_steps::SecretHistory;
-use super::session_plane::SessionLink;
+use super::session_plane::{LinkedSessions, SessionPlane};
 use super::sites::tell_of_sites;
 use super::view::{NodeView, audit_status, hex};
 use crate::bus::backoff::Redial;
@@ -109,8 +109,8 @@ pub struct Driver<B: Bus> {
     pub view: watch::Sender<NodeView>,
     /// Whether it is fit to serve.
     pub health: watch::Sender<Health>,
-    /// The link that the session plane uses.
-    pub session_link: watch::Sender<Option<SessionLink<B::Link>>>,
+    /// Starts the session plane of each link.
+    pub sessions: Arc<SessionPlane<B::Link>>,
     /// The ring's session floor, UTC milliseconds.
     pub sessions_from: watch::Sender<u64>,
     /// Keeps bad messages from flooding the log.
@@ -140,6 +140,8 @@ struct Up<L: Link> {
     events: mpsc::Receiver<LinkEvent>,
     plane: KeyPlane,
     plane_events: mpsc::Receiver<KeyPlaneEvent>,
+    /// Ends with the link.
+    _sessions: LinkedSessions<L>,
     lease: Lease,
     lease_answers: mpsc::Receiver<Answer>,
     check: Option<AbortOnDropHandle<Result<(), BusError>>>,
@@ -311,7 +313,6 @@ impl<B: Bus> Driver<B> {
 
     /// There is no link any more, and there is a pause before the next attempt.
     fn disconnect(&mut self) -> Connection<B::Link> {
-        self.session_link.send_replace(None);
         gauges::connected(false);
         Connection::Down { dial_at: self.dial_at() }
     }
@@ -334,10 +335,10 @@ impl<B: Bus> Driver<B> {
         let plane = KeyPlane::start(Arc::clone(&link), names, sealing(), timing, self.refused.clone(), plane_sender);
         info!(broker = link.peer(), "connected to the broker");
         gauges::connected(true);
-        self.session_link.send_replace(Some(SessionLink::new(Arc::clone(&link), sealing(), feed)));
+        let sessions = self.sessions.start(Arc::clone(&link), sealing(), feed);
         let (answers, lease_answers) = mpsc::channel(1);
         let lease = Lease::start(Arc::clone(&link), answers);
-        Up { link, events, plane, plane_events, lease, lease_answers, check: None, next: None }
+        Up { link, events, plane, plane_events, _sessions: sessions, lease, lease_answers, check: None, next: None }
     }
 
     /// Opens a sealed message; what is refused is counted by reason and goes no further.

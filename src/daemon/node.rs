@@ -20,9 +20,8 @@ use super::reload::LastReload;
 use super::ring_file::RingFile;
 use super::sealing::Identity;
 use super::secret_steps::SecretHistory;
-use super::session_plane::{SessionPlane, flush, sweep};
+use super::session_plane::{SessionParts, SessionPlane, flush, sweep};
 use super::view::NodeView;
-use super::warmup::Warmups;
 use crate::bus::backoff::Redial;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
@@ -89,9 +88,9 @@ pub struct Node {
     /// Which of its tasks has ended in a panic, once one has. The node is good for nothing then.
     pub broken: watch::Receiver<Option<&'static str>>,
     stop_sessions: CancellationToken,
-    publisher: TaskTracker,
+    publisher: NodeTasks,
     stop: CancellationToken,
-    tasks: TaskTracker,
+    tasks: NodeTasks,
 }
 
 impl Node {
@@ -103,7 +102,8 @@ impl Node {
         clock: SystemClock,
     ) -> Self {
         let (stop, stop_sessions) = (CancellationToken::new(), CancellationToken::new());
-        let (tasks, publisher) = (TaskTracker::new(), TaskTracker::new());
+        let (broken_sender, broken) = watch::channel(None);
+        let (tasks, publisher) = (NodeTasks::new(broken_sender.clone()), NodeTasks::new(broken_sender));
         let boot_id = random::random();
         let names = Names::new(&settings.farm, &settings.pod);
         let (ring_file, held) = saved_ring(&settings, clock);
@@ -116,7 +116,6 @@ impl Node {
             watch::channel(Health { ring: false, alive_until: clock.now().mono + ALIVE_FOR_MS });
         let (view_sender, view) = watch::channel(NodeView::default());
         let (local_sender, local) = watch::channel(LocalState::default());
-        let (link_sender, link) = watch::channel(None);
         let (sessions_from_sender, sessions_from) = watch::channel(farm.held().ring().sessions_from());
         let (epoch_sender, epochs) = watch::channel(Arc::new(farm.epochs().clone()));
         let unknown_epoch = Arc::new(Notify::new());
@@ -140,6 +139,20 @@ impl Node {
         });
         let refused = Refused::default();
         let opener = || Opener::new(Arc::clone(&secrets.borrow()), &settings.farm, settings.keys.max_clock_offset);
+        let parts = SessionParts {
+            proxies: Arc::clone(&proxies),
+            secrets: secrets.clone(),
+            epochs,
+            unknown_epoch: Arc::clone(&unknown_epoch),
+            names: names.clone(),
+            boot_id,
+            batch_bytes: settings.batch_bytes,
+            refused: refused.clone(),
+            clock,
+            tasks: tasks.clone(),
+            stop: stop_sessions.clone(),
+        };
+        let sessions = Arc::new(SessionPlane::new(parts, opener(), settings.replicate));
         let driver = Driver {
             farm,
             bus,
@@ -153,11 +166,11 @@ impl Node {
             identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
             secrets: secrets.clone(),
             secret_history: SecretHistory::default(),
-            refused: refused.clone(),
+            refused,
             confirm_within: confirm_within(settings.report_every),
             opener: opener(),
             epochs: epoch_sender,
-            unknown_epoch: Arc::clone(&unknown_epoch),
+            unknown_epoch,
             clock,
             ring_file,
             save_again_at: None,
@@ -166,37 +179,18 @@ impl Node {
             timetable: timetable_sender,
             view: view_sender,
             health: health_sender,
-            session_link: link_sender,
+            sessions: Arc::clone(&sessions),
             sessions_from: sessions_from_sender,
             quiet: Quiet::default(),
             stop: stop.clone(),
         };
-        let sessions = Arc::new(SessionPlane {
-            proxies: Arc::clone(&proxies),
-            link,
-            secrets: secrets.clone(),
-            epochs,
-            unknown_epoch,
-            names,
-            boot_id,
-            batch_bytes: settings.batch_bytes,
-            refused,
-            warmups: Warmups::new(settings.replicate),
-            clock,
-            stop: stop_sessions.clone(),
-        });
-        let (broken_sender, broken) = watch::channel(None);
-        let watched = |what, task| watched(what, broken_sender.clone(), task);
-        publisher.spawn(watched("the publisher of sessions", Box::pin(Arc::clone(&sessions).publish())));
-        publisher.close();
-        tasks.spawn(watched("the driver", Box::pin(driver.run())));
-        tasks.spawn(watched("the warm-up", Box::pin(Arc::clone(&sessions).warm_up())));
-        tasks.spawn(watched("the consumer of sessions", Box::pin(sessions.consume(opener()))));
-        tasks.spawn(watched("the flush", Box::pin(flush(Arc::clone(&proxies), sessions_from, stop.clone()))));
-        tasks.spawn(watched("the sweep", Box::pin(sweep(Arc::clone(&proxies), clock, stop.clone()))));
+        publisher.spawn("the publisher of sessions", Arc::clone(&sessions).publish());
+        tasks.spawn("the driver", driver.run());
+        tasks.spawn("the opener's keys", sessions.follow_keys());
+        tasks.spawn("the flush", flush(Arc::clone(&proxies), sessions_from, stop.clone()));
+        tasks.spawn("the sweep", sweep(Arc::clone(&proxies), clock, stop.clone()));
         let look = watch_local(Arc::clone(&proxies), (secrets, reloads.subscribe()), local_sender, stop.clone());
-        tasks.spawn(watched("the look at the proxies", Box::pin(look)));
-        tasks.close();
+        tasks.spawn("the look at the proxies", look);
         let operator =
             Operator::new((settings.farm, settings.pod), settings.keys.max_clock_offset, question_sender, view.clone());
         Self { proxies, view, operator, reloads, health, broken, stop_sessions, publisher, stop, tasks }
@@ -205,9 +199,35 @@ impl Node {
     /// Sends what the outbox holds, says farewell, so that the lease moves at once, and ends every task.
     pub async fn stop(self) {
         self.stop_sessions.cancel();
-        self.publisher.wait().await;
+        self.publisher.ended().await;
         self.stop.cancel();
-        self.tasks.wait().await;
+        self.tasks.ended().await;
+    }
+}
+
+/// Tasks of a node. One that panics is named, and the node is good for nothing then.
+#[derive(Clone)]
+pub struct NodeTasks {
+    tracker: TaskTracker,
+    broken: watch::Sender<Option<&'static str>>,
+}
+
+impl NodeTasks {
+    /// None so far. `broken` is told of the first one that panics.
+    #[must_use]
+    pub fn new(broken: watch::Sender<Option<&'static str>>) -> Self {
+        Self { tracker: TaskTracker::new(), broken }
+    }
+
+    /// Runs `task`, which is `what`.
+    pub fn spawn(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(watched(what, self.broken.clone(), Box::pin(task)));
+    }
+
+    /// Waits until all have ended.
+    pub async fn ended(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
     }
 }
 

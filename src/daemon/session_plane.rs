@@ -1,12 +1,19 @@
 //! Carries sessions: outbox → batch → envelope → fanout, and feed → open → validate → cache → proxies.
+//!
+//! A [`SessionPlane`] is what outlives links. [`SessionPlane::start`] starts the tasks of one link, which end with it: one takes
+//! in what its feed delivers, one joins and donates. Two tasks last as long as the node. The publisher drops, counted, while
+//! there is no link: handshakes and memory never wait for one. The other has the opener follow secrets and epochs, also while
+//! nothing is to be opened: a key that is out of use stays nowhere.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::node::NodeTasks;
 use super::refused::Refused;
 use super::sealing::Sealing;
 use super::warmup::{Message, Warmups};
@@ -22,46 +29,15 @@ use crate::sessions::Applied;
 use crate::sessions::warmup::Peer;
 
 /// How long the outbox may take to empty when the node stops.
-const DRAIN_WITHIN: std::time::Duration = std::time::Duration::from_millis(300);
+const DRAIN_WITHIN: Duration = Duration::from_millis(300);
 
 /// Entries of a batch that are dropped for these reasons are nobody's fault, and not worth a line.
 const ORDINARY: [&str; 4] = ["duplicate", "tombstone", "removal_kept", "flushed"];
 
-/// What the session plane uses of a link. Clones share it; the newest one wins.
-pub struct SessionLink<L: Link> {
-    link: Arc<L>,
-    sealing: Arc<Mutex<Sealing>>,
-    feed: Arc<Mutex<mpsc::Receiver<LinkEvent>>>,
-}
-
-impl<L: Link> SessionLink<L> {
-    /// A link that has just come up.
-    #[must_use]
-    pub fn new(link: Arc<L>, sealing: Sealing, feed: mpsc::Receiver<LinkEvent>) -> Self {
-        Self { link, sealing: Arc::new(Mutex::new(sealing)), feed: Arc::new(Mutex::new(feed)) }
-    }
-
-    pub(super) fn link(&self) -> &L {
-        &self.link
-    }
-
-    pub(super) fn sealing(&self) -> &Mutex<Sealing> {
-        &self.sealing
-    }
-}
-
-impl<L: Link> Clone for SessionLink<L> {
-    fn clone(&self) -> Self {
-        Self { link: Arc::clone(&self.link), sealing: Arc::clone(&self.sealing), feed: Arc::clone(&self.feed) }
-    }
-}
-
-/// What both directions share.
-pub struct SessionPlane<L: Link> {
+/// What the session plane has of the node.
+pub struct SessionParts {
     /// The proxies' side: outbox, cache, and the way to the replicas.
     pub proxies: Arc<ProxyPlane>,
-    /// The current link, if any.
-    pub link: watch::Receiver<Option<SessionLink<L>>>,
     /// The farm secrets.
     pub secrets: watch::Receiver<Arc<Secrets>>,
     /// The epoch keys.
@@ -76,29 +52,136 @@ pub struct SessionPlane<L: Link> {
     pub batch_bytes: usize,
     /// What the broker refuses this node.
     pub refused: Refused,
-    /// Who warms up whom.
-    pub warmups: Warmups,
     /// This host's clocks.
     pub clock: SystemClock,
-    /// Ends both directions.
+    /// Runs the tasks of each link.
+    pub tasks: NodeTasks,
+    /// Ends everything.
     pub stop: CancellationToken,
 }
 
+/// A node's sessions on their way, whatever link they take.
+pub struct SessionPlane<L: Link> {
+    pub(super) node: SessionParts,
+    /// Who warms up whom.
+    pub(super) warmups: Warmups,
+    link: Mutex<Option<Arc<SessionLink<L>>>>,
+    receiving: Mutex<Receiving>,
+    /// One feed at a time is taken in: the last link's to its end, then the next one's.
+    turns: AsyncMutex<()>,
+}
+
+/// What is sent over.
+pub(super) struct SessionLink<L: Link> {
+    pub link: Arc<L>,
+    pub sealing: AsyncMutex<Sealing>,
+    pub ended: CancellationToken,
+}
+
+/// What opens batches. Its windows against replays last longer than a link.
+struct Receiving {
+    opener: Opener,
+    quiet: Quiet,
+    secrets: watch::Receiver<Arc<Secrets>>,
+    epochs: watch::Receiver<Arc<Epochs>>,
+}
+
+impl Receiving {
+    /// Takes the secrets and epochs of now, if they are others.
+    fn refresh(&mut self) {
+        if self.secrets.has_changed().unwrap_or(false) {
+            self.opener.set_secrets(Arc::clone(&self.secrets.borrow_and_update()));
+        }
+        if self.epochs.has_changed().unwrap_or(false) {
+            self.opener.set_epochs(Arc::clone(&self.epochs.borrow_and_update()));
+        }
+    }
+}
+
+/// The session plane of one link, which ends when this is dropped.
+pub struct LinkedSessions<L: Link> {
+    plane: Arc<SessionPlane<L>>,
+    link: Arc<SessionLink<L>>,
+}
+
+impl<L: Link> Drop for LinkedSessions<L> {
+    fn drop(&mut self) {
+        self.link.ended.cancel();
+        self.plane.end(&self.link);
+    }
+}
+
 impl<L: Link> SessionPlane<L> {
+    /// The plane of a node that shares sessions if it `replicates`, without a link so far. `opener` opens what feeds deliver.
+    #[must_use]
+    pub fn new(node: SessionParts, opener: Opener, replicates: bool) -> Self {
+        let (mut secrets, mut epochs) = (node.secrets.clone(), node.epochs.clone());
+        secrets.mark_changed();
+        epochs.mark_changed();
+        let mut receiving = Receiving { opener, quiet: Quiet::default(), secrets, epochs };
+        receiving.refresh();
+        Self {
+            node,
+            warmups: Warmups::new(replicates),
+            link: Mutex::new(None),
+            receiving: Mutex::new(receiving),
+            turns: AsyncMutex::new(()),
+        }
+    }
+
+    /// Starts the tasks of a link that has just come up, whose feed delivers to `feed`.
+    #[must_use]
+    pub fn start(
+        self: &Arc<Self>,
+        link: Arc<L>,
+        sealing: Sealing,
+        feed: mpsc::Receiver<LinkEvent>,
+    ) -> LinkedSessions<L> {
+        self.warmups.link_up(link.feed(), self.node.clock.now());
+        let link = Arc::new(SessionLink { link, sealing: AsyncMutex::new(sealing), ended: CancellationToken::new() });
+        *self.link() = Some(Arc::clone(&link));
+        let tasks = &self.node.tasks;
+        tasks.spawn("the consumer of sessions", Arc::clone(self).consume(feed, link.ended.clone()));
+        tasks.spawn("the warm-up", Arc::clone(self).warm_up(Arc::clone(&link)));
+        LinkedSessions { plane: Arc::clone(self), link }
+    }
+
+    /// The link has ended; unless another has taken its place, there is none.
+    fn end(&self, ended: &Arc<SessionLink<L>>) {
+        let mut link = self.link();
+        if link.as_ref().is_some_and(|link| Arc::ptr_eq(link, ended)) {
+            *link = None;
+            drop(link);
+            if !self.node.stop.is_cancelled() {
+                self.warmups.link_down(self.node.clock.now());
+            }
+        }
+    }
+
+    fn link(&self) -> MutexGuard<'_, Option<Arc<SessionLink<L>>>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn receiving(&self) -> MutexGuard<'_, Receiving> {
+        // A panic under the lock ends the daemon.
+        self.receiving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Publishes what the proxies report until `stop`. A blocked or absent broker makes it drop, counted: handshakes and
     /// memory never wait for it.
     pub async fn publish(self: Arc<Self>) {
-        while let Some(batch) = self.stop.run_until_cancelled(self.proxies.outbox.next_batch(self.batch_bytes)).await {
+        let (outbox, batch_bytes) = (&self.node.proxies.outbox, self.node.batch_bytes);
+        while let Some(batch) = self.node.stop.run_until_cancelled(outbox.next_batch(batch_bytes)).await {
             self.publish_batch(batch).await;
         }
         // What is queued still goes out, as far as it takes no time.
         let drain = async {
-            while let Some(batch) = self.proxies.outbox.take(self.batch_bytes) {
+            while let Some(batch) = outbox.take(batch_bytes) {
                 self.publish_batch(batch).await;
             }
         };
         if tokio::time::timeout(DRAIN_WITHIN, drain).await.is_err() {
-            let left = u64::try_from(self.proxies.outbox.len()).unwrap_or(u64::MAX);
+            let left = u64::try_from(outbox.len()).unwrap_or(u64::MAX);
             metrics::dropped("stopping", left);
         }
     }
@@ -107,15 +190,12 @@ impl<L: Link> SessionPlane<L> {
         let entries = u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
         // A node that has just started is granted its first epoch key within a beat. Until then this batch waits, and
         // what comes after it waits in the outbox, which has a bound.
-        if self.link.borrow().is_some() {
-            let mut epochs = self.epochs.clone();
-            let held = self.stop.run_until_cancelled(epochs.wait_for(|epochs| !epochs.is_empty())).await;
-            if !matches!(held, Some(Ok(_))) && self.epochs.borrow().is_empty() {
-                metrics::dropped("no_epoch", entries);
-                return;
-            }
+        let has_link = self.link().is_some();
+        if has_link && !self.has_epoch().await {
+            metrics::dropped("no_epoch", entries);
+            return;
         }
-        let link = self.link.borrow().clone();
+        let link = self.link().clone();
         let Some(link) = link else {
             metrics::dropped("broker_away", entries);
             return;
@@ -124,7 +204,8 @@ impl<L: Link> SessionPlane<L> {
             metrics::dropped("broker_blocked", entries);
             return;
         }
-        let sealed = link.sealing.lock().await.seal(&self.names.sessions, Kind::Sessions(batch), self.clock.now());
+        let (route, now) = (&self.node.names.sessions, self.node.clock.now());
+        let sealed = link.sealing.lock().await.seal(route, Kind::Sessions(batch), now);
         let sent = match sealed {
             Err(SealError::NoEpoch) => {
                 metrics::dropped("no_epoch", entries);
@@ -147,59 +228,59 @@ impl<L: Link> SessionPlane<L> {
 
     /// What became of a publish, in words; an operator hears of what the broker refuses.
     pub(super) fn noted(&self, result: Result<(), BusError>) -> Result<(), String> {
-        self.refused.note_sessions(&result, &self.names, self.clock.now());
+        self.node.refused.note_sessions(&result, &self.node.names, self.node.clock.now());
         result.map_err(|error| error.to_string())
     }
 
-    /// Takes in what other nodes of the pod publish, until `stop`.
-    pub async fn consume(self: Arc<Self>, mut opener: Opener) {
-        let mut link = self.link.clone();
-        let (mut secrets, mut epochs) = (self.secrets.clone(), self.epochs.clone());
-        opener.set_epochs(Arc::clone(&epochs.borrow_and_update()));
-        let mut quiet = Quiet::default();
-        let mut current = link.borrow_and_update().clone();
+    /// Waits for an epoch key until `stop`; whether there is one.
+    async fn has_epoch(&self) -> bool {
+        let mut epochs = self.node.epochs.clone();
+        let held = self.node.stop.run_until_cancelled(epochs.wait_for(|epochs| !epochs.is_empty())).await;
+        matches!(held, Some(Ok(_))) || !self.node.epochs.borrow().is_empty()
+    }
+
+    /// Has the opener follow secrets and epochs until `stop`.
+    pub async fn follow_keys(self: Arc<Self>) {
+        let (mut secrets, mut epochs) = (self.node.secrets.clone(), self.node.epochs.clone());
         loop {
-            let next = async {
-                match &current {
-                    Some(current) => current.feed.lock().await.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
-            // What a link delivered before it broke is acknowledged and will not come again: it is taken in before the
-            // next link is looked at.
+            self.receiving().refresh();
             tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return,
-                Ok(()) = secrets.changed() => opener.set_secrets(Arc::clone(&secrets.borrow_and_update())),
-                Ok(()) = epochs.changed() => opener.set_epochs(Arc::clone(&epochs.borrow_and_update())),
-                event = next => match event {
-                    Some(LinkEvent::Delivered { route, body, .. }) => self.take_in(&mut opener, &mut quiet, &route, body),
-                    Some(LinkEvent::LeaseLost { .. } | LinkEvent::Closed { .. }) => {}
-                    // This feed ended; the driver will bring another link.
-                    None => tokio::select! {
-                        () = self.stop.cancelled() => return,
-                        changed = link.changed() => match changed {
-                            Ok(()) => current = link.borrow_and_update().clone(),
-                            Err(_) => return,
-                        },
-                    },
-                },
-                changed = link.changed() => match changed {
-                    Ok(()) => current = link.borrow_and_update().clone(),
-                    Err(_) => return,
-                },
+                () = self.node.stop.cancelled() => return,
+                Ok(()) = secrets.changed() => {}
+                Ok(()) = epochs.changed() => {}
             }
         }
     }
 
-    fn take_in(&self, opener: &mut Opener, quiet: &mut Quiet, route: &str, body: Bytes) {
-        let now = self.clock.now();
+    /// Takes in what other nodes of the pod publish and `feed` delivers, to its end. When the link ends it delivers no more; what
+    /// it did is acknowledged and will not come again, so it is taken in before the next link's.
+    async fn consume(self: Arc<Self>, mut feed: mpsc::Receiver<LinkEvent>, link_ended: CancellationToken) {
+        let _turn = self.turns.lock().await;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.node.stop.cancelled() => return,
+                event = feed.recv() => match event {
+                    Some(LinkEvent::Delivered { route, body, .. }) => self.take_in(&route, body),
+                    Some(LinkEvent::LeaseLost { .. } | LinkEvent::Closed { .. }) => {}
+                    None => return,
+                },
+                () = link_ended.cancelled(), if !feed.is_closed() => feed.close(),
+            }
+        }
+    }
+
+    fn take_in(&self, route: &str, body: Bytes) {
+        let mut receiving = self.receiving();
+        receiving.refresh();
+        let Receiving { opener, quiet, .. } = &mut *receiving;
+        let now = self.node.clock.now();
         let opened = match opener.open(route, body, now) {
             Ok(opened) => opened,
             Err(refusal) => {
                 metrics::received(Plane::Sessions);
                 if refusal == Refusal::UnknownEpoch {
-                    self.unknown_epoch.notify_one();
+                    self.node.unknown_epoch.notify_one();
                     // Ordinary for a node that has just started, until it has joined.
                     if !opener.has_epochs() {
                         return;
@@ -213,7 +294,7 @@ impl<L: Link> SessionPlane<L> {
                 return;
             }
         };
-        if opened.payload.boot_id == self.boot_id {
+        if opened.payload.boot_id == self.node.boot_id {
             return;
         }
         let plane = match opened.payload.kind {
@@ -246,13 +327,13 @@ impl<L: Link> SessionPlane<L> {
         for together in batch.entries.chunk_by(|one, next| one.at == next.at) {
             metrics::replicated(together[0].at, now.wall, together.len());
         }
-        let applied = self.proxies.store.remote(batch, now);
+        let applied = self.node.proxies.store.remote(batch, now);
         self.hand_on(applied, &node, quiet, now);
     }
 
     /// Counts a change, logs what was skipped, and hands the rest to this node's proxies.
     pub(super) fn hand_on(&self, applied: Applied, node: &str, quiet: &mut Quiet, now: Now) {
-        metrics::sessions::applied(&applied, &self.proxies.store);
+        metrics::sessions::applied(&applied, &self.node.proxies.store);
         for (reason, sessions) in applied.dropped.iter().filter(|(reason, _)| !ORDINARY.contains(reason)) {
             if let Some(held_back) = quiet.pass("session", reason, now) {
                 warn!(held_back, "skipped {sessions} sessions of {node}: {reason}");
@@ -260,7 +341,7 @@ impl<L: Link> SessionPlane<L> {
         }
         if !applied.for_proxies.is_empty() {
             // Without a proxy connected nobody listens: the cache refills it when it comes.
-            let _listeners = self.proxies.from_farm.send(Arc::new(applied.for_proxies));
+            let _listeners = self.node.proxies.from_farm.send(Arc::new(applied.for_proxies));
         }
     }
 }
@@ -352,6 +433,30 @@ mod tests {
         })
     }
 
+    type Keys<'a> = (&'a watch::Receiver<Arc<Secrets>>, &'a watch::Receiver<Arc<Epochs>>);
+
+    fn sessions(
+        proxies: &Arc<ProxyPlane>,
+        names: &Names,
+        (secrets, epochs): Keys<'_>,
+    ) -> Arc<SessionPlane<<InProcess as Bus>::Link>> {
+        let parts = SessionParts {
+            proxies: Arc::clone(proxies),
+            secrets: secrets.clone(),
+            epochs: epochs.clone(),
+            unknown_epoch: Arc::default(),
+            names: names.clone(),
+            boot_id: random(),
+            batch_bytes: 1 << 15,
+            refused: Refused::default(),
+            clock: proxies.clock,
+            tasks: NodeTasks::new(watch::Sender::new(None)),
+            stop: CancellationToken::new(),
+        };
+        let opener = Opener::new(Arc::clone(&secrets.borrow()), "f", OFFSET);
+        Arc::new(SessionPlane::new(parts, opener, true))
+    }
+
     #[tokio::test]
     async fn what_a_link_delivered_before_it_broke_is_taken_in() {
         const BATCHES: u8 = 12;
@@ -374,23 +479,8 @@ mod tests {
             let link = Arc::new(bus.connect(&spec, events).await.unwrap());
 
             let proxies = plane(clock);
-            let (links, link_receiver) = watch::channel(Some(SessionLink::new(link, sealing("a"), feed)));
-            let consumer = Arc::new(SessionPlane {
-                proxies: Arc::clone(&proxies),
-                link: link_receiver,
-                secrets: secrets.clone(),
-                epochs: epochs.clone(),
-                unknown_epoch: Arc::default(),
-                names: names.clone(),
-                boot_id: random(),
-                batch_bytes: 1 << 15,
-                refused: Refused::default(),
-                warmups: Warmups::new(true),
-                clock,
-                stop: CancellationToken::new(),
-            });
-            let opener = Opener::new(Arc::clone(&secrets.borrow()), "f", OFFSET);
-            let consuming = tokio::spawn(consumer.consume(opener));
+            let sessions = sessions(&proxies, &names, (&secrets, &epochs));
+            let linked = sessions.start(link, sealing("a"), feed);
             tokio::task::yield_now().await;
 
             // Delivered and lost in one moment, as when the broker is killed under load.
@@ -403,13 +493,32 @@ mod tests {
                     LinkEvent::Delivered { from: Source::Feed, route: names.sessions.clone(), body, site: None };
                 feed_sender.try_send(event).unwrap();
             }
-            links.send_replace(None);
-            for _ in 0..100 {
+            drop(linked);
+            assert!(sessions.link().is_none(), "the link is still in use");
+            // Its tasks end with it, the feed's when all of it is taken in.
+            sessions.node.tasks.ended().await;
+            assert_eq!(proxies.store.tombstones(), usize::from(BATCHES));
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_that_are_out_of_use_are_let_go_also_without_a_link() {
+        let clock = SystemClock::start();
+        let new_secrets = || Arc::new(Secrets::new(vec![FarmSecret::generate().unwrap()]).unwrap());
+        let (secrets_sender, secrets) = watch::channel(new_secrets());
+        let (epochs_sender, epochs) = watch::channel(Arc::new(Epochs::new(Duration::ZERO)));
+        let sessions = sessions(&plane(clock), &Names::new("f", "p"), (&secrets, &epochs));
+        let following = tokio::spawn(Arc::clone(&sessions).follow_keys());
+        let old = (Arc::downgrade(&secrets.borrow()), Arc::downgrade(&epochs.borrow()));
+        secrets_sender.send_replace(new_secrets());
+        epochs_sender.send_replace(Arc::new(Epochs::new(Duration::ZERO)));
+        let gone = async {
+            while old.0.upgrade().is_some() || old.1.upgrade().is_some() {
                 tokio::task::yield_now().await;
             }
-            assert_eq!(proxies.store.tombstones(), usize::from(BATCHES));
-            drop(links);
-            consuming.await.unwrap();
-        }
+        };
+        tokio::time::timeout(Duration::from_secs(30), gone).await.expect("the opener keeps keys of before");
+        sessions.node.stop.cancel();
+        following.await.unwrap();
     }
 }

@@ -53,7 +53,26 @@ impl Warmups {
             quiet: Quiet::default(),
             replicates,
         };
+        machines.show();
         Self { machines: Mutex::new(machines), stirred: Notify::new() }
+    }
+
+    /// A link is up, whose session feed has that name; none if it has no feed.
+    pub(super) fn link_up(&self, feed: Option<&str>, now: Now) {
+        let Some(feed) = feed else { return };
+        let mut machines = self.lock();
+        machines.donor.feed_up(feed.to_owned());
+        machines.joiner.feed_up(feed.to_owned(), now);
+        machines.show();
+    }
+
+    /// There is no link any more. Another will have another feed: whatever was under way to this one is lost.
+    pub(super) fn link_down(&self, now: Now) {
+        let mut machines = self.lock();
+        let actions = machines.donor.feed_down();
+        machines.joiner.feed_down(now);
+        machines.pending.clear();
+        machines.take(actions, now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Machines> {
@@ -76,6 +95,10 @@ impl Machines {
                 }
             }
         }
+        self.show();
+    }
+
+    fn show(&self) {
         gauge!(WARMUP_LACKING).set(if self.replicates && self.joiner.lacks() { 1.0 } else { 0.0 });
     }
 
@@ -97,6 +120,13 @@ impl Machines {
         }
         info!("{note}");
     }
+}
+
+/// What the sender of a link does next.
+enum Next {
+    Send(Action),
+    /// Until these monotonic milliseconds, or until something happens.
+    Wait(Option<u64>),
 }
 
 /// A message of a warm-up.
@@ -126,11 +156,11 @@ impl Message {
 impl<L: Link> SessionPlane<L> {
     /// Takes in one message of a warm-up.
     pub(super) fn take_in_warmup(&self, peer: Peer, message: Message, now: Now) {
-        let store = &self.proxies.store;
+        let store = &self.node.proxies.store;
         let mut machines = self.warmups.lock();
         let Machines { joiner, donor, .. } = &mut *machines;
         let actions = match message {
-            message if message.feed().is_some_and(|feed| !self.names.is_feed(feed)) => {
+            message if message.feed().is_some_and(|feed| !self.node.names.is_feed(feed)) => {
                 vec![Action::Note(Note::Refused { node: peer.node, reason: "warmup_bad_feed" })]
             }
             Message::Call(call) => donor.on_call(&peer, &call, joiner, store, now),
@@ -157,10 +187,10 @@ impl<L: Link> SessionPlane<L> {
         counter!(WARMUP_TOMBSTONES_RECEIVED).increment(chunk.tombstones.len() as u64);
         names::taken_in(chunk.entries.len() as u64);
         let tombstones_over = chunk.last || !chunk.entries.is_empty();
-        let applied = self.proxies.store.warm(chunk, now);
+        let applied = self.node.proxies.store.warm(chunk, now);
         self.hand_on(applied, &peer.node, quiet, now);
-        if tombstones_over && self.proxies.store.has_pending_tombstones() {
-            let proxies = Arc::clone(&self.proxies);
+        if tombstones_over && self.node.proxies.store.has_pending_tombstones() {
+            let proxies = Arc::clone(&self.node.proxies);
             // It looks at every session. Its removals may come late: nothing brings these sessions back.
             tokio::task::spawn_blocking(move || {
                 let applied = proxies.store.apply_tombstones(now);
@@ -172,29 +202,28 @@ impl<L: Link> SessionPlane<L> {
         }
     }
 
-    /// Joins and donates until `stop`.
-    pub async fn warm_up(self: Arc<Self>) {
-        let mut link = self.link.clone();
-        let mut epochs = self.epochs.clone();
-        let mut current = link.borrow_and_update().clone();
-        self.feed_changed(current.as_ref());
-        loop {
-            let due = self.attend(current.as_ref()).await;
+    /// Joins and donates over `link` until it ends.
+    pub(super) async fn warm_up(self: Arc<Self>, link: Arc<SessionLink<L>>) {
+        let mut epochs = self.node.epochs.clone();
+        while !self.node.stop.is_cancelled() && !link.ended.is_cancelled() {
+            let due = match self.next_warmup(&link) {
+                Next::Send(message) => {
+                    self.send_warmup(&link, message).await;
+                    continue;
+                }
+                Next::Wait(due) => due,
+            };
             let sleep = async {
                 match due {
-                    Some(due) => tokio::time::sleep_until(Instant::from_std(self.clock.instant(due))).await,
+                    Some(due) => tokio::time::sleep_until(Instant::from_std(self.node.clock.instant(due))).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = self.stop.cancelled() => return,
-                changed = link.changed() => match changed {
-                    Ok(()) => {
-                        current = link.borrow_and_update().clone();
-                        self.feed_changed(current.as_ref());
-                    }
-                    Err(_) => return,
-                },
+                // First, so that what stirs is left for the next link's task.
+                biased;
+                () = self.node.stop.cancelled() => {}
+                () = link.ended.cancelled() => {}
                 Ok(()) = epochs.changed() => {}
                 () = self.warmups.stirred.notified() => {}
                 () = sleep => {}
@@ -202,58 +231,32 @@ impl<L: Link> SessionPlane<L> {
         }
     }
 
-    fn feed_changed(&self, link: Option<&SessionLink<L>>) {
-        let now = self.clock.now();
-        let mut machines = self.warmups.lock();
-        // Another link has another feed: whatever was under way to the last one is lost.
-        let actions = machines.donor.feed_down();
-        machines.joiner.feed_down(now);
-        if let Some(feed) = link.and_then(|link| link.link().feed()) {
-            machines.donor.feed_up(feed.to_owned());
-            machines.joiner.feed_up(feed.to_owned(), now);
-        }
-        machines.take(actions, now);
-    }
-
-    /// Sends what is to be sent now; returns when to look again.
-    async fn attend(&self, link: Option<&SessionLink<L>>) -> Option<u64> {
+    /// What is to be done now.
+    fn next_warmup(&self, link: &SessionLink<L>) -> Next {
         // Without an epoch key nothing of this may travel.
-        let blocked = self.epochs.borrow().is_empty() || link.is_some_and(|link| link.link().is_blocked());
-        let chunk_bytes = self.batch_bytes.min(CHUNK_BYTES);
-        loop {
-            let message = {
-                let now = self.clock.now();
-                let mut machines = self.warmups.lock();
-                let actions = machines.joiner.wake(blocked, now);
-                machines.take(actions, now);
-                let (due, actions) = machines.donor.due(blocked, now);
-                machines.take(actions, now);
-                let waiting = machines.pending.pop_front();
-                match (waiting, due) {
-                    (Some(message), _) => message,
-                    (None, Due::Now) => match machines.donor.next_chunk(&self.proxies.store, chunk_bytes, now) {
-                        Some(chunk) => chunk,
-                        None => continue,
-                    },
-                    (None, due) => {
-                        let donor = if let Due::At(at) = due { Some(at) } else { None };
-                        return machines
-                            .joiner
-                            .next_wake()
-                            .into_iter()
-                            .chain(donor)
-                            .min()
-                            .map(|at| at.max(now.mono + 1));
-                    }
-                }
-            };
-            if let Some(link) = link {
-                self.send_warmup(link, message).await;
-            }
-            if self.stop.is_cancelled() {
-                return None;
-            }
+        let blocked = self.node.epochs.borrow().is_empty() || link.link.is_blocked();
+        let now = self.node.clock.now();
+        let mut machines = self.warmups.lock();
+        let actions = machines.joiner.wake(blocked, now);
+        machines.take(actions, now);
+        let (due, actions) = machines.donor.due(blocked, now);
+        machines.take(actions, now);
+        if let Some(message) = machines.pending.pop_front() {
+            return Next::Send(message);
         }
+        let donor_due = match due {
+            Due::Now => {
+                let chunk_bytes = self.node.batch_bytes.min(CHUNK_BYTES);
+                match machines.donor.next_chunk(&self.node.proxies.store, chunk_bytes, now) {
+                    Some(chunk) => return Next::Send(chunk),
+                    None => Some(now.mono),
+                }
+            }
+            Due::At(at) => Some(at),
+            Due::Never => None,
+        };
+        let due = machines.joiner.next_wake().into_iter().chain(donor_due).min();
+        Next::Wait(due.map(|at| at.max(now.mono + 1)))
     }
 
     async fn send_warmup(&self, link: &SessionLink<L>, message: Action) {
@@ -266,11 +269,11 @@ impl<L: Link> SessionPlane<L> {
             Kind::Warmup(chunk) => (chunk.entries.len() as u64, chunk.tombstones.len() as u64),
             _ => (0, 0),
         };
-        let route = feed.as_deref().unwrap_or(&self.names.sessions);
-        let sealed = link.sealing().lock().await.seal(route, kind, self.clock.now());
+        let route = feed.as_deref().unwrap_or(&self.node.names.sessions);
+        let sealed = link.sealing.lock().await.seal(route, kind, self.node.clock.now());
         let sent = match (sealed, &feed) {
-            (Ok(sealed), Some(feed)) => self.noted(link.link().publish_to_feed(feed, sealed).await),
-            (Ok(sealed), None) => self.noted(link.link().publish_sessions(sealed).await),
+            (Ok(sealed), Some(feed)) => self.noted(link.link.publish_to_feed(feed, sealed).await),
+            (Ok(sealed), None) => self.noted(link.link.publish_sessions(sealed).await),
             (Err(error), _) => Err(error.to_string()),
         };
         match sent {
@@ -295,8 +298,7 @@ mod tests {
     fn a_node_that_shares_no_sessions_lacks_none() {
         for (replicates, lacking) in [(true, "1"), (false, "0")] {
             let recorder = PrometheusBuilder::new().build_recorder();
-            let now = Now { wall: 1_700_000_000_000, mono: 1_000 };
-            metrics::with_local_recorder(&recorder, || Warmups::new(replicates).lock().take(Vec::new(), now));
+            metrics::with_local_recorder(&recorder, || drop(Warmups::new(replicates)));
             let text = recorder.handle().render();
             let line = format!("resumed_warmup_lacking {lacking}");
             assert!(text.lines().any(|shown| shown == line), "replicates = {replicates}: {text}");

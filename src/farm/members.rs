@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use super::assessment::{Assessment, InStep};
-use super::lease::Lease;
 use super::context::{Context, SILENT_BEATS};
+use super::lease::Lease;
 use super::table_parts::report_footprint;
 use crate::clock::Now;
 use crate::keys::Ring;
