@@ -1,7 +1,6 @@
 //! Reads one key after another, notes what was understood, and collects every mistake.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,65 +8,10 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use config::{Map, Value, ValueKind};
 
+use super::mistake::{Mistake, Origin, Understood};
+use super::shown::{bytes, quoted, show_given, shown_list, shown_path, shown_text, span};
+use super::unknown::Known;
 use super::uri::{BrokerUri, redact};
-
-/// Where a value comes from.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
-    /// Nobody set it.
-    Default,
-    /// The configuration file.
-    File,
-    /// This environment variable.
-    Environment(String),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::File => f.write_str("file"),
-            Self::Environment(variable) => write!(f, "environment {variable}"),
-        }
-    }
-}
-
-/// One setting as it was understood.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Understood {
-    /// `section.key`.
-    pub key: &'static str,
-    /// The value as `check` prints it: passwords as `***`, nothing at all as `-`.
-    pub value: String,
-    /// Where it comes from.
-    pub origin: Origin,
-}
-
-/// One mistake in the configuration. Never holds a password.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// `section.key`, or the section alone.
-    pub key: String,
-    /// The value at fault as it was written, `***` where it may be a secret; none where the key itself is the
-    /// mistake.
-    pub value: Option<String>,
-    /// Where the value comes from.
-    pub origin: Origin,
-    /// What is wrong with it.
-    pub reason: String,
-    /// What would be accepted.
-    pub accepted: String,
-}
-
-impl fmt::Display for Mistake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.key)?;
-        if let Some(value) = &self.value {
-            write!(f, " = {value}")?;
-        }
-        write!(f, " ({}): {}; accepted: {}", self.origin, self.reason, self.accepted)
-    }
-}
 
 /// A value that somebody gave, not yet understood.
 struct Given {
@@ -376,40 +320,20 @@ impl Reader {
     }
 
     fn find_unknown(&mut self) {
-        let known: Vec<&'static str> = self.understood.iter().map(|row| row.key).collect();
-        let mut sections: Vec<&'static str> = known.iter().map(|key| section_of(key)).collect();
-        sections.dedup();
-
+        let known = Known::new(self.understood.iter().map(|row| row.key).collect());
         for (name, origin) in std::mem::take(&mut self.outside) {
-            let (reason, accepted) = if sections.contains(&name.as_str()) {
-                (
-                    "is a section, not a key".into(),
-                    match origin {
-                        Origin::Environment(_) => format!("RESUMED__{}__KEY", name.to_uppercase()),
-                        _ => format!("a table [{name}]"),
-                    },
-                )
-            } else {
-                ("stands outside of any section".into(), nearest(&name, None, &known, &sections))
-            };
-            self.mistakes.push(Mistake { key: name, value: None, origin, reason, accepted });
+            self.mistakes.push(known.outside(name, origin));
         }
-
         for section in std::mem::take(&mut self.sections) {
-            if !sections.contains(&section.as_str()) {
-                self.mistakes.push(unknown_section(section.clone(), &section, Origin::File, &sections));
+            if !known.has_section(&section) {
+                self.mistakes.push(known.unknown_section(section, Origin::File));
             }
         }
-        // The values of unknown keys are not shown: one may well be a password.
         for (key, given) in std::mem::take(&mut self.given) {
-            let (section, name) = key.split_once('.').unwrap_or((&key, ""));
-            if sections.contains(&section) {
-                let accepted = nearest(name, Some(section), &known, &sections);
-                let reason = "unknown key".into();
-                self.mistakes.push(Mistake { key, value: None, origin: given.origin, reason, accepted });
+            if known.has_section(key.split('.').next().unwrap_or(&key)) {
+                self.mistakes.push(known.unknown_key(key, given.origin));
             } else if given.origin != Origin::File {
-                let section = section.to_owned();
-                self.mistakes.push(unknown_section(key, &section, given.origin, &sections));
+                self.mistakes.push(known.unknown_section(key, given.origin));
             }
         }
     }
@@ -419,48 +343,6 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// `sun_path` has 108 bytes, the last of which is zero.
 const MAX_SOCKET_PATH: usize = 107;
-
-fn section_of(key: &'static str) -> &'static str {
-    key.split('.').next().unwrap_or(key)
-}
-
-fn unknown_section(key: String, section: &str, origin: Origin, sections: &[&str]) -> Mistake {
-    let all = sections.join(", ");
-    let accepted = match closest(section, sections.iter().copied()) {
-        Some(near) => format!("perhaps {near} is meant; the sections are {all}"),
-        None => format!("the sections {all}"),
-    };
-    Mistake { key, value: None, origin, reason: "unknown section".into(), accepted }
-}
-
-/// What the writer of an unknown key may have meant.
-fn nearest(name: &str, section: Option<&str>, known: &[&'static str], sections: &[&str]) -> String {
-    let (elsewhere, here): (Vec<(&str, &str)>, Vec<_>) =
-        known.iter().filter_map(|key| key.split_once('.')).partition(|(of, _)| Some(*of) != section);
-    let near = closest(name, here.iter().map(|(_, key)| *key));
-    if let (Some(section), Some(near)) = (section, near) {
-        return format!("perhaps {section}.{near} is meant");
-    }
-    match elsewhere.iter().find(|(_, key)| *key == name) {
-        Some((section, key)) => format!("perhaps {section}.{key} is meant"),
-        None => match section {
-            Some(section) => {
-                let keys: Vec<&str> = here.iter().map(|(_, key)| *key).collect();
-                format!("the keys of {section}: {}", keys.join(", "))
-            }
-            None => format!("keys within the sections {}", sections.join(", ")),
-        },
-    }
-}
-
-/// The name out of `names` that `name` is a misspelling of: about one slip for every three letters.
-fn closest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    names
-        .map(|known| (strsim::damerau_levenshtein(name, known), known))
-        .filter(|(slips, known)| *slips <= known.len().div_ceil(3))
-        .min_by_key(|(slips, _)| *slips)
-        .map(|(_, known)| known)
-}
 
 fn text_of(given: &Given) -> Result<&str, Fault> {
     match &given.kind {
@@ -504,55 +386,4 @@ fn within<T: PartialOrd>(value: &T, start: &T, end: &T) -> Result<(), Fault> {
         return Err("is too large".into());
     }
     Ok(())
-}
-
-/// `value` as it is written in the file: `1h 30m`.
-pub(super) fn span(value: Duration) -> String {
-    humantime::format_duration(value).to_string()
-}
-
-/// `value` as it is written in the file, in the largest unit that divides it: `256MiB`.
-pub(super) fn bytes(value: u64) -> String {
-    for (unit, name) in [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
-        if value >= unit && value.is_multiple_of(unit) {
-            return format!("{}{name}", value / unit);
-        }
-    }
-    format!("{value}B")
-}
-
-fn quoted(text: &str) -> String {
-    format!("{text:?}")
-}
-
-pub(super) fn shown_text(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { text.into() }
-}
-
-fn shown_list(items: impl Iterator<Item = String>) -> String {
-    let items: Vec<String> = items.collect();
-    shown_text(&items.join(", "))
-}
-
-/// The keys in whose place somebody may write the secret itself instead of a file's path.
-const SECRET_FILES: [&str; 2] = ["secret.files", "broker.password_file"];
-
-fn shown_path(key: &str, text: &str) -> String {
-    if SECRET_FILES.contains(&key) && !text.starts_with('/') { "***".into() } else { quoted(text) }
-}
-
-/// A faulty value as it was written, without what may be a secret.
-fn show_given(key: &str, kind: &ValueKind) -> String {
-    match kind {
-        ValueKind::String(text) if text.contains("://") => quoted(&redact(text)),
-        ValueKind::String(_) if key == "broker.uris" => "***".into(),
-        ValueKind::String(text) => shown_path(key, text),
-        ValueKind::Array(values) => {
-            let items: Vec<String> = values.iter().map(|value| show_given(key, &value.kind)).collect();
-            format!("[{}]", items.join(", "))
-        }
-        ValueKind::Table(_) => "{ … }".into(),
-        _ if SECRET_FILES.contains(&key) => "***".into(),
-        other => other.to_string(),
-    }
 }

@@ -1,0 +1,61 @@
+//! What is said of a configuration: each value as it was understood, each mistake in full.
+
+use std::fmt;
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The configuration file.
+    File,
+    /// This environment variable.
+    Environment(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File => f.write_str("file"),
+            Self::Environment(variable) => write!(f, "environment {variable}"),
+        }
+    }
+}
+
+/// One setting as it was understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Understood {
+    /// `section.key`.
+    pub key: &'static str,
+    /// The value as `check` prints it: passwords as `***`, nothing at all as `-`.
+    pub value: String,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// One mistake in the configuration. Never holds a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// `section.key`, or the section alone.
+    pub key: String,
+    /// The value at fault as it was written, `***` where it may be a secret; none where the key itself is the
+    /// mistake.
+    pub value: Option<String>,
+    /// Where the value comes from.
+    pub origin: Origin,
+    /// What is wrong with it.
+    pub reason: String,
+    /// What would be accepted.
+    pub accepted: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)?;
+        if let Some(value) = &self.value {
+            write!(f, " = {value}")?;
+        }
+        write!(f, " ({}): {}; accepted: {}", self.origin, self.reason, self.accepted)
+    }
+}
