@@ -5,6 +5,7 @@
 //! are absolute, and an empty text means "none" where a setting may be absent. A key that is not known is a mistake,
 //! and all mistakes are reported together.
 
+mod file;
 mod mistake;
 mod reader;
 mod shown;
@@ -19,9 +20,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{File as TomlFile, FileFormat, Map, Source, Value};
-
-pub use mistake::{Mistake, Origin, Understood};
+use file::TomlFile;
+pub use mistake::{Mistake, Origin, Place, Understood};
 use reader::Reader;
 use shown::{bytes, shown_text, span};
 pub use uri::{BrokerUri, redact};
@@ -221,16 +221,16 @@ impl Settings {
     /// The file cannot be read or is not TOML.
     pub fn load_explained(path: Option<&Path>) -> Result<(Self, Vec<Understood>, Vec<Mistake>), ConfigError> {
         let file = match path {
-            None => Map::new(),
+            None => TomlFile::default(),
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
-                parse_toml(path, &text)?
+                TomlFile::parse(path, &text)?
             }
         };
         let host = nix::unistd::gethostname().unwrap_or_default();
         let (mut settings, understood, mistakes) = understand(file, std::env::vars_os(), &host);
-        let from_file = |of: &Understood| of.key == "broker.uris" && of.origin == Origin::File;
+        let from_file = |of: &Understood| of.key == "broker.uris" && of.origin.is_file();
         if understood.iter().any(from_file) && settings.broker.uris.iter().any(BrokerUri::has_password) {
             settings.broker.passwords_in = path.map(Path::to_owned);
         }
@@ -243,7 +243,7 @@ impl Settings {
     /// The text is not TOML.
     pub fn read_explained(path: &Path, text: &str) -> Result<(Self, Vec<Understood>, Vec<Mistake>), ConfigError> {
         let host = nix::unistd::gethostname().unwrap_or_default();
-        Ok(understand(parse_toml(path, text)?, std::iter::empty(), &host))
+        Ok(understand(TomlFile::parse(path, text)?, std::iter::empty(), &host))
     }
 
     /// What is wrong with the files that the settings name: each must be there and be readable by this process.
@@ -295,25 +295,13 @@ impl Default for Settings {
     /// Every setting at its default.
     fn default() -> Self {
         let host = nix::unistd::gethostname().unwrap_or_default();
-        understand(Map::new(), std::iter::empty(), &host).0
+        understand(TomlFile::default(), std::iter::empty(), &host).0
     }
-}
-
-fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>, ConfigError> {
-    TomlFile::from_str(text, FileFormat::Toml).collect().map_err(|error| {
-        let cause = match error {
-            config::ConfigError::FileParse { cause, .. } => cause.to_string(),
-            other => other.to_string(),
-        };
-        // The parser draws the line at fault with a bar beside it: it may hold a password.
-        let lines = cause.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|'));
-        ConfigError::Syntax { path: path.into(), reason: lines.collect::<Vec<_>>().join(": ") }
-    })
 }
 
 /// The settings, what was understood, and the mistakes; defaults stand where there are mistakes.
 fn understand(
-    file: Map<String, Value>,
+    file: TomlFile,
     variables: impl Iterator<Item = (OsString, OsString)>,
     host: &OsStr,
 ) -> (Settings, Vec<Understood>, Vec<Mistake>) {

@@ -32,7 +32,10 @@ pub fn understood(understood: &[Understood], file: Option<&Path>) -> String {
             section = Some(of);
             line(&mut text, format_args!("\n[{of}]"));
         }
-        line(&mut text, format_args!("  {key:key_width$}  {:value_width$}  {}", row.value, row.origin));
+        line(
+            &mut text,
+            format_args!("  {key:key_width$}  {:value_width$}  {}", row.value, row.origin.within_the_file()),
+        );
     }
     text
 }
@@ -244,14 +247,18 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Origin, Settings};
+    use crate::config::{Origin, Place, Settings};
     use crate::secret_files::Exposure;
+
+    fn in_file(line: usize) -> Origin {
+        Origin::File(Place { path: "/etc/resumed/resumed.toml".into(), line })
+    }
 
     #[test]
     fn settings_stand_in_one_aligned_table_a_section() {
         let rows = [
             Understood { key: "node.name", value: "a".into(), origin: Origin::Default },
-            Understood { key: "node.start_alone_after", value: "10s".into(), origin: Origin::File },
+            Understood { key: "node.start_alone_after", value: "10s".into(), origin: in_file(7) },
             Understood {
                 key: "broker.uris",
                 value: "amqp://u:***@mq1".into(),
@@ -263,7 +270,7 @@ mod tests {
 
 [node]
   name               a                 default
-  start_alone_after  10s               file
+  start_alone_after  10s               line 7
 
 [broker]
   uris               amqp://u:***@mq1  environment RESUMED__BROKER__URIS
@@ -277,7 +284,7 @@ mod tests {
         let mistake = |key: &str, value: Option<&str>| Mistake {
             key: key.into(),
             value: value.map(Into::into),
-            origin: Origin::File,
+            origin: in_file(3),
             reason: "is wrong".into(),
             accepted: "something else".into(),
         };
@@ -285,12 +292,12 @@ mod tests {
 2 mistakes in the configuration
 
 keys.keep = 99
-  from      file
+  from      /etc/resumed/resumed.toml:3
   mistake   is wrong
   accepted  something else
 
 zoo
-  from      file
+  from      /etc/resumed/resumed.toml:3
   mistake   is wrong
   accepted  something else
 ";

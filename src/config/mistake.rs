@@ -1,6 +1,22 @@
 //! What is said of a configuration: each value as it was understood, each mistake in full.
 
 use std::fmt;
+use std::path::PathBuf;
+
+/// A place in the configuration file. Shown as editors and compilers take it: `/etc/resumed/resumed.toml:3`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, counted from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -8,16 +24,33 @@ pub enum Origin {
     /// Nobody set it.
     Default,
     /// The configuration file.
-    File,
+    File(Place),
     /// This environment variable.
     Environment(String),
+}
+
+impl Origin {
+    /// Whether it is the configuration file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+
+    /// The same where the file's name stands already: `line 3`.
+    #[must_use]
+    pub fn within_the_file(&self) -> String {
+        match self {
+            Self::File(place) => format!("line {}", place.line),
+            other => other.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
-            Self::File => f.write_str("file"),
+            Self::File(place) => place.fmt(f),
             Self::Environment(variable) => write!(f, "environment {variable}"),
         }
     }

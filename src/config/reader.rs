@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use config::{Map, Value, ValueKind};
+use config::ValueKind;
 
+use super::file::TomlFile;
 use super::mistake::{Mistake, Origin, Understood};
 use super::shown::{bytes, quoted, show_given, shown_list, shown_path, shown_text, span};
 use super::unknown::Known;
@@ -17,18 +18,22 @@ use super::uri::{BrokerUri, redact};
 struct Given {
     kind: ValueKind,
     origin: Origin,
+    /// Of a list in the file: where each item stands.
+    items: Vec<Origin>,
 }
 
 /// Why a value was not understood.
 struct Fault {
     /// The part of the value at fault, ready to be shown; the whole value if none.
     part: Option<String>,
+    /// The place in the list of what is at fault, from 0.
+    item: Option<usize>,
     reason: String,
 }
 
 impl<R: Into<String>> From<R> for Fault {
     fn from(reason: R) -> Self {
-        Self { part: None, reason: reason.into() }
+        Self { part: None, item: None, reason: reason.into() }
     }
 }
 
@@ -40,35 +45,41 @@ pub(super) struct Reader {
     faulty: BTreeSet<&'static str>,
     /// Sections written as something else than a table, and keys outside of any.
     outside: Vec<(String, Origin)>,
-    sections: BTreeSet<String>,
+    sections: Vec<(String, Origin)>,
 }
 
 impl Reader {
-    /// `file` is the parsed file; `environment` the overrides by `section.key`, each with its variable's name.
-    pub(super) fn new(file: Map<String, Value>, environment: Vec<(String, String, String)>) -> Self {
+    /// `environment` holds the overrides by `section.key`, each with its variable's name.
+    pub(super) fn new(mut file: TomlFile, environment: Vec<(String, String, String)>) -> Self {
         let mut reader = Self {
             given: BTreeMap::new(),
             understood: Vec::new(),
             mistakes: Vec::new(),
             faulty: BTreeSet::new(),
             outside: Vec::new(),
-            sections: BTreeSet::new(),
+            sections: Vec::new(),
         };
-        for (section, value) in file {
+        let mut sections: Vec<_> = std::mem::take(&mut file.values).into_iter().collect();
+        sections.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (section, value) in sections {
+            let origin = file.section(&section);
             let ValueKind::Table(keys) = value.kind else {
-                reader.outside.push((section, Origin::File));
+                reader.outside.push((section, origin));
                 continue;
             };
             for (key, value) in keys {
-                reader.given.insert(format!("{section}.{key}"), Given { kind: value.kind, origin: Origin::File });
+                let key = format!("{section}.{key}");
+                let mut places = file.key(&key).into_iter();
+                let origin = places.next().unwrap_or_else(|| origin.clone());
+                reader.given.insert(key, Given { kind: value.kind, origin, items: places.collect() });
             }
-            reader.sections.insert(section);
+            reader.sections.push((section, origin));
         }
         for (key, value, variable) in environment {
             let origin = Origin::Environment(variable);
             match key.split_once('.') {
                 Some(_) => {
-                    reader.given.insert(key, Given { kind: ValueKind::String(value), origin });
+                    reader.given.insert(key, Given { kind: ValueKind::String(value), origin, items: Vec::new() });
                 }
                 None => reader.outside.push((key, origin)),
             }
@@ -128,12 +139,14 @@ impl Reader {
             Some(given) => match parse(&given) {
                 Ok(value) => (value, given.origin),
                 Err(fault) => {
+                    let item = fault.item.and_then(|item| given.items.get(item));
+                    let origin = item.unwrap_or(&given.origin).clone();
                     let shown = fault.part.unwrap_or_else(|| show_given(key, &given.kind));
                     self.faulty.insert(key);
                     self.mistakes.push(Mistake {
                         key: key.into(),
                         value: Some(shown),
-                        origin: given.origin.clone(),
+                        origin,
                         reason: fault.reason,
                         accepted: accepted.into(),
                     });
@@ -267,12 +280,12 @@ impl Reader {
     /// Broker URIs.
     pub(super) fn uris(&mut self, key: &'static str) -> Vec<BrokerUri> {
         let parse = |given: &Given| {
-            let whole = matches!(given.origin, Origin::File);
+            let whole = given.origin.is_file();
             each(given, |text| {
                 BrokerUri::parse(text).map_err(|reason| Fault {
                     // Out of a comma-separated list it may be one half of a URI.
                     part: Some(if whole || text.contains("://") { quoted(&redact(text)) } else { quoted("***") }),
-                    reason,
+                    ..reason.into()
                 })
             })
         };
@@ -300,7 +313,7 @@ impl Reader {
         let parse = |given: &Given| {
             each(given, |text| match check(text) {
                 Ok(()) => Ok(text.to_owned()),
-                Err(reason) => Err(Fault { part: Some(quoted(text)), reason }),
+                Err(reason) => Err(Fault { part: Some(quoted(text)), ..reason.into() }),
             })
         };
         let default = default.iter().map(ToString::to_string).collect();
@@ -324,15 +337,15 @@ impl Reader {
         for (name, origin) in std::mem::take(&mut self.outside) {
             self.mistakes.push(known.outside(name, origin));
         }
-        for section in std::mem::take(&mut self.sections) {
+        for (section, origin) in std::mem::take(&mut self.sections) {
             if !known.has_section(&section) {
-                self.mistakes.push(known.unknown_section(section, Origin::File));
+                self.mistakes.push(known.unknown_section(section, origin));
             }
         }
         for (key, given) in std::mem::take(&mut self.given) {
             if known.has_section(key.split('.').next().unwrap_or(&key)) {
                 self.mistakes.push(known.unknown_key(key, given.origin));
-            } else if given.origin != Origin::File {
+            } else if !given.origin.is_file() {
                 self.mistakes.push(known.unknown_section(key, given.origin));
             }
         }
@@ -369,9 +382,13 @@ fn each<T>(given: &Given, parse: impl Fn(&str) -> Result<T, Fault>) -> Result<Ve
         }
         (ValueKind::Array(values), _) => values
             .iter()
-            .map(|value| match &value.kind {
-                ValueKind::String(text) => parse(text),
-                _ => Err("is not a list of texts in quotes".into()),
+            .enumerate()
+            .map(|(item, value)| {
+                let parsed = match &value.kind {
+                    ValueKind::String(text) => parse(text),
+                    _ => Err("is not a list of texts in quotes".into()),
+                };
+                parsed.map_err(|fault| Fault { item: Some(item), ..fault })
             })
             .collect(),
         _ => Err("is not a list, such as [\"one\", \"two\"]".into()),

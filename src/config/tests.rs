@@ -7,7 +7,7 @@ use super::*;
 type Outcome = (Settings, Vec<Understood>, Vec<Mistake>);
 
 fn with_host(toml: &str, variables: &[(&str, &str)], host: &str) -> Outcome {
-    let file = parse_toml(Path::new("test.toml"), toml).expect("valid TOML");
+    let file = TomlFile::parse(Path::new("test.toml"), toml).expect("valid TOML");
     let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
     understand(file, variables, OsStr::new(host))
 }
@@ -45,7 +45,7 @@ fn the_documented_file_shows_every_key_with_its_default() {
     assert_eq!(mistakes, [], "{}", in_lines(&mistakes));
     assert_eq!(settings, good("", &[]));
     for row in understood {
-        assert_eq!(row.origin, Origin::File, "{} is not documented in etc/resumed.toml", row.key);
+        assert!(row.origin.is_file(), "{} is not documented in etc/resumed.toml", row.key);
     }
 }
 
@@ -109,7 +109,7 @@ fn the_environment_overrides_the_file_and_each_value_names_its_origin() {
 
     let origin = |key| understood.iter().find(|row| row.key == key).unwrap().origin.clone();
     assert_eq!(origin("node.farm"), Origin::Environment("RESUMED__NODE__FARM".into()));
-    assert_eq!(origin("node.pod"), Origin::File);
+    assert_eq!(origin("node.pod"), Origin::File(Place { path: "test.toml".into(), line: 3 }));
     assert_eq!(origin("node.name"), Origin::Default);
 }
 
@@ -130,31 +130,34 @@ fn durations_combine_units_and_sizes_may_be_numbers() {
 fn every_mistake_is_told_in_full() {
     let long = "n".repeat(129);
     let cases: &[(&str, &str)] = &[
-        ("[keys]\nkeep = 33", "keys.keep = 33 (file): is too large; accepted: a whole number from 1 to 32"),
-        ("[keys]\nkeep = 0", "keys.keep = 0 (file): is too small; accepted: a whole number from 1 to 32"),
+        ("[keys]\nkeep = 33", "keys.keep = 33 (test.toml:2): is too large; accepted: a whole number from 1 to 32"),
+        ("[keys]\nkeep = 0", "keys.keep = 0 (test.toml:2): is too small; accepted: a whole number from 1 to 32"),
         (
             "[keys]\nkeep = \"3\"",
-            "keys.keep = \"3\" (file): is not a whole number; accepted: a whole number from 1 to 32",
+            "keys.keep = \"3\" (test.toml:2): is not a whole number; accepted: a whole number from 1 to 32",
         ),
-        ("[keys]\nkeep = 2.5", "keys.keep = 2.5 (file): is not a whole number; accepted: a whole number from 1 to 32"),
+        (
+            "[keys]\nkeep = 2.5",
+            "keys.keep = 2.5 (test.toml:2): is not a whole number; accepted: a whole number from 1 to 32",
+        ),
         (
             "[keys]\ninterval = 28800",
-            "keys.interval = 28800 (file): needs a unit, in quotes; accepted: a duration with its unit, such as \
+            "keys.interval = 28800 (test.toml:2): needs a unit, in quotes; accepted: a duration with its unit, such as \
              \"1h 30m\", from 1s to 7days",
         ),
         (
             "[keys]\ninterval = \"28800\"",
-            "keys.interval = \"28800\" (file): is not a duration: time unit needed, for example 28800sec or \
+            "keys.interval = \"28800\" (test.toml:2): is not a duration: time unit needed, for example 28800sec or \
              28800ms; accepted: a duration with its unit, such as \"1h 30m\", from 1s to 7days",
         ),
         (
             "[keys]\ninterval = \"8d\"",
-            "keys.interval = \"8d\" (file): is too large; accepted: a duration with its unit, such as \"1h 30m\", \
+            "keys.interval = \"8d\" (test.toml:2): is too large; accepted: a duration with its unit, such as \"1h 30m\", \
              from 1s to 7days",
         ),
         (
             "[keys]\ninterval = \"2s 1us\"\nsettle = \"1ms\"",
-            "keys.interval = \"2s 1us\" (file): is not in whole milliseconds; accepted: a duration with its unit, \
+            "keys.interval = \"2s 1us\" (test.toml:2): is not in whole milliseconds; accepted: a duration with its unit, \
              such as \"1h 30m\", from 1s to 7days",
         ),
         (
@@ -164,38 +167,38 @@ fn every_mistake_is_told_in_full() {
         ),
         (
             "[keys]\nmax_seal_age = \"15h\"",
-            "keys.max_seal_age = 15h (file): is less than twice keys.interval, which is 8h; accepted: a duration \
+            "keys.max_seal_age = 15h (test.toml:2): is less than twice keys.interval, which is 8h; accepted: a duration \
              of at least 16h",
         ),
         (
             "[keys]\ncan_lead = \"yes\"",
-            "keys.can_lead = \"yes\" (file): is neither true nor false; accepted: true or false, without quotes",
+            "keys.can_lead = \"yes\" (test.toml:2): is neither true nor false; accepted: true or false, without quotes",
         ),
         (
             "[keys]\ndirectory = \"run\"",
-            "keys.directory = \"run\" (file): is not an absolute path; accepted: an absolute path",
+            "keys.directory = \"run\" (test.toml:2): is not an absolute path; accepted: an absolute path",
         ),
         (
             "[broker]\nheartbeat = \"1500ms\"",
-            "broker.heartbeat = \"1500ms\" (file): is not in whole seconds; accepted: a duration with its unit, \
+            "broker.heartbeat = \"1500ms\" (test.toml:2): is not in whole seconds; accepted: a duration with its unit, \
              such as \"1h 30m\", from 1s to 5m",
         ),
         (
             "[broker]\nreport_every = \"1ms\"",
-            "broker.report_every = \"1ms\" (file): is too small; accepted: a duration with its unit, such as \
+            "broker.report_every = \"1ms\" (test.toml:2): is too small; accepted: a duration with its unit, such as \
              \"1h 30m\", from 100ms to 5m",
         ),
         (
             "[broker]\nca_file = 7",
-            "broker.ca_file = 7 (file): is not a text in quotes; accepted: an absolute path, or \"\" for none",
+            "broker.ca_file = 7 (test.toml:2): is not a text in quotes; accepted: an absolute path, or \"\" for none",
         ),
         (
             "[broker]\ncert_file = \"/c\"",
-            "broker.cert_file = /c (file): there is no broker.key_file; accepted: both or neither",
+            "broker.cert_file = /c (test.toml:2): there is no broker.key_file; accepted: both or neither",
         ),
         (
             "[broker]\nkey_file = \"/k\"",
-            "broker.key_file = /k (file): there is no broker.cert_file; accepted: both or neither",
+            "broker.key_file = /k (test.toml:2): there is no broker.cert_file; accepted: both or neither",
         ),
         (
             "[broker]\nuris = [\"amqp://mq1\"]",
@@ -204,56 +207,56 @@ fn every_mistake_is_told_in_full() {
         ),
         (
             "[broker]\nuris = [\"amqp://mq1\"]\nca_file = \"/ca\"\n[secret]\nfiles = [\"/s\"]",
-            "broker.ca_file = /ca (file): no URI in broker.uris uses TLS; accepted: amqps:// in broker.uris, or \
+            "broker.ca_file = /ca (test.toml:3): no URI in broker.uris uses TLS; accepted: amqps:// in broker.uris, or \
              no such file",
         ),
         (
             "[broker]\nuris = [\"amqp://u:p@mq1\"]\npassword_file = \"/p\"\n[secret]\nfiles = [\"/s\"]",
-            "broker.password_file = /p (file): every URI in broker.uris carries a password already, so this one \
+            "broker.password_file = /p (test.toml:3): every URI in broker.uris carries a password already, so this one \
              is of no use; accepted: URIs without their password, or no such file",
         ),
         (
             "[broker]\nuris = \"amqp://u:hunter2@mq1\"",
-            "broker.uris = \"amqp://u:***@mq1\" (file): is not a list, such as [\"one\", \"two\"]; accepted: URIs \
+            "broker.uris = \"amqp://u:***@mq1\" (test.toml:2): is not a list, such as [\"one\", \"two\"]; accepted: URIs \
              such as \"amqps://user:password@host:5671/vhost\"",
         ),
         (
             "[broker]\nuris = [\"amqp://mq1\", \"http://u:hunter2@mq2\"]",
-            "broker.uris = \"http://u:***@mq2\" (file): is not an AMQP URI (a comma within one is written %2C); \
+            "broker.uris = \"http://u:***@mq2\" (test.toml:2): is not an AMQP URI (a comma within one is written %2C); \
              accepted: URIs such as \"amqps://user:password@host:5671/vhost\"",
         ),
         (
             "[node]\nfarm = \"Prod\"",
-            "node.farm = \"Prod\" (file): has the character 'P'; accepted: 1 to 63 of a-z, 0-9 and -",
+            "node.farm = \"Prod\" (test.toml:2): has the character 'P'; accepted: 1 to 63 of a-z, 0-9 and -",
         ),
-        ("[node]\npod = \"\"", "node.pod = \"\" (file): is empty; accepted: 1 to 63 of a-z, 0-9 and -"),
+        ("[node]\npod = \"\"", "node.pod = \"\" (test.toml:2): is empty; accepted: 1 to 63 of a-z, 0-9 and -"),
         (
             "[node]\nname = \"a b\"",
-            "node.name = \"a b\" (file): has the character ' '; accepted: 1 to 128 printable ASCII characters \
+            "node.name = \"a b\" (test.toml:2): has the character ' '; accepted: 1 to 128 printable ASCII characters \
              without spaces, or \"\" for the host name",
         ),
         (
             "[node]\nmax_clock_offset = \"0s\"",
-            "node.max_clock_offset = \"0s\" (file): is too small; accepted: a duration with its unit, such as \
+            "node.max_clock_offset = \"0s\" (test.toml:2): is too small; accepted: a duration with its unit, such as \
              \"1h 30m\", from 1s to 1h",
         ),
         (
             "[sessions]\nremovals = \"drop\"",
-            "sessions.removals = \"drop\" (file): is not known; accepted: \"replicate\" or \"keep\"",
+            "sessions.removals = \"drop\" (test.toml:2): is not known; accepted: \"replicate\" or \"keep\"",
         ),
         (
             "[sessions]\nmax_bytes = \"lots\"",
-            "sessions.max_bytes = \"lots\" (file): is not a size; accepted: a number of bytes or a size such as \
+            "sessions.max_bytes = \"lots\" (test.toml:2): is not a size; accepted: a number of bytes or a size such as \
              \"64KiB\", from 1MiB to 1TiB",
         ),
         (
             "[sessions]\nmax_bytes = -1",
-            "sessions.max_bytes = -1 (file): is negative; accepted: a number of bytes or a size such as \
+            "sessions.max_bytes = -1 (test.toml:2): is negative; accepted: a number of bytes or a size such as \
              \"64KiB\", from 1MiB to 1TiB",
         ),
         (
             "[sessions]\nbatch_bytes = \"1MiB\"",
-            "sessions.batch_bytes = \"1MiB\" (file): is too large; accepted: a number of bytes or a size such as \
+            "sessions.batch_bytes = \"1MiB\" (test.toml:2): is too large; accepted: a number of bytes or a size such as \
              \"64KiB\", from 1KiB to 512KiB",
         ),
         (
@@ -263,44 +266,50 @@ fn every_mistake_is_told_in_full() {
         ),
         (
             "[ats]\nsocket = \"ats.sock\"",
-            "ats.socket = \"ats.sock\" (file): is not an absolute path; accepted: an absolute path of at most 107 \
+            "ats.socket = \"ats.sock\" (test.toml:2): is not an absolute path; accepted: an absolute path of at most 107 \
              bytes",
         ),
         (
             "[ats]\nusers = [\"ats\", \"a b\"]",
-            "ats.users = \"a b\" (file): has the character ' '; accepted: user names",
+            "ats.users = \"a b\" (test.toml:2): has the character ' '; accepted: user names",
         ),
         (
             "[ats]\nusers = [\"ats\", 33]",
-            "ats.users = [\"ats\", 33] (file): is not a list of texts in quotes; accepted: user names",
+            "ats.users = [\"ats\", 33] (test.toml:2): is not a list of texts in quotes; accepted: user names",
         ),
         (
             "[control]\nsocket = \"/run/resumed/ats.sock\"",
-            "control.socket = /run/resumed/ats.sock (file): is the same as ats.socket; accepted: a path of its own",
+            "control.socket = /run/resumed/ats.sock (test.toml:2): is the same as ats.socket; accepted: a path of its own",
         ),
         (
             "[metrics]\nlisten = \"localhost:9464\"",
-            "metrics.listen = \"localhost:9464\" (file): is not an IP address with a port; accepted: an IP \
+            "metrics.listen = \"localhost:9464\" (test.toml:2): is not an IP address with a port; accepted: an IP \
              address with a port, such as \"127.0.0.1:9464\" or \"[::1]:9464\"; or \"off\"",
         ),
-        ("[keys]\nintervall = \"8h\"", "keys.intervall (file): unknown key; accepted: perhaps keys.interval is meant"),
-        ("[node]\ninterval = \"8h\"", "node.interval (file): unknown key; accepted: perhaps keys.interval is meant"),
-        ("[secret]\nrotation = 1", "secret.rotation (file): unknown key; accepted: the keys of secret: files"),
+        (
+            "[keys]\nintervall = \"8h\"",
+            "keys.intervall (test.toml:2): unknown key; accepted: perhaps keys.interval is meant",
+        ),
+        (
+            "[node]\ninterval = \"8h\"",
+            "node.interval (test.toml:2): unknown key; accepted: perhaps keys.interval is meant",
+        ),
+        ("[secret]\nrotation = 1", "secret.rotation (test.toml:2): unknown key; accepted: the keys of secret: files"),
         (
             "[brokers]\nuris = []",
-            "brokers (file): unknown section; accepted: perhaps broker is meant; the sections are node, broker, \
+            "brokers (test.toml:1): unknown section; accepted: perhaps broker is meant; the sections are node, broker, \
              secret, keys, sessions, ats, control, metrics",
         ),
         (
             "[haproxy]",
-            "haproxy (file): unknown section; accepted: the sections node, broker, secret, keys, sessions, ats, \
+            "haproxy (test.toml:1): unknown section; accepted: the sections node, broker, secret, keys, sessions, ats, \
              control, metrics",
         ),
-        ("farm = \"x\"", "farm (file): stands outside of any section; accepted: perhaps node.farm is meant"),
-        ("node = \"x\"", "node (file): is a section, not a key; accepted: a table [node]"),
+        ("farm = \"x\"", "farm (test.toml:1): stands outside of any section; accepted: perhaps node.farm is meant"),
+        ("node = \"x\"", "node (test.toml:1): is a section, not a key; accepted: a table [node]"),
         (
             "[broker.tls]\nca = \"/x\"",
-            "broker.tls (file): unknown key; accepted: the keys of broker: uris, ca_file, cert_file, key_file, \
+            "broker.tls (test.toml:1): unknown key; accepted: the keys of broker: uris, ca_file, cert_file, key_file, \
              password_file, heartbeat, report_every",
         ),
     ];
@@ -351,7 +360,7 @@ fn a_mistake_in_the_environment_names_the_variable() {
     }
     let bytes = OsString::from_vec(vec![b'f', 0xff]);
     let variables = [(OsString::from("RESUMED__NODE__FARM"), bytes)].into_iter();
-    let (_, _, mistakes) = understand(Map::new(), variables, OsStr::new("host1"));
+    let (_, _, mistakes) = understand(TomlFile::default(), variables, OsStr::new("host1"));
     assert_eq!(
         in_lines(&mistakes),
         "1 mistake in the configuration:\n  node.farm (environment RESUMED__NODE__FARM): is not UTF-8; accepted: \
@@ -368,7 +377,11 @@ fn all_mistakes_are_told_at_once() {
     let ConfigError::Mistakes(mistakes) = &error else { panic!("{error}") };
     let keys: Vec<&str> = mistakes.iter().map(|mistake| mistake.key.as_str()).collect();
     assert_eq!(keys, ["node.farm", "node.pod", "keys.keep", "zoo", "keys.nonsense"]);
-    assert!(error.to_string().starts_with("5 mistakes in the configuration:\n  node.farm = \"A\" (file): "));
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("5 mistakes in the configuration:\n  node.farm = \"A\" ({}:2): ", path.display()))
+    );
 }
 
 #[test]
@@ -426,7 +439,7 @@ fn a_file_whose_uris_carry_a_password_is_a_file_with_a_secret() {
 #[test]
 fn a_file_that_is_not_toml_is_told_with_its_line_but_not_its_text() {
     let toml = "[broker]\nuris = [\"amqp://resumed:hunter2@mq1\"\npassword_file = \"x\"\n";
-    let error = parse_toml(Path::new("/etc/x.toml"), toml).expect_err("no closing bracket");
+    let error = TomlFile::parse(Path::new("/etc/x.toml"), toml).err().expect("no closing bracket");
     let text = error.to_string();
     assert!(
         text.starts_with("the configuration file /etc/x.toml is not valid TOML: TOML parse error at line "),
@@ -436,7 +449,7 @@ fn a_file_that_is_not_toml_is_told_with_its_line_but_not_its_text() {
     for toml in
         ["[broker]\nuris = hunter2", "hunter2", "[a]\nx = \"hunter2", "[a]\nx = 1 hunter2", "hunter2 = 1\nhunter2 = 2"]
     {
-        let text = parse_toml(Path::new("x"), toml).expect_err(toml).to_string();
+        let text = TomlFile::parse(Path::new("x"), toml).err().expect(toml).to_string();
         assert!(text.contains("line "), "{text}");
         assert!(!text.contains("= hunter2") && !text.contains("\"hunter2"), "{text}");
     }
@@ -481,4 +494,68 @@ fn files_that_are_missing_or_no_files_are_told_with_their_keys() {
             ("secret.files", "No such file or directory (os error 2)".to_owned()),
         ]
     );
+}
+
+#[test]
+fn a_mistake_in_the_file_names_its_line() {
+    let toml = "\
+# What this host says of itself.
+[node]
+name = \"n1\"
+farm = \"A\" # one capital
+
+[broker]
+uris = [
+    \"amqps://resumed:hunter2@mq1\",
+    # One more.
+    \"amqps://resumed:hunter2@[::1\",
+]
+report_every = \"\"\"
+1ms\"\"\"
+[broker.tls]
+ca = \"/x\"
+[secret]
+files = [\"/s\"]
+[ats]
+users = [\"ats\",
+  33]
+[zoo]
+x = 1
+[keys]
+kep = 3
+";
+    let (_, understood, mistakes) = outcome(toml, &[("RESUMED__KEYS__KEEP", "0")]);
+    let found: Vec<(&str, String)> =
+        mistakes.iter().map(|mistake| (mistake.key.as_str(), mistake.origin.to_string())).collect();
+    let expected = [
+        ("node.farm", "test.toml:4"),
+        ("broker.uris", "test.toml:10"),
+        ("broker.report_every", "test.toml:12"),
+        ("keys.keep", "environment RESUMED__KEYS__KEEP"),
+        ("ats.users", "test.toml:20"),
+        ("zoo", "test.toml:21"),
+        ("broker.tls", "test.toml:14"),
+        ("keys.kep", "test.toml:24"),
+    ];
+    assert_eq!(found, expected.map(|(key, place)| (key, place.to_owned())));
+    assert!(!in_lines(&mistakes).contains("hunter2"), "{}", in_lines(&mistakes));
+    let name = understood.iter().find(|row| row.key == "node.name").unwrap();
+    assert_eq!(name.origin.within_the_file(), "line 3");
+}
+
+#[test]
+fn lines_are_counted_whatever_ends_them_and_however_a_key_is_written() {
+    for (toml, key, line) in [
+        ("\r\n[node]\r\nfarm = \"A\"\r\n", "node.farm", 3),
+        ("# Übung ☂\nnode.farm = \"A\"", "node.farm", 2),
+        ("\n\nnode = { pod = \"p\", farm = \"A\" }", "node.farm", 3),
+        ("[node]\n\"farm\" = \"A\"", "node.farm", 2),
+        ("[node]\npod = \"\"\"\n\n\"\"\"", "node.pod", 2),
+        ("\nfarm = 1", "farm", 2),
+        ("[keys]\n\n[[zoo]]\n", "zoo", 3),
+    ] {
+        let mistakes = outcome(toml, &[]).2;
+        let found: Vec<_> = mistakes.iter().map(|mistake| (mistake.key.as_str(), mistake.origin.to_string())).collect();
+        assert_eq!(found, [(key, format!("test.toml:{line}"))], "{toml:?}");
+    }
 }
