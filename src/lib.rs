@@ -26,3 +26,4 @@ pub mod status;
 #[cfg(test)]
 mod temporary;
 pub mod token_bucket;
+pub mod unix_socket;

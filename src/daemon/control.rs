@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
+use nix::sys::socket::Backlog;
 use nix::unistd::Group;
 use prost::Message;
 use tokio::net::UnixStream;
@@ -20,13 +21,13 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec, LengthDelimitedCodecError}
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::unix_socket::{FreshSocket, SocketError, bind_fresh};
 use crate::clock::SystemClock;
 use crate::config::ControlSettings;
 use crate::metrics::CONTROL_REFUSED;
 use crate::proto::limits::decode_within;
 use crate::proto::local::{CONTROL_REQUEST, ControlReply, ControlRequest, control_reply, control_request};
 use crate::quiet::Quiet;
+use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
 
 /// The longest frame in either direction, in bytes, its length not included: the status of some 100,000 nodes.
 pub const MAX_FRAME: usize = 64 * 1024 * 1024;
@@ -69,12 +70,13 @@ impl ControlSocket {
     /// If another daemon serves it, or it cannot be made.
     pub fn open(settings: &ControlSettings) -> Result<Self, SocketError> {
         let ControlSettings { socket: path, group } = settings;
+        let alone = SocketOptions { mode: 0o600, group: None, backlog: Backlog::MAXCONN, makes_directory: true };
         let socket = match group.as_deref().and_then(found) {
-            None => bind_fresh(path, 0o600, None)?,
-            Some(found) => match bind_fresh(path, 0o660, Some(found.gid)) {
+            None => bind_fresh(path, alone)?,
+            Some(found) => match bind_fresh(path, SocketOptions { mode: 0o660, group: Some(found.gid), ..alone }) {
                 Err(SocketError::Group { source, .. }) => {
                     warn!(group = found.name, error = %source, "cannot give the control socket to control.group: root and this daemon's user only");
-                    bind_fresh(path, 0o600, None)?
+                    bind_fresh(path, alone)?
                 }
                 other => other?,
             },
@@ -270,7 +272,6 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::config::ControlSettings;
     use crate::proto::local::{RotateCommand, RotateProgress, StatusCommand};
 
     struct Served {

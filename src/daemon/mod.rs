@@ -25,7 +25,6 @@ pub mod service;
 pub mod session_plane;
 mod sites;
 pub mod turns;
-pub mod unix_socket;
 mod users;
 pub mod view;
 pub mod warmup;

@@ -19,7 +19,6 @@ use super::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of}
 use super::page::Page;
 use super::reload::{ReloadCall, Reloader};
 use super::service::Notifier;
-use super::unix_socket::SocketError;
 use super::users::user_name;
 use crate::bus::in_process::{Hub, InProcess};
 use crate::bus::rabbitmq::{RabbitMq, RabbitMqSettings};
@@ -30,9 +29,10 @@ use crate::envelope::{FarmSecret, SecretError, Secrets};
 use crate::keys::KeySettings;
 use crate::metrics::{self, MetricsError};
 use crate::proto::local::{ControlReply, Reloaded, control_reply, control_request};
-use crate::proxies::ats::{AtsError, AtsSettings, Socket};
+use crate::proxies::ats::{AtsSettings, Socket};
 use crate::secret_files;
 use crate::sessions::Removals;
+use crate::unix_socket::SocketError;
 
 /// From the signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_millis(1_800);
@@ -46,12 +46,12 @@ pub enum RunError {
     /// The broker settings cannot work.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// A Unix socket cannot be opened.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// The plugin's socket cannot be served.
-    #[error(transparent)]
-    Ats(#[from] AtsError),
+    /// The control socket cannot be opened.
+    #[error("control.socket = {0}")]
+    Control(#[source] SocketError),
+    /// The plugin's socket cannot be opened.
+    #[error("ats.socket = {0}")]
+    Ats(#[source] SocketError),
     /// The metrics cannot be served.
     #[error(transparent)]
     Http(#[from] HttpError),
@@ -99,13 +99,13 @@ async fn run_on<B: Bus>(
     let metrics = metrics::install()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let mut notifier = Notifier::from_environment().map_err(RunError::Notify)?;
-    let control = ControlSocket::open(&settings.control)?;
+    let control = ControlSocket::open(&settings.control).map_err(RunError::Control)?;
     let ats = AtsSettings { socket: settings.ats.socket.clone(), users: settings.ats.users.clone() };
     let http = match settings.metrics.listen {
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
-    let ats = Socket::bind(ats).await?;
+    let ats = Socket::bind(ats).map_err(RunError::Ats)?;
     let users_changed = ats.users_changed();
 
     let (secret_sender, secret_receiver) = watch::channel(Arc::new(secrets));

@@ -13,8 +13,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -22,13 +21,13 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use metrics::counter;
 use nix::errno::Errno;
-use nix::sys::socket::{Backlog, listen};
+use nix::sys::socket::Backlog;
 use nix::unistd::{User, geteuid};
 use prost::Message;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
@@ -51,6 +50,7 @@ use crate::proto::local::{self, FROM_PROXY, FromProxy, ToProxy, from_proxy, to_p
 use crate::quiet::Quiet;
 use crate::sessions::SessionFault;
 use crate::token_bucket::TokenBucket;
+use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
 
 /// The largest message in either direction, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
@@ -86,57 +86,25 @@ pub struct AtsSettings {
     pub users: Vec<String>,
 }
 
-/// Why the socket cannot be served.
-#[derive(Debug, Error)]
-pub enum AtsError {
-    /// Somebody listens there.
-    #[error("ats.socket = {}: another process listens there", .path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// What is there is left alone.
-    #[error("ats.socket = {}: this exists and is not a socket", .path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The system refused.
-    #[error("ats.socket = {}: {source}", .path.display())]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-}
-
 /// The socket, bound: proxies can connect, and are answered once it is served.
 #[derive(Debug)]
 pub struct Socket {
-    listener: UnixListener,
-    settings: AtsSettings,
+    socket: FreshSocket,
+    users: Vec<String>,
     users_changed: Arc<Notify>,
-    /// Device and inode, to remove at the end only what was made here.
-    made: (u64, u64),
 }
 
 impl Socket {
-    /// Makes the socket. A stale one is replaced, one that somebody serves is not.
+    /// Makes the socket. A stale one is replaced, one that another process serves is not. Must be called within a tokio
+    /// runtime.
     ///
     /// # Errors
-    /// When somebody listens there, something else lies there, or the system refuses.
-    pub async fn bind(settings: AtsSettings) -> Result<Self, AtsError> {
-        let path = settings.socket.clone();
-        let failed = |source| AtsError::Io { path: path.clone(), source };
-        make_way(&path).await?;
-        let listener = UnixListener::bind(&path).map_err(failed)?;
-        // It listens already: this sets how many may wait.
-        let backlog = Backlog::new(BACKLOG).map_err(io::Error::from).map_err(failed)?;
-        listen(&listener, backlog).map_err(io::Error::from).map_err(failed)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
-        let made = std::fs::symlink_metadata(&path).map(|meta| (meta.dev(), meta.ino())).map_err(failed)?;
-        Ok(Self { listener, settings, users_changed: Arc::default(), made })
+    /// When another process listens there, something else lies there, or the system refuses.
+    pub fn bind(settings: AtsSettings) -> Result<Self, SocketError> {
+        let AtsSettings { socket: path, users } = settings;
+        let backlog = Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN);
+        let socket = bind_fresh(&path, SocketOptions { mode: 0o666, group: None, backlog, makes_directory: false })?;
+        Ok(Self { socket, users, users_changed: Arc::default() })
     }
 
     /// What to notify when the ids of `ats.users` are to be looked up again, as on a reload.
@@ -148,9 +116,9 @@ impl Socket {
     /// Serves proxies until `stop`, then removes the socket. The first waits until the ids of `ats.users` are known, but 5 s at
     /// most.
     pub async fn serve(self, plane: Arc<ProxyPlane>, stop: CancellationToken) {
-        let Self { listener, settings, users_changed, made } = self;
+        let Self { socket, users, users_changed } = self;
         let door = Arc::new(Door { plane, quiet: Mutex::default(), last: Mutex::default() });
-        let mut users = Users::new(settings.users, users_changed, Arc::clone(&door));
+        let mut users = Users::new(users, users_changed, Arc::clone(&door));
         if users.is_asking() {
             stop.run_until_cancelled(timeout(USERS_WITHIN, users.turn())).await;
         }
@@ -163,7 +131,7 @@ impl Socket {
                 Some(_) = connections.join_next() => continue,
                 () = users.turn() => continue,
                 () = sleep(rest), if !rest.is_zero() => continue,
-                accepted = listener.accept(), if rest.is_zero() => match accepted {
+                accepted = socket.listener().accept(), if rest.is_zero() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
                         door.complain("connection", "accept", &error);
@@ -184,16 +152,6 @@ impl Socket {
             }
         }
         connections.shutdown().await;
-        remove(&settings.socket, made);
-    }
-}
-
-/// Removes the socket at `path`, unless it is another than the one that was made.
-fn remove(path: &Path, made: (u64, u64)) {
-    if std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == made)
-        && let Err(error) = std::fs::remove_file(path)
-    {
-        warn!(%error, path = %path.display(), "the socket stays behind");
     }
 }
 
@@ -293,25 +251,6 @@ fn answer_for(name: String) -> (String, Result<Option<u32>, Errno>) {
 pub async fn converse(stream: UnixStream, plane: Arc<ProxyPlane>) -> Result<(), &'static str> {
     let door = Door { plane, quiet: Mutex::default(), last: Mutex::default() };
     door.talk(stream, "a proxy").await.map_err(|refusal| refusal.reason())
-}
-
-/// Removes a socket that nobody listens on any more.
-async fn make_way(path: &Path) -> Result<(), AtsError> {
-    let failed = |source| AtsError::Io { path: path.to_owned(), source };
-    let meta = match std::fs::symlink_metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-    };
-    if !meta.file_type().is_socket() {
-        return Err(AtsError::NotASocket { path: path.to_owned() });
-    }
-    match UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(failed),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // Also when its queue of connections is full: somebody is there.
-        _ => Err(AtsError::InUse { path: path.to_owned() }),
-    }
 }
 
 /// Why a connection is refused or ended: one counted reason each.

@@ -13,7 +13,8 @@ use prost::Message;
 use resumed::keys::Timetable;
 use resumed::proto::local::{Counters, FromProxy, Hello, Sessions, Settings, ToProxy, from_proxy, to_proxy};
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
-use resumed::proxies::ats::{AtsError, AtsSettings, MAX_FRAME_BYTES, MAX_PROXIES, Socket};
+use resumed::proxies::ats::{AtsSettings, MAX_FRAME_BYTES, MAX_PROXIES, Socket};
+use resumed::unix_socket::SocketError;
 use testkit::foreign_peer;
 use testkit::node::{Node, NodeSetup, key, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -424,18 +425,18 @@ async fn a_stale_socket_is_replaced_and_nothing_else() {
     drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
     assert!(path.exists(), "a killed daemon leaves its socket");
     let node = Node::start(&path, &NodeSetup::default()).await;
-    let error = Socket::bind(settings.clone()).await.expect_err("somebody listens there");
-    assert!(matches!(error, AtsError::InUse { .. }), "{error}");
+    let error = Socket::bind(settings.clone()).expect_err("somebody listens there");
+    assert!(matches!(error, SocketError::InUse { .. }), "{error}");
     assert!(error.to_string().contains(path.to_str().expect("UTF-8")));
     assert_eq!(Proxy::connect(&path).await.0.peer_addr().expect("the node").as_pathname(), Some(path.as_path()));
     node.stop().await;
     assert!(!path.exists(), "a stopped daemon leaves no socket");
     std::fs::write(&path, "precious").expect("a file");
-    let error = Socket::bind(settings).await.expect_err("a file is there");
-    assert!(matches!(error, AtsError::NotASocket { .. }), "{error}");
+    let error = Socket::bind(settings).expect_err("a file is there");
+    assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
     assert_eq!(std::fs::read_to_string(&path).expect("the file"), "precious");
     let nowhere = AtsSettings { socket: folder.path().join("no/ats.sock"), users: Vec::new() };
-    assert!(matches!(Socket::bind(nowhere).await.expect_err("no folder"), AtsError::Io { .. }));
+    assert!(matches!(Socket::bind(nowhere).expect_err("no folder"), SocketError::Io { .. }));
 }
 
 #[tokio::test]

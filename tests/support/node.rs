@@ -72,7 +72,7 @@ impl Node {
         });
         let settings = AtsSettings { socket: socket.to_owned(), users: setup.users.clone() };
         let stop = CancellationToken::new();
-        let bound = Socket::bind(settings).await.expect("the socket");
+        let bound = Socket::bind(settings).expect("the socket");
         let served = tokio::spawn(bound.serve(Arc::clone(&plane), stop.clone()));
         Self { plane, keys, socket: socket.to_owned(), stop, served }
     }
