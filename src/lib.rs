@@ -22,6 +22,7 @@ pub mod random;
 pub mod reason;
 pub mod secret_files;
 pub mod sessions;
+pub mod settings;
 pub mod status;
 #[cfg(test)]
 mod temporary;

@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, User, geteuid};
 
-use crate::config::Settings;
-
 /// The modes that are taken, for messages.
 pub const ACCEPTED_MODES: &str = "mode 0640 or tighter: 0600, 0440, 0400";
 
@@ -180,30 +178,25 @@ pub struct Warning {
     pub exposure: Exposure,
 }
 
-/// What exposes the secrets that `settings` name, with `farm_secrets` in place of `secret.files`. A file that cannot be
-/// looked at has no warning: reading it will say why.
+/// What exposes the secrets in `farm_secrets` and in `others`, the files of the broker with the setting that names each.
+/// `control_group` is `control.group`. A file that cannot be looked at has no warning: reading it will say why.
 ///
 /// The best that can be done without asking every directory of users: the members that the system names for the group,
 /// and the users of `/etc/passwd` whose first group it is. A user of LDAP whose first group it is stays unseen, and so
 /// does who is let in by an ACL.
 #[must_use]
-pub fn warnings(settings: &Settings, farm_secrets: &[PathBuf]) -> Vec<Warning> {
-    let control_gid = settings.control.group.as_deref().and_then(gid_of);
-    let broker = &settings.broker;
-    let of_broker = [
-        ("broker.password_file", &broker.password_file),
-        ("broker.key_file", &broker.key_file),
-        (PASSWORDS, &broker.passwords_in),
-    ];
-    let farm_secrets = farm_secrets.iter().map(|path| (FARM_SECRETS, path));
-    let files = farm_secrets.chain(of_broker.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))));
+pub fn warnings(
+    others: &[(&'static str, &Path)],
+    farm_secrets: &[PathBuf],
+    control_group: Option<&str>,
+) -> Vec<Warning> {
+    let control_gid = control_group.and_then(gid_of);
+    let farm_secrets = farm_secrets.iter().map(|path| (FARM_SECRETS, path.as_path()));
+    let files = farm_secrets.chain(others.iter().copied());
     files.flat_map(|(key, path)| warnings_of(key, path, control_gid)).collect()
 }
 
 const FARM_SECRETS: &str = "secret.files";
-
-/// What is warned of where a password stands in the configuration file itself.
-const PASSWORDS: &str = "broker.uris, with a password, in the file";
 
 fn warnings_of(key: &'static str, path: &Path, control_gid: Option<u32>) -> Vec<Warning> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
@@ -383,21 +376,22 @@ mod tests {
         };
         let (secret, password, key) = (file("secret", 0o644), file("password", 0o644), file("key", 0o666));
         let gid = Gid::from_raw(fs::metadata(&secret).unwrap().gid());
-        let mut settings = Settings::default();
-        settings.broker.password_file = Some(password.clone());
-        settings.broker.key_file = Some(key.clone());
         let config = file("resumed.toml", 0o644);
-        settings.broker.passwords_in = Some(config.clone());
-        settings.control.group = Group::from_gid(gid).unwrap().map(|group| group.name);
+        let others = [
+            ("broker.password_file", password.as_path()),
+            ("broker.key_file", &key),
+            ("broker.uris, with a password, in the file", &config),
+        ];
+        let control_group = Group::from_gid(gid).unwrap().map(|group| group.name);
         let gone = directory.path().join("gone");
-        let found = warnings(&settings, &[secret.clone(), gone]);
+        let found = warnings(&others, &[secret.clone(), gone], control_group.as_deref());
         let modes: Vec<_> = found
             .iter()
             .filter(|warning| matches!(warning.exposure, Exposure::Mode { .. }))
-            .map(|warning| (warning.key, &warning.path))
+            .map(|warning| (warning.key, warning.path.as_path()))
             .collect();
-        assert_eq!(modes, [("broker.password_file", &password), ("broker.key_file", &key), (PASSWORDS, &config)]);
-        if settings.control.group.is_some() {
+        assert_eq!(modes, others);
+        if control_group.is_some() {
             let of_control = |warning: &&Warning| matches!(warning.exposure, Exposure::ControlGroup { .. });
             let of_control: Vec<_> = found.iter().filter(of_control).map(|warning| &warning.path).collect();
             assert_eq!(of_control, [&secret, &password, &key, &config]);

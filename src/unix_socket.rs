@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_whose_owner_takes_no_connection_is_live_too_and_nobody_waits_for_it() {
+    async fn a_socket_whose_owner_takes_no_connection_is_live_too_and_is_not_waited_for() {
         let directory = directory();
         let path = directory.path().join("a.sock");
         let _first = bind_fresh(&path, SocketOptions { backlog: Backlog::new(1).unwrap(), ..PRIVATE }).unwrap();

@@ -73,7 +73,9 @@ pub fn line(points: &[(f64, f64)]) -> (f64, f64) {
 }
 
 fn settings(index: usize, farm: &str) -> NodeSettings {
-    NodeSettings { replicate: false, ..node_settings(&format!("node{index:03}"), farm) }
+    let mut settings = node_settings(&format!("node{index:03}"), farm);
+    settings.sessions.replicate = false;
+    settings
 }
 
 /// The node that leads first, on a thread of its own beside those of its connections: its CPU can be told apart, and it can be gone
@@ -97,7 +99,7 @@ impl First {
         let thread = thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                let node = Node::start(settings, secrets, bus, SystemClock::start());
+                let node = Node::start(settings, secrets, bus, SystemClock::start()).expect("settings");
                 started.send(node.view.clone()).expect("the benchmark waits");
                 let _sender_gone = dies.await;
             });
@@ -143,7 +145,10 @@ fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &m
     let start = Instant::now();
     let others: Vec<Node> = runtime.block_on(async {
         (1..nodes)
-            .map(|index| Node::start(settings(index, &farm), secrets.clone(), bus(broker), SystemClock::start()))
+            .map(|index| {
+                let settings = settings(index, &farm);
+                Node::start(settings, secrets.clone(), bus(broker), SystemClock::start()).expect("settings")
+            })
             .collect()
     });
     let views: Vec<_> = others.iter().map(|node| node.view.clone()).chain([first.view.clone()]).collect();

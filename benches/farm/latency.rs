@@ -12,9 +12,7 @@ use resumed::bus::rabbitmq::{RabbitMq, RabbitMqSettings};
 use resumed::clock::SystemClock;
 use resumed::daemon::{Node, NodeSettings};
 use resumed::envelope::{FarmSecret, Secrets};
-use resumed::keys::KeySettings;
 use resumed::proto::SessionEntry;
-use resumed::sessions::Removals;
 use resumed_ats::from_daemon::FromDaemon;
 use resumed_ats::incoming::{Incoming, Refused, keep};
 use resumed_ats::outgoing::Outgoing;
@@ -86,28 +84,10 @@ fn compare(
 
 /// How nodes of this benchmark that live in its process are set up.
 pub fn node_settings(name: &str, farm: &str) -> NodeSettings {
-    NodeSettings {
-        name: name.to_owned(),
-        farm: farm.to_owned(),
-        pod: "pod".to_owned(),
-        keys: KeySettings {
-            interval: Duration::from_secs(3600),
-            keep: 3,
-            settle: Duration::from_secs(2),
-            max_seal_age: Duration::from_secs(3 * 3600),
-            max_clock_offset: Duration::from_secs(300),
-        },
-        report_every: Duration::from_secs(2),
-        start_alone_after: Duration::from_secs(10),
-        can_lead: true,
-        ring_directory: None,
-        allow_disk: false,
-        replicate: true,
-        removals: Removals::Replicate,
-        max_bytes: 256 << 20,
-        max_session_bytes: 16 << 10,
-        batch_bytes: 96 << 10,
-    }
+    let mut settings = NodeSettings::new(name, farm, "pod");
+    settings.keys.interval = Duration::from_secs(3600);
+    settings.keys.max_seal_age = Duration::from_secs(3 * 3600);
+    settings
 }
 
 /// A farm secret for nodes in this process.
@@ -119,7 +99,8 @@ pub fn secrets() -> watch::Receiver<Arc<Secrets>> {
 
 /// A bus to `broker`.
 pub fn bus(broker: &Broker) -> Arc<RabbitMq> {
-    let settings = RabbitMqSettings { uris: vec![broker.uri()], ..RabbitMqSettings::default() };
+    let uris = vec![broker.uri().parse().expect("a URI")];
+    let settings = RabbitMqSettings { uris, ..RabbitMqSettings::default() };
     Arc::new(RabbitMq::new(settings).expect("settings of a bus"))
 }
 
@@ -141,7 +122,8 @@ impl Nodes {
         let receiver = {
             let (secrets, bus, started, over) = (secrets.clone(), bus(broker), started.clone(), over.clone());
             on_a_thread(async move || {
-                let node = Node::start(node_settings("receiver", "latency"), secrets, bus, clock);
+                let node =
+                    Node::start(node_settings("receiver", "latency"), secrets, bus, clock).expect("settings of a node");
                 let mut from_farm = node.proxies.from_farm.subscribe();
                 in_step(&node).await;
                 started.send(()).expect("the benchmark waits");
@@ -158,7 +140,8 @@ impl Nodes {
         let sender = {
             let (bus, over) = (bus(broker), over.clone());
             on_a_thread(async move || {
-                let node = Node::start(node_settings("sender", "latency"), secrets, bus, clock);
+                let node =
+                    Node::start(node_settings("sender", "latency"), secrets, bus, clock).expect("settings of a node");
                 in_step(&node).await;
                 started.send(()).expect("the benchmark waits");
                 offer(&node, begun, &over, origin, clock).await;

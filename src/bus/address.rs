@@ -10,18 +10,18 @@ use std::net::Ipv6Addr;
 const LONGEST_ZONE: usize = 15;
 
 /// The parts of a URI that tell where it points to (RFC 3986, section 3.2; zones: RFC 6874).
-pub struct Authority<'a> {
+pub(super) struct Authority<'a> {
     /// What stands before the `@`, if one does: user name and password as they are written.
-    pub userinfo: Option<&'a str>,
+    pub(super) userinfo: Option<&'a str>,
     /// The IPv6 address in brackets, if one stands there, as the resolver takes it: `::1`, `fe80::1%eth0`.
-    pub address: Option<String>,
+    pub(super) address: Option<String>,
     /// The URI as the AMQP library can read it: with `localhost` where the brackets stood.
-    pub readable: Cow<'a, str>,
+    pub(super) readable: Cow<'a, str>,
 }
 
 impl<'a> Authority<'a> {
     /// Reads the authority of `uri`. The error says what is wrong without repeating any of it: it may hold a password.
-    pub fn of(uri: &'a str) -> Result<Self, &'static str> {
+    pub(super) fn of(uri: &'a str) -> Result<Self, &'static str> {
         let start = uri.find("://").map_or(0, |at| at + 3);
         let authority = uri[start..].split(['/', '?', '#']).next().unwrap_or_default();
         let (userinfo, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
@@ -75,7 +75,7 @@ fn is_zone(zone: &str) -> bool {
 /// The name that a broker's certificate has to hold for `host`: an address without its zone, which means something on
 /// this host alone (RFC 4007, section 6).
 #[must_use]
-pub fn certified(host: &str) -> &str {
+pub(super) fn certified(host: &str) -> &str {
     match host.split_once('%') {
         Some((address, _)) if address.contains(':') => address,
         _ => host,

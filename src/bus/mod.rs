@@ -3,19 +3,23 @@
 //! A bus moves opaque bytes. It knows exchanges, queues and the lease, and nothing of keys, sessions or envelopes.
 //! Whoever publishes seals immediately before, see [`Link::writable`].
 
-pub mod address;
+mod address;
 pub mod backoff;
 pub mod in_process;
 mod names;
 pub mod rabbitmq;
 pub mod refusals;
+mod uri;
 
 pub use names::{Names, Route, Seat};
+pub use uri::{BrokerUri, UriFault, redact};
 
 use std::future::Future;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+
+use crate::settings::SettingsError;
 
 /// What a node needs of a connection to the farm.
 #[derive(Clone, Debug)]
@@ -40,7 +44,7 @@ pub trait Bus: Send + Sync + 'static {
     /// the future abandons the attempt.
     ///
     /// # Errors
-    /// [`BusError::Unreachable`] with a sentence for each URI, [`BusError::Settings`] for files that cannot be used.
+    /// [`BusError::Unreachable`] with a sentence for each URI, [`BusError::File`] for a file that cannot be used.
     fn connect(&self, spec: &LinkSpec, events: LinkEvents)
     -> impl Future<Output = Result<Self::Link, BusError>> + Send;
 }
@@ -205,7 +209,13 @@ pub enum BusError {
         /// The broker's words.
         reason: String,
     },
-    /// The configuration cannot work, such as an unreadable CA file.
+    /// The settings cannot work.
     #[error("broker settings: {0}")]
-    Settings(String),
+    Settings(#[from] SettingsError),
+    /// A file that the settings name cannot be used.
+    #[error("broker settings: {0}")]
+    File(#[from] rabbitmq::BadFile),
+    /// This process cannot even begin to ask a broker: the system's randomness or OpenSSL fails, or a name is too long.
+    #[error("broker settings: {0}")]
+    Unprepared(String),
 }

@@ -8,13 +8,14 @@
 
 mod leases;
 mod session_channel;
+mod settings;
+mod target;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,26 +28,25 @@ use lapin::options::{
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{
     AsyncTcpStream, BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ErrorKind,
     Event, ExchangeKind, Queue,
 };
-use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode, SslVersion};
-use openssl::x509::X509;
-use openssl::x509::store::X509StoreBuilder;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use zeroize::Zeroizing;
 
-use super::address::{Authority, certified};
+use super::address::certified;
 use super::refusals::{NO_CHANNEL, SILENT_AT_LOGIN, remedy, remedy_at_login, with_remedy};
 use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
 use leases::Leases;
 use session_channel::SessionChannel;
+pub use settings::{BadFile, BrokerFile, FileFault, RabbitMqSettings};
+use target::Target;
+use tls::Refusal;
 
 /// Deliveries of the inbox, and of the leader's queue, that are under way to this node at any time.
 pub const KEY_PREFETCH: u16 = 64;
@@ -77,206 +77,6 @@ const FEDERATED: &str = "x-received-from";
 const RESOURCE_LOCKED: &str = "405 ";
 
 type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
-
-/// How to reach RabbitMQ.
-#[derive(Clone)]
-pub struct RabbitMqSettings {
-    /// `amqp://` and `amqps://` URIs, tried in this order. An `amqps` URI without a user name logs in with the client
-    /// certificate (EXTERNAL) if there is one.
-    pub uris: Vec<String>,
-    /// PEM file with the authorities that may sign the broker's certificate; without it those of the system.
-    pub ca_file: Option<PathBuf>,
-    /// PEM file with the client certificate and its chain.
-    pub cert_file: Option<PathBuf>,
-    /// PEM file with the client certificate's key.
-    pub key_file: Option<PathBuf>,
-    /// File with the password for every URI that has none of its own; a final newline does not count.
-    pub password_file: Option<PathBuf>,
-    /// AMQP heartbeat, in whole seconds (rounded up): a silent broker is given up after two.
-    pub heartbeat: Duration,
-    /// Bytes that this node's session feed may hold at the broker.
-    pub feed_max_bytes: u32,
-    /// How long one URI may take for each of: TCP and TLS, login, declarations.
-    pub connect_timeout: Duration,
-}
-
-impl Default for RabbitMqSettings {
-    fn default() -> Self {
-        Self {
-            uris: Vec::new(),
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            password_file: None,
-            heartbeat: Duration::from_secs(5),
-            feed_max_bytes: 64 << 20,
-            connect_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-impl fmt::Debug for RabbitMqSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RabbitMqSettings")
-            .field("uris", &self.uris.iter().map(|uri| redact(uri)).collect::<Vec<_>>())
-            .field("ca_file", &self.ca_file)
-            .field("cert_file", &self.cert_file)
-            .field("key_file", &self.key_file)
-            .field("password_file", &self.password_file)
-            .field("heartbeat", &self.heartbeat)
-            .field("feed_max_bytes", &self.feed_max_bytes)
-            .field("connect_timeout", &self.connect_timeout)
-            .finish()
-    }
-}
-
-impl RabbitMqSettings {
-    /// Reads every URI and every file named, as a connection attempt will.
-    ///
-    /// # Errors
-    /// [`BusError::Settings`] naming the URI (its password as `***`) or the file, and what is wrong with it.
-    pub fn check(&self) -> Result<(), BusError> {
-        if self.uris.is_empty() {
-            return Err(BusError::Settings("no broker URI".to_owned()));
-        }
-        let targets = self.targets()?;
-        if targets.iter().any(|target| target.uri.scheme == AMQPScheme::AMQPS) {
-            self.connector(&Refusal::default())?;
-        }
-        Ok(())
-    }
-
-    fn targets(&self) -> Result<Vec<Target>, BusError> {
-        if self.cert_file.is_some() != self.key_file.is_some() {
-            return Err(BusError::Settings("cert_file and key_file go together: one is missing".to_owned()));
-        }
-        let password = match &self.password_file {
-            Some(path) => {
-                let text = Zeroizing::new(
-                    fs::read_to_string(path).map_err(|error| unreadable("password_file", path, &error))?,
-                );
-                Some(Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned()))
-            }
-            None => None,
-        };
-        self.uris.iter().map(|uri| Target::read(uri, self, password.as_deref().map(String::as_str))).collect()
-    }
-
-    /// TLS as the broker's side is verified: chain, dates, host name. Whatever fails is put into `refusal`.
-    fn connector(&self, refusal: &Refusal) -> Result<SslConnector, BusError> {
-        let openssl = |error: openssl::error::ErrorStack| BusError::Settings(format!("OpenSSL: {error}"));
-        let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(openssl)?;
-        builder.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(openssl)?;
-        if let Some(path) = &self.ca_file {
-            let pem = fs::read(path).map_err(|error| unreadable("ca_file", path, &error))?;
-            let authorities = X509::stack_from_pem(&pem).map_err(|error| unusable("ca_file", path, &error))?;
-            if authorities.is_empty() {
-                return Err(BusError::Settings(format!("ca_file {} holds no PEM certificate", path.display())));
-            }
-            let mut store = X509StoreBuilder::new().map_err(openssl)?;
-            for authority in authorities {
-                store.add_cert(authority).map_err(openssl)?;
-            }
-            builder.set_cert_store(store.build());
-        }
-        if let (Some(cert), Some(key)) = (&self.cert_file, &self.key_file) {
-            // OpenSSL names neither the file nor why it could not be opened.
-            fs::File::open(cert).map_err(|error| unreadable("cert_file", cert, &error))?;
-            fs::File::open(key).map_err(|error| unreadable("key_file", key, &error))?;
-            builder.set_certificate_chain_file(cert).map_err(|error| unusable("cert_file", cert, &error))?;
-            builder.set_private_key_file(key, SslFiletype::PEM).map_err(|error| unusable("key_file", key, &error))?;
-            builder.check_private_key().map_err(|error| unusable("key_file", key, &error))?;
-        }
-        let refusal = refusal.clone();
-        builder.set_verify_callback(SslVerifyMode::PEER, move |fine, context| {
-            if !fine {
-                let subject = context.current_cert().map(|cert| format!("{:?}", cert.subject_name()));
-                refusal.note(subject.as_deref().unwrap_or("its certificate"), context.error().error_string());
-            }
-            fine
-        });
-        Ok(builder.build())
-    }
-}
-
-fn unreadable(key: &str, path: &Path, error: &io::Error) -> BusError {
-    BusError::Settings(format!("{key} {}: {error}", path.display()))
-}
-
-fn unusable(key: &str, path: &Path, error: &openssl::error::ErrorStack) -> BusError {
-    BusError::Settings(format!("{key} {} cannot be used: {error}", path.display()))
-}
-
-/// Why the broker's certificate was not accepted. OpenSSL's own error says only "certificate verify failed".
-#[derive(Clone, Debug, Default)]
-struct Refusal(Arc<Mutex<Option<String>>>);
-
-impl Refusal {
-    fn note(&self, subject: &str, why: &str) {
-        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert_with(|| format!("the broker's certificate was refused: {why} (certificate: {subject})"));
-    }
-
-    fn take(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-/// `uri` with its password as `***`, for people to read. Whatever stands between the first colon of the user part and
-/// the last `@` is taken for the password, so that nothing shows of one that should have been percent-encoded.
-#[must_use]
-pub fn redact(uri: &str) -> String {
-    let start = uri.find("://").map_or(0, |at| at + 3);
-    let Some(end) = uri.rfind('@').filter(|end| *end >= start) else { return uri.to_owned() };
-    let Some(colon) = uri[start..end].find(':') else { return uri.to_owned() };
-    format!("{}***{}", &uri[..=start + colon], &uri[end..])
-}
-
-/// One URI, read.
-struct Target {
-    uri: AMQPUri,
-    /// As shown to people.
-    shown: String,
-    password: Zeroizing<String>,
-}
-
-impl Target {
-    fn read(text: &str, settings: &RabbitMqSettings, password: Option<&str>) -> Result<Self, BusError> {
-        let shown = redact(text);
-        let fault = |what: &str| BusError::Settings(format!("broker URI {shown}: {what}"));
-        let authority = Authority::of(text).map_err(fault)?;
-        let readable: &str = &authority.readable;
-        let mut uri: AMQPUri = readable.parse().map_err(|error: String| fault(&error.replace(readable, &shown)))?;
-        if let Some(address) = authority.address {
-            uri.authority.host = address;
-        }
-        let user = authority.userinfo;
-        if uri.vhost.len() > 255 {
-            return Err(fault("its virtual host is longer than 255 bytes"));
-        }
-        let named = user.is_some_and(|user| !user.is_empty() && !user.starts_with(':'));
-        if !named && settings.cert_file.is_some() && uri.scheme == AMQPScheme::AMQPS {
-            uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
-        }
-        if let Some(password) = password.filter(|_| !user.is_some_and(|user| user.contains(':'))) {
-            uri.authority.userinfo.password = password.to_owned();
-        }
-        let seconds = settings.heartbeat.as_millis().div_ceil(1_000).max(1);
-        uri.query.heartbeat = Some(u16::try_from(seconds).unwrap_or(u16::MAX));
-        uri.query.frame_max = Some(FRAME_MAX);
-        let password = Zeroizing::new(uri.authority.userinfo.password.clone());
-        Ok(Self { uri, shown, password })
-    }
-
-    /// `text` without the password, should an error text ever hold it. Not if it equals the user name: that is worth
-    /// reading, and such a password is no secret.
-    fn scrub(&self, text: &str) -> String {
-        if self.password.is_empty() || *self.password == self.uri.authority.userinfo.username {
-            return text.to_owned();
-        }
-        text.replace(self.password.as_str(), "***")
-    }
-}
 
 /// Our own handle on a connection's socket. Dropping it cuts the connection: lapin's thread ends, and the broker sees
 /// the connection closed, whatever either was waiting for.
@@ -342,7 +142,7 @@ impl RabbitMq {
             let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
             stream.ok_or_else(|| lapin::Error::from(io::Error::from(io::ErrorKind::NotConnected)))
         };
-        let login = Connection::connector(target.uri.clone(), runtime, handed, properties);
+        let login = Connection::connector(AMQPUri::clone(&target.uri), runtime, handed, properties);
         match timeout(within, login).await {
             Ok(Ok(connection)) => Ok(Wired { wire, connection }),
             // With TLS 1.3 a server judges the client certificate after the handshake, and its alert may be lost.
@@ -373,7 +173,7 @@ impl RabbitMq {
             return Ok((wire, stream));
         }
         let refusal = Refusal::default();
-        let connector = self.settings.connector(&refusal).map_err(|error| error.to_string())?;
+        let connector = tls::connector(&self.settings, &refusal).map_err(|error| error.to_string())?;
         match stream.into_openssl(&connector, certified(host)).await {
             Ok(stream) => Ok((wire, stream)),
             Err(error) => Err(format!("TLS: {}", refusal.take().unwrap_or_else(|| error.to_string()))),
@@ -454,7 +254,7 @@ impl Declared {
         settings: &RabbitMqSettings,
     ) -> Result<Self, BusError> {
         let mut nonce = [0; 8];
-        crate::random::try_fill(&mut nonce).map_err(|error| BusError::Settings(error.to_string()))?;
+        crate::random::try_fill(&mut nonce).map_err(|error| BusError::Unprepared(error.to_string()))?;
         let nonce = format!("{:016x}", u64::from_ne_bytes(nonce));
         let sessions = open_channel(publishing).await?;
         let channel = open_channel(consuming).await?;
@@ -494,7 +294,7 @@ async fn open_channel(connection: &Connection) -> Result<Channel, BusError> {
 
 /// Declares an exclusive queue.
 async fn declare(channel: &Channel, queue: &str, arguments: FieldTable, auto_delete: bool) -> Result<Queue, BusError> {
-    let name = ShortString::try_new(queue).map_err(|error| BusError::Settings(format!("queue {queue}: {error}")))?;
+    let name = ShortString::try_new(queue).map_err(|error| BusError::Unprepared(format!("queue {queue}: {error}")))?;
     let options = QueueDeclareOptions { exclusive: true, auto_delete, ..Default::default() };
     let declared = channel.queue_declare(name, options, arguments).await;
     declared.map_err(|error| failed(format!("declare queue {queue}"), &error))
@@ -960,129 +760,4 @@ impl Drop for RabbitMqLink {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn target(uri: &str, settings: RabbitMqSettings) -> Target {
-        Target::read(uri, &settings, Some("from-file")).unwrap_or_else(|error| panic!("{uri}: {error}"))
-    }
-
-    #[test]
-    fn redact_hides_the_password_and_nothing_else() {
-        for (uri, shown) in [
-            ("amqp://user:secret@host:5672/%2f", "amqp://user:***@host:5672/%2f"),
-            ("amqps://user:s%40c@host/v?heartbeat=1", "amqps://user:***@host/v?heartbeat=1"),
-            ("amqp://user:@host", "amqp://user:***@host"),
-            ("amqp://user@host:5672", "amqp://user@host:5672"),
-            ("amqp://host:5672/v", "amqp://host:5672/v"),
-            ("amqp://[::1]:5672/v", "amqp://[::1]:5672/v"),
-        ] {
-            assert_eq!(redact(uri), shown);
-        }
-    }
-
-    #[test]
-    fn redact_hides_passwords_that_were_not_encoded() {
-        for uri in
-            ["amqp://user:se/cr@et@host/v", "amqp://user:se?cr#et@host", "user:secret@host", "amqp:/user:secret@h"]
-        {
-            let shown = redact(uri);
-            assert!(shown.contains("***"), "{shown}");
-            for part in ["se/cr", "cret", "cr#et", "et@", "secret"] {
-                assert!(!shown.contains(part), "{uri} shows as {shown}");
-            }
-        }
-    }
-
-    #[test]
-    fn debug_of_the_settings_shows_no_password() {
-        let uris = vec!["amqp://user:hunter2@host/".to_owned()];
-        let shown = format!("{:?}", RabbitMqSettings { uris, ..RabbitMqSettings::default() });
-        assert!(shown.contains("amqp://user:***@host/") && !shown.contains("hunter2"), "{shown}");
-    }
-
-    #[test]
-    fn a_password_file_serves_the_uris_without_a_password() {
-        let settings = RabbitMqSettings::default;
-        assert_eq!(target("amqp://user@host", settings()).uri.authority.userinfo.password, "from-file");
-        assert_eq!(target("amqp://user:own@host", settings()).uri.authority.userinfo.password, "own");
-    }
-
-    #[test]
-    fn a_client_certificate_logs_in_where_the_uri_names_no_user() {
-        let with_cert = || RabbitMqSettings { cert_file: Some("cert".into()), ..RabbitMqSettings::default() };
-        let mechanism = |uri, settings| target(uri, settings).uri.query.auth_mechanism;
-        assert_eq!(mechanism("amqps://host", with_cert()), Some(SASLMechanism::External));
-        assert_eq!(mechanism("amqps://user@host", with_cert()), None);
-        assert_eq!(mechanism("amqp://host", with_cert()), None);
-        assert_eq!(mechanism("amqps://host", RabbitMqSettings::default()), None);
-    }
-
-    #[test]
-    fn an_ipv6_address_is_not_taken_for_localhost() {
-        let read = target("amqps://[2001:db8::5]:5671/v", RabbitMqSettings::default());
-        assert_eq!(read.uri.authority.host, "2001:db8::5");
-        assert_eq!(read.uri.authority.port, 5671);
-    }
-
-    #[tokio::test]
-    async fn a_link_local_address_leads_out_of_its_interface() {
-        let read = target("amqp://[fe80::1%25lo]:5672/v", RabbitMqSettings::default());
-        let resolved = tokio::net::lookup_host((read.uri.authority.host.as_str(), read.uri.authority.port)).await;
-        let [SocketAddr::V6(address)] = resolved.unwrap().collect::<Vec<_>>()[..] else { panic!("one address") };
-        // The loopback interface is the first of every Linux host.
-        assert_eq!((address.ip().to_string().as_str(), address.port(), address.scope_id()), ("fe80::1", 5672, 1));
-    }
-
-    #[test]
-    fn heartbeats_are_whole_seconds_and_never_none() {
-        for (heartbeat, seconds) in [(0, 1), (1, 1), (1_500, 2), (5_000, 5), (u64::MAX, u16::MAX)] {
-            let heartbeat = Duration::from_millis(heartbeat);
-            let read = target("amqp://h", RabbitMqSettings { heartbeat, ..RabbitMqSettings::default() });
-            assert_eq!(read.uri.query.heartbeat, Some(seconds), "{heartbeat:?}");
-        }
-    }
-
-    #[test]
-    fn bad_settings_are_named_without_the_password() {
-        let files = crate::temporary::Folder::new();
-        let junk = files.path().join("junk.pem");
-        fs::write(&junk, "no certificate").unwrap();
-        let gone = files.path().join("gone.pem");
-        let of = |uri: &str| RabbitMqSettings { uris: vec![uri.to_owned()], ..RabbitMqSettings::default() };
-        let tls = "amqps://host";
-        for (settings, expected) in [
-            (RabbitMqSettings::default(), vec!["no broker URI"]),
-            (of("http://user:hunter2@host"), vec!["http://user:***@host", "Invalid AMQP scheme: http"]),
-            (of("amqp://user:hunter2@host:port"), vec!["amqp://user:***@host:port", "invalid port number"]),
-            (of("amqp:user:hunter2@host"), vec!["***@host"]),
-            (of("amqp://"), vec!["amqp://", "names no host"]),
-            (of("amqp://user:hunter2@[::1"), vec!["amqp://user:***@[::1", "has a [ without a ]"]),
-            (of(&format!("amqp://host/{}", "v".repeat(256))), vec!["longer than 255 bytes"]),
-            (RabbitMqSettings { ca_file: Some(gone.clone()), ..of(tls) }, vec!["ca_file", "gone.pem", "No such file"]),
-            (RabbitMqSettings { ca_file: Some(junk.clone()), ..of(tls) }, vec!["ca_file", "junk.pem"]),
-            (RabbitMqSettings { password_file: Some(gone.clone()), ..of(tls) }, vec!["password_file", "gone.pem"]),
-            (RabbitMqSettings { cert_file: Some(junk.clone()), ..of(tls) }, vec!["cert_file and key_file go together"]),
-            (
-                RabbitMqSettings { cert_file: Some(junk.clone()), key_file: Some(gone), ..of(tls) },
-                vec!["key_file", "gone.pem", "No such file"],
-            ),
-            (
-                RabbitMqSettings { cert_file: Some(junk.clone()), key_file: Some(junk), ..of(tls) },
-                vec!["cert_file", "junk.pem", "cannot be used"],
-            ),
-        ] {
-            let said = settings.check().expect_err(expected[0]).to_string();
-            assert!(expected.iter().all(|part| said.contains(part)), "{said:?} lacks one of {expected:?}");
-            assert!(!said.contains("hunter2"), "{said}");
-        }
-    }
-
-    #[test]
-    fn error_texts_are_scrubbed_of_the_password() {
-        let read = target("amqp://user:hunter2@host", RabbitMqSettings::default());
-        assert_eq!(read.scrub("login of user with hunter2 refused"), "login of user with *** refused");
-        let guest = target("amqp://guest:guest@host", RabbitMqSettings::default());
-        assert_eq!(guest.scrub("user 'guest' refused"), "user 'guest' refused");
-    }
-}
+mod tests;

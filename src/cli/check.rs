@@ -1,15 +1,14 @@
 //! What `resumed check` prints: the settings as they were understood, or every mistake.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-use openssl::pkey::PKey;
-use zeroize::Zeroizing;
-
-use crate::bus::BusError;
-use crate::bus::rabbitmq::RabbitMqSettings;
+use crate::bus::BrokerUri;
+use crate::bus::rabbitmq::{BadFile, BrokerFile};
 use crate::bus::refusals::EMPTY_VHOST_REMEDY;
-use crate::config::{BrokerUri, FileProblem, Mistake, Settings, Understood};
+use crate::config::{Mistake, Understood};
+use crate::daemon::Settings;
 use crate::envelope::{FarmSecret, SecretError};
 use crate::secret_files::{ACCEPTED_MODES, Warning};
 
@@ -38,6 +37,19 @@ pub fn understood(understood: &[Understood], file: Option<&Path>) -> String {
         );
     }
     text
+}
+
+/// A file that the settings name and that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileProblem {
+    /// `section.key`.
+    pub key: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// Why it cannot be used.
+    pub reason: String,
+    /// What could be.
+    pub accepted: String,
 }
 
 /// Everything that is wrong: the mistakes, then the files.
@@ -118,11 +130,11 @@ pub fn uri_warnings(uris: &[BrokerUri]) -> String {
 /// # Errors
 /// OpenSSL failed, which says nothing about a file.
 pub fn problems(settings: &Settings) -> Result<Vec<FileProblem>, SecretError> {
-    let mut problems = settings.problems_on_disk();
+    let mut problems = unreadable_files(settings);
     let readable = |path: &Path| problems.iter().all(|problem| problem.path != path);
     let mut found = Vec::new();
     let mut secrets: Vec<(FarmSecret, &Path)> = Vec::new();
-    for path in settings.secret.files.iter().map(AsRef::as_ref).filter(|path: &&Path| readable(path)) {
+    for path in settings.secret_files.iter().map(AsRef::as_ref).filter(|path: &&Path| readable(path)) {
         let wrong = match FarmSecret::read(path) {
             Ok(secret) => {
                 let same = secrets.iter().find(|(earlier, _)| earlier.id() == secret.id()).map(|(_, path)| *path);
@@ -139,50 +151,55 @@ pub fn problems(settings: &Settings) -> Result<Vec<FileProblem>, SecretError> {
             accepted,
         }));
     }
-    for (key, alone, accepted) in broker_files(settings) {
-        let Some(path) =
-            [&alone.ca_file, &alone.cert_file, &alone.password_file].into_iter().find_map(Option::as_deref)
-        else {
-            continue;
-        };
-        let pair = alone.key_file.as_deref();
-        if !readable(path) || !pair.is_none_or(readable) {
-            continue;
-        }
-        if let Err(BusError::Settings(text)) = alone.check() {
-            // The bus names key and file itself; of two files that belong together it says which one is at fault.
-            let named = [(key, path)].into_iter().chain(pair.map(|path| ("broker.key_file", path)));
-            let (key, path, reason) = named
-                .filter_map(|(key, path)| {
-                    let start = format!("{} {}", key.trim_start_matches("broker."), path.display());
-                    Some((key, path, text.strip_prefix(&start)?.trim_start_matches(':').trim_start()))
-                })
-                .next()
-                .unwrap_or((key, path, &text));
-            found.push(FileProblem { key, path: path.into(), reason: reason.into(), accepted: accepted.into() });
-            // A certificate that is none kept the bus from the key.
-            if key == "broker.cert_file"
-                && let Some(path) = pair
-                && !holds_a_key(path)
-            {
-                let reason = "holds no private key".to_owned();
-                found.push(FileProblem {
-                    key: "broker.key_file",
-                    path: path.into(),
-                    reason,
-                    accepted: accepted.into(),
-                });
-            }
+    for BadFile { file, path, wrong } in settings.broker.bad_files() {
+        // Where it cannot even be read is said above.
+        if readable(&path) {
+            let (key, accepted) = described(file);
+            found.push(FileProblem { key, path, reason: wrong.to_string(), accepted: accepted.into() });
         }
     }
     problems.append(&mut found);
     Ok(problems)
 }
 
-/// Whether the file holds a private key in PEM. Nobody is asked for a passphrase: the daemon has nobody to ask either.
-fn holds_a_key(path: &Path) -> bool {
-    let Ok(pem) = std::fs::read(path).map(Zeroizing::new) else { return false };
-    PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).is_ok()
+/// What is wrong with the files that `settings` name: each must be there and be readable by this process. What is in them
+/// is not looked at.
+fn unreadable_files(settings: &Settings) -> Vec<FileProblem> {
+    let broker = &settings.broker;
+    let one = [
+        ("broker.ca_file", &broker.ca_file),
+        ("broker.cert_file", &broker.cert_file),
+        ("broker.key_file", &broker.key_file),
+        ("broker.password_file", &broker.password_file),
+    ];
+    one.iter()
+        .filter_map(|(key, path)| path.as_ref().map(|path| (*key, path)))
+        .chain(settings.secret_files.iter().map(|path| ("secret.files", path)))
+        .filter_map(|(key, path)| {
+            let reason = unreadable(path)?;
+            Some(FileProblem { key, path: path.clone(), reason, accepted: "a file that this user can read".into() })
+        })
+        .collect()
+}
+
+fn unreadable(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        // Opening a FIFO would wait for its other end.
+        Ok(metadata) if !metadata.is_file() => Some("is not a regular file".into()),
+        Ok(_) => File::open(path).err().map(|error| error.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// The setting that names a file of the broker, and what the file is to be.
+fn described(file: BrokerFile) -> (&'static str, &'static str) {
+    let pair = "PEM, a certificate with its chain and the key that belongs to it";
+    match file {
+        BrokerFile::Authorities => ("broker.ca_file", "PEM, one or more certificates"),
+        BrokerFile::Certificate => ("broker.cert_file", pair),
+        BrokerFile::Key => ("broker.key_file", pair),
+        BrokerFile::Password => ("broker.password_file", "UTF-8 text"),
+    }
 }
 
 /// What is wrong with a farm secret's file, and what would be accepted.
@@ -202,35 +219,6 @@ fn wrong_secret(error: SecretError) -> (String, String) {
     }
 }
 
-/// The broker's files one by one, as settings that hold nothing else, and what each is to be.
-fn broker_files(settings: &Settings) -> [(&'static str, RabbitMqSettings, &'static str); 3] {
-    let broker = &settings.broker;
-    // No host is asked: only the files are read, and those for TLS only where there is TLS.
-    let none = || RabbitMqSettings { uris: vec!["amqps://localhost".into()], ..RabbitMqSettings::default() };
-    let pair = broker.cert_file.clone().zip(broker.key_file.clone());
-    [
-        (
-            "broker.ca_file",
-            RabbitMqSettings { ca_file: broker.ca_file.clone(), ..none() },
-            "PEM, one or more certificates",
-        ),
-        (
-            "broker.cert_file",
-            RabbitMqSettings {
-                cert_file: pair.as_ref().map(|(cert, _)| cert.clone()),
-                key_file: pair.map(|(_, key)| key),
-                ..none()
-            },
-            "PEM, a certificate with its chain and the key that belongs to it",
-        ),
-        (
-            "broker.password_file",
-            RabbitMqSettings { password_file: broker.password_file.clone(), ..none() },
-            "UTF-8 text",
-        ),
-    ]
-}
-
 fn counted(count: usize, what: &str, rest: &str) -> String {
     format!("{count} {what}{} {rest}\n", if count == 1 { "" } else { "s" })
 }
@@ -247,7 +235,7 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Origin, Place, Settings};
+    use crate::config::{self, Origin, Place};
     use crate::secret_files::Exposure;
 
     fn in_file(line: usize) -> Origin {
@@ -311,7 +299,7 @@ zoo
         let toml = "[broker]\nuris = [\"amqps://resumed:hunter2@mq1\", \"amqps://resumed:hunter2@mq2\"]\n\
                     [secret]\nfiles = [\"/etc/resumed/farm.secret\"]\n";
         std::fs::write(&path, toml).unwrap();
-        let (_, rows, _) = Settings::load_explained(Some(&path)).unwrap();
+        let (_, rows, _) = config::load_explained(Some(&path)).unwrap();
         let text = understood(&rows, Some(&path));
         assert!(text.contains("amqps://resumed:***@mq1, amqps://resumed:***@mq2"), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
@@ -393,7 +381,7 @@ broker.uris = amqp://u:***@mq1/
             good
         );
         let path = file("resumed.toml", &toml, 0o600);
-        let (settings, _, mistakes) = Settings::load_explained(Some(Path::new(&path))).unwrap();
+        let (settings, _, mistakes) = config::load_explained(Some(Path::new(&path))).unwrap();
         let problems = problems(&settings).unwrap();
         let found: Vec<(&str, String)> =
             problems.iter().map(|problem| (problem.key, problem.path.display().to_string())).collect();
@@ -413,5 +401,25 @@ broker.uris = amqp://u:***@mq1/
         }
         assert!(!text.contains(&hex) && !text.contains("hunter2"), "{text}");
         assert!(!text.contains("broker settings"), "{text}");
+    }
+
+    #[test]
+    fn files_that_are_missing_or_no_files_are_told_with_their_keys() {
+        let directory = crate::temporary::Folder::new();
+        let there = directory.path().join("there");
+        std::fs::write(&there, "x").unwrap();
+        let mut settings = config::defaults();
+        settings.secret_files = vec![there.clone(), directory.path().join("missing")];
+        settings.broker.ca_file = Some(directory.path().into());
+        settings.broker.password_file = Some(there);
+        let problems: Vec<(&str, String)> =
+            unreadable_files(&settings).into_iter().map(|problem| (problem.key, problem.reason)).collect();
+        assert_eq!(
+            problems,
+            [
+                ("broker.ca_file", "is not a regular file".to_owned()),
+                ("secret.files", "No such file or directory (os error 2)".to_owned()),
+            ]
+        );
     }
 }

@@ -226,7 +226,7 @@ pub(super) mod daemon {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::config::ControlSettings;
+    use crate::daemon::ControlSettings;
     use crate::daemon::control::{ControlCall, ControlSocket};
 
     /// Serves a control socket in a runtime of its own until dropped.

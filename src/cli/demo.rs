@@ -24,10 +24,9 @@ use crate::cli::status;
 use crate::clock::SystemClock;
 use crate::daemon::{Node, NodeSettings, NodeView};
 use crate::envelope::{FarmSecret, SecretError, Secrets};
-use crate::keys::KeySettings;
 use crate::probe::{self, Client, Matrix, Mode, ProbeError, Session, Target};
 use crate::proxies::rustls::FarmTicketer;
-use crate::sessions::Removals;
+use crate::settings::SettingsError;
 
 /// How many nodes, and servers.
 const NODES: usize = 3;
@@ -41,6 +40,9 @@ pub enum DemoError {
     /// No farm secret could be made.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// A node refused its settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// No certificate could be made.
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] ErrorStack),
@@ -110,34 +112,19 @@ fn start_nodes() -> Result<Vec<Node>, DemoError> {
     let (_keep, secrets) = watch::channel(Arc::new(Secrets::new(vec![FarmSecret::generate()?])?));
     let start = |index: usize| {
         let bus = Arc::new(InProcess::new(Arc::clone(&hub)));
-        Node::start(node_settings(index), secrets.clone(), bus, SystemClock::start())
+        Ok(Node::start(node_settings(index), secrets.clone(), bus, SystemClock::start())?)
     };
-    Ok((0..NODES).map(start).collect())
+    (0..NODES).map(start).collect()
 }
 
 fn node_settings(index: usize) -> NodeSettings {
-    NodeSettings {
-        name: format!("node{}", index + 1),
-        farm: "demo".to_owned(),
-        pod: "demo".to_owned(),
-        keys: KeySettings {
-            interval: Duration::from_secs(3600),
-            keep: 3,
-            settle: Duration::from_millis(500),
-            max_seal_age: Duration::from_secs(3 * 3600),
-            max_clock_offset: Duration::from_secs(300),
-        },
-        report_every: Duration::from_secs(1),
-        start_alone_after: Duration::from_secs(10),
-        can_lead: true,
-        ring_directory: None,
-        allow_disk: false,
-        replicate: true,
-        removals: Removals::Replicate,
-        max_bytes: 16 << 20,
-        max_session_bytes: 16 << 10,
-        batch_bytes: 96 << 10,
-    }
+    let mut settings = NodeSettings::new(&format!("node{}", index + 1), "demo", "demo");
+    settings.keys.interval = Duration::from_secs(3600);
+    settings.keys.settle = Duration::from_millis(500);
+    settings.keys.max_seal_age = Duration::from_secs(3 * 3600);
+    settings.report_every = Duration::from_secs(1);
+    settings.sessions.max_bytes = 16 << 20;
+    settings
 }
 
 async fn wait_for(

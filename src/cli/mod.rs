@@ -26,8 +26,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{ConfigError, DEFAULT_FILE, Settings};
-use crate::daemon::run::rabbitmq_settings;
+use crate::config::{self, ConfigError, DEFAULT_FILE};
+use crate::daemon::Settings;
 use crate::envelope::Secrets;
 use crate::secret_files;
 
@@ -189,7 +189,7 @@ impl SocketArg {
             None => match read_settings(config) {
                 Ok(settings) => Ok(settings.control.socket),
                 // As for the members of control.group, who are not to read what is in the file.
-                Err(error) if config.is_none() && is_kept_from_us(&error) => Ok(Settings::load(None)?.control.socket),
+                Err(error) if config.is_none() && is_kept_from_us(&error) => Ok(config::load(None)?.control.socket),
                 Err(error @ ConfigError::Unreadable { .. }) => {
                     Err(Failure::Usage(format!("{}; --socket names the control socket without it", in_full(&error))))
                 }
@@ -214,9 +214,9 @@ impl SocketArg {
         if self.socket.is_some() {
             return self.path(config);
         }
-        match Settings::load_explained(config_file(config)) {
+        match config::load_explained(config_file(config)) {
             Ok((settings, ..)) => Ok(settings.control.socket),
-            Err(ConfigError::Syntax { .. }) => Ok(Settings::default().control.socket),
+            Err(ConfigError::Syntax { .. }) => Ok(config::defaults().control.socket),
             Err(_) => self.path(config),
         }
     }
@@ -334,27 +334,35 @@ fn config_file(config: Option<&Path>) -> Option<&Path> {
 /// # Errors
 /// If the file cannot be read, or there are mistakes.
 pub fn read_settings(config: Option<&Path>) -> Result<Settings, ConfigError> {
-    Settings::load(config_file(config))
+    config::load(config_file(config))
 }
 
 fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
     let file = config_file(config);
-    let (settings, understood, mistakes) = Settings::load_explained(file)?;
+    let (settings, understood, mistakes) = config::load_explained(file)?;
     let problems = check::problems(&settings).map_err(|error| Failure::Failed(error.to_string()))?;
     if mistakes.is_empty() {
         write!(out, "{}", check::understood(&understood, file))?;
         write!(out, "{}", check::uri_warnings(&settings.broker.uris))?;
-        write!(out, "{}", check::warnings(&secret_files::warnings(&settings, &settings.secret.files)))?;
+        write!(
+            out,
+            "{}",
+            check::warnings(&secret_files::warnings(
+                &settings.broker_secrets(),
+                &settings.secret_files,
+                settings.control.group.as_deref()
+            ))
+        )?;
     }
     if !mistakes.is_empty() || !problems.is_empty() {
         return Err(Failure::Usage(check::told(&mistakes, &problems).trim_end().to_owned()));
     }
     // What `run` would refuse, and as it would say it, should the files not be all.
-    if !settings.secret.files.is_empty() {
-        Secrets::read(&settings.secret.files).map_err(|error| Failure::Usage(error.to_string()))?;
+    if !settings.secret_files.is_empty() {
+        Secrets::read(&settings.secret_files).map_err(|error| Failure::Usage(error.to_string()))?;
     }
     if !settings.broker.uris.is_empty() {
-        rabbitmq_settings(&settings).check().map_err(|error| Failure::Usage(error.to_string()))?;
+        settings.broker.check().map_err(|error| Failure::Usage(error.to_string()))?;
     }
     Ok(())
 }

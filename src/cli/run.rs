@@ -7,7 +7,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::demo::demo;
 use super::{Failure, in_full, read_settings};
-use crate::config::Settings;
+use crate::daemon::Settings;
 use crate::daemon::run::{self, RunError};
 
 /// Runs the daemon until it is told to stop. On a reload it finds the names of its secret files in the configuration in
@@ -18,12 +18,12 @@ use crate::daemon::run::{self, RunError};
 pub fn run(settings: Settings, config: Option<&Path>) -> Result<(), Failure> {
     let config: Option<PathBuf> = config.map(Path::to_owned);
     let secret_files = move || match read_settings(config.as_deref()) {
-        Ok(settings) => Ok(settings.secret.files),
+        Ok(settings) => Ok(settings.secret_files),
         Err(error) => Err(in_full(&error)),
     };
     let ended = runtime()?.block_on(run::run(settings, secret_files));
     ended.map_err(|error| match error {
-        RunError::Secret(_) | RunError::Bus(_) => Failure::Usage(error.to_string()),
+        RunError::Secret(_) | RunError::Settings(_) | RunError::Bus(_) => Failure::Usage(error.to_string()),
         _ => Failure::of(error),
     })
 }

@@ -21,7 +21,7 @@ impl fmt::Display for Place {
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// Nobody set it.
+    /// It was not set.
     Default,
     /// The configuration file.
     File(Place),

@@ -10,9 +10,11 @@ use config::ValueKind;
 
 use super::file::TomlFile;
 use super::mistake::{Mistake, Origin, Understood};
-use super::shown::{bytes, quoted, show_given, shown_list, shown_path, shown_text, span};
+use super::shown::{quoted, show_given, shown_list, shown_path, shown_text};
 use super::unknown::Known;
-use super::uri::{BrokerUri, redact};
+use crate::bus::{BrokerUri, redact};
+use crate::settings::{self, bytes, outside, span};
+use crate::unix_socket::LONGEST_PATH;
 
 /// A value that somebody gave, not yet understood.
 struct Given {
@@ -115,6 +117,13 @@ impl Reader {
         });
     }
 
+    /// Notes what a comparison of settings found, unless one of them is at fault already: a default stands there.
+    pub(super) fn compared(&mut self, fault: settings::Fault) {
+        if self.sound(&[fault.key]) && self.sound(fault.beside) {
+            self.object(fault.key, fault.reason, fault.accepted);
+        }
+    }
+
     /// Notes a variable whose bytes are not UTF-8.
     pub(super) fn not_utf8(&mut self, key: String, variable: String) {
         self.mistakes.push(Mistake {
@@ -194,7 +203,7 @@ impl Reader {
                 _ => None,
             };
             let number = number.ok_or("is not a whole number")?;
-            within(&number, &i128::from(*range.start()), &i128::from(*range.end()))?;
+            within(&number, &(i128::from(*range.start())..=i128::from(*range.end())))?;
             u32::try_from(number).map_err(|_| "is out of range".into())
         };
         let accepted = format!("a whole number from {} to {}", range.start(), range.end());
@@ -209,7 +218,6 @@ impl Reader {
         range: RangeInclusive<Duration>,
         unit: Duration,
     ) -> Duration {
-        let (start, end) = (*range.start(), *range.end());
         let multiple = if unit == SECOND { "whole seconds" } else { "whole milliseconds" };
         let parse = |given: &Given| {
             let text = match &given.kind {
@@ -217,13 +225,17 @@ impl Reader {
                 _ => text_of(given)?,
             };
             let span = humantime::parse_duration(text).map_err(|e| format!("is not a duration: {e}"))?;
-            within(&span, &start, &end)?;
+            within(&span, &range)?;
             if span.as_nanos() % unit.as_nanos() != 0 {
                 return Err(format!("is not in {multiple}").into());
             }
             Ok(span)
         };
-        let accepted = format!("a duration with its unit, such as \"1h 30m\", from {} to {}", span(start), span(end));
+        let accepted = format!(
+            "a duration with its unit, such as \"1h 30m\", from {} to {}",
+            span(*range.start()),
+            span(*range.end())
+        );
         self.read(key, default, accepted, parse, |value| span(*value))
     }
 
@@ -237,7 +249,7 @@ impl Reader {
                     Err(_) => return Err("is not a size".into()),
                 },
             };
-            within(&bytes, range.start(), range.end())?;
+            within(&bytes, &range)?;
             Ok(bytes)
         };
         let accepted = format!(
@@ -268,12 +280,12 @@ impl Reader {
     pub(super) fn socket(&mut self, key: &'static str, default: &str) -> PathBuf {
         let parse = |given: &Given| {
             let text = text_of(given)?;
-            if text.len() > MAX_SOCKET_PATH {
+            if text.len() > LONGEST_PATH {
                 return Err(format!("is {} bytes long", text.len()).into());
             }
             absolute(text)
         };
-        let accepted = format!("an absolute path of at most {MAX_SOCKET_PATH} bytes");
+        let accepted = format!("an absolute path of at most {LONGEST_PATH} bytes");
         self.read(key, default.into(), accepted, parse, |path: &PathBuf| path.display().to_string())
     }
 
@@ -285,7 +297,7 @@ impl Reader {
                 BrokerUri::parse(text).map_err(|reason| Fault {
                     // Out of a comma-separated list it may be one half of a URI.
                     part: Some(if whole || text.contains("://") { quoted(&redact(text)) } else { quoted("***") }),
-                    ..reason.into()
+                    ..reason.to_string().into()
                 })
             })
         };
@@ -354,9 +366,6 @@ impl Reader {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// `sun_path` has 108 bytes, the last of which is zero.
-const MAX_SOCKET_PATH: usize = 107;
-
 fn text_of(given: &Given) -> Result<&str, Fault> {
     match &given.kind {
         ValueKind::String(text) => Ok(text),
@@ -395,12 +404,6 @@ fn each<T>(given: &Given, parse: impl Fn(&str) -> Result<T, Fault>) -> Result<Ve
     }
 }
 
-fn within<T: PartialOrd>(value: &T, start: &T, end: &T) -> Result<(), Fault> {
-    if value < start {
-        return Err("is too small".into());
-    }
-    if value > end {
-        return Err("is too large".into());
-    }
-    Ok(())
+fn within<T: PartialOrd>(value: &T, range: &RangeInclusive<T>) -> Result<(), Fault> {
+    outside(value, range).map_or(Ok(()), |reason| Err(reason.into()))
 }

@@ -1,25 +1,8 @@
 //! How values are shown: as they are written in the file, and never with a password.
 
-use std::time::Duration;
-
 use config::ValueKind;
 
-use super::uri::redact;
-
-/// `value` as it is written in the file: `1h 30m`.
-pub(super) fn span(value: Duration) -> String {
-    humantime::format_duration(value).to_string()
-}
-
-/// `value` as it is written in the file, in the largest unit that divides it: `256MiB`.
-pub(super) fn bytes(value: u64) -> String {
-    for (unit, name) in [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
-        if value >= unit && value.is_multiple_of(unit) {
-            return format!("{}{name}", value / unit);
-        }
-    }
-    format!("{value}B")
-}
+use crate::bus::redact;
 
 pub(super) fn quoted(text: &str) -> String {
     format!("{text:?}")

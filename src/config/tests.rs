@@ -1,18 +1,18 @@
 //! What the settings promise, key by key and all together.
 
 use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
 use super::*;
+use crate::sessions::Removals;
 
-type Outcome = (Settings, Vec<Understood>, Vec<Mistake>);
-
-fn with_host(toml: &str, variables: &[(&str, &str)], host: &str) -> Outcome {
+fn with_host(toml: &str, variables: &[(&str, &str)], host: &str) -> Explained {
     let file = TomlFile::parse(Path::new("test.toml"), toml).expect("valid TOML");
     let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
     understand(file, variables, OsStr::new(host))
 }
 
-fn outcome(toml: &str, variables: &[(&str, &str)]) -> Outcome {
+fn outcome(toml: &str, variables: &[(&str, &str)]) -> Explained {
     with_host(toml, variables, "host1")
 }
 
@@ -51,23 +51,23 @@ fn the_documented_file_shows_every_key_with_its_default() {
 
 #[test]
 fn the_defaults_are_those_that_are_promised() {
-    let settings = Settings::default();
+    let settings = defaults();
     assert!(!settings.node.name.is_empty());
     assert_eq!((settings.node.farm.as_str(), settings.node.pod.as_str()), ("default", "default"));
-    assert_eq!(settings.node.max_clock_offset, Duration::from_secs(300));
+    assert_eq!(settings.node.keys.max_clock_offset, Duration::from_secs(300));
     assert_eq!(settings.node.start_alone_after, Duration::from_secs(10));
     assert_eq!(settings.broker.uris, []);
     assert_eq!(settings.broker.heartbeat, Duration::from_secs(5));
-    assert_eq!(settings.broker.report_every, Duration::from_secs(2));
-    assert_eq!(settings.keys.interval, Duration::from_secs(8 * 3600));
-    assert_eq!(settings.keys.max_seal_age, Duration::from_secs(24 * 3600));
-    assert_eq!((settings.keys.keep, settings.keys.settle), (3, Duration::from_secs(2)));
-    assert!(settings.keys.can_lead && !settings.keys.allow_disk);
-    assert!(settings.sessions.replicate);
-    assert_eq!(settings.sessions.removals, RemovalPolicy::Replicate);
-    assert_eq!(settings.sessions.max_bytes, 268_435_456);
-    assert_eq!(settings.sessions.max_session_bytes, 16_384);
-    assert_eq!(settings.sessions.batch_bytes, 98_304);
+    assert_eq!(settings.node.report_every, Duration::from_secs(2));
+    assert_eq!(settings.node.keys.interval, Duration::from_secs(8 * 3600));
+    assert_eq!(settings.node.keys.max_seal_age, Duration::from_secs(24 * 3600));
+    assert_eq!((settings.node.keys.keep, settings.node.keys.settle), (3, Duration::from_secs(2)));
+    assert!(settings.node.can_lead && !settings.node.allow_disk);
+    assert!(settings.node.sessions.replicate);
+    assert_eq!(settings.node.sessions.removals, Removals::Replicate);
+    assert_eq!(settings.node.sessions.max_bytes, 268_435_456);
+    assert_eq!(settings.node.sessions.max_session_bytes, 16_384);
+    assert_eq!(settings.node.sessions.batch_bytes, 98_304);
     assert_eq!(settings.ats.socket, Path::new("/run/resumed/ats.sock"));
     assert_eq!(settings.ats.users, ["trafficserver"]);
     assert_eq!(settings.control.group.as_deref(), Some("resumed-control"));
@@ -96,13 +96,13 @@ fn the_environment_overrides_the_file_and_each_value_names_its_origin() {
     let (settings, understood, mistakes) = outcome(toml, &variables);
     assert_eq!(mistakes, []);
     assert_eq!((settings.node.farm.as_str(), settings.node.pod.as_str()), ("two", "fra"));
-    assert_eq!((settings.keys.keep, settings.keys.can_lead), (7, false));
-    assert_eq!(settings.keys.interval, Duration::from_secs(5400));
-    assert_eq!(settings.keys.max_seal_age, Duration::from_secs(3 * 5400));
-    assert_eq!(settings.sessions.max_bytes, 1 << 30);
-    let uris: Vec<&str> = settings.broker.uris.iter().map(BrokerUri::expose).collect();
+    assert_eq!((settings.node.keys.keep, settings.node.can_lead), (7, false));
+    assert_eq!(settings.node.keys.interval, Duration::from_secs(5400));
+    assert_eq!(settings.node.keys.max_seal_age, Duration::from_secs(3 * 5400));
+    assert_eq!(settings.node.sessions.max_bytes, 1 << 30);
+    let uris: Vec<String> = settings.broker.uris.iter().map(ToString::to_string).collect();
     assert_eq!(uris, ["amqp://a", "amqps://b:99/vh"]);
-    assert_eq!(settings.secret.files, [Path::new("/etc/a"), Path::new("/etc/b")]);
+    assert_eq!(settings.secret_files, [Path::new("/etc/a"), Path::new("/etc/b")]);
     assert!(settings.ats.users.is_empty());
     assert_eq!((settings.metrics.listen, settings.metrics.page), (None, false));
     assert_eq!(settings.control.group, None);
@@ -120,10 +120,10 @@ fn durations_combine_units_and_sizes_may_be_numbers() {
          max_session_bytes = \"1KiB\"\nbatch_bytes = \"20kB\"\n",
         &[],
     );
-    assert_eq!(settings.keys.interval, Duration::from_secs(5400));
-    assert_eq!(settings.keys.settle, Duration::from_millis(1500));
-    assert_eq!(settings.sessions.max_bytes, 2 << 20);
-    assert_eq!((settings.sessions.max_session_bytes, settings.sessions.batch_bytes), (1024, 20_000));
+    assert_eq!(settings.node.keys.interval, Duration::from_secs(5400));
+    assert_eq!(settings.node.keys.settle, Duration::from_millis(1500));
+    assert_eq!(settings.node.sessions.max_bytes, 2 << 20);
+    assert_eq!((settings.node.sessions.max_session_bytes, settings.node.sessions.batch_bytes), (1024, 20_000));
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn all_mistakes_are_told_at_once() {
     let directory = crate::temporary::Folder::new();
     let path = directory.path().join("resumed.toml");
     std::fs::write(&path, "[node]\nfarm = \"A\"\npod = 3\n[keys]\nkeep = 99\nnonsense = 1\n[zoo]\nx = 1\n").unwrap();
-    let error = Settings::load(Some(&path)).expect_err("five mistakes");
+    let error = load(Some(&path)).expect_err("five mistakes");
     let ConfigError::Mistakes(mistakes) = &error else { panic!("{error}") };
     let keys: Vec<&str> = mistakes.iter().map(|mistake| mistake.key.as_str()).collect();
     assert_eq!(keys, ["node.farm", "node.pod", "keys.keep", "zoo", "keys.nonsense"]);
@@ -428,7 +428,7 @@ fn a_file_whose_uris_carry_a_password_is_a_file_with_a_secret() {
     let path = directory.path().join("resumed.toml");
     let passwords_in = |toml: &str| {
         std::fs::write(&path, format!("{toml}[secret]\nfiles = [\"/s\"]\n")).unwrap();
-        Settings::load(Some(&path)).unwrap().broker.passwords_in
+        load(Some(&path)).unwrap().passwords_in
     };
     assert_eq!(passwords_in("[broker]\nuris = [\"amqp://mq1\"]\npassword_file = \"/p\"\n"), None);
     assert_eq!(passwords_in(""), None);
@@ -457,7 +457,7 @@ fn a_file_that_is_not_toml_is_told_with_its_line_but_not_its_text() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let error = Settings::load(Some(Path::new("/nonexistent/resumed.toml"))).expect_err("no file");
+    let error = load(Some(Path::new("/nonexistent/resumed.toml"))).expect_err("no file");
     assert_eq!(
         error.to_string(),
         "cannot read the configuration file /nonexistent/resumed.toml: No such file or directory (os error 2)"
@@ -474,26 +474,6 @@ fn a_host_name_that_cannot_name_a_node_is_a_mistake_unless_there_is_a_name() {
     );
     assert_eq!(with_host("[node]\nname = \"n1\"", &[], "").2, []);
     assert_eq!(with_host("[node]\nname = \"\"", &[], "h.example.net").0.node.name, "h.example.net");
-}
-
-#[test]
-fn files_that_are_missing_or_no_files_are_told_with_their_keys() {
-    let directory = crate::temporary::Folder::new();
-    let there = directory.path().join("there");
-    std::fs::write(&there, "x").unwrap();
-    let mut settings = Settings::default();
-    settings.secret.files = vec![there.clone(), directory.path().join("missing")];
-    settings.broker.ca_file = Some(directory.path().into());
-    settings.broker.password_file = Some(there);
-    let problems: Vec<(&str, String)> =
-        settings.problems_on_disk().into_iter().map(|problem| (problem.key, problem.reason)).collect();
-    assert_eq!(
-        problems,
-        [
-            ("broker.ca_file", "is not a regular file".to_owned()),
-            ("secret.files", "No such file or directory (os error 2)".to_owned()),
-        ]
-    );
 }
 
 #[test]

@@ -21,8 +21,8 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec, LengthDelimitedCodecError}
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::settings::ControlSettings;
 use crate::clock::SystemClock;
-use crate::config::ControlSettings;
 use crate::metrics::CONTROL_REFUSED;
 use crate::proto::limits::decode_within;
 use crate::proto::local::{CONTROL_REQUEST, ControlReply, ControlRequest, control_reply, control_request};

@@ -23,11 +23,15 @@ pub mod sealing;
 pub mod secret_steps;
 pub mod service;
 pub mod session_plane;
+mod settings;
 mod sites;
 pub mod turns;
 mod users;
 pub mod view;
 pub mod warmup;
 
-pub use node::{Node, NodeSettings};
+pub use node::Node;
+pub use settings::{
+    ControlSettings, GROUP_NAME, MetricsSettings, NODE_NAME, NodeSettings, Settings, group_name, node_name,
+};
 pub use view::NodeView;

@@ -1,6 +1,5 @@
 //! One node of the farm, without Unix sockets: the driver, the session plane, and what proxies need of them.
 
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,57 +20,26 @@ use super::ring_file::RingFile;
 use super::sealing::Identity;
 use super::secret_steps::SecretHistory;
 use super::session_plane::{SessionParts, SessionPlane, flush, sweep};
+use super::settings::NodeSettings;
 use super::view::NodeView;
 use crate::bus::backoff::Redial;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
 use crate::farm::{Farm, FarmSettings, LocalState};
-use crate::keys::{HeldRing, KeySettings};
+use crate::keys::HeldRing;
 use crate::proto;
 use crate::proxies::{ProxyPlane, Registry, SharedOutbox};
 use crate::quiet::Quiet;
 use crate::random;
 use crate::sessions::{Removals, Store, StoreSettings};
+use crate::settings::SettingsError;
 
 /// Batches from the farm that a slow proxy may be behind; what it misses beyond is counted.
 const FROM_FARM: usize = 256;
 
 /// How often reports look at the cache and the proxies.
 const LOCAL_STATE_EVERY: Duration = Duration::from_secs(1);
-
-/// How a node behaves. Durations and sizes are within the limits that `config` checks.
-#[derive(Clone, Debug)]
-pub struct NodeSettings {
-    /// The node's name, 1 to 128 bytes.
-    pub name: String,
-    /// The farm's name.
-    pub farm: String,
-    /// The pod's name.
-    pub pod: String,
-    /// The life of a key, and the largest clock offset.
-    pub keys: KeySettings,
-    /// The beat.
-    pub report_every: Duration,
-    /// After this long without ring and leader the node mints for itself.
-    pub start_alone_after: Duration,
-    /// Whether the node may lead.
-    pub can_lead: bool,
-    /// Where the ring is saved, if anywhere.
-    pub ring_directory: Option<PathBuf>,
-    /// Whether that may be a disk.
-    pub allow_disk: bool,
-    /// Whether session-ID sessions are shared at all.
-    pub replicate: bool,
-    /// Whether removals are.
-    pub removals: Removals,
-    /// The session cache's bound, in bytes.
-    pub max_bytes: u64,
-    /// The largest session taken in, in bytes.
-    pub max_session_bytes: usize,
-    /// A session batch closes at this size, in bytes.
-    pub batch_bytes: usize,
-}
 
 /// A running node. Dropping it does not stop it: call [`Node::stop`].
 pub struct Node {
@@ -95,12 +63,16 @@ pub struct Node {
 
 impl Node {
     /// Starts a node on `bus`. Its tasks run until [`Node::stop`].
+    ///
+    /// # Errors
+    /// If the settings cannot work: everything that [`NodeSettings::faults`] finds. Nothing has started then.
     pub fn start<B: Bus>(
         settings: NodeSettings,
         secrets: watch::Receiver<Arc<Secrets>>,
         bus: Arc<B>,
         clock: SystemClock,
-    ) -> Self {
+    ) -> Result<Self, SettingsError> {
+        settings.validate()?;
         let (stop, stop_sessions) = (CancellationToken::new(), CancellationToken::new());
         let (broken_sender, broken) = watch::channel(None);
         let (tasks, publisher) = (NodeTasks::new(broken_sender.clone()), NodeTasks::new(broken_sender));
@@ -133,8 +105,8 @@ impl Node {
                 node: settings.name.clone(),
                 farm: settings.farm.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                replicate: settings.replicate,
-                removals: settings.replicate && settings.removals == Removals::Replicate,
+                replicate: settings.sessions.replicate,
+                removals: settings.sessions.replicate && settings.sessions.removals == Removals::Replicate,
             },
         });
         let refused = Refused::default();
@@ -146,20 +118,20 @@ impl Node {
             unknown_epoch: Arc::clone(&unknown_epoch),
             names: names.clone(),
             boot_id,
-            batch_bytes: settings.batch_bytes,
+            batch_bytes: as_size(settings.sessions.batch_bytes),
             refused: refused.clone(),
             clock,
             tasks: tasks.clone(),
             stop: stop_sessions.clone(),
         };
-        let sessions = Arc::new(SessionPlane::new(parts, opener(), settings.replicate));
+        let sessions = Arc::new(SessionPlane::new(parts, opener(), settings.sessions.replicate));
         let driver = Driver {
             farm,
             bus,
             spec: LinkSpec {
                 names: names.clone(),
                 node: settings.name.clone(),
-                sessions: settings.replicate,
+                sessions: settings.sessions.replicate,
                 elsewhere_than: None,
             },
             redial: Redial::default(),
@@ -193,7 +165,7 @@ impl Node {
         tasks.spawn("the look at the proxies", look);
         let operator =
             Operator::new((settings.farm, settings.pod), settings.keys.max_clock_offset, question_sender, view.clone());
-        Self { proxies, view, operator, reloads, health, broken, stop_sessions, publisher, stop, tasks }
+        Ok(Self { proxies, view, operator, reloads, health, broken, stop_sessions, publisher, stop, tasks })
     }
 
     /// Sends what the outbox holds, says farewell, so that the lease moves at once, and ends every task.
@@ -301,16 +273,20 @@ fn farm_settings(settings: &NodeSettings, boot_id: [u8; 16], names: &Names) -> F
 
 fn store_settings(settings: &NodeSettings) -> StoreSettings {
     StoreSettings {
-        max_bytes: settings.max_bytes,
-        max_session_bytes: settings.max_session_bytes,
-        removals: settings.removals,
+        max_bytes: settings.sessions.max_bytes,
+        max_session_bytes: as_size(settings.sessions.max_session_bytes),
+        removals: settings.sessions.removals,
         tombstone_for: 2 * settings.keys.max_clock_offset,
     }
 }
 
 /// A quarter of the cache: sessions wait there only while the broker is slow.
 fn outbox_bytes(settings: &NodeSettings) -> usize {
-    usize::try_from(settings.max_bytes / 4).unwrap_or(usize::MAX).max(2 * settings.batch_bytes)
+    as_size(settings.sessions.max_bytes / 4).max(2 * as_size(settings.sessions.batch_bytes))
+}
+
+fn as_size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// Keeps what reports say of this host up to date.
@@ -345,6 +321,26 @@ async fn watch_local(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::in_process::{Hub, InProcess};
+    use crate::envelope::FarmSecret;
+
+    #[tokio::test]
+    async fn a_server_that_embeds_a_node_is_told_what_is_wrong_with_its_settings() {
+        let mut settings = NodeSettings::new("edge-1", "Prod", "default");
+        settings.keys.keep = 0;
+        settings.sessions.max_bytes = 1;
+        let secrets = Secrets::new(vec![FarmSecret::generate().unwrap()]).unwrap();
+        let (_keep, secrets) = watch::channel(Arc::new(secrets));
+        let bus = || Arc::new(InProcess::new(Arc::new(Hub::default())));
+        let refused = Node::start(settings, secrets.clone(), bus(), SystemClock::start());
+        assert_eq!(
+            refused.err().expect("three faults").to_string(),
+            "node.farm = \"Prod\": has the character 'P'; accepted: 1 to 63 of a-z, 0-9 and -; keys.keep = 0: is too \
+             small; accepted: from 1 to 32; sessions.max_bytes = 1B: is too small; accepted: from 1MiB to 1TiB"
+        );
+        let good = NodeSettings::new("edge-1", "prod", "default");
+        Node::start(good, secrets, bus(), SystemClock::start()).expect("it starts").stop().await;
+    }
 
     #[tokio::test]
     async fn a_task_that_panics_is_named_and_one_that_ends_is_not() {

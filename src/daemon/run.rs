@@ -14,24 +14,23 @@ use tracing::{error, info, warn};
 use super::control::{ControlCall, ControlSocket};
 use super::http::{HttpError, HttpServer, Observed};
 use super::memory;
-use super::node::{Node, NodeSettings};
+use super::node::Node;
 use super::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
 use super::page::Page;
 use super::reload::{ReloadCall, Reloader};
 use super::service::Notifier;
+use super::settings::Settings;
 use super::users::user_name;
 use crate::bus::in_process::{Hub, InProcess};
-use crate::bus::rabbitmq::{RabbitMq, RabbitMqSettings};
+use crate::bus::rabbitmq::RabbitMq;
 use crate::bus::{Bus, BusError};
 use crate::clock::SystemClock;
-use crate::config::{RemovalPolicy, Settings};
 use crate::envelope::{FarmSecret, SecretError, Secrets};
-use crate::keys::KeySettings;
 use crate::metrics::{self, MetricsError};
 use crate::proto::local::{ControlReply, Reloaded, control_reply, control_request};
-use crate::proxies::ats::{AtsSettings, Socket};
+use crate::proxies::ats::Socket;
 use crate::secret_files;
-use crate::sessions::Removals;
+use crate::settings::SettingsError;
 use crate::unix_socket::SocketError;
 
 /// From the signal to the end of the process.
@@ -43,6 +42,9 @@ pub enum RunError {
     /// A farm secret cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// The node's settings cannot work.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// The broker settings cannot work.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -80,12 +82,12 @@ pub async fn run(settings: Settings, secret_files: impl Fn() -> Result<Vec<PathB
         warn!("{weakness}");
     }
     let secrets = read_secrets(&settings)?;
-    warn_of_readers(&settings, &settings.secret.files);
+    warn_of_readers(&settings, &settings.secret_files);
     if settings.broker.uris.is_empty() {
         warn!("no broker.uris: this node runs alone and shares nothing");
         return run_on(Arc::new(InProcess::new(Arc::new(Hub::default()))), settings, secrets, secret_files).await;
     }
-    let bus = Arc::new(RabbitMq::new(rabbitmq_settings(&settings))?);
+    let bus = Arc::new(RabbitMq::new(settings.broker.clone())?);
     run_on(bus, settings, secrets, secret_files).await
 }
 
@@ -100,16 +102,15 @@ async fn run_on<B: Bus>(
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let mut notifier = Notifier::from_environment().map_err(RunError::Notify)?;
     let control = ControlSocket::open(&settings.control).map_err(RunError::Control)?;
-    let ats = AtsSettings { socket: settings.ats.socket.clone(), users: settings.ats.users.clone() };
     let http = match settings.metrics.listen {
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
-    let ats = Socket::bind(ats).map_err(RunError::Ats)?;
+    let ats = Socket::bind(settings.ats.clone()).map_err(RunError::Ats)?;
     let users_changed = ats.users_changed();
 
     let (secret_sender, secret_receiver) = watch::channel(Arc::new(secrets));
-    let node = Node::start(node_settings(&settings), secret_receiver, bus, clock);
+    let node = Node::start(settings.node.clone(), secret_receiver, bus, clock)?;
     info!(node = settings.node.name, farm = settings.node.farm, pod = settings.node.pod, "resumed is running");
 
     let stop = CancellationToken::new();
@@ -118,7 +119,7 @@ async fn run_on<B: Bus>(
     servers.spawn(serve_control(control, calls, stop.clone()));
     let (reload_calls, mut reloads) = mpsc::channel(1);
     servers.spawn(answer_calls(answers, Asked { operator: node.operator.clone(), reload_calls }, stop.clone()));
-    let had_files = !settings.secret.files.is_empty();
+    let had_files = !settings.secret_files.is_empty();
     let watched = settings.clone();
     let files_to_read = move || {
         let files = secret_files();
@@ -296,10 +297,10 @@ async fn reloaded(user: String, in_full: bool, calls: &mpsc::Sender<ReloadCall>)
 
 /// Without a broker nothing leaves the process, and a secret of the moment will do.
 fn read_secrets(settings: &Settings) -> Result<Secrets, SecretError> {
-    if settings.secret.files.is_empty() {
+    if settings.secret_files.is_empty() {
         return Secrets::new(vec![FarmSecret::generate()?]);
     }
-    Secrets::read(&settings.secret.files)
+    Secrets::read(&settings.secret_files)
 }
 
 /// Says which secrets others may read: the broker's, and `farm_secrets`. On a thread of its own: the user database, which is
@@ -307,58 +308,13 @@ fn read_secrets(settings: &Settings) -> Result<Secrets, SecretError> {
 fn warn_of_readers(settings: &Settings, farm_secrets: &[PathBuf]) {
     let (settings, farm_secrets) = (settings.clone(), farm_secrets.to_owned());
     let look = move || {
-        for warning in secret_files::warnings(&settings, &farm_secrets) {
+        let of_broker = settings.broker_secrets();
+        for warning in secret_files::warnings(&of_broker, &farm_secrets, settings.control.group.as_deref()) {
             warn!("{warning}");
         }
     };
     if let Err(error) = std::thread::Builder::new().name("secret-readers".to_owned()).spawn(look) {
         warn!(%error, "cannot look who may read the secret files");
-    }
-}
-
-/// The broker section as the bus wants it.
-#[must_use]
-pub fn rabbitmq_settings(settings: &Settings) -> RabbitMqSettings {
-    let broker = &settings.broker;
-    RabbitMqSettings {
-        uris: broker.uris.iter().map(|uri| uri.expose().to_owned()).collect(),
-        ca_file: broker.ca_file.clone(),
-        cert_file: broker.cert_file.clone(),
-        key_file: broker.key_file.clone(),
-        password_file: broker.password_file.clone(),
-        heartbeat: broker.heartbeat,
-        ..RabbitMqSettings::default()
-    }
-}
-
-/// The settings as a node wants them.
-#[must_use]
-pub fn node_settings(settings: &Settings) -> NodeSettings {
-    let Settings { node, broker, keys, sessions, .. } = settings;
-    NodeSettings {
-        name: node.name.clone(),
-        farm: node.farm.clone(),
-        pod: node.pod.clone(),
-        keys: KeySettings {
-            interval: keys.interval,
-            keep: keys.keep,
-            settle: keys.settle,
-            max_seal_age: keys.max_seal_age,
-            max_clock_offset: node.max_clock_offset,
-        },
-        report_every: broker.report_every,
-        start_alone_after: node.start_alone_after,
-        can_lead: keys.can_lead,
-        ring_directory: Some(keys.directory.clone()),
-        allow_disk: keys.allow_disk,
-        replicate: sessions.replicate,
-        removals: match sessions.removals {
-            RemovalPolicy::Replicate => Removals::Replicate,
-            RemovalPolicy::Keep => Removals::Keep,
-        },
-        max_bytes: sessions.max_bytes,
-        max_session_bytes: usize::try_from(sessions.max_session_bytes).unwrap_or(usize::MAX),
-        batch_bytes: usize::try_from(sessions.batch_bytes).unwrap_or(usize::MAX),
     }
 }
 

@@ -52,7 +52,7 @@ impl KeyState {
 }
 
 impl HeldRing {
-    /// Holds nothing yet. `settings` have passed [`KeySettings::check`].
+    /// Holds nothing yet. `settings` have passed [`KeySettings::validate`].
     #[must_use]
     pub fn new(settings: KeySettings) -> Self {
         Self { ring: Ring::default(), held_since: HashMap::new(), settings }

@@ -16,5 +16,5 @@ mod two_nodes;
 pub use held::{HeldRing, KeyState};
 pub use key::{KeyFault, KeyMaterial, TicketKey};
 pub use ring::{Merge, Ring, RingFault, RingFaults};
-pub use settings::{KeySettings, SettingsError};
+pub use settings::KeySettings;
 pub use timetable::{Entry, KeySet, Timetable};

@@ -1,10 +1,10 @@
 //! The settings that decide a ticket key's life, and their limits.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use humantime::format_duration;
-
 use crate::clock::millis;
+use crate::settings::{Fault, Faults, SettingsError, refuse, span};
 
 /// What decides how ticket keys live. Every node of a farm should have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,29 +13,16 @@ pub struct KeySettings {
     pub interval: Duration,
     /// For how many intervals a superseded key goes on opening: 1 to 32.
     pub keep: u32,
-    /// How long a node holds a key before it prefers it to an older one: less than half an interval.
+    /// How long a node holds a key before it prefers it to an older one: 1 ms to less than half an interval.
     pub settle: Duration,
-    /// The longest that a key may seal if no successor comes: at least two intervals.
+    /// The longest that a key may seal if no successor comes: two intervals to a year.
     pub max_seal_age: Duration,
-    /// By how much the clocks of two nodes may differ.
+    /// By how much the clocks of two nodes may differ before the one refuses the other's messages: 1 s to 1 h.
     pub max_clock_offset: Duration,
 }
 
-/// A setting that cannot work.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key} = {value}: must be {accepted}")]
-pub struct SettingsError {
-    /// The setting, as `section.key`.
-    pub key: &'static str,
-    /// The value at fault, as written in a configuration file.
-    pub value: String,
-    /// What would be accepted.
-    pub accepted: String,
-}
-
 const SECOND: Duration = Duration::from_secs(1);
-const LONGEST_INTERVAL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-const MOST_KEPT: u32 = 32;
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 impl Default for KeySettings {
     /// The defaults of the configuration: 8 h, 3 intervals, 2 s, 24 h, 5 min.
@@ -58,34 +45,46 @@ impl KeySettings {
         self.interval.saturating_mul(self.keep)
     }
 
+    /// How long an interval may be.
+    pub const INTERVAL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(7 * 24 * 60 * 60);
+    /// For how many intervals a key may go on opening.
+    pub const KEEP: RangeInclusive<u32> = 1..=32;
+    /// How long a key may settle, as long as that is less than half an interval.
+    pub const SETTLE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(7 * 24 * 60 * 60);
+    /// How long a key may seal, as long as that is at least two intervals.
+    pub const MAX_SEAL_AGE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(365 * 24 * 60 * 60);
+    /// By how much clocks may be allowed to differ.
+    pub const MAX_CLOCK_OFFSET: RangeInclusive<Duration> = SECOND..=Duration::from_secs(60 * 60);
+
     /// Checks the limits.
     ///
     /// # Errors
-    /// The first of [`KeySettings::mistakes`].
-    pub fn check(&self) -> Result<(), SettingsError> {
-        self.mistakes().into_iter().next().map_or(Ok(()), Err)
+    /// All of [`KeySettings::faults`].
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        refuse(self.faults())
     }
 
-    /// Every setting outside its limits.
+    /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub fn mistakes(&self) -> Vec<SettingsError> {
-        let half = self.interval / 2;
-        let oldest = self.interval.saturating_mul(2);
-        let mut mistakes = Vec::new();
-        let mut expect = |holds: bool, key, value: String, accepted: String| {
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = Faults::default();
+        faults.span("keys.interval", self.interval, &Self::INTERVAL);
+        faults.range("keys.keep", &self.keep, &Self::KEEP, u32::to_string);
+        faults.span("keys.settle", self.settle, &Self::SETTLE);
+        faults.span("keys.max_seal_age", self.max_seal_age, &Self::MAX_SEAL_AGE);
+        faults.span("node.max_clock_offset", self.max_clock_offset, &Self::MAX_CLOCK_OFFSET);
+        let (half, twice) = (self.interval / 2, self.interval.saturating_mul(2));
+        let mut expect = |holds: bool, key, value, reason: &str, accepted| {
             if !holds {
-                mistakes.push(SettingsError { key, value, accepted });
+                let reason = format!("{reason} keys.interval, which is {}", span(self.interval));
+                faults.compared(Fault { key, value: span(value), reason, accepted, beside: &["keys.interval"] });
             }
         };
-        let interval_fits = (SECOND..=LONGEST_INTERVAL).contains(&self.interval);
-        expect(interval_fits, "keys.interval", quoted(self.interval), "from 1s to 7days".into());
-        let keep_fits = (1..=MOST_KEPT).contains(&self.keep);
-        expect(keep_fits, "keys.keep", self.keep.to_string(), format!("from 1 to {MOST_KEPT}"));
-        let below_half = format!("less than half of keys.interval, {}", format_duration(half));
-        expect(self.settle < half, "keys.settle", quoted(self.settle), below_half);
-        let two_intervals = format!("at least twice keys.interval, {}", format_duration(oldest));
-        expect(self.max_seal_age >= oldest, "keys.max_seal_age", quoted(self.max_seal_age), two_intervals);
-        mistakes
+        let below = format!("a duration below {}", span(half));
+        expect(self.settle < half, "keys.settle", self.settle, "is not below half of", below);
+        let at_least = format!("a duration of at least {}", span(twice));
+        expect(self.max_seal_age >= twice, "keys.max_seal_age", self.max_seal_age, "is less than twice", at_least);
+        faults.found()
     }
 
     pub(super) fn interval_ms(&self) -> u64 {
@@ -101,10 +100,6 @@ impl KeySettings {
     }
 }
 
-fn quoted(span: Duration) -> String {
-    format!("\"{}\"", format_duration(span))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,23 +110,26 @@ mod tests {
 
     #[test]
     fn the_defaults_are_within_the_limits() {
-        assert_eq!(KeySettings::default().check(), Ok(()));
+        assert_eq!(KeySettings::default().validate(), Ok(()));
         assert_eq!(KeySettings::default().open_for(), seconds(24 * 3600));
     }
 
     #[test]
     fn a_mistake_names_the_setting_its_value_and_what_would_be_accepted() {
         let settings = KeySettings { settle: seconds(3600 * 5), ..KeySettings::default() };
-        let error = settings.check().unwrap_err();
-        assert_eq!(error.to_string(), "keys.settle = \"5h\": must be less than half of keys.interval, 4h");
+        let error = settings.validate().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "keys.settle = 5h: is not below half of keys.interval, which is 8h; accepted: a duration below 4h"
+        );
     }
 
     #[test]
     fn the_limits_are_those_of_the_design() {
         let base = KeySettings::default();
         let with_interval =
-            |interval| KeySettings { interval, settle: Duration::ZERO, max_seal_age: Duration::MAX, ..base };
-        let faults = |settings: KeySettings| settings.mistakes().into_iter().map(|m| m.key).collect::<Vec<_>>();
+            |interval| KeySettings { interval, settle: MILLISECOND, max_seal_age: seconds(365 * 86400), ..base };
+        let faults = |settings: KeySettings| settings.faults().into_iter().map(|m| m.key).collect::<Vec<_>>();
         assert_eq!(faults(with_interval(Duration::from_millis(999))), ["keys.interval"]);
         assert!(faults(with_interval(seconds(1))).is_empty());
         assert!(faults(with_interval(seconds(7 * 86400))).is_empty());
@@ -145,15 +143,19 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_found_at_once() {
+    fn every_mistake_is_found_at_once_and_brings_about_no_other() {
         let settings = KeySettings {
             interval: Duration::ZERO,
             keep: 99,
             settle: seconds(1),
-            max_seal_age: Duration::ZERO,
-            max_clock_offset: seconds(300),
+            max_seal_age: Duration::MAX,
+            max_clock_offset: Duration::ZERO,
         };
-        let found: Vec<_> = settings.mistakes().into_iter().map(|m| m.key).collect();
-        assert_eq!(found, ["keys.interval", "keys.keep", "keys.settle"], "twice nothing is nothing");
+        let found: Vec<_> = settings.faults().into_iter().map(|m| m.key).collect();
+        assert_eq!(
+            found,
+            ["keys.interval", "keys.keep", "keys.max_seal_age", "node.max_clock_offset"],
+            "what settles is not compared with an interval that is at fault itself"
+        );
     }
 }

@@ -169,7 +169,7 @@ fn settings(keep: u32, intervals_of_sealing: u64) -> KeySettings {
         max_seal_age: Duration::from_millis(INTERVAL * intervals_of_sealing),
         max_clock_offset: Duration::from_millis(INTERVAL / 2),
     };
-    settings.check().unwrap();
+    settings.validate().unwrap();
     settings
 }
 

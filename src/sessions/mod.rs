@@ -15,6 +15,7 @@ mod outbox;
 #[cfg(test)]
 pub(crate) mod samples;
 mod session;
+mod settings;
 mod store;
 mod tombstones;
 pub mod warmup;
@@ -23,6 +24,7 @@ pub use cache::{Cache, ENTRY_OVERHEAD};
 pub use id::SessionId;
 pub use outbox::Outbox;
 pub use session::{MAX_AHEAD_SECONDS, Session, SessionFault, validate};
+pub use settings::SessionSettings;
 pub use store::{Applied, Change, Evictions, Occupancy, Refill, Removals, Reported, Store, StoreSettings};
 pub use tombstones::MAX_TOMBSTONES;
 pub use warmup::donation::{Donation, Position};

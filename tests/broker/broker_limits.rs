@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 
 async fn connect(uri: &str) -> Result<RabbitMqLink, BusError> {
     let connect_timeout = Duration::from_secs(5);
-    let settings = RabbitMqSettings { uris: vec![uri.to_owned()], connect_timeout, ..RabbitMqSettings::default() };
+    let uris = vec![uri.parse().expect("a URI")];
+    let settings = RabbitMqSettings { uris, connect_timeout, ..RabbitMqSettings::default() };
     let spec =
         LinkSpec { names: Names::new("limits", "p"), node: "a".to_owned(), sessions: true, elsewhere_than: None };
     let (keys, _keys) = mpsc::channel(64);

@@ -34,7 +34,7 @@ impl Ground for OnRabbitMq {
     type Bus = RabbitMq;
 
     fn bus(&self, feed_max_bytes: u32) -> RabbitMq {
-        let uris = vec![self.0.uri()];
+        let uris = vec![self.0.uri().parse().unwrap()];
         RabbitMq::new(RabbitMqSettings { uris, feed_max_bytes, ..RabbitMqSettings::default() }).unwrap()
     }
 

@@ -31,7 +31,7 @@ async fn broker_to_mistreat() -> MutexGuard<'static, Broker> {
 }
 
 fn settings(uris: &[&str]) -> RabbitMqSettings {
-    let uris = uris.iter().map(|uri| (*uri).to_owned()).collect();
+    let uris = uris.iter().map(|uri| uri.parse().expect("a URI")).collect();
     RabbitMqSettings { uris, heartbeat: Duration::from_secs(1), ..RabbitMqSettings::default() }
 }
 

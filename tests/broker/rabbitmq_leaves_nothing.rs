@@ -14,7 +14,7 @@ async fn link(uri: &str) -> Result<RabbitMqLink, BusError> {
     let spec = LinkSpec { names: Names::new("f", "p"), node: "a".to_owned(), sessions: true, elsewhere_than: None };
     let (keys, _) = mpsc::channel(1);
     let (feed, _) = mpsc::channel(1);
-    let uris = vec![uri.to_owned()];
+    let uris = vec![uri.parse().expect("a URI")];
     let settings =
         RabbitMqSettings { uris, connect_timeout: Duration::from_millis(300), ..RabbitMqSettings::default() };
     RabbitMq::new(settings)?.connect(&spec, LinkEvents { keys, feed }).await

@@ -63,7 +63,8 @@ fn a_farm_lives_on_what_the_script_grants() {
 }
 
 async fn connect(broker: &Broker, user: &str, farm: &str) -> Result<RabbitMqLink, BusError> {
-    let settings = RabbitMqSettings { uris: vec![broker.uri_as(user, "hunter2", "/")], ..RabbitMqSettings::default() };
+    let uris = vec![broker.uri_as(user, "hunter2", "/").parse().expect("a URI")];
+    let settings = RabbitMqSettings { uris, ..RabbitMqSettings::default() };
     let spec = LinkSpec { names: Names::new(farm, "p"), node: "a".to_owned(), sessions: true, elsewhere_than: None };
     let (keys, _keys) = mpsc::channel(64);
     let (feed, _feed) = mpsc::channel(64);

@@ -61,7 +61,7 @@ struct Held {
 /// The leases of one link.
 pub(super) struct Leases {
     bus: RabbitMq,
-    /// The broker, as [`super::redact`] shows it.
+    /// The broker, as [`crate::bus::BrokerUri`] shows it.
     peer: String,
     spec: LinkSpec,
     keys: mpsc::Sender<LinkEvent>,
@@ -146,7 +146,7 @@ impl Leases {
     /// As [`crate::bus::Link::check`].
     pub(super) async fn check(&self) -> Result<(), BusError> {
         let mut nonce = [0; 8];
-        crate::random::try_fill(&mut nonce).map_err(|error| BusError::Settings(error.to_string()))?;
+        crate::random::try_fill(&mut nonce).map_err(|error| BusError::Unprepared(error.to_string()))?;
         let queue = self.spec.names.inbox(&self.spec.node, &format!("check-{:016x}", u64::from_ne_bytes(nonce)));
         let wired = self.dial("check").await?;
         let declared = answered(format!("declare queue {queue}"), async {

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use resumed::config::{BrokerUri, Settings, redact};
+use resumed::bus::{BrokerUri, redact};
+use resumed::config;
 
 /// The text of a configuration file.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    match Settings::read_explained(Path::new("/etc/resumed/resumed.toml"), text) {
+    match config::read_explained(Path::new("/etc/resumed/resumed.toml"), text) {
         Ok((_, understood, mistakes)) if !mistakes.is_empty() => {
             assert!(!understood.is_empty());
             assert!(mistakes.iter().all(|mistake| !mistake.to_string().is_empty()));
@@ -15,8 +16,8 @@ pub fn config(data: &[u8]) {
         Ok((settings, understood, _)) => {
             assert!(!understood.is_empty());
             // What is accepted once is accepted always.
-            assert!(settings.keys.settle < settings.keys.interval / 2);
-            assert!(settings.keys.max_seal_age >= 2 * settings.keys.interval);
+            assert!(settings.node.keys.settle < settings.node.keys.interval / 2);
+            assert!(settings.node.keys.max_seal_age >= 2 * settings.node.keys.interval);
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
@@ -28,7 +29,6 @@ const PASSWORD: &str = "hunter2";
 pub fn uri(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(uri) = BrokerUri::parse(text) {
-        assert_eq!(uri.expose(), text);
         assert!(!uri.has_password() || uri.to_string().contains(":***@"), "{uri}");
     }
     let Some((before, after)) = text.split_once('\0') else { return };
@@ -40,6 +40,6 @@ pub fn uri(data: &[u8]) {
     assert!(!shown.contains(PASSWORD), "{text:?} shows as {shown:?}");
     match BrokerUri::parse(&text) {
         Ok(uri) => assert!(!uri.to_string().contains(PASSWORD), "{text:?} shows as {uri}"),
-        Err(reason) => assert!(!reason.contains(PASSWORD), "{text:?}: {reason}"),
+        Err(reason) => assert!(!reason.to_string().contains(PASSWORD), "{text:?}: {reason}"),
     }
 }

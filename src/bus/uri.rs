@@ -1,67 +1,131 @@
-//! Broker URIs, whose passwords show as `***` wherever they are printed.
+//! Broker URIs: read once, by one rule, for `resumed check` and for the connection. Their passwords show as `***` wherever
+//! they are printed.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::str::FromStr;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
+use zeroize::Zeroize;
 
-use crate::bus::address::Authority;
+use super::address::Authority;
 
 /// The parameters that the AMQP library understands in a URI's query; it ignores all others without a word.
 const PARAMETERS: [&str; 5] = ["frame_max", "channel_max", "heartbeat", "connection_timeout", "auth_mechanism"];
 
-/// A checked `amqp://` or `amqps://` URI. `Display` and `Debug` show its password as `***`.
+/// The longest name of a virtual host, in bytes: a short string of AMQP.
+const LONGEST_VHOST: usize = 255;
+
+/// A URI as the AMQP library takes it. Its password is erased when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct BrokerUri {
-    text: String,
-    tls: bool,
-    password: bool,
-    nameless_vhost: bool,
+pub(super) struct Login(AMQPUri);
+
+impl Deref for Login {
+    type Target = AMQPUri;
+
+    fn deref(&self) -> &AMQPUri {
+        &self.0
+    }
 }
 
-impl BrokerUri {
-    /// Checks `text`. The error says what is wrong without repeating any of it: it may hold a password.
-    pub fn parse(text: &str) -> Result<Self, String> {
+impl DerefMut for Login {
+    fn deref_mut(&mut self) -> &mut AMQPUri {
+        &mut self.0
+    }
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        self.0.authority.userinfo.password.zeroize();
+    }
+}
+
+/// What is wrong with a URI, without any of its text: that may hold a password.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UriFault(String);
+
+impl<T: Into<String>> From<T> for UriFault {
+    fn from(fault: T) -> Self {
+        Self(fault.into())
+    }
+}
+
+/// A checked `amqp://` or `amqps://` URI. `Display` and `Debug` show its password as `***`; it is erased when the URI is
+/// dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BrokerUri {
+    login: Login,
+    shown: String,
+    names_user: bool,
+    password: bool,
+}
+
+impl FromStr for BrokerUri {
+    type Err = UriFault;
+
+    fn from_str(text: &str) -> Result<Self, UriFault> {
         let Some((_, rest)) = text.split_once("://").filter(|(scheme, _)| is_amqp(scheme)) else {
             return Err("is not an AMQP URI (a comma within one is written %2C)".into());
         };
         let authority = Authority::of(text)?;
         // The library quotes what it does not understand behind a colon.
         let readable = authority.readable.parse();
-        let uri: AMQPUri =
+        let read: AMQPUri =
             readable.map_err(|reason: String| reason.split(':').next().unwrap_or_default().to_owned())?;
-        let userinfo = authority.userinfo.unwrap_or_default();
+        let mut login = Login(read);
+        if let Some(address) = authority.address {
+            login.authority.host = address;
+        }
         if text.contains('#') {
             return Err("has a # (within a password it is written %23)".into());
         }
-        let query = rest.split_once('?').map_or("", |(_, query)| query);
-        for parameter in query.split('&').filter(|part| !part.is_empty()) {
-            let name = parameter.split('=').next().unwrap_or_default();
-            if !PARAMETERS.contains(&name) {
-                return Err(format!("has a parameter other than {}", PARAMETERS.join(", ")));
-            }
+        check_parameters(rest.split_once('?').map_or("", |(_, query)| query))?;
+        if login.vhost.len() > LONGEST_VHOST {
+            return Err(format!("names a virtual host that is longer than {LONGEST_VHOST} bytes").into());
         }
-        let tls = uri.scheme == AMQPScheme::AMQPS;
-        let (password, nameless_vhost) = (userinfo.contains(':'), uri.vhost.is_empty());
-        Ok(Self { text: text.into(), tls, password, nameless_vhost })
+        let userinfo = authority.userinfo.unwrap_or_default();
+        let names_user = !userinfo.is_empty() && !userinfo.starts_with(':');
+        Ok(Self { login, shown: redact(text), names_user, password: userinfo.contains(':') })
+    }
+}
+
+fn check_parameters(query: &str) -> Result<(), UriFault> {
+    let name = |part: &str| part.split('=').next().unwrap_or_default().to_owned();
+    match query.split('&').filter(|part| !part.is_empty()).all(|part| PARAMETERS.contains(&name(part).as_str())) {
+        true => Ok(()),
+        false => Err(format!("has a parameter other than {}", PARAMETERS.join(", ")).into()),
+    }
+}
+
+impl BrokerUri {
+    /// Checks `text`. The error says what is wrong without repeating any of it: it may hold a password.
+    pub fn parse(text: &str) -> Result<Self, UriFault> {
+        text.parse()
     }
 
-    /// The whole URI with its password, for the connection only: never to be printed or logged.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.text
+    /// What the AMQP library takes. A URI that names no user logs in as `guest`, one without a password with `guest`.
+    pub(super) fn login(&self) -> Login {
+        self.login.clone()
     }
 
     /// Whether it is `amqps://`.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        self.tls
+        self.login.scheme == AMQPScheme::AMQPS
     }
 
     /// Whether it names the virtual host with the empty name, as `amqp://host/` does (AMQP URI specification). Where none
     /// is named, as in `amqp://host`, it is `/`.
     #[must_use]
     pub fn has_nameless_vhost(&self) -> bool {
-        self.nameless_vhost
+        self.login.vhost.is_empty()
+    }
+
+    /// Whether it names a user.
+    #[must_use]
+    pub fn names_user(&self) -> bool {
+        self.names_user
     }
 
     /// Whether it carries a password.
@@ -73,7 +137,7 @@ impl BrokerUri {
 
 impl fmt::Display for BrokerUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&redact(&self.text))
+        f.write_str(&self.shown)
     }
 }
 
@@ -157,7 +221,6 @@ mod tests {
             let parsed = BrokerUri::parse(uri).unwrap();
             assert_eq!(parsed.to_string(), shown);
             assert_eq!(format!("{parsed:?}"), format!("BrokerUri({shown})"));
-            assert_eq!(parsed.expose(), uri);
             assert_eq!(parsed.has_password(), uri.contains("hunt"), "{shown}");
             assert_eq!(parsed.is_tls(), uri.starts_with("amqps"));
         }
@@ -185,7 +248,7 @@ mod tests {
         ] {
             let shown = redact(uri);
             assert!(!shown.contains("hunter"), "{uri} shows as {shown}");
-            let reason = BrokerUri::parse(uri).expect_err(uri);
+            let reason = BrokerUri::parse(uri).expect_err(uri).to_string();
             assert!(!reason.contains("hunter"), "{uri}: {reason}");
         }
     }
@@ -221,9 +284,34 @@ mod tests {
             ),
             ("amqp://mq1:99999", "invalid port number"),
             ("http://mq1", "is not an AMQP URI (a comma within one is written %2C)"),
+            ("amqp:user:password@mq1", "is not an AMQP URI (a comma within one is written %2C)"),
             ("mq1:5672", "is not an AMQP URI (a comma within one is written %2C)"),
         ] {
-            assert_eq!(BrokerUri::parse(uri).expect_err(uri), reason, "{uri}");
+            assert_eq!(BrokerUri::parse(uri).expect_err(uri).to_string(), reason, "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_virtual_host_has_at_most_255_bytes() {
+        let named = |length: usize| BrokerUri::parse(&format!("amqp://mq1/{}", "v".repeat(length)));
+        assert!(named(255).is_ok());
+        let fault = named(256).unwrap_err();
+        assert_eq!(fault.to_string(), "names a virtual host that is longer than 255 bytes");
+    }
+
+    #[test]
+    fn what_the_connection_takes_is_what_was_written() {
+        let login = BrokerUri::parse("amqps://edge:hun%74er2@[2001:db8::5]:5999/vh").unwrap().login();
+        assert_eq!(
+            (login.authority.host.as_str(), login.authority.port, login.vhost.as_str()),
+            ("2001:db8::5", 5999, "vh")
+        );
+        let user = &login.authority.userinfo;
+        assert_eq!((user.username.as_str(), user.password.as_str()), ("edge", "hunter2"));
+        for (uri, names_user) in
+            [("amqp://mq1", false), ("amqp://:p@mq1", false), ("amqp://u@mq1", true), ("amqp://u:p@mq1", true)]
+        {
+            assert_eq!(BrokerUri::parse(uri).unwrap().names_user(), names_user, "{uri}");
         }
     }
 }
