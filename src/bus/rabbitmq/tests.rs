@@ -1,6 +1,7 @@
 //! What settings become on the way to a connection. The links themselves are tested with a broker, in `tests/`.
 
 use std::fs;
+use std::net::SocketAddr;
 
 use lapin::uri::SASLMechanism;
 use openssl::asn1::Asn1Time;
