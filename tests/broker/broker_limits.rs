@@ -6,7 +6,11 @@ use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
 use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec, Names, Published, Route};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
+use testkit::held_seat::HeldSeat;
 use tokio::sync::mpsc;
+
+/// What a leader logs that has the lease.
+const LEASED: &str = "this node holds the lease and leads";
 
 async fn connect(uri: &str) -> Result<RabbitMqLink, BusError> {
     let connect_timeout = Duration::from_secs(5);
@@ -91,6 +95,55 @@ async fn a_refused_login_says_which_limit_it_is_and_how_to_raise_it() {
         let link = connect(&uri).await.unwrap_or_else(|error| panic!("{error}"));
         link.close().await;
     }
+}
+
+/// A limit of two connections for each node was right for 0.1.0, whose lease had none of its own.
+#[test]
+fn a_limit_of_two_connections_for_each_node_leaves_a_leader_without_a_lease_and_is_named() {
+    let broker = Broker::shared();
+    broker.ctl(&["add_vhost", "two"]);
+    broker.ctl(&["set_permissions", "-p", "two", "guest", ".*", ".*", ".*"]);
+    let limit = |most: usize| {
+        broker.ctl(&["set_vhost_limits", "-p", "two", &format!("{{\"max-connections\": {most}}}")]);
+    };
+    let uri = broker.uri_as("guest", "guest", "two");
+    let mut farm = Farm::lay_out(&FarmSetup {
+        proxies: Proxies::None,
+        broker: "report_every = \"1s\"\n".to_owned(),
+        ..FarmSetup::new(3, &uri)
+    });
+    let logged = |farm: &Farm, text: &str| farm.hosts.iter().any(|host| host.daemon.log().contains(text));
+
+    // Each has its two before any has the lease.
+    let lease = HeldSeat::take(&uri, &Names::new(farm.name(), "pod").leader);
+    limit(3 * 2 + 1);
+    farm.launch();
+    for host in &farm.hosts {
+        host.daemon.wait_for_metric("resumed_broker_connected", |connected| connected == 1.0);
+    }
+    limit(3 * 2);
+    drop(lease);
+    let status = farm.wait_in_step();
+    assert_eq!(status.nodes.len(), 3, "{status:?}");
+    let rotated = farm.hosts[1].daemon.command(&["rotate"]);
+    assert!(rotated.status.success(), "{rotated:?}");
+    assert!(logged(&farm, "announcing without the lease") && !logged(&farm, LEASED), "a leader that has the lease");
+    wait_for("a node that names the limit", || {
+        let named = |line: &str| {
+            ["could not try the lease", "connection limit (", ") is reached", "max-connections"]
+                .iter()
+                .all(|part| line.contains(part))
+        };
+        let log = farm.hosts.iter().map(|host| host.daemon.log()).collect::<String>();
+        if log.lines().any(named) { Ok(()) } else { Err(log) }
+    });
+
+    // With a third for each there is a leader with a lease again.
+    limit(3 * 3);
+    let ((), took) =
+        wait_for("a leader with a lease", || if logged(&farm, LEASED) { Ok(()) } else { Err(String::new()) });
+    println!("a leader with a lease {took:?} after the limit was raised");
+    farm.wait_in_step();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

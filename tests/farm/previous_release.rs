@@ -1,14 +1,17 @@
 //! This release and the one before it in one farm, either leading: daemons, plugins, saved rings and commands, both ways
 //! round. What an operator relies on who upgrades host by host, or goes back. `--nocapture` shows the figures.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Output};
 use std::time::Instant;
 
+use resumed::bus::Names;
 use resumed::probe::{Client, Mode, Options, Session};
 use resumed::status::{FarmStatus, NodeStatus, RingStatus, SecretStep};
 use testkit::broker::Broker;
 use testkit::farm::{Daemon, Farm, FarmSetup, Host, Proxies, new_secret, wait_for};
+use testkit::held_seat::HeldSeat;
 use testkit::hopping::Hopping;
 use testkit::release::Release;
 use testkit::sessions::{new_ones_resume, refused_at, resumes};
@@ -247,6 +250,53 @@ fn a_farm_of_both_releases_works_when_this_one_leads() {
 #[test]
 fn a_farm_of_both_releases_works_when_the_one_before_leads() {
     both_in_one_farm(Release::Previous);
+}
+
+#[test]
+fn a_leader_at_a_further_seat_gives_the_release_before_every_ring_and_counts_it_when_it_is_home() {
+    let broker = Broker::shared();
+    let mut farm = Farm::lay_out(&FarmSetup {
+        proxies: Proxies::None,
+        daemons: vec![Release::Current, Release::Current, Release::Previous],
+        broker: "report_every = \"1s\"\n".to_owned(),
+        ..FarmSetup::new(3, &broker.uri())
+    });
+    let seat = HeldSeat::take_as_if_dead(&broker.uri(), &Names::new(farm.name(), "pod").leader);
+    farm.launch();
+    let leader = farm.leader();
+    assert_ne!(leader, 2, "the release before knows the first seat alone");
+    let leads = &farm.hosts[leader].daemon;
+    wait_for("a leader that counts the nodes of its release", || {
+        let status = leads.try_status()?;
+        let counted: BTreeSet<&str> = status.nodes.iter().map(|node| node.name.as_str()).collect();
+        if counted == BTreeSet::from(["host0", "host1"]) { Ok(()) } else { Err(format!("{counted:?}")) }
+    });
+    let said = succeeded(&leads.command(&["rotate"]));
+    assert!(said.contains("all 2 nodes"), "{said}");
+    let old = &farm.hosts[2].daemon;
+    let (_, took) = wait_for("the ring at the node of the release before", || {
+        let (held, leaders) = (old.generations(), leads.generations());
+        if held == leaders { Ok(()) } else { Err(format!("{held:?}, and {leaders:?} at the leader")) }
+    });
+    println!("the release before had the new key {took:?} after rotate");
+    for by in RELEASES {
+        let refused = old.command_of(by, &["rotate"]);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let said = succeeded(&old.command_of(by, &["status", "--json"]));
+        assert!(said.contains("\"leader\": null") || said.contains("\"leader\":null"), "{said}");
+    }
+
+    drop(seat);
+    let returned = Instant::now();
+    farm.wait_in_step_at(2);
+    println!("all three in step {:?} after the first seat was free", returned.elapsed());
+    assert_eq!(farm.leader(), leader, "the leader goes home, and leads all the time");
+    assert_eq!(leads.log().matches("leads no longer").count(), 0, "{}", leads.log());
+    for by in RELEASES {
+        let said = succeeded(&farm.hosts[2].daemon.command_of(by, &["rotate"]));
+        assert!(said.contains("all 3 nodes"), "{said}");
+    }
+    assert_nothing_refused(&farm);
 }
 
 /// What a saved ring is to say to the next daemon.

@@ -12,6 +12,7 @@ pub mod dashboard;
 pub mod farm;
 pub mod federation;
 pub mod foreign_peer;
+pub mod held_seat;
 pub mod hopping;
 pub mod load;
 pub mod namespaces;
