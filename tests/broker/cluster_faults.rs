@@ -410,8 +410,15 @@ impl Cluster {
         println!("{what}: settled, with the lease, after {settled:?}");
         assert!(settled < MAJORITY_WITHIN, "{what}: settled after {settled:?}");
         self.hosts[broker].heal(1);
+        let healed = Instant::now();
         self.wait_for_all_brokers_or_restart(broker);
-        self.undisturbed(what, &before, 5 * BEAT);
+        if self.store == Store::Khepri && !self.keeps_dead_queues() {
+            // 4.0 and 4.1 delete queues then that have new holders: docs/faults.md.
+            let (_, since) = self.settles();
+            println!("{what}: settled again {:?} after the healing", since - healed);
+        } else {
+            self.undisturbed(what, &before, 5 * BEAT);
+        }
         self.one_farm(&keys);
     }
 }
