@@ -293,8 +293,8 @@ impl Cluster {
         Ok(listed.lines().filter_map(|name| names.seat_of(name)).map(Seat::number).collect())
     }
 
-    /// The one lease is at the first seat within [`HOME_WITHIN`] of the return of the broker `dead`, or of its being forgotten.
-    /// The broker's own tool takes seconds on a busy machine: what counts is when it was asked.
+    /// The one lease is at the first seat within [`HOME_WITHIN`] of the return of the broker `dead`, or of its being
+    /// forgotten. The broker's own tool takes seconds on a busy machine: what counts is when it was asked.
     fn goes_home(&self, what: &str, dead: usize) {
         let since = Instant::now();
         loop {
@@ -326,8 +326,22 @@ impl Cluster {
         });
     }
 
-    /// The same after `broker` was paused. In Mnesia it may then never find the others, which `docs/faults.md` tells of: after
-    /// a minute it is killed and started, as the role's `rabbitmq-unstick.timer` does.
+    /// A broker that was away from the others finds them again, which disturbs no node since `before`.
+    fn finds_the_others(&self, what: &str, broker: usize, before: &Calm) {
+        let start = Instant::now();
+        self.wait_for_all_brokers_or_restart(broker);
+        println!("{what}: three brokers, seen after {:?}", start.elapsed());
+        if self.store == Store::Khepri && !self.keeps_dead_queues() {
+            // 4.0 and 4.1 delete the queue of the lease then, whichever node has it by now: docs/faults.md.
+            let (_, since) = self.settles();
+            println!("{what}: settled again after {:?}", since - start);
+        } else {
+            self.undisturbed(what, before, 5 * BEAT);
+        }
+    }
+
+    /// Waits for all three after `broker` was away. In Mnesia it may then never find the others, which `docs/faults.md`
+    /// tells of: after a minute it is killed and started, as the role's `rabbitmq-unstick.timer` does.
     fn wait_for_all_brokers_or_restart(&self, broker: usize) {
         let start = Instant::now();
         while self.brokers.iter().any(|broker| broker.running() < 3) {
@@ -410,15 +424,7 @@ impl Cluster {
         println!("{what}: settled, with the lease, after {settled:?}");
         assert!(settled < MAJORITY_WITHIN, "{what}: settled after {settled:?}");
         self.hosts[broker].heal(1);
-        let healed = Instant::now();
-        self.wait_for_all_brokers_or_restart(broker);
-        if self.store == Store::Khepri && !self.keeps_dead_queues() {
-            // 4.0 and 4.1 delete queues then that have new holders: docs/faults.md.
-            let (_, since) = self.settles();
-            println!("{what}: settled again {:?} after the healing", since - healed);
-        } else {
-            self.undisturbed(what, &before, 5 * BEAT);
-        }
+        self.finds_the_others(what, broker, &before);
         self.one_farm(&keys);
     }
 }
@@ -508,11 +514,7 @@ fn the_broker_of_the_leader_freezes_and_goes_on_after_a_minute() {
 
         let before = cluster.calm();
         cluster.brokers[broker].thaw();
-        let thawed = Instant::now();
-        cluster.undisturbed("thawed", &before, 5 * BEAT);
-        cluster.wait_for_all_brokers_or_restart(broker);
-        println!("thawed: three brokers seen after {:?}", thawed.elapsed());
-        cluster.undisturbed("thawed", &before, 5 * BEAT);
+        cluster.finds_the_others("thawed", broker, &before);
         cluster.one_farm(&keys);
         cluster.request(leader, &["rotate"]);
         cluster.one_farm(&keys);
