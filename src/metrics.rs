@@ -579,7 +579,7 @@ mod tests {
                 assert!(text.contains(&label), "{file}: reason {reason} is not shown from the start");
             }
         }
-        assert!(names > 30 && reasons > 40, "{names} names and {reasons} reasons found");
+        assert!(names > 30 && reasons > 30, "{names} names and {reasons} reasons found");
     }
 
     #[test]

@@ -146,7 +146,7 @@ struct Up<L: Link> {
     lease_answers: mpsc::Receiver<Answer>,
     check: Option<AbortOnDropHandle<Result<(), BusError>>>,
     /// A link to another broker that is to take this one's place.
-    next: Option<AbortOnDropHandle<Result<Connected<L>, BusError>>>,
+    next: Option<AbortOnDropHandle<Result<Connected<L>, Stays>>>,
 }
 
 /// One thing to react to.
@@ -165,7 +165,7 @@ enum Happened<L: Link> {
     Lease(Answer),
     Checked(Result<(), BusError>),
     Moved(Connected<L>),
-    NotMoved(BusError),
+    NotMoved(Stays),
 }
 
 impl<B: Bus> Driver<B> {
@@ -245,8 +245,11 @@ impl<B: Bus> Driver<B> {
                     connection = Connection::Up(self.go_up(connected));
                     Event::Connected { inbox }
                 }
-                Happened::NotMoved(error) => {
-                    warn!(%error, "no other broker is to be had: the connection stays");
+                Happened::NotMoved(why) => {
+                    match why {
+                        Stays::NoOther(error) => warn!(%error, "no other broker is to be had: the connection stays"),
+                        Stays::Declares => info!("the broker answers again: the connection stays"),
+                    }
                     Event::NotMoved
                 }
             };
@@ -404,8 +407,10 @@ impl<B: Bus> Driver<B> {
                     let link = Arc::clone(&up.link);
                     up.check = Some(AbortOnDropHandle::new(tokio::spawn(async move { link.check().await })));
                 }
-                (Action::MoveLink, Connection::Up(up)) => {
-                    up.next = Some(AbortOnDropHandle::new(self.connect(Some(up.link.peer().to_owned()))));
+                (Action::MoveLink { unless_it_declares }, Connection::Up(up)) => {
+                    let there = AbortOnDropHandle::new(self.connect(Some(up.link.peer().to_owned())));
+                    let here = unless_it_declares.then(|| Arc::clone(&up.link));
+                    up.next = Some(AbortOnDropHandle::new(tokio::spawn(move_to(there, here))));
                 }
                 // Without a link there is nobody to tell, and no lease.
                 (
@@ -414,7 +419,7 @@ impl<B: Bus> Driver<B> {
                     | Action::ReleaseLease(_)
                     | Action::RenewLink
                     | Action::CheckBroker
-                    | Action::MoveLink,
+                    | Action::MoveLink { .. },
                     Connection::Down { .. } | Connection::Dialling(_),
                 ) => {}
                 (Action::RingChanged, _) => ring_changed = true,
@@ -609,8 +614,40 @@ async fn ended<T>(task: &mut Option<AbortOnDropHandle<T>>) -> Result<T, JoinErro
     ended
 }
 
-fn joined<T>(ended: Result<Result<T, BusError>, JoinError>) -> Result<T, BusError> {
-    ended.unwrap_or_else(|error| Err(BusError::Closed(format!("connecting ended in a panic: {error}"))))
+fn joined<T, E: From<BusError>>(ended: Result<Result<T, E>, JoinError>) -> Result<T, E> {
+    ended.unwrap_or_else(|error| Err(BusError::Closed(format!("connecting ended in a panic: {error}")).into()))
+}
+
+/// Why a link that was to be left stays.
+enum Stays {
+    NoOther(BusError),
+    Declares,
+}
+
+impl From<BusError> for Stays {
+    fn from(error: BusError) -> Self {
+        Self::NoOther(error)
+    }
+}
+
+/// The link that takes the place of `here` once it is `there`, unless the broker of `here`, if it is asked, declares by then.
+async fn move_to<L: Link>(
+    there: AbortOnDropHandle<Result<Connected<L>, BusError>>,
+    here: Option<Arc<L>>,
+) -> Result<Connected<L>, Stays> {
+    let declares = async {
+        match &here {
+            Some(here) => here.check().await.is_ok(),
+            None => false,
+        }
+    };
+    let (there, declares) = tokio::join!(there, declares);
+    let there = joined(there)?;
+    if declares {
+        there.link.close().await;
+        return Err(Stays::Declares);
+    }
+    Ok(there)
 }
 
 /// `quiet` says whether a failure of that kind is logged now, and how many were not.

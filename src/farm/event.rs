@@ -52,7 +52,7 @@ pub enum Event {
     },
     /// The answer to [`Action::CheckBroker`]: whether the broker can still declare.
     Checked(bool),
-    /// The answer to [`Action::MoveLink`], if there is no other broker to be had.
+    /// The answer to [`Action::MoveLink`], if the link stays.
     NotMoved,
     /// An authentic message, in time, from any node including this one.
     Message {
@@ -111,7 +111,11 @@ pub enum Action {
     CheckBroker,
     /// Open a link to another broker, and close this one once it is there, with `Disconnected` and `Connected`. If no other
     /// broker can be reached, the link stays: [`Event::NotMoved`].
-    MoveLink,
+    MoveLink {
+        /// The link stays as well if its broker, asked once more, declares a queue: one whose cluster elected for a while
+        /// is cut off no longer.
+        unless_it_declares: bool,
+    },
     /// The ring is another one now: save it, and give the proxies their keys.
     RingChanged,
     /// The node holds other epoch keys now: hand [`Farm::epochs`] to whoever seals and opens, before the actions after

@@ -6,7 +6,7 @@
 use super::context::{Context, SILENT_BEATS};
 use super::event::{Action, Note};
 use super::timers::Timer;
-use super::walk::{Step, Walk};
+use super::walk::{SURE_MS, Step, Walk};
 use crate::bus::{Published, Route, Seat};
 use crate::clock::{Now, millis};
 use crate::proto;
@@ -55,6 +55,8 @@ struct Term {
     probe_until: u64,
     /// Its own messages that were returned since its last report came back.
     returned: u8,
+    /// The first seat before its own that took a message, and when it first did.
+    taken_before: Option<(Seat, u64)>,
 }
 
 /// The role of this node, and its wish for the lease.
@@ -130,7 +132,7 @@ impl Lease {
     /// This node holds the lease of `seat`, and begins to lead.
     pub(super) fn lead(&mut self, seat: Seat, cx: &mut Context, now: Now) {
         let probe_until = now.mono + cx.silence();
-        self.role = Role::Leading(Term { seat, echo_at: now.mono, probe_until, returned: 0 });
+        self.role = Role::Leading(Term { seat, echo_at: now.mono, probe_until, returned: 0, taken_before: None });
         // Reports that arrive until then may bring a ring.
         self.begin(now.mono + millis(cx.settings.keys.settle).min(GATHER_MS), cx, now);
         cx.timers.set(Timer::Report, now.mono);
@@ -197,6 +199,7 @@ impl Lease {
         let Role::Leading(term) = &mut self.role else { return true };
         // A seat before its own has become free: every node looks there first.
         let left = std::mem::replace(&mut term.seat, granted);
+        term.taken_before = None;
         if left != granted {
             term.echo_at = now.mono;
             cx.act(Action::ReleaseLease(left));
@@ -256,11 +259,34 @@ impl Lease {
             Published::Unroutable if seat == own => self.on_own_queue_gone(own, cx, now),
             // Its own reports come back or do not: that is looked at elsewhere.
             _ if seat >= own => {}
-            Published::Routed => return Told::Outranked { own, other: seat },
-            Published::Unroutable => self.send_attempt(seat, cx),
-            Published::Nacked => {}
+            Published::Routed => return self.on_seat_before_taken(own, seat, cx, now),
+            Published::Unroutable | Published::Nacked => {
+                if let Role::Leading(term) = &mut self.role {
+                    term.taken_before.take_if(|(taken, _)| *taken == seat);
+                }
+                if answer == Published::Unroutable {
+                    self.send_attempt(seat, cx);
+                }
+            }
         }
         Told::Noted
+    }
+
+    /// `seat`, before this leader's own, took a message. A broker that comes back to its cluster has the queue of a lease
+    /// whose holder is long gone, and deletes it a moment later: one message is no sign of a leader there.
+    fn on_seat_before_taken(&mut self, own: Seat, seat: Seat, cx: &mut Context, now: Now) -> Told {
+        let Role::Leading(term) = &mut self.role else { return Told::Noted };
+        match term.taken_before {
+            Some((taken, since)) if taken == seat && now.mono >= since + SURE_MS => {
+                Told::Outranked { own, other: seat }
+            }
+            Some((taken, _)) if taken <= seat => Told::Noted,
+            _ => {
+                term.taken_before = Some((seat, now.mono));
+                cx.timers.hasten(Timer::Report, now.mono + SURE_MS);
+                Told::Noted
+            }
+        }
     }
 
     /// The leader's queue is not there. A broker can lose it under a leader that lives: when a broker of a cluster dies

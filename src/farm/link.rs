@@ -155,7 +155,7 @@ impl Link {
         }
     }
 
-    /// No other broker is to be had.
+    /// No other broker is to be had, or this one is cut off no longer.
     pub(super) fn on_not_moved(&mut self) {
         self.checking = false;
     }
@@ -169,8 +169,9 @@ impl Link {
         self.moves = self.moves.saturating_add(1);
         self.move_not_before = now.mono + (cx.silence() << self.moves.min(MOST_DOUBLINGS_OF_MOVES));
         self.checking = true;
+        let unless_it_declares = why == Note::BrokerCutOff;
         cx.note(why);
-        cx.act(Action::MoveLink);
+        cx.act(Action::MoveLink { unless_it_declares });
     }
 }
 

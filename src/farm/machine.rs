@@ -198,7 +198,7 @@ impl Farm {
         match event {
             Event::Wake => {}
             Event::Connected { inbox } => self.on_connected(inbox, now),
-            Event::Disconnected => standing.on_disconnected(cx),
+            Event::Disconnected => standing.on_disconnected(cx, now),
             Event::LeaseGranted(seat) => self.on_granted(seat, now),
             Event::LeaseHeld(seat) => standing.on_taken(seat, cx, now),
             Event::LeaseFailed => standing.lease.on_failed(cx, now),

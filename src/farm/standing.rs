@@ -63,10 +63,10 @@ impl Standing {
         }
     }
 
-    pub(super) fn on_disconnected(&mut self, cx: &mut Context) {
+    pub(super) fn on_disconnected(&mut self, cx: &mut Context, now: Now) {
         self.link.on_disconnected(cx);
         self.lease.on_disconnected();
-        self.step_down("the connection to the broker is gone", cx);
+        self.step_down("the connection to the broker is gone", cx, now);
     }
 
     /// Returns whether this node begins to lead.
@@ -84,7 +84,7 @@ impl Standing {
 
     pub(super) fn on_taken(&mut self, seat: Seat, cx: &mut Context, now: Now) {
         if self.lease.on_taken(seat) {
-            self.step_down("another node has the lease", cx);
+            self.step_down("another node has the lease", cx, now);
         }
         // The node that won wants to hear of us, once it is ready to.
         self.reports.hasten(50, 250, cx, now);
@@ -97,7 +97,7 @@ impl Standing {
 
     pub(super) fn on_lost(&mut self, seat: Seat, cx: &mut Context, now: Now) {
         if self.lease.own_seat() == Some(seat) {
-            self.step_down("the broker took the lease away", cx);
+            self.step_down("the broker took the lease away", cx, now);
         }
         self.wish_for_lease(cx, now);
     }
@@ -110,7 +110,7 @@ impl Standing {
                 self.wish_for_lease_of(seat, if led { RECLAIM_MS } else { 0 }, cx, now);
             }
             Told::Outranked { own, other } => {
-                self.give_up_lease(own, "another node leads at a seat before its own", cx);
+                self.give_up_lease(own, "another node leads at a seat before its own", cx, now);
                 self.lease.go_to(other);
             }
         }
@@ -133,7 +133,7 @@ impl Standing {
             // A follower notes only nodes whose clock is too far off: this one's is not, any more.
             self.members.on_farewell(&from.node, from.boot_id);
         } else if !self.lease.is_held() && (announcement.leased || from.node < cx.settings.node) {
-            self.step_down("another node announces", cx);
+            self.step_down("another node announces", cx, now);
         } else {
             self.lease.on_rival(announcement, cx, now);
             return Heard::Leads;
@@ -160,14 +160,16 @@ impl Standing {
         }
     }
 
-    fn step_down(&mut self, reason: &'static str, cx: &mut Context) {
+    fn step_down(&mut self, reason: &'static str, cx: &mut Context, now: Now) {
         if self.lease.step_down(reason, cx) {
             self.members.clear();
+            // While it led, nothing was to be heard of another leader.
+            self.announcements.pardon_silence(now);
         }
     }
 
-    fn give_up_lease(&mut self, seat: Seat, reason: &'static str, cx: &mut Context) {
-        self.step_down(reason, cx);
+    fn give_up_lease(&mut self, seat: Seat, reason: &'static str, cx: &mut Context, now: Now) {
+        self.step_down(reason, cx, now);
         cx.act(Action::ReleaseLease(seat));
     }
 
@@ -237,11 +239,11 @@ impl Standing {
         let members = u64::try_from(self.members.len()).unwrap_or(u64::MAX);
         cx.report_interval = cx.bounded_interval(members.saturating_mul(INTERVAL_PER_MEMBER_MS));
         if !self.lease.is_echoed(cx, now) {
-            self.give_up_lease(seat, "its own reports do not come back", cx);
+            self.give_up_lease(seat, "its own reports do not come back", cx, now);
             // A broker that takes messages and does not deliver them is no good, as some are after a split.
             self.link.leave_broker(Note::BrokerKeepsReports, cx, now);
         } else if self.members.assessment().majority_disagrees {
-            self.give_up_lease(seat, "most of the farm disagrees with its clock", cx);
+            self.give_up_lease(seat, "most of the farm disagrees with its clock", cx, now);
             self.lease.on_own_clock_doubted(cx, now);
         }
     }
@@ -250,7 +252,7 @@ impl Standing {
     pub(super) fn advance_link(&mut self, cx: &mut Context, now: Now) -> Inbox {
         let inbox = self.link.look(cx, now);
         if inbox == Inbox::Broken {
-            self.step_down("its inbox is silent", cx);
+            self.step_down("its inbox is silent", cx, now);
             self.lease.forget_wish(cx);
             self.link.renew(cx);
         }

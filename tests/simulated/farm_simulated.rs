@@ -725,7 +725,7 @@ fn nodes_that_announce_without_the_lease_grant_each_other_their_keys() {
             }
             world.restart(index, false);
         }
-        world.run_for(20 * BEAT);
+        world.run_for(22 * BEAT);
         assert_eq!(world.leaders(), [] as [usize; 0]);
         assert_eq!(world.rings().len(), 1, "seed {seed}");
         assert_eq!(world.epochs().len(), 1, "seed {seed}");

@@ -27,9 +27,11 @@ fn a_leaders_farewell_does_not_have_a_large_farm_try_the_lease_at_once() {
             let _follows = node.handle(at(0), Event::Message { payload: Box::new(payload), via: Via::Inbox });
             let kind = Some(Kind::Farewell(proto::Farewell {}));
             let payload = proto::Payload { node: "a".to_owned(), boot_id: vec![1; 16], sent_at: at(1).wall, kind };
-            let _ends = node.handle(at(1), Event::Message { payload: Box::new(payload), via: Via::Inbox });
-            // One without a delay tries already.
-            node.cx.timers.get(Timer::TryLease).map_or(0, |due| due - at(1).mono)
+            let ends = node.handle(at(1), Event::Message { payload: Box::new(payload), via: Via::Inbox });
+            if tries(&ends) {
+                return 0;
+            }
+            node.cx.timers.get(Timer::TryLease).unwrap_or_else(|| panic!("{draw}: it does not try")) - at(1).mono
         });
         delays.max().expect("some")
     };
@@ -79,8 +81,16 @@ fn a_leader_at_a_later_seat_goes_home_when_the_first_is_free_and_steps_down_when
     assert!(home.is_leader() && releases(&taken, 1), "the first is held before the other is left: {taken:?}");
 
     let mut rival = leader();
-    let held = rival.handle(at(3), Event::Told { seat: seat(0), answer: Published::Routed });
-    assert!(!rival.is_leader() && releases(&held, 1), "{held:?}");
+    let mut told = |answer, milliseconds| {
+        let now = Now { mono: at(3).mono + milliseconds, ..at(3) };
+        let actions = rival.handle(now, Event::Told { seat: seat(0), answer });
+        (rival.is_leader(), releases(&actions, 1))
+    };
+    assert_eq!(told(Published::Routed, 0), (true, false), "a queue that is about to go takes one, too");
+    assert_eq!(told(Published::Routed, 299), (true, false));
+    assert_eq!(told(Published::Nacked, 310), (true, false), "it is gone");
+    assert_eq!(told(Published::Routed, 320), (true, false), "it counts anew");
+    assert_eq!(told(Published::Routed, 620), (false, true));
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn a_link_is_not_renewed_because_no_node_leads() {
 
 #[test]
 fn a_broker_that_answers_no_declaration_is_left_for_another() {
-    let moves = |actions: &[Action]| actions.iter().filter(|a| matches!(a, Action::MoveLink)).count();
+    let moves = |actions: &[Action]| actions.iter().filter(|a| matches!(a, Action::MoveLink { .. })).count();
     let mut farm = follower(at(0));
     let asked = |farm: &mut Farm, second| farm.handle(at(second), Event::Wake);
     assert!((1..8).any(|second| writes_to_itself(&asked(&mut farm, second))));

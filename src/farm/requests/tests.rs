@@ -1,7 +1,7 @@
 use super::Ask;
 use crate::bus::{Route, Seat};
 use crate::envelope::EpochKey;
-use crate::farm::testing::{at, audited, follower, later, request};
+use crate::farm::testing::{at, audited, follower, later, node, request};
 use crate::farm::{Action, Event, Farm, Note, Via};
 use crate::proto::{self, AuditOutcome, payload::Kind};
 use crate::reason::Reason;
@@ -76,7 +76,12 @@ fn the_asked_node_says_who_asks_and_keeps_what_became_of_it() {
 
 #[test]
 fn a_leader_announces_at_once_what_it_revokes_without_being_asked_as_the_leader() {
-    let mut leader = follower(at(0));
+    let mut drawn = 0_u8;
+    let random = move |bytes: &mut [u8]| {
+        drawn = drawn.wrapping_add(1);
+        bytes.fill(drawn);
+    };
+    let mut leader = node("a", 1, Box::new(random), at(0));
     let announces = |actions: &[Action]| {
         actions.iter().any(|a| matches!(a, Action::Send { to: Route::Keys, kind: Kind::Announcement(_) }))
     };

@@ -269,7 +269,7 @@ impl LargeFarm {
                 Action::ReleaseLease(_) => self.lease = self.lease.filter(|holder| *holder != index),
                 Action::Reply { reply, .. } => self.nodes[index].answer = Some(reply),
                 Action::CheckBroker => self.plan_soon(index, Happening::Event(Event::Checked(true))),
-                Action::RenewLink | Action::MoveLink => panic!(
+                Action::RenewLink | Action::MoveLink { .. } => panic!(
                     "node {index} gives up its link although nothing is wrong, at {} ms, under node {:?}: {:?}",
                     self.t, self.lease, self.nodes[index].notes
                 ),

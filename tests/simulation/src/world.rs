@@ -369,7 +369,7 @@ impl World {
             }
             (Action::ReleaseLease(seat), Some(link)) => self.upstream(link, Upstream::ReleaseLease(seat)),
             (Action::CheckBroker, Some(link)) => self.upstream(link, Upstream::Check),
-            (Action::MoveLink, Some(link)) => self.move_link(index, link),
+            (Action::MoveLink { unless_it_declares }, Some(link)) => self.move_link(index, link, unless_it_declares),
             (Action::RenewLink, Some(link)) => {
                 self.say(|world| format!("{} renews its link", world.hosts[index].name));
                 self.close_at_node(link);
@@ -383,7 +383,7 @@ impl World {
                 | Action::ReleaseLease(_)
                 | Action::RenewLink
                 | Action::CheckBroker
-                | Action::MoveLink,
+                | Action::MoveLink { .. },
                 None,
             ) => {}
             // The caller's business: once for all actions.
@@ -529,8 +529,12 @@ impl World {
     }
 
     /// The node has a link to another broker before it lets go of this one.
-    fn move_link(&mut self, index: usize, link: LinkId) {
+    fn move_link(&mut self, index: usize, link: LinkId, unless_it_declares: bool) {
         let here = self.links[link].broker;
+        if unless_it_declares && self.cluster.declares(here) {
+            self.upstream(link, Upstream::NotMoved);
+            return;
+        }
         let Some(broker) = self.broker_for(index, Some(here)) else {
             self.say(|world| format!("{} finds no other broker", world.hosts[index].name));
             self.upstream(link, Upstream::NotMoved);
