@@ -123,6 +123,7 @@ impl Machines {
 }
 
 /// What the sender of a link does next.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on its way to be sent")]
 enum Next {
     Send(Action),
     /// Until these monotonic milliseconds, or until something happens.

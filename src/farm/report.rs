@@ -56,7 +56,7 @@ pub(super) fn is_sound(report: &proto::Report, names: &Names) -> bool {
         && report.operators.as_deref().is_none_or(is_trail)
 }
 
-fn is_word(word: &String) -> bool {
+fn is_word(word: &str) -> bool {
     word.len() <= LONGEST_WORD
 }
 
