@@ -1,6 +1,7 @@
 //! What goes wrong, one at a time, and how it is put right again.
 
 use resumed::bus::{Route, Seat};
+use resumed::clock::millis;
 use resumed::farm::Event;
 use resumed::keys::HeldRing;
 use resumed::proto::{self, payload::Kind};
@@ -99,6 +100,13 @@ impl World {
     /// The wall clock is set to so much more than true time.
     pub fn set_clock(&mut self, index: usize, offset_ms: i64, drift_ppm: i64) {
         let t = i64::try_from(self.t).expect("a short run");
+        let bound = i64::try_from(millis(self.hosts[index].settings.keys.max_clock_offset)).expect("a short time");
+        let clock = &self.hosts[index].clock;
+        let before = clock.offset_ms + t * clock.drift_ppm / 1_000_000;
+        if before > bound && offset_ms < -bound {
+            // By the clock of before it was all too old to come again, and forgotten.
+            self.hosts[index].opened.clear();
+        }
         let clock = &mut self.hosts[index].clock;
         clock.drift_ppm = drift_ppm;
         clock.offset_ms = offset_ms - t * drift_ppm / 1_000_000;

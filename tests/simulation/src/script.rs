@@ -1,5 +1,6 @@
 //! From a seed to a farm, its faults, and what must hold when they are over.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use resumed::clock::millis;
@@ -471,6 +472,7 @@ impl Run {
                 && run.one_ring()
                 && run.world.hosts.iter().all(has_keys)
                 && run.world.hosts.iter().filter(|host| host.leads()).count() == 1
+                && run.all_follow_it()
         };
         if !self.wait(deadline, well)? {
             let leading: Vec<_> = self.world.hosts.iter().filter(|host| host.leads()).map(|host| &host.name).collect();
@@ -481,6 +483,17 @@ impl Run {
         // A node that has just begun to lead gathers reports for three beats before it shows them.
         self.world.advance(6 * beat)?;
         self.all_are_shown()
+    }
+
+    /// Every node follows the one that leads. One that lacks its epoch key asks for it, in time.
+    fn all_follow_it(&self) -> bool {
+        let hosts = &self.world.hosts;
+        let followed = |(index, host): (usize, &Host)| {
+            let now = self.world.now(index);
+            host.farm.as_ref().and_then(|farm| farm.leader(now)).map(str::to_owned)
+        };
+        let leaders: BTreeSet<_> = hosts.iter().enumerate().map(followed).collect();
+        leaders.len() == 1 && hosts.iter().any(|host| host.leads() && leaders.contains(&Some(host.name.clone())))
     }
 
     /// A node asked for the farm's table, whichever it is, is given that of the one that leads, with every node in it.

@@ -336,7 +336,10 @@ impl World {
         self.plan(wake, Happening::Wake(index));
         self.check_ring(index, &came, announced, &actions);
         let mut ring_changed = false;
-        for action in actions {
+        // Another link takes time to open: what else is to be done is done by then.
+        let (moves, others): (Vec<_>, Vec<_>) =
+            actions.into_iter().partition(|action| matches!(action, Action::MoveLink { .. }));
+        for action in others {
             ring_changed |= matches!(action, Action::RingChanged);
             self.carry_out(index, action);
         }
@@ -348,6 +351,9 @@ impl World {
         self.check_host(index);
         if ring_changed {
             self.look(index);
+        }
+        for action in moves {
+            self.carry_out(index, action);
         }
     }
 
