@@ -229,7 +229,7 @@ fuzz: $(CARGO_FUZZ) dependencies-build ## Fuzz every decoder for SECONDS each, 6
 	for target in $(FUZZ_TARGETS); do \
 	  mkdir -p fuzz/target/found/$$target; \
 	  $(CARGO_FUZZ) run -s none --target-dir fuzz/target $$target fuzz/target/found/$$target fuzz/target/known/$$target -- \
-	    -max_total_time=$(SECONDS) -max_len=1048576 -len_control=0 -rss_limit_mb=512 -malloc_limit_mb=64 -timeout=10 -print_final_stats=1; \
+	    -max_total_time=$(SECONDS) -max_len=1048704 -len_control=0 -rss_limit_mb=512 -timeout=10 -print_final_stats=1; \
 	done
 
 $(CARGO_FUZZ):

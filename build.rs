@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Seldom there, and a report is the largest message: each one of them is moved about in an enum.
         .boxed(".resumed.v1.Report.operators")
         .boxed(".resumed.v1.Member.operators")
-        // Messages that carry key material get a `Debug` that omits it, in src/keys and src/proxies.
+        // Messages that carry key material get a `Debug` that omits it, in src/proto.rs.
         .skip_debug([".resumed.v1.TicketKey", ".resumed.v1.SessionEntry", ".resumed.v1.local.TimetableKey"])
         .compile_fds(descriptors)?;
     for file in files {

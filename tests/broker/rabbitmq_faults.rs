@@ -526,8 +526,10 @@ async fn tls_connects_with_the_right_certificates_and_says_which_are_wrong() {
     let said = refusal(tls(&with_user, &files.ours, Some(&mixed))).await;
     assert_says(&said, &["key_file", "stranger.key.pem", "key values mismatch"]);
     // The wrong scheme for a port, both ways round.
-    let said = refusal(tls(&with_user.replace("amqps", "amqp"), &files.ours, client)).await;
+    let said = refusal(settings(&[&with_user.replace("amqps", "amqp")])).await;
     assert_says(&said, &["login: "]);
+    let needless = tls(&with_user.replace("amqps", "amqp"), &files.ours, client);
+    assert_says(&refusal(needless).await, &["broker.ca_file", "no URI in broker.uris uses TLS"]);
     let plain = format!("amqps://guest:guest@localhost:{}", broker.port());
     assert_says(&refusal(tls(&plain, &files.ours, client)).await, &["TLS: "]);
 }

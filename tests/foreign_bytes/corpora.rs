@@ -80,6 +80,8 @@ fn longest() -> Vec<(&'static str, Vec<u8>)> {
     inputs.push(("to_proxy", [&[0, 0][..], &field(2, &empty(1))].concat()));
     inputs.push(("to_proxy", [&[0, 0][..], &field(3, &empty(1))].concat()));
     inputs.push(("control", field(3, &empty(2))));
+    // The longest reply that a command takes from its node.
+    inputs.push(("control", field(3, &[(2 << 3) | 2, 0].repeat(32 * MIB - 4))));
     // Behind a Hello, as the plugin begins.
     let frame = |text: &[u8]| [&u32::try_from(text.len()).expect("a length").to_be_bytes()[..], text].concat();
     inputs.push(("from_proxy", [frame(&field(1, &[])), frame(&field(2, &empty(1)))].concat()));
