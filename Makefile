@@ -51,7 +51,7 @@ CORPUS_FOLDER := fuzz/target/corpus
 SECONDS ?= 60
 
 # Each file in a folder of tests/ is a test program of that name, but for those in folders without tests.
-TEST_FILES := $(filter-out tests/demo/% tests/support/%,$(wildcard tests/*/*.rs))
+TEST_FILES := $(filter-out tests/decoders/% tests/demo/% tests/support/%,$(wildcard tests/*/*.rs))
 TESTS := $(sort $(basename $(notdir $(TEST_FILES))))
 # All but what boots hosts, which `make test-rollout` runs, and what is about each generation of the broker, which
 # `make test-brokers` runs.

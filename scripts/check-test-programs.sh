@@ -13,8 +13,8 @@ same() {
   [ -z "$difference" ] || { printf 'check-test-programs: %s\n%s\n' "$1" "$difference" >&2; status=1; }
 }
 
-# Lines are "NAME FOLDER/NAME.rs". demo/ and support/ have no tests.
-files=$(cd tests && printf '%s\n' */*.rs | grep --invert-match --extended-regexp '^(demo|support)/' |
+# Lines are "NAME FOLDER/NAME.rs". decoders/, demo/ and support/ have no tests.
+files=$(cd tests && printf '%s\n' */*.rs | grep --invert-match --extended-regexp '^(decoders|demo|support)/' |
   sed -E 's|^.*/(.*)\.rs$|\1 &|')
 programs=$(awk '
   /^\[/ { test = $0 == "[[test]]" }
