@@ -226,8 +226,8 @@ fn a_connection_of_the_plugin_leaves_nothing_behind() {
         );
         assert!(after < before + 5 * 1024, "{ending:?}: from {before} to {after} KiB");
         let start = Instant::now();
-        // The last connection but one may still be closing.
-        while (entries(pid, "fd"), entries(pid, "task")) != (files, threads) {
+        // The last connection but one may still be closing, and may have been when these were counted: fewer is well.
+        while entries(pid, "fd") > files || entries(pid, "task") > threads {
             let now = (entries(pid, "fd"), entries(pid, "task"));
             assert!(
                 start.elapsed() < ats::PATIENCE,
