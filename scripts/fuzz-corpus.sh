@@ -5,7 +5,7 @@
 #        scripts/fuzz-corpus.sh pack FOLDER NAME...     from FOLDER/NAME
 #        scripts/fuzz-corpus.sh check NAME...           fails if `pack` would write an archive otherwise than it is
 #
-# The same inputs give the same archive, whoever packs them and when. It is not compressed: so Git keeps what a change adds and
+# The same inputs give the same archive, on any machine and at any time. It is not compressed: so Git keeps what a change adds and
 # no more, and a diff of two lists shows which inputs those are.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -118,7 +118,7 @@ pub enum Action {
     },
     /// The ring is another one now: save it, and give the proxies their keys.
     RingChanged,
-    /// The node holds other epoch keys now: hand [`Farm::epochs`] to whoever seals and opens, before the actions after
+    /// The node holds other epoch keys now: hand [`Farm::epochs`] to all that seals and opens, before the actions after
     /// this one are carried out.
     EpochsChanged,
     /// The answer to an [`Event::Ask`].
@@ -139,7 +139,7 @@ pub enum Note {
     Leads,
     /// This node leads no longer, and why.
     StepsDown(&'static str),
-    /// This node announces without the lease: nobody was heard for long.
+    /// This node announces without the lease: no leader was heard for long.
     ActsAlone,
     /// Another node is followed from now on.
     Follows(String),

@@ -56,6 +56,6 @@ mod tests {
             arrivals.mark(mark, mark * MARK_EVERY_MS);
         }
         assert_eq!(arrivals.marks.len(), MAX_MARKS);
-        assert_eq!(arrivals.after(0), 0, "so old that nobody knows: all of them");
+        assert_eq!(arrivals.after(0), 0, "too old to be known: all of them");
     }
 }

@@ -7,7 +7,7 @@ use crate::proto::{self, payload::Kind};
 #[test]
 fn a_node_is_in_step_while_it_hears_the_leader_and_holds_its_ring() {
     let mut farm = follower(at(0));
-    assert!(!farm.is_in_step(at(0)), "nobody was heard");
+    assert!(!farm.is_in_step(at(0)), "no leader was heard");
     let mut told = proto::Announcement {
         as_of: at(1).wall,
         fingerprint: farm.held().ring().fingerprint(at(1).wall).to_vec(),

@@ -146,7 +146,7 @@ fn a_leader_takes_a_lease_that_the_broker_lost_again_before_anybody_else_tries()
     let _follows = other.handle(at(0), announcement(true, at(0)));
     let _waits = other.handle(at(1), unroutable());
     assert!(tries_after(&mut other, at(1)) >= RECLAIM_MS);
-    // Nobody is waited for where nobody led.
+    // Where no node led, there is none to wait for.
     let mut first = follower(at(0));
     let _tries = first.handle(at(1), unroutable());
     assert!(tries_after(&mut first, at(1)) < LEASE_JITTER_MS);

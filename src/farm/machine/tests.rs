@@ -126,7 +126,7 @@ fn leaders_at_two_brokers_come_to_one_ring_and_one_of_them_mints() {
     all.assert_one_ring();
     assert_eq!([all.scheduled[0] - first[0], all.scheduled[1] - first[1]], [4, 0], "in 290 s with a key for 60 s");
     assert!(all.announced.iter().all(|count| *count < 200), "a beat is 2 s: {:?}", all.announced);
-    // Longer than an epoch key would be kept that nobody uses any more.
+    // Longer than an epoch key is kept that no node uses any more.
     all.run_until(1_500);
     assert!(all.leaders.iter().all(|leader| leader.epochs().ids().count() == 2));
     all.assert_one_ring();

@@ -13,12 +13,12 @@ const GRANT_EVERY: u64 = 8;
 
 /// The first call comes within so long after the feed came up: after a broker's restart everybody calls.
 const CALL_WITHIN_MS: u64 = 300;
-/// How long a call waits for offers. They cost nobody anything, so it is short.
+/// How long a call waits for offers. They cost little, so it is short.
 pub(super) const OFFERS_WITHIN_MS: u64 = 250;
 /// The pause before another call, and what is added at random.
 pub(super) const CALL_AGAIN_MS: u64 = 1_000;
 pub(super) const CALL_JITTER_MS: u64 = 500;
-/// So many calls to which no node answers that has all sessions, or will have them soon: then nobody has.
+/// After this many calls that no node with all sessions, or with all of them soon, has answered, there is no such node.
 pub(super) const CALLS: u32 = 3;
 
 /// Without a chunk for so long, a joiner repeats its request.
@@ -310,7 +310,7 @@ impl Joiner {
         if ready.iter().any(|offer| offer.entries > 0) {
             self.ask_one_of(ready, now);
         } else if busy {
-            // Whoever is busy has sessions, and will be free.
+            // A node that is busy has sessions, and will be free.
             self.wait(0, now);
         } else if !ready.is_empty() {
             self.nothing_to_get();

@@ -8,7 +8,7 @@
 //! joiner ── request ───────────► donor             so many were taken, so many more; or: again, or: done
 //! ```
 //!
-//! The donor itself is the lock: it serves one joiner at a time, whoever leads, and tells others that it is busy. A
+//! The donor itself is the lock: it serves one joiner at a time, independent of the leader, and tells others that it is busy. A
 //! request says in absolute numbers what was taken and what may be sent, so a lost or repeated one does no harm. Chunks
 //! are taken in order; behind a gap the donor sends again. A donor that falls silent is replaced by another offer, or
 //! after another call; what was taken stays.
@@ -79,7 +79,7 @@ pub enum Note {
         /// Milliseconds since the first donor was asked.
         took_ms: u64,
     },
-    /// Nobody in the pod has anything that this node lacks.
+    /// No node of the pod has anything that this node lacks.
     NothingToGet,
     /// A donor fell silent or took another joiner; what it sent stays.
     DonorLost {
@@ -122,7 +122,7 @@ impl fmt::Display for Note {
             Self::WarmedUp { donor, sessions, tombstones, took_ms } => {
                 write!(f, "warmed up by {donor}: {sessions} sessions and {tombstones} tombstones in {took_ms} ms")
             }
-            Self::NothingToGet => write!(f, "nobody in the pod has sessions that this node lacks"),
+            Self::NothingToGet => write!(f, "no node of the pod has sessions that this node lacks"),
             Self::DonorLost { donor, reason } => write!(f, "{donor} warms this node up no longer: {reason}"),
             Self::Donates { to, entries } => write!(f, "warming up {to}: about {entries} entries"),
             Self::Donated { to, sessions, tombstones, reason } => {

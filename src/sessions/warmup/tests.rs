@@ -350,7 +350,7 @@ fn lost_chunks_are_sent_again_and_the_last_one_too() {
     world.settle();
     assert!(world.lost.is_empty(), "{:?}", world.lost);
     assert_eq!(world.nodes[joiner].store.len(), 5_000);
-    assert_eq!(world.donor_of(joiner).len(), 1, "nobody had to be replaced: {:?}", world.notes());
+    assert_eq!(world.donor_of(joiner).len(), 1, "no donor had to be replaced: {:?}", world.notes());
 }
 
 #[test]
@@ -421,7 +421,7 @@ fn chunks_that_are_late_or_that_nobody_asked_for_change_nothing() {
     let actions = machine.on_offer(World::peer(8), offer, now);
     assert!(matches!(actions[..], [Action::Note(Note::Refused { reason: "warmup_unasked", .. })]), "{actions:?}");
     world.settle();
-    // It is over: what still comes for it is late, and nobody's fault.
+    // It is over: what still comes for it is late, and no fault.
     let (next, actions) = world.nodes[joiner].joiner.on_chunk(&donor, &chunk(id, 3), now);
     assert!(!next && actions.is_empty(), "{actions:?}");
     assert_eq!(world.nodes[joiner].store.len(), 30_000);
@@ -455,7 +455,7 @@ fn nodes_that_start_together_give_up_after_three_calls_and_serve_each_other_then
     let took = world.settle();
     assert!(took < u64::from(CALLS) * (CALL_AGAIN_MS + CALL_JITTER_MS + OFFERS_WITHIN_MS), "{took} ms");
     assert!(world.nodes.iter().all(|node| node.notes == [Note::NothingToGet]), "{:?}", world.notes());
-    // What is live meanwhile is handed on by whoever has most, though it has all the same called itself.
+    // What is live meanwhile is handed on by the node that has most, although it has called itself.
     let mut world = World::new(2);
     world.link(0, true);
     world.link(1, true);
@@ -482,7 +482,7 @@ fn a_flood_of_calls_and_requests_of_one_node_is_counted_and_left_unanswered() {
         }
     }
     assert_eq!((offers, floods), (REQUEST_BURST, 100 - REQUEST_BURST));
-    // Nobody else pays for it, and neither does it for ever.
+    // No other node pays for it, and it does not pay indefinitely.
     assert_eq!(node.donor.on_call(&World::peer(8), &call, &node.joiner, &node.store, now).len(), 1);
     let later = Now { wall: now.wall + 1_000, mono: now.mono + 1_000 };
     let [Action::Send { .. }] = node.donor.on_call(&peer, &call, &node.joiner, &node.store, later)[..] else {
