@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use resumed::clock::SystemClock;
-use resumed::daemon::{Node, NodeSettings, NodeView};
 use resumed::envelope::Secrets;
+use resumed::node::{Node, NodeSettings, NodeView};
+use resumed::operator::Operator;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -194,8 +195,8 @@ fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &m
         let start = Instant::now();
         let held =
             when(&runtime, &views, start, move |view| view.ring.keys.iter().any(|key| key.generation > generation));
-        let rotate = others[0].operator.rotate(PATIENCE, |_| {});
-        let rotated = runtime.block_on(rotate).expect("a rotation");
+        let operator = Operator::of(&others[0]);
+        let rotated = runtime.block_on(operator.rotate(PATIENCE, |_| {})).expect("a rotation");
         assert!(rotated.missing.is_empty(), "{} nodes have not confirmed", rotated.missing.len());
         slowest.extend(in_time("the new key", held).into_iter().max());
     }

@@ -22,8 +22,9 @@ use tokio::time::Instant;
 use crate::bus::in_process::{Hub, InProcess};
 use crate::cli::status;
 use crate::clock::SystemClock;
-use crate::daemon::{Node, NodeSettings, NodeView};
 use crate::envelope::{FarmSecret, SecretError, Secrets};
+use crate::node::{Node, NodeSettings, NodeView};
+use crate::operator::{Operator, RotateError};
 use crate::probe::{self, Client, Matrix, Mode, ProbeError, Session, Target};
 use crate::proxies::rustls::FarmTicketer;
 use crate::settings::SettingsError;
@@ -60,7 +61,7 @@ pub enum DemoError {
     Late(&'static str),
     /// The rotation found no leader.
     #[error(transparent)]
-    Rotate(#[from] crate::daemon::operator::RotateError),
+    Rotate(#[from] RotateError),
     /// A part of the process ended in a panic.
     #[error("a task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -89,7 +90,7 @@ pub async fn demo() -> Result<bool, DemoError> {
     let old = sessions_of(&targets).await?;
 
     println!("Rotating the ticket key.");
-    let rotation = nodes[1].operator.rotate(PATIENCE, |_| {}).await?;
+    let rotation = Operator::of(&nodes[1]).rotate(PATIENCE, |_| {}).await?;
     wait_for(&nodes, "sealing with the new key", |views| {
         views.iter().all(|view| view.active_generation() == Some(rotation.generation))
     })
@@ -100,7 +101,7 @@ pub async fn demo() -> Result<bool, DemoError> {
     passed &= resumed == tried;
     passed &= probe_all(&targets).await?;
 
-    print!("{}", status::render(&nodes[0].operator.status().await, SystemClock::start().now().wall));
+    print!("{}", status::render(&Operator::of(&nodes[0]).status().await, SystemClock::start().now().wall));
     for node in nodes {
         node.stop().await;
     }

@@ -7,10 +7,9 @@ use std::time::Duration;
 use super::reader::Reader;
 use super::shown::shown_text;
 use crate::bus::rabbitmq::RabbitMqSettings;
-use crate::daemon::{
-    ControlSettings, GROUP_NAME, MetricsSettings, NODE_NAME, NodeSettings, Settings, group_name, node_name,
-};
+use crate::daemon::{ControlSettings, MetricsSettings, Settings};
 use crate::keys::KeySettings;
+use crate::node::{GROUP_NAME, NODE_NAME, NodeSettings, group_name, node_name};
 use crate::proxies::ats::AtsSettings;
 use crate::sessions::{Removals, SessionSettings};
 

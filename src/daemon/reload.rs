@@ -6,29 +6,12 @@ use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 
-use super::view::hex;
 use crate::envelope::{SecretError, Secrets};
-use crate::proto;
+use crate::hex::hex;
+use crate::node::LastReload;
 
 /// The longest reason that the service manager and other nodes are told, in bytes.
 const MOST_REASON_BYTES: usize = 256;
-
-/// What became of the last attempt to read the farm secrets again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LastReload {
-    /// When it was, UTC milliseconds; 0: there was none since the start.
-    pub at: u64,
-    /// Why the secrets of before stay in use, within 256 bytes; `None` if those that were read do.
-    pub refused: Option<String>,
-}
-
-impl LastReload {
-    /// As reports tell it.
-    #[must_use]
-    pub fn to_proto(&self) -> proto::LastReload {
-        proto::LastReload { at: self.at, refused: self.refused.clone().unwrap_or_default() }
-    }
-}
 
 /// Why the secrets of before stay in use. No text holds any of a secret file's contents.
 #[derive(Debug, thiserror::Error)]

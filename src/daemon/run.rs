@@ -12,11 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::control::{ControlCall, ControlSocket};
+use super::http::page::Page;
 use super::http::{HttpError, HttpServer, Observed};
 use super::memory;
-use super::node::Node;
-use super::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
-use super::page::Page;
 use super::reload::{ReloadCall, Reloader};
 use super::service::Notifier;
 use super::settings::Settings;
@@ -27,6 +25,8 @@ use crate::bus::{Bus, BusError};
 use crate::clock::SystemClock;
 use crate::envelope::{FarmSecret, SecretError, Secrets};
 use crate::metrics::{self, MetricsError};
+use crate::node::Node;
+use crate::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
 use crate::proto::local::{ControlReply, Reloaded, control_reply, control_request};
 use crate::proxies::ats::Socket;
 use crate::secret_files;
@@ -118,7 +118,7 @@ async fn run_on<B: Bus>(
     let (calls, answers) = mpsc::channel(16);
     servers.spawn(serve_control(control, calls, stop.clone()));
     let (reload_calls, mut reloads) = mpsc::channel(1);
-    servers.spawn(answer_calls(answers, Asked { operator: node.operator.clone(), reload_calls }, stop.clone()));
+    servers.spawn(answer_calls(answers, Asked { operator: Operator::of(&node), reload_calls }, stop.clone()));
     let had_files = !settings.secret_files.is_empty();
     let watched = settings.clone();
     let files_to_read = move || {
@@ -143,7 +143,7 @@ async fn run_on<B: Bus>(
     if let Some(http) = http {
         info!(address = %http.address(), page = settings.metrics.page, "metrics");
         let page = settings.metrics.page.then(|| {
-            let operator = node.operator.clone();
+            let operator = Operator::of(&node);
             let ask = move || {
                 let operator = operator.clone();
                 async move { operator.status().await }

@@ -16,10 +16,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
-use super::http::Health;
 use super::reload::ReloadError;
-use super::view::NodeView;
 use crate::clock::{Now, SystemClock, millis};
+use crate::node::{Health, NodeView};
 
 /// While a node waits for its ring it asks for this much more time to start,
 const MORE_TIME: Duration = Duration::from_secs(30);

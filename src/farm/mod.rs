@@ -2,7 +2,7 @@
 //!
 //! [`Farm`] is a pure state machine: events and the time go in, actions come out. It reads no clock, opens no socket
 //! and draws no randomness but from the source that it was given, so that one test can drive a thousand farms through
-//! partitions. `daemon::driver` carries its actions out.
+//! partitions. `node::driver` carries its actions out.
 //!
 //! `machine` hands each event to those whom it concerns. Each concern is a file with a struct that owns its state, and is
 //! lent a `context`: settings, the beat, the table of deadlines (`timers`), randomness, and a list for its actions. No

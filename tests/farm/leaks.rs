@@ -22,7 +22,7 @@ use testkit::scanner::{Scanner, WINDOW};
 use testkit::sessions::{new_ones_resume, refused_at};
 use testkit::watcher::{Folder, Process};
 
-/// The saved ring, as `src/daemon/ring_file.rs` lays it out behind 48 bytes of header.
+/// The saved ring, as `src/node/ring_file.rs` lays it out behind 48 bytes of header.
 #[derive(Clone, PartialEq, Message)]
 struct Saved {
     #[prost(message, optional, tag = "3")]

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use resumed::clock::SystemClock;
 use resumed::daemon::control::{ControlCall, IDLE, converse};
-use resumed::daemon::operator::wait_of;
 use resumed::keys::Timetable;
+use resumed::operator::wait_of;
 use resumed::proto::limits::decode_within;
 use resumed::proto::local::{
     CONTROL_REPLY, CONTROL_REQUEST, ControlReply, ControlRequest, Welcome, control_reply, control_request,

@@ -8,9 +8,9 @@ use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
 use resumed::bus::{LeaseAnswer, Published, Route, Seat};
-use resumed::daemon::key_plane::Waiting;
-use resumed::daemon::sealing::Sealing;
 use resumed::farm::Via;
+use resumed::node::key_plane::Waiting;
+use resumed::node::sealing::Sealing;
 
 pub type LinkId = usize;
 

@@ -9,11 +9,11 @@ use prost::Message;
 use resumed::bus::backoff::Redial;
 use resumed::bus::{LeaseAnswer, Names, Published, Route, Seat};
 use resumed::clock::Now;
-use resumed::daemon::key_plane::Waiting;
-use resumed::daemon::sealing::{Identity, Sealing};
 use resumed::envelope::{EpochId, FarmSecret, Opener, Refusal, Secrets};
 use resumed::farm::{Action, Event, Farm, FarmSettings, Note, Via};
 use resumed::keys::{HeldRing, KeySettings, Ring};
+use resumed::node::key_plane::Waiting;
+use resumed::node::sealing::{Identity, Sealing};
 use resumed::proto::{self, payload::Kind};
 use tokio::sync::watch;
 

@@ -1,27 +1,19 @@
 //! One node of the farm, without Unix sockets: the driver, the session plane, and what proxies need of them.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::driver::{ALIVE_FOR_MS, Driver};
-use super::gauges;
-use super::http::Health;
-use super::key_plane::confirm_within;
-use super::operator::Operator;
-use super::refused::Refused;
-use super::reload::LastReload;
-use super::ring_file::RingFile;
-use super::sealing::Identity;
-use super::secret_steps::SecretHistory;
-use super::session_plane::{SessionParts, SessionPlane, flush, sweep};
-use super::settings::NodeSettings;
-use super::view::NodeView;
+use self::driver::{ALIVE_FOR_MS, Driver};
+use self::key_plane::confirm_within;
+use self::refused::Refused;
+use self::ring_file::RingFile;
+use self::sealing::Identity;
+use self::session_plane::{SessionParts, SessionPlane, flush, sweep};
+use self::tasks::NodeTasks;
 use crate::bus::backoff::Redial;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
@@ -35,6 +27,30 @@ use crate::random;
 use crate::sessions::{Removals, Store, StoreSettings};
 use crate::settings::SettingsError;
 
+mod driver;
+mod gauges;
+mod health;
+pub mod key_plane;
+mod last_reload;
+mod lease;
+mod refused;
+pub mod ring_file;
+pub mod sealing;
+mod secret_history;
+mod session_plane;
+mod settings;
+mod sites;
+mod tasks;
+pub mod view;
+mod warmup;
+
+pub use driver::Question;
+pub use health::Health;
+pub use last_reload::LastReload;
+pub use secret_history::SecretHistory;
+pub use settings::{GROUP_NAME, NODE_NAME, NodeSettings, group_name, node_name};
+pub use view::NodeView;
+
 /// Batches from the farm that a slow proxy may be behind; what it misses beyond is counted.
 const FROM_FARM: usize = 256;
 
@@ -47,8 +63,10 @@ pub struct Node {
     pub proxies: Arc<ProxyPlane>,
     /// What the node shows of itself.
     pub view: watch::Receiver<NodeView>,
-    /// Asks the farm.
-    pub operator: Operator,
+    /// Takes what an operator asks of the farm.
+    pub questions: mpsc::Sender<Question>,
+    /// How it behaves.
+    pub settings: NodeSettings,
     /// What became of the last attempt to read the farm secrets again: their reader says it here.
     pub reloads: watch::Sender<LastReload>,
     /// Whether it is fit to serve, for `/healthz`.
@@ -163,9 +181,19 @@ impl Node {
         tasks.spawn("the sweep", sweep(Arc::clone(&proxies), clock, stop.clone()));
         let look = watch_local(Arc::clone(&proxies), (secrets, reloads.subscribe()), local_sender, stop.clone());
         tasks.spawn("the look at the proxies", look);
-        let operator =
-            Operator::new((settings.farm, settings.pod), settings.keys.max_clock_offset, question_sender, view.clone());
-        Ok(Self { proxies, view, operator, reloads, health, broken, stop_sessions, publisher, stop, tasks })
+        Ok(Self {
+            proxies,
+            view,
+            questions: question_sender,
+            settings,
+            reloads,
+            health,
+            broken,
+            stop_sessions,
+            publisher,
+            stop,
+            tasks,
+        })
     }
 
     /// Sends what the outbox holds, says farewell, so that the lease moves at once, and ends every task.
@@ -175,57 +203,6 @@ impl Node {
         self.stop.cancel();
         self.tasks.ended().await;
     }
-}
-
-/// Tasks of a node. One that panics is named, and the node is good for nothing then.
-#[derive(Clone)]
-pub struct NodeTasks {
-    tracker: TaskTracker,
-    broken: watch::Sender<Option<&'static str>>,
-}
-
-impl NodeTasks {
-    /// None so far. `broken` is told of the first one that panics.
-    #[must_use]
-    pub fn new(broken: watch::Sender<Option<&'static str>>) -> Self {
-        Self { tracker: TaskTracker::new(), broken }
-    }
-
-    /// Runs `task`, which is `what`.
-    pub fn spawn(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.tracker.spawn(watched(what, self.broken.clone(), Box::pin(task)));
-    }
-
-    /// Waits until all have ended.
-    pub async fn ended(&self) {
-        self.tracker.close();
-        self.tracker.wait().await;
-    }
-}
-
-/// Runs `task`, and says in `broken` that it is `what` if it panics.
-async fn watched(
-    what: &'static str,
-    broken: watch::Sender<Option<&'static str>>,
-    task: Pin<Box<dyn Future<Output = ()> + Send>>,
-) {
-    struct Watch {
-        what: &'static str,
-        broken: watch::Sender<Option<&'static str>>,
-        ended: bool,
-    }
-
-    impl Drop for Watch {
-        fn drop(&mut self) {
-            if !self.ended {
-                self.broken.send_if_modified(|first| first.is_none() && first.replace(self.what).is_none());
-            }
-        }
-    }
-
-    let mut watch = Watch { what, broken, ended: false };
-    task.await;
-    watch.ended = true;
 }
 
 /// The ring of the node's last run. Without one, or if it cannot be used, the node starts with none and says why.
@@ -340,18 +317,5 @@ mod tests {
         );
         let good = NodeSettings::new("edge-1", "prod", "default");
         Node::start(good, secrets, bus(), SystemClock::start()).expect("it starts").stop().await;
-    }
-
-    #[tokio::test]
-    async fn a_task_that_panics_is_named_and_one_that_ends_is_not() {
-        let (sender, mut broken) = watch::channel(None);
-        tokio::spawn(watched("one", sender.clone(), Box::pin(async {}))).await.expect("it ends");
-        assert_eq!(*broken.borrow(), None);
-        let two = watched("two", sender.clone(), Box::pin(async { panic!("on purpose") }));
-        tokio::spawn(two).await.expect_err("it panics");
-        assert_eq!(*broken.wait_for(Option::is_some).await.expect("the sender lives"), Some("two"));
-        let three = watched("three", sender, Box::pin(async { panic!("on purpose") }));
-        tokio::spawn(three).await.expect_err("it panics");
-        assert_eq!(*broken.borrow(), Some("two"), "the first one says why");
     }
 }

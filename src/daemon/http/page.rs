@@ -21,10 +21,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::history::{History, STEP};
-use super::overview::{overview, refresh_after};
 use crate::clock::SystemClock;
 use crate::metrics::totals;
+use crate::operator::history::{History, STEP};
+use crate::operator::overview::{overview, refresh_after};
 use crate::status::FarmStatus;
 
 /// For how long a request waits: longer than a node waits for a leader that does not answer.

@@ -25,34 +25,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::bounded_listener::BoundedListener;
-use super::page::Page;
-use super::turns::Turns;
-use crate::clock::{Now, SystemClock};
+use self::bounded_listener::BoundedListener;
+use self::page::Page;
+use self::turns::Turns;
+use crate::clock::SystemClock;
+use crate::node::Health;
 
-/// How a node is, as its main loop last said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Health {
-    /// Whether it holds a ring with a key in it.
-    pub ring: bool,
-    /// Until when, on the monotonic clock in milliseconds, the loop is to be believed alive: each turn moves this on
-    /// by a few beats.
-    pub alive_until: u64,
-}
-
-impl Health {
-    /// Whether the node is well at `now`, or in one line why not.
-    ///
-    /// # Errors
-    /// The reason, in words for an operator.
-    pub fn verdict(&self, now: Now) -> Result<(), String> {
-        let late = now.mono.saturating_sub(self.alive_until);
-        if late > 0 {
-            return Err(format!("not live: the node has not turned for {late} ms longer than it should"));
-        }
-        if self.ring { Ok(()) } else { Err("no ring yet: neither a leader's nor one of its own".into()) }
-    }
-}
+mod bounded_listener;
+pub mod page;
+mod turns;
 
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
@@ -285,16 +266,6 @@ mod tests {
         running.health.send_modify(|health| health.alive_until = an_hour_ago);
         let answer = request(running.address, "GET /healthz").await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("not live"), "{answer}");
-    }
-
-    #[test]
-    fn a_node_is_live_up_to_the_instant_it_promised() {
-        let health = Health { ring: true, alive_until: 5_000 };
-        assert_eq!(health.verdict(Now { wall: 0, mono: 5_000 }), Ok(()));
-        assert_eq!(
-            health.verdict(Now { wall: 0, mono: 5_001 }),
-            Err("not live: the node has not turned for 1 ms longer than it should".into())
-        );
     }
 
     #[tokio::test]

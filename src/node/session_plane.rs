@@ -13,9 +13,9 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::node::NodeTasks;
 use super::refused::Refused;
 use super::sealing::Sealing;
+use super::tasks::NodeTasks;
 use super::warmup::{Message, Warmups};
 use crate::bus::{BusError, Link, LinkEvent, Names};
 use crate::clock::{Now, SystemClock};

@@ -1,9 +1,10 @@
 //! What a node shows of itself: to `status`, to `/healthz`, and to tests.
 
-use super::secret_steps::SecretHistory;
+use super::secret_history::SecretHistory;
 use super::sites::site_status;
 use crate::clock::Now;
 use crate::farm::Farm;
+use crate::hex::hex;
 use crate::proto;
 use crate::proto::{AuditAction, AuditOutcome};
 use crate::status::{
@@ -153,15 +154,4 @@ fn ring_status(farm: &Farm, now: Now) -> RingStatus {
         sessions_from: ring.sessions_from(),
         keys: keys.collect(),
     }
-}
-
-/// Lower-case hex digits.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
 }

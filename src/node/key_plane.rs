@@ -270,8 +270,8 @@ mod tests {
 
     use super::*;
     use crate::bus::LeaseAnswer;
-    use crate::daemon::sealing::Identity;
     use crate::envelope::{Epochs, FarmSecret, Secrets};
+    use crate::node::sealing::Identity;
     use crate::proto;
 
     /// A link whose broker takes a message for each permit.
