@@ -17,7 +17,7 @@ mkdir -p "$logs"
 
 # print NAME SECONDS: what it printed, its closing line last.
 print() {
-  awk -v took="==> $1 took $2 s" '
+  awk -v took="==> $1 took $2 s, $(cat "$logs/$1.cpu") of a core" '
     { line[NR] = $0; if (/^test result: /) last = NR }
     END {
       for (i = 1; i <= NR; i++) if (i != last) print line[i]
@@ -29,8 +29,11 @@ print() {
 # one NAME: in a process of its own.
 one() {
   local name=$1 began=$SECONDS status=0
+  # What it and all servers that it started took of the processors, as far as it saw them end.
+  TIMEFORMAT='%U %S'
   # shellcheck disable=SC2086  # RUN is a command with its arguments
-  $RUN$name >"$logs/$name.log" 2>&1 || status=$?
+  { time $RUN$name >"$logs/$name.log" 2>&1; } 2>"$logs/$name.times" || status=$?
+  awk 'NF == 2 { printf "%.0f s", $1 + $2 }' "$logs/$name.times" >"$logs/$name.cpu"
   exec 9>"$logs/.turn"
   flock 9
   if [ "$status" -eq 0 ]; then
