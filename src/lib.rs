@@ -23,6 +23,7 @@ pub mod proxies;
 pub mod quiet;
 pub mod random;
 pub mod reason;
+pub mod routes;
 pub mod secret_files;
 pub mod sessions;
 pub mod settings;

@@ -6,12 +6,11 @@
 mod address;
 pub mod backoff;
 pub mod in_process;
-mod names;
 pub mod rabbitmq;
 pub mod refusals;
 mod uri;
 
-pub use names::{Names, Route, Seat};
+pub use crate::routes::{Names, Published, Route, Seat};
 pub use uri::{BrokerUri, UriFault, redact};
 
 use std::future::Future;
@@ -158,18 +157,6 @@ pub enum Source {
     Lease,
     /// The node's session feed.
     Feed,
-}
-
-/// What became of a message on the key plane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Published {
-    /// At least one queue took it.
-    Routed,
-    /// No queue did (AMQP 312 NO_ROUTE): nobody holds the lease, or the inbox is gone.
-    Unroutable,
-    /// The broker does not answer for it (`basic.nack`): a queue that it is for is on a broker that is gone, or has
-    /// crashed. Of several queues the others have it.
-    Nacked,
 }
 
 /// The broker's answer to an attempt to take the lease.

@@ -6,11 +6,11 @@ use zeroize::Zeroizing;
 use super::event::{Action, Note};
 use super::settings::FarmSettings;
 use super::timers::Timers;
-use crate::bus::Route;
 use crate::clock::{Now, millis};
 use crate::proto::payload::Kind;
 use crate::random::Randomness;
 use crate::reason::Reason;
+use crate::routes::Route;
 
 /// A leader, a lease or an inbox that is silent for this many beats is taken for broken.
 pub(super) const SILENT_BEATS: u64 = 3;

@@ -5,10 +5,10 @@ use std::fmt;
 use super::requests::{Ask, Reply};
 #[cfg(doc)]
 use super::{Farm, is_user};
-use crate::bus::{Published, Route, Seat};
 use crate::envelope::{EpochId, epoch_name};
 use crate::proto::{self, payload::Kind};
 use crate::reason::{KeyReason, Reason};
+use crate::routes::{Published, Route, Seat};
 
 /// The queue that a message came out of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 use super::context::Context;
 use super::event::{Action, Note, Sender, Via};
 use super::timers::Timer;
-use crate::bus::{Names, Route};
 use crate::clock::{Now, millis};
 use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, seal_grant};
 use crate::proto::{self, payload::Kind};
 use crate::reason::Reason;
+use crate::routes::{Names, Route};
 
 /// Epoch keys in a join: messages with more are refused.
 const MOST_IDS: usize = 16;

@@ -7,9 +7,9 @@ use super::context::{Context, SILENT_BEATS};
 use super::event::{Action, Note};
 use super::timers::Timer;
 use super::walk::{SURE_MS, Step, Walk};
-use crate::bus::{Published, Route, Seat};
 use crate::clock::{Now, millis};
 use crate::proto;
+use crate::routes::{Published, Route, Seat};
 
 /// After this many beats without any valid announcement a node announces without the lease.
 const ACT_AFTER_BEATS: u64 = 10;

@@ -15,13 +15,13 @@ use super::settings::{FarmSettings, LocalState};
 use super::sites::{Site, Sites};
 use super::standing::{Heard, Standing};
 use super::timers::Timer;
-use crate::bus::{Route, Seat};
 use crate::clock::{Now, offset_ms};
 use crate::envelope::Epochs;
 use crate::keys::HeldRing;
 use crate::proto::{self, payload::Kind};
 use crate::random::Randomness;
 use crate::reason::Reason;
+use crate::routes::{Route, Seat};
 
 /// A node that has not turned for this many beats, though it is due every beat, did not run.
 const FROZEN_BEATS: u64 = 2;

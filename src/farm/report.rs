@@ -4,9 +4,9 @@ use super::audit::{MOST_AUDITED, is_entry};
 use super::context::Context;
 use super::lease::PROBE_MS;
 use super::timers::Timer;
-use crate::bus::Names;
 use crate::clock::{Now, millis};
 use crate::proto;
+use crate::routes::Names;
 
 /// Farm secrets and proxies in a report: messages with more are refused, for the leader keeps the last report of every
 /// node.

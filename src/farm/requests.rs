@@ -11,10 +11,10 @@ use super::settings::LocalState;
 use super::standing::Standing;
 use super::table_parts::{Added, MOST_WAITING_BYTES, PartialTable, in_parts};
 use super::timers::Timer;
-use crate::bus::Route;
 use crate::clock::{Now, millis};
 use crate::proto::{self, AuditOutcome, payload::Kind};
 use crate::reason::Reason;
+use crate::routes::Route;
 
 /// How long a request waits for the leader's answer in all, and between two tries.
 const ASK_FOR_MS: u64 = 5_000;

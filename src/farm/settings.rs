@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::bus::Names;
 use crate::keys::KeySettings;
 use crate::proto;
+use crate::routes::Names;
 
 /// Who the node is and how it behaves.
 #[derive(Clone, Debug)]

@@ -9,10 +9,10 @@ use super::lease::{Lease, Told};
 use super::link::{Inbox, Link};
 use super::members::Members;
 use super::report::Reports;
-use crate::bus::{Published, Route, Seat};
 use crate::clock::Now;
 use crate::keys::Ring;
 use crate::proto::{self, payload::Kind};
+use crate::routes::{Published, Route, Seat};
 
 /// A node that heard a leader just now leaves it this long before it tries a lease that was seen free: the leader may
 /// be there, and take it again itself.

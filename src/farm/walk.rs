@@ -7,7 +7,7 @@
 //! Everybody begins at the first seat, and again after anything but success at a higher one; so all end at the lowest seat
 //! that can be had, and two leaders at different seats see each other.
 
-use crate::bus::Seat;
+use crate::routes::Seat;
 
 /// Between two refusals that mean that a queue's broker is gone. The first one comes while brokers still clean up.
 pub(super) const SURE_MS: u64 = 300;

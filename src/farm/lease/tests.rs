@@ -1,5 +1,4 @@
 use super::LEASE_JITTER_MS;
-use crate::bus::{Published, Route, Seat};
 use crate::clock::Now;
 use crate::farm::standing::RECLAIM_MS;
 use crate::farm::testing::{
@@ -8,6 +7,7 @@ use crate::farm::testing::{
 use crate::farm::timers::Timer;
 use crate::farm::{Action, Event, Farm, Note, Via};
 use crate::proto::{self, payload::Kind};
+use crate::routes::{Published, Route, Seat};
 
 #[test]
 fn a_leaders_farewell_does_not_have_a_large_farm_try_the_lease_at_once() {

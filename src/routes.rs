@@ -1,4 +1,4 @@
-//! The names of a farm's exchanges and queues.
+//! Where messages of a farm go, and what becomes of them: the names of its exchanges and queues, and the leader's seats.
 
 /// One of the leader's queues, which are tried in order: the lease is one for each, and the lowest that can be had counts.
 ///
@@ -62,6 +62,18 @@ pub enum Route {
     Leader(Seat),
     /// To one node's inbox, through the default exchange.
     Inbox(String),
+}
+
+/// What became of a message on the key plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// At least one queue took it.
+    Routed,
+    /// No queue did (AMQP 312 NO_ROUTE): nobody holds the lease, or the inbox is gone.
+    Unroutable,
+    /// The broker does not answer for it (`basic.nack`): a queue that it is for is on a broker that is gone, or has
+    /// crashed. Of several queues the others have it.
+    Nacked,
 }
 
 impl Names {
