@@ -8,6 +8,7 @@
 mod held;
 mod key;
 mod ring;
+pub mod saved;
 mod settings;
 pub mod timetable;
 #[cfg(test)]

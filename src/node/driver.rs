@@ -1,11 +1,10 @@
-//! Drives the farm's state machine: turns what sockets, timers and operators say into events, and carries its actions
-//! out. All decisions are the machine's.
+//! Drives a node's core: turns what sockets, timers and operators say into inputs, and performs its effects. All decisions are
+//! the core's.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
@@ -13,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
+use super::core::{Count, Effect, Input, LeaseTried, NodeCore};
 use super::gauges;
 use super::health::Health;
 use super::key_plane::{KeyPlane, KeyPlaneEvent};
@@ -20,22 +20,18 @@ use super::lease::{Answer, Lease};
 use super::refused::Refused;
 use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
-use super::secret_history::SecretHistory;
 use super::session_plane::{LinkedSessions, SessionPlane};
 use super::sites::tell_of_sites;
 use super::view::{NodeView, audit_status};
-use crate::bus::backoff::Redial;
-use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Seat, Source};
-use crate::clock::{Now, SystemClock};
-use crate::envelope::{Epochs, Opener, Refusal, Secrets};
-use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
-use crate::hex::hex;
+use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
+use crate::clock::{Now, SystemClock, millis};
+use crate::envelope::{Epochs, Refusal, Secrets};
+use crate::farm::{Ask, LocalState, Note, Reply};
 use crate::keys::Timetable;
 use crate::metrics::{self, Plane};
-use crate::proto::{AuditEntry, AuditOutcome};
+use crate::proto::AuditEntry;
 use crate::quiet::Quiet;
 use crate::random;
-use crate::reason::Reason;
 use crate::status::{AuditStatus, BrokerStatus};
 
 /// Key-plane deliveries between link and driver.
@@ -49,10 +45,6 @@ const LONGEST_SLEEP_MS: u64 = 1_000;
 
 /// Longer than that without a turn, and the node is taken for dead.
 pub(super) const ALIVE_FOR_MS: u64 = 10_000;
-
-/// A ring that could not be saved is tried again after this long: it may not change for hours, and a restart would
-/// forget it.
-const SAVE_AGAIN_MS: u64 = 5_000;
 
 /// Farewell and what was queued before it must be out by then.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(1_000);
@@ -70,26 +62,20 @@ pub struct Question {
 
 /// Everything that the driver needs; it owns all of it.
 pub struct Driver<B: Bus> {
-    /// The farm's state machine.
-    pub farm: Farm,
+    /// What decides.
+    pub core: NodeCore,
     /// The way to the other nodes.
     pub bus: Arc<B>,
     /// What every link declares.
     pub spec: LinkSpec,
-    /// When to dial the broker again.
-    pub redial: Redial,
     /// Who seals.
     pub identity: Identity,
     /// The farm secrets, replaced on a reload.
     pub secrets: watch::Receiver<Arc<Secrets>>,
-    /// Which farm secrets this node has had.
-    pub secret_history: SecretHistory,
     /// What the broker refuses this node.
     pub refused: Refused,
     /// See [`super::key_plane::confirm_within`].
     pub confirm_within: Duration,
-    /// Opens what arrives on the key plane.
-    pub opener: Opener,
     /// The epoch keys, for all who seal and open.
     pub epochs: watch::Sender<Arc<Epochs>>,
     /// Says that a session batch of an unknown epoch arrived.
@@ -98,12 +84,14 @@ pub struct Driver<B: Bus> {
     pub clock: SystemClock,
     /// Where the ring is kept across restarts, if anywhere.
     pub ring_file: Option<RingFile>,
-    /// When a ring that could not be saved is tried again, in monotonic milliseconds.
-    pub save_again_at: Option<u64>,
     /// What reports say of this host.
     pub local: watch::Receiver<LocalState>,
+    /// Why the last attempt to connect failed, until it is known when the next one is due.
+    pub not_connected: Option<BusError>,
     /// Operators' questions.
     pub questions: mpsc::Receiver<Question>,
+    /// Who waits for which answer.
+    pub replies: HashMap<u64, oneshot::Sender<Reply>>,
     /// The proxies' keys.
     pub timetable: watch::Sender<Arc<Timetable>>,
     /// What the node shows of itself.
@@ -114,7 +102,7 @@ pub struct Driver<B: Bus> {
     pub sessions: Arc<SessionPlane<B::Link>>,
     /// The ring's session floor, UTC milliseconds.
     pub sessions_from: watch::Sender<u64>,
-    /// Keeps bad messages from flooding the log.
+    /// Keeps errors of this host and its broker from flooding the log.
     pub quiet: Quiet,
     /// Ends the driver, with a farewell.
     pub stop: CancellationToken,
@@ -152,147 +140,125 @@ struct Up<L: Link> {
 
 /// One thing to react to.
 enum Happened<L: Link> {
-    Time,
     Stop,
-    Local,
-    Secrets,
-    UnknownEpoch,
-    Question(Question),
     DialNow,
-    Connected(Connected<L>),
     NotConnected(BusError),
-    Link(LinkEvent),
-    Told(Seat, Published),
+    Connected(Connected<L>),
+    Closed(String),
     Lease(Answer),
     Checked(Result<(), BusError>),
     Moved(Connected<L>),
     NotMoved(Stays),
+    /// What the core is told as it is.
+    Input(Input),
 }
 
 impl<B: Bus> Driver<B> {
     /// Runs until `stop` is cancelled, then says farewell and closes the link.
     pub async fn run(mut self) {
         gauges::connected(false);
-        let mut connection = self.dial();
-        let mut replies: HashMap<u64, oneshot::Sender<Reply>> = HashMap::new();
-        let mut next_ask = u64::from_le_bytes(random::random());
         self.local.mark_changed();
-        self.secret_history.note(self.secrets.borrow().ids().map(|id| hex(&id)).collect());
-        self.publish_timetable();
-        let mut due = self.due(self.clock.now());
+        let now = self.clock.now();
+        let mut connection = Connection::Down { dial_at: Instant::now() };
+        let effects = self.core.start(now);
+        self.perform(effects, &mut connection);
+        let mut due = self.due(now);
         loop {
-            let event = match self.wait(&mut connection, due).await {
-                Happened::Stop => break,
-                Happened::Time => Event::Wake,
-                Happened::Local => {
-                    let local = self.local.borrow_and_update().clone();
-                    self.farm.set_local(local);
-                    Event::Wake
-                }
-                Happened::Secrets => {
-                    let secrets = Arc::clone(&self.secrets.borrow_and_update());
-                    self.secret_history.note(secrets.ids().map(|id| hex(&id)).collect());
-                    self.opener.set_secrets(secrets);
-                    Event::Wake
-                }
-                Happened::UnknownEpoch => Event::UnknownEpoch { via: Via::Inbox },
-                Happened::Question(question) => {
-                    next_ask = next_ask.wrapping_add(1);
-                    replies.insert(next_ask, question.reply);
-                    Event::Ask { id: next_ask, ask: question.ask, user: question.user }
-                }
-                Happened::DialNow => {
-                    connection = self.dial();
-                    Event::Wake
-                }
-                Happened::NotConnected(error) => {
-                    let dial_at = self.dial_at();
-                    let pause = dial_at.saturating_duration_since(Instant::now());
-                    warn!(%error, retry_in_ms = crate::clock::millis(pause), "not connected to the broker");
-                    connection = Connection::Down { dial_at };
-                    Event::Wake
-                }
-                Happened::Connected(connected) => {
-                    self.redial.linked(self.clock.now().mono);
-                    let inbox = connected.link.inbox().to_owned();
-                    connection = Connection::Up(self.go_up(connected));
-                    Event::Connected { inbox }
-                }
-                Happened::Link(LinkEvent::Closed { reason }) => {
-                    warn!(%reason, "disconnected from the broker");
-                    connection = self.disconnect();
-                    Event::Disconnected
-                }
-                Happened::Link(LinkEvent::LeaseLost { seat }) => Event::LeaseLost(seat),
-                Happened::Link(LinkEvent::Delivered { from, route, body, site }) => {
-                    match self.open(from, &route, body, site) {
-                        Some(event) => event,
-                        // A flood of bad messages does not keep the node from what is due.
-                        None if self.clock.now().mono >= due => Event::Wake,
-                        None => continue,
-                    }
-                }
-                Happened::Told(seat, answer) => Event::Told { seat, answer },
-                Happened::Lease(answer) => {
-                    let now = self.clock.now();
-                    let is_told = self.refused.note_lease(&answer.1, &self.spec.names, now);
-                    lease_event(answer, |what| if is_told { None } else { self.quiet.pass("lease", what, now) })
-                }
-                Happened::Checked(answer) => check_event(answer),
-                Happened::Moved(connected) => {
-                    self.leave(&mut connection, &mut replies);
-                    self.redial.linked(self.clock.now().mono);
-                    let inbox = connected.link.inbox().to_owned();
-                    connection = Connection::Up(self.go_up(connected));
-                    Event::Connected { inbox }
-                }
-                Happened::NotMoved(why) => {
-                    match why {
-                        Stays::NoOther(error) => warn!(%error, "no other broker is to be had: the connection stays"),
-                        Stays::Declares => info!("the broker answers again: the connection stays"),
-                    }
-                    Event::NotMoved
-                }
-            };
-            self.farm.set_blocked(matches!(&connection, Connection::Up(up) if up.link.is_blocked()));
+            let happened = self.wait(&mut connection, due).await;
+            let Some(input) = self.input_of(happened, &mut connection) else { break };
+            self.core.set_blocked(matches!(&connection, Connection::Up(up) if up.link.is_blocked()));
             let now = self.clock.now();
-            let actions = self.farm.handle(now, event);
+            let effects = self.core.step(now, input);
             due = self.due(now);
-            self.carry_out(actions, &mut connection, &mut replies);
-            if self.save_again_at.is_some_and(|at| now.mono >= at) {
-                self.save_ring();
-            }
-            self.show(&connection);
+            self.perform(effects, &mut connection);
         }
-        self.stop(connection, replies).await;
+        self.stop(connection).await;
     }
 
     /// When the driver must turn again if nothing happens, given that it did at `now`. Monotonic milliseconds.
     fn due(&self, now: Now) -> u64 {
-        self.farm.next_wake(now).min(now.mono + LONGEST_SLEEP_MS)
+        self.core.next_wake(now).min(now.mono + LONGEST_SLEEP_MS)
     }
 
     /// What comes from this host goes first: it is little, and what comes from the broker may be a flood.
     async fn wait(&mut self, connection: &mut Connection<B::Link>, due: u64) -> Happened<B::Link> {
         let wake = Instant::from_std(self.clock.instant(due));
-        tokio::select! {
+        let input = tokio::select! {
             biased;
-            () = self.stop.cancelled() => Happened::Stop,
-            Some(question) = self.questions.recv() => Happened::Question(question),
-            Ok(()) = self.secrets.changed() => Happened::Secrets,
-            Ok(()) = self.local.changed() => Happened::Local,
-            happened = from_connection(connection) => happened,
-            () = self.unknown_epoch.notified() => Happened::UnknownEpoch,
-            () = tokio::time::sleep_until(wake) => Happened::Time,
+            () = self.stop.cancelled() => return Happened::Stop,
+            Some(question) = self.questions.recv() => self.asked(question),
+            Ok(()) = self.secrets.changed() => Input::Secrets(Arc::clone(&self.secrets.borrow_and_update())),
+            Ok(()) = self.local.changed() => Input::Local(self.local.borrow_and_update().clone()),
+            happened = from_connection(connection) => return happened,
+            () = self.unknown_epoch.notified() => Input::UnknownEpoch,
+            () = tokio::time::sleep_until(wake) => Input::Wake,
+        };
+        Happened::Input(input)
+    }
+
+    fn asked(&mut self, Question { ask, user, reply }: Question) -> Input {
+        // Random, so that it names one request among those of all nodes.
+        let id = u64::from_le_bytes(random::random());
+        self.replies.insert(id, reply);
+        Input::Ask { id, ask, user }
+    }
+
+    /// What the core is told of it; nothing at the end.
+    fn input_of(&mut self, happened: Happened<B::Link>, connection: &mut Connection<B::Link>) -> Option<Input> {
+        Some(match happened {
+            Happened::Stop => return None,
+            Happened::Input(input) => input,
+            Happened::DialNow => {
+                *connection = Connection::Dialling(self.connect(None));
+                Input::Wake
+            }
+            Happened::NotConnected(error) => {
+                self.not_connected = Some(error);
+                Input::NotLinked
+            }
+            Happened::Connected(connected) => self.go_up(connected, connection),
+            Happened::Closed(reason) => {
+                warn!(reason, "disconnected from the broker");
+                Input::Closed
+            }
+            Happened::Lease((seat, answer)) => Input::LeaseTried(seat, self.lease_tried(answer)),
+            Happened::Checked(answer) => {
+                if let Err(error) = &answer {
+                    warn!(%error, "asked whether it can declare a queue, the broker does not say yes");
+                }
+                // Only silence says that the broker is cut off. A refusal is an answer, and one that is gone ends its link.
+                Input::Checked(!matches!(answer, Err(BusError::Unanswered { .. })))
+            }
+            Happened::Moved(connected) => {
+                self.leave(connection);
+                self.go_up(connected, connection)
+            }
+            Happened::NotMoved(why) => {
+                match why {
+                    Stays::NoOther(error) => warn!(%error, "no other broker is to be had: the connection stays"),
+                    Stays::Declares => info!("the broker answers again: the connection stays"),
+                }
+                Input::NotMoved
+            }
+        })
+    }
+
+    fn lease_tried(&mut self, answer: Result<LeaseAnswer, BusError>) -> LeaseTried {
+        let now = self.clock.now();
+        let is_told = self.refused.note_lease(&answer, &self.spec.names, now);
+        let error = match answer {
+            Ok(answer) => return LeaseTried::Answered(answer),
+            Err(error) => error,
+        };
+        let unanswered = matches!(error, BusError::Unanswered { .. });
+        let what = if unanswered { "unanswered" } else { "failed" };
+        if !is_told && let Some(held_back) = self.quiet.pass("lease", what, now) {
+            warn!(held_back, %error, "could not try the lease");
         }
+        if unanswered { LeaseTried::Unanswered } else { LeaseTried::Failed }
     }
 
-    /// Tries once to connect, in the background.
-    fn dial(&self) -> Connection<B::Link> {
-        Connection::Dialling(self.connect(None))
-    }
-
-    /// The same, but not to the broker that is called so.
+    /// Tries once to connect, in the background; not to the broker that is called so.
     fn connect(&self, elsewhere_than: Option<String>) -> JoinHandle<Result<Connected<B::Link>, BusError>> {
         let (bus, spec) = (Arc::clone(&self.bus), LinkSpec { elsewhere_than, ..self.spec.clone() });
         tokio::spawn(async move {
@@ -304,30 +270,16 @@ impl<B: Bus> Driver<B> {
     }
 
     /// A link that still works is left for one to another broker.
-    fn leave(&mut self, connection: &mut Connection<B::Link>, replies: &mut HashMap<u64, oneshot::Sender<Reply>>) {
-        if let Connection::Up(up) = connection {
-            let link = Arc::clone(&up.link);
-            info!(broker = link.peer(), "leaving this broker for another");
-            tokio::spawn(async move { link.close().await });
+    fn leave(&mut self, connection: &mut Connection<B::Link>) {
+        if let Connection::Up(up) = &*connection {
+            info!(broker = up.link.peer(), "leaving this broker for another");
         }
-        *connection = self.disconnect();
-        let actions = self.farm.handle(self.clock.now(), Event::Disconnected);
-        self.carry_out(actions, connection, replies);
+        close(connection);
+        let effects = self.core.step(self.clock.now(), Input::Closed);
+        self.perform(effects, connection);
     }
 
-    /// There is no link any more, and there is a pause before the next attempt.
-    fn disconnect(&mut self) -> Connection<B::Link> {
-        gauges::connected(false);
-        Connection::Down { dial_at: self.dial_at() }
-    }
-
-    /// When the next attempt is due, after one that failed or a link that ended now.
-    fn dial_at(&mut self) -> Instant {
-        let at = self.redial.again_at(self.clock.now().mono, u32::from_le_bytes(random::random()));
-        Instant::from_std(self.clock.instant(at))
-    }
-
-    fn go_up(&self, connected: Connected<B::Link>) -> Up<B::Link> {
+    fn go_up(&self, connected: Connected<B::Link>, connection: &mut Connection<B::Link>) -> Input {
         let Connected { link, events, feed } = connected;
         // Every connection has salts of its own.
         let sealing = || {
@@ -342,185 +294,94 @@ impl<B: Bus> Driver<B> {
         let sessions = self.sessions.start(Arc::clone(&link), sealing(), feed);
         let (answers, lease_answers) = mpsc::channel(1);
         let lease = Lease::start(Arc::clone(&link), answers);
-        Up { link, events, plane, plane_events, _sessions: sessions, lease, lease_answers, check: None, next: None }
-    }
-
-    /// Opens a sealed message; what is refused is counted by reason and goes no further.
-    fn open(&mut self, from: Source, route: &str, body: Bytes, site: Option<String>) -> Option<Event> {
-        let via = match from {
-            Source::Inbox => Via::Inbox,
-            Source::Far => Via::Federated,
-            Source::Lease => Via::Lease,
-            // The feed has a channel of its own.
-            Source::Feed => return None,
+        let inbox = link.inbox().to_owned();
+        let up = Up {
+            link,
+            events,
+            plane,
+            plane_events,
+            _sessions: sessions,
+            lease,
+            lease_answers,
+            check: None,
+            next: None,
         };
-        let now = self.clock.now();
-        metrics::received(Plane::Keys);
-        if !self.farm.hears(via) {
-            return None;
-        }
-        match self.opener.open(route, body, now) {
-            Ok(opened) => {
-                metrics::missed(opened.missed);
-                if let Some(site) = site {
-                    self.farm.comes_from(&site, &opened.payload, now);
-                }
-                Some(Event::Message { payload: Box::new(opened.payload), via })
-            }
-            // Ordinary for a node that has just started, until it has joined.
-            Err(Refusal::UnknownEpoch) if !self.opener.has_epochs() => Some(Event::UnknownEpoch { via }),
-            Err(refusal) => {
-                metrics::refused(refusal.reason().as_str());
-                if let Some(held_back) = self.quiet.pass("message", refusal.reason().as_str(), now) {
-                    // Whoever may write to the broker chooses the route: it is quoted.
-                    warn!(held_back, ?route, "refused a message ({}): {refusal}", refusal.reason());
-                }
-                match refusal {
-                    Refusal::Clock { node, boot_id, offset_ms } => {
-                        Some(Event::Skewed { node, boot_id, offset_ms, via })
-                    }
-                    Refusal::UnknownEpoch => Some(Event::UnknownEpoch { via }),
-                    _ => None,
-                }
-            }
-        }
+        *connection = Connection::Up(up);
+        Input::Linked { inbox }
     }
 
-    fn carry_out(
-        &mut self,
-        actions: Vec<Action>,
-        connection: &mut Connection<B::Link>,
-        replies: &mut HashMap<u64, oneshot::Sender<Reply>>,
-    ) {
-        let mut ring_changed = false;
-        for action in actions {
-            match (action, &mut *connection) {
-                (Action::Send { to, kind }, Connection::Up(up)) => up.plane.send(to, kind),
-                (Action::TryLease(seat), Connection::Up(up)) => up.lease.try_take(seat),
-                // A broker that does not answer must not hold up the driver.
-                (Action::ReleaseLease(seat), Connection::Up(up)) => drop(up.lease.release(seat)),
-                (Action::RenewLink, Connection::Up(_)) => {
-                    if let Connection::Up(up) = std::mem::replace(connection, self.disconnect()) {
-                        tokio::spawn(async move { up.link.close().await });
+    fn perform(&mut self, effects: Vec<Effect>, connection: &mut Connection<B::Link>) {
+        for effect in effects {
+            match effect {
+                Effect::DialAt(at) => {
+                    let dial_at = Instant::from_std(self.clock.instant(at));
+                    if let Some(error) = self.not_connected.take() {
+                        let pause = dial_at.saturating_duration_since(Instant::now());
+                        warn!(%error, retry_in_ms = millis(pause), "not connected to the broker");
                     }
+                    gauges::connected(false);
+                    *connection = Connection::Down { dial_at };
                 }
-                (Action::CheckBroker, Connection::Up(up)) => {
-                    let link = Arc::clone(&up.link);
-                    up.check = Some(AbortOnDropHandle::new(tokio::spawn(async move { link.check().await })));
+                Effect::CloseLink => close(connection),
+                Effect::Keys { timetable, sessions_from } => {
+                    self.timetable.send_replace(Arc::new(timetable));
+                    let replace = |last: &mut u64| std::mem::replace(last, sessions_from) != sessions_from;
+                    self.sessions_from.send_if_modified(replace);
                 }
-                (Action::MoveLink { unless_it_declares }, Connection::Up(up)) => {
-                    let there = AbortOnDropHandle::new(self.connect(Some(up.link.peer().to_owned())));
-                    let here = unless_it_declares.then(|| Arc::clone(&up.link));
-                    up.next = Some(AbortOnDropHandle::new(tokio::spawn(move_to(there, here))));
-                }
-                // Without a link there is nobody to tell, and no lease.
-                (
-                    Action::Send { .. }
-                    | Action::TryLease(_)
-                    | Action::ReleaseLease(_)
-                    | Action::RenewLink
-                    | Action::CheckBroker
-                    | Action::MoveLink { .. },
-                    Connection::Down { .. } | Connection::Dialling(_),
-                ) => {}
-                (Action::RingChanged, _) => ring_changed = true,
-                (Action::EpochsChanged, _) => {
-                    let epochs = Arc::new(self.farm.epochs().clone());
-                    self.opener.set_epochs(Arc::clone(&epochs));
-                    self.epochs.send_replace(epochs);
-                }
-                (Action::Reply { id, reply }, _) => {
-                    if let Some(waiting) = replies.remove(&id) {
+                Effect::SaveRing(contents) => self.save_ring(&contents),
+                Effect::Epochs(epochs) => drop(self.epochs.send_replace(epochs)),
+                Effect::Reply { id, reply } => {
+                    if let Some(waiting) = self.replies.remove(&id) {
                         // The asker may have gone away.
                         let _gone = waiting.send(reply);
                     }
                 }
-                (Action::Note(note), _) => self.record(&note),
+                Effect::Count(count) => count_up(count),
+                Effect::Note { note, logged } => {
+                    if let Some(held_back) = logged {
+                        log(&note, held_back);
+                    }
+                }
+                Effect::Refused { route, refusal, counted, logged } => refused(&route, &refusal, counted, logged),
+                Effect::Show => self.show(connection),
+                effect => self.tell_broker(effect, connection),
             }
-        }
-        if ring_changed {
-            self.publish_timetable();
-            self.save_ring();
         }
     }
 
-    /// Counts and logs what the machine noticed. Others can cause some of it as often as they like.
-    fn record(&mut self, note: &Note) {
-        let (what, reason) = match note {
-            Note::Revoked { .. } => {
-                warn!("{note}");
-                return;
+    /// Does what needs a link. If it has just ended, there is nobody to tell, and no lease.
+    fn tell_broker(&self, effect: Effect, connection: &mut Connection<B::Link>) {
+        let Connection::Up(up) = connection else { return };
+        match effect {
+            Effect::Send { to, kind } => up.plane.send(to, kind),
+            Effect::TryLease(seat) => up.lease.try_take(seat),
+            // A broker that does not answer must not hold up the driver.
+            Effect::ReleaseLease(seat) => drop(up.lease.release(seat)),
+            Effect::CheckBroker => {
+                let link = Arc::clone(&up.link);
+                up.check = Some(AbortOnDropHandle::new(tokio::spawn(async move { link.check().await })));
             }
-            Note::Audited(entry) => return self.audit(entry),
-            Note::Minted { .. }
-            | Note::Leads
-            | Note::StepsDown(_)
-            | Note::ActsAlone
-            | Note::Follows(_)
-            | Note::Epoch { .. } => {
-                info!("{note}");
-                return;
+            Effect::MoveLink { unless_it_declares } => {
+                let there = AbortOnDropHandle::new(self.connect(Some(up.link.peer().to_owned())));
+                let here = unless_it_declares.then(|| Arc::clone(&up.link));
+                up.next = Some(AbortOnDropHandle::new(tokio::spawn(move_to(there, here))));
             }
-            // Counted and logged when it was refused.
-            Note::Skewed { .. } => return,
-            Note::BadKey { reason, count, .. } => {
-                metrics::keys_skipped(*reason, *count);
-                ("key", reason.as_str())
-            }
-            Note::Refused { reason, .. } => {
-                metrics::refused(reason.as_str());
-                ("message", reason.as_str())
-            }
-            Note::KeyConflict { count, .. } => {
-                metrics::key_conflicts(*count);
-                ("key", "conflict")
-            }
-            Note::UnknownKind { .. } => {
-                metrics::refused(Reason::UnknownKind.as_str());
-                ("message", Reason::UnknownKind.as_str())
-            }
-            Note::InboxSilent => ("inbox", "silent"),
-            Note::NoLeaderHeard => ("inbox", "no_leader"),
-            Note::BrokerCutOff => ("broker", "cut_off"),
-            Note::BrokerKeepsReports => ("broker", "keeps_reports"),
-        };
-        if let Some(held_back) = self.quiet.pass(what, reason, self.clock.now()) {
-            warn!(held_back, "{note}");
+            _ => {}
         }
     }
 
-    /// One line for each request of an operator. Other nodes may ask in vain as often as they like: of those one a
-    /// minute is logged, and how many were held back.
-    fn audit(&mut self, entry: &AuditEntry) {
-        let AuditStatus { action, flush_sessions, node, user, outcome, generation, .. } = audit_status(entry);
-        let done_here = node == self.identity.node || entry.outcome() == AuditOutcome::Done;
-        let passed = if done_here { Some(0) } else { self.quiet.pass("request", "in vain", self.clock.now()) };
-        if let Some(held_back) = passed {
-            let user = user.as_deref().unwrap_or("not said");
-            info!(action, flush_sessions, node, user, outcome, generation, held_back, "request of an operator");
-        }
-    }
-
-    fn publish_timetable(&self) {
-        let held = self.farm.held();
-        let timetable = held.timetable(self.clock.now()).with_alone(self.farm.is_on_its_own());
-        self.timetable.send_replace(Arc::new(timetable));
-        let sessions_from = held.ring().sessions_from();
-        self.sessions_from.send_if_modified(|last| std::mem::replace(last, sessions_from) != sessions_from);
-    }
-
-    fn save_ring(&mut self) {
+    fn save_ring(&mut self, contents: &[u8]) {
         let Some(file) = &self.ring_file else { return };
         let now = self.clock.now();
-        match file.save(self.farm.held(), now) {
+        match file.save(contents) {
             Ok(()) => {
                 gauges::ring_saved(true);
-                if self.save_again_at.take().is_some() {
+                if self.core.ring_saved(true, now) {
                     info!("the ring is saved again");
                 }
             }
             Err(error) => {
-                self.save_again_at = Some(now.mono + SAVE_AGAIN_MS);
+                self.core.ring_saved(false, now);
                 gauges::ring_not_saved();
                 if let Some(held_back) = self.quiet.pass("ring", "not_saved", now) {
                     warn!(held_back, %error, "the ring is not saved: a restart of this daemon would forget it");
@@ -535,8 +396,8 @@ impl<B: Bus> Driver<B> {
             Connection::Up(up) => BrokerStatus { connected: true, uri: up.link.peer().to_owned() },
             Connection::Down { .. } | Connection::Dialling(_) => BrokerStatus::default(),
         };
-        let (secret_history, refused) = (self.secret_history.clone(), self.refused.sentences(now));
-        let view = NodeView { secret_history, refused, ..NodeView::of(&self.farm, broker, now) };
+        let (secret_history, refused) = (self.core.secret_history().clone(), self.refused.sentences(now));
+        let view = NodeView { secret_history, refused, ..NodeView::of(self.core.farm(), broker, now) };
         gauges::show(&view, self.view.borrow().active_generation(), now);
         tell_of_sites(&self.view.borrow(), &view);
         let alive_until = now.mono + ALIVE_FOR_MS;
@@ -544,21 +405,20 @@ impl<B: Bus> Driver<B> {
         self.view.send_replace(view);
     }
 
-    async fn stop(mut self, mut connection: Connection<B::Link>, mut replies: HashMap<u64, oneshot::Sender<Reply>>) {
-        self.save_ring();
+    async fn stop(mut self, mut connection: Connection<B::Link>) {
+        let (releases, rest): (Vec<_>, Vec<_>) = self
+            .core
+            .step(self.clock.now(), Input::Stop)
+            .into_iter()
+            .partition(|effect| matches!(effect, Effect::ReleaseLease(_)));
         let farewell = async {
-            let (release, rest): (Vec<_>, Vec<_>) = self
-                .farm
-                .handle(self.clock.now(), Event::Stop)
-                .into_iter()
-                .partition(|action| matches!(action, Action::ReleaseLease(_)));
             // The lease is free before anybody hears that it is.
-            for action in release {
-                if let (Action::ReleaseLease(seat), Connection::Up(up)) = (action, &connection) {
+            for effect in releases {
+                if let (Effect::ReleaseLease(seat), Connection::Up(up)) = (effect, &connection) {
                     let _link_ended = up.lease.release(seat).await;
                 }
             }
-            self.carry_out(rest, &mut connection, &mut replies);
+            self.perform(rest, &mut connection);
             match connection {
                 Connection::Down { .. } => {}
                 Connection::Dialling(task) => task.abort(),
@@ -575,6 +435,55 @@ impl<B: Bus> Driver<B> {
     }
 }
 
+/// Lets go of the link, and closes it in the background.
+fn close<L: Link>(connection: &mut Connection<L>) {
+    let down = Connection::Down { dial_at: Instant::now() };
+    if let Connection::Up(up) = std::mem::replace(connection, down) {
+        tokio::spawn(async move { up.link.close().await });
+    }
+}
+
+fn count_up(count: Count) {
+    match count {
+        Count::Received => metrics::received(Plane::Keys),
+        Count::Missed(messages) => metrics::missed(messages),
+        Count::Refused(reason) => metrics::refused(reason.as_str()),
+        Count::KeysSkipped(reason, keys) => metrics::keys_skipped(reason, keys),
+        Count::KeyConflicts(keys) => metrics::key_conflicts(keys),
+    }
+}
+
+fn refused(route: &str, refusal: &Refusal, counted: bool, logged: Option<u64>) {
+    if counted {
+        metrics::refused(refusal.reason().as_str());
+    }
+    if let Some(held_back) = logged {
+        // Whoever may write to the broker chooses the route: it is quoted.
+        warn!(held_back, ?route, "refused a message ({}): {refusal}", refusal.reason());
+    }
+}
+
+fn log(note: &Note, held_back: u64) {
+    match note {
+        Note::Audited(entry) => audit(entry, held_back),
+        Note::Minted { .. }
+        | Note::Leads
+        | Note::StepsDown(_)
+        | Note::ActsAlone
+        | Note::Follows(_)
+        | Note::Epoch { .. } => info!("{note}"),
+        Note::Revoked { .. } => warn!("{note}"),
+        _ => warn!(held_back, "{note}"),
+    }
+}
+
+/// One line for a request of an operator.
+fn audit(entry: &AuditEntry, held_back: u64) {
+    let AuditStatus { action, flush_sessions, node, user, outcome, generation, .. } = audit_status(entry);
+    let user = user.as_deref().unwrap_or("not said");
+    info!(action, flush_sessions, node, user, outcome, generation, held_back, "request of an operator");
+}
+
 async fn from_connection<L: Link>(connection: &mut Connection<L>) -> Happened<L> {
     match connection {
         Connection::Down { dial_at } => {
@@ -587,13 +496,17 @@ async fn from_connection<L: Link>(connection: &mut Connection<L>) -> Happened<L>
             Err(error) => Happened::NotConnected(BusError::Closed(format!("connecting ended in a panic: {error}"))),
         },
         Connection::Up(up) => tokio::select! {
-            event = up.events.recv() => {
-                let closed = || LinkEvent::Closed { reason: "the link ended".to_owned() };
-                Happened::Link(event.unwrap_or_else(closed))
-            }
+            event = up.events.recv() => match event {
+                Some(LinkEvent::Closed { reason }) => Happened::Closed(reason),
+                Some(LinkEvent::LeaseLost { seat }) => Happened::Input(Input::LeaseLost(seat)),
+                Some(LinkEvent::Delivered { from, route, body, site }) => {
+                    Happened::Input(Input::Delivered { from, route, body, site })
+                }
+                None => Happened::Closed("the link ended".to_owned()),
+            },
             event = up.plane_events.recv() => match event {
-                Some(KeyPlaneEvent::Told(seat, answer)) => Happened::Told(seat, answer),
-                None => Happened::Link(LinkEvent::Closed { reason: "the writer of key messages ended".to_owned() }),
+                Some(KeyPlaneEvent::Told(seat, answer)) => Happened::Input(Input::Told { seat, answer }),
+                None => Happened::Closed("the writer of key messages ended".to_owned()),
             },
             Some(answer) = up.lease_answers.recv() => Happened::Lease(answer),
             ended = ended(&mut up.check) => Happened::Checked(joined(ended)),
@@ -649,27 +562,4 @@ async fn move_to<L: Link>(
         return Err(Stays::Declares);
     }
     Ok(there)
-}
-
-/// `quiet` says whether a failure of that kind is logged now, and how many were not.
-fn lease_event((seat, answer): Answer, mut quiet: impl FnMut(&'static str) -> Option<u64>) -> Event {
-    match answer {
-        Ok(LeaseAnswer::Granted) => Event::LeaseGranted(seat),
-        Ok(LeaseAnswer::Held) => Event::LeaseHeld(seat),
-        Err(error) => {
-            let unanswered = matches!(error, BusError::Unanswered { .. });
-            if let Some(held_back) = quiet(if unanswered { "unanswered" } else { "failed" }) {
-                warn!(held_back, %error, "could not try the lease");
-            }
-            if unanswered { Event::LeaseUnanswered } else { Event::LeaseFailed }
-        }
-    }
-}
-
-/// Only silence says that the broker is cut off. A refusal is an answer, and a broker that is gone ends its link by itself.
-fn check_event(answer: Result<(), BusError>) -> Event {
-    if let Err(error) = &answer {
-        warn!(%error, "asked whether it can declare a queue, the broker does not say yes");
-    }
-    Event::Checked(!matches!(answer, Err(BusError::Unanswered { .. })))
 }

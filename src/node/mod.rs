@@ -1,5 +1,6 @@
 //! One node of the farm, without Unix sockets: the driver, the session plane, and what proxies need of them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::core::{NodeCore, Saving};
 use self::driver::{ALIVE_FOR_MS, Driver};
 use self::key_plane::confirm_within;
 use self::refused::Refused;
@@ -14,7 +16,6 @@ use self::ring_file::RingFile;
 use self::sealing::Identity;
 use self::session_plane::{SessionParts, SessionPlane, flush, sweep};
 use self::tasks::NodeTasks;
-use crate::bus::backoff::Redial;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
@@ -27,6 +28,7 @@ use crate::random;
 use crate::sessions::{Removals, Store, StoreSettings};
 use crate::settings::SettingsError;
 
+pub mod core;
 mod driver;
 mod gauges;
 mod health;
@@ -143,8 +145,12 @@ impl Node {
             stop: stop_sessions.clone(),
         };
         let sessions = Arc::new(SessionPlane::new(parts, opener(), settings.sessions.replicate));
+        let identity = Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id };
+        let saving = if ring_file.is_some() { Saving::On } else { Saving::Off };
+        let initial = Arc::clone(&secrets.borrow());
+        let core = NodeCore::new(farm, (opener(), &initial), identity.clone(), saving, random::system());
         let driver = Driver {
-            farm,
+            core,
             bus,
             spec: LinkSpec {
                 names: names.clone(),
@@ -152,20 +158,18 @@ impl Node {
                 sessions: settings.sessions.replicate,
                 elsewhere_than: None,
             },
-            redial: Redial::default(),
-            identity: Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id },
+            identity,
             secrets: secrets.clone(),
-            secret_history: SecretHistory::default(),
             refused,
             confirm_within: confirm_within(settings.report_every),
-            opener: opener(),
             epochs: epoch_sender,
             unknown_epoch,
             clock,
             ring_file,
-            save_again_at: None,
             local,
+            not_connected: None,
             questions,
+            replies: HashMap::new(),
             timetable: timetable_sender,
             view: view_sender,
             health: health_sender,

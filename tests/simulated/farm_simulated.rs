@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use resumed::bus::Names;
 use resumed::clock::millis;
-use resumed::farm::{Ask, Event, Note, Reply, Via};
+use resumed::farm::{Ask, Note, Reply, Via};
+use resumed::keys::{HeldRing, Ring};
+use resumed::node::core::Input;
 use resumed::proto::{self, payload::Kind};
 use simulation::broker::Store;
 use simulation::sweep::{Sweep, explain, sweep, try_seed};
@@ -52,7 +54,7 @@ fn a_leader_that_says_farewell_is_replaced_at_once() {
     let mut world = farm(7, 4);
     world.run_for(3 * BEAT);
     let leader = world.leaders()[0];
-    world.give(leader, Event::Stop);
+    world.give(leader, Input::Stop);
     world.run_for(50);
     world.crash(leader);
     world.run_for(BEAT / 4);
@@ -70,7 +72,7 @@ fn keys_rotate_for_hours_and_every_node_seals_with_the_same_key() {
         let now = world.now(0);
         let active: BTreeSet<u64> = world
             .running()
-            .filter_map(|index| world.hosts[index].farm.as_ref()?.held().active(now).map(|key| key.generation))
+            .filter_map(|index| world.hosts[index].farm()?.held().active(now).map(|key| key.generation))
             .collect();
         assert_eq!(active.len(), 1, "one key seals everywhere");
         seen.extend(active);
@@ -86,7 +88,7 @@ fn a_rotation_asked_for_anywhere_reaches_everybody() {
         let mut world = farm(seed, 4);
         world.run_for(3 * BEAT);
         let asker = usize::try_from(seed % 4).expect("small");
-        world.give(asker, Event::Ask { id: 9, ask: Ask::Rotate, user: String::new() });
+        world.give(asker, Input::Ask { id: 9, ask: Ask::Rotate, user: String::new() });
         world.run_for(1_000);
         let replies = world.hosts[asker].replies.clone();
         let [(9, Reply::Rotating { generation, pending: false })] = replies[..] else {
@@ -94,13 +96,13 @@ fn a_rotation_asked_for_anywhere_reaches_everybody() {
         };
         world.assert_one_farm(&format!("seed {seed}"));
         // A second request while the first is pending changes nothing.
-        world.give((asker + 1) % 4, Event::Ask { id: 10, ask: Ask::Rotate, user: String::new() });
+        world.give((asker + 1) % 4, Input::Ask { id: 10, ask: Ask::Rotate, user: String::new() });
         world.run_for(500);
         let again = &world.hosts[(asker + 1) % 4].replies;
         assert_eq!(again[..], [(10, Reply::Rotating { generation, pending: true })], "seed {seed}");
         world.run_for(2_000);
         let now = world.now(asker);
-        let active = world.hosts[asker].farm.as_ref().and_then(|farm| farm.held().active(now));
+        let active = world.hosts[asker].farm().and_then(|farm| farm.held().active(now));
         assert_eq!(active.map(|key| key.generation), Some(generation), "seed {seed}");
     }
 }
@@ -118,7 +120,7 @@ fn a_new_leader_shows_no_half_of_the_farm_as_the_whole() {
             asked += 1;
             for node in 0..5 {
                 if world.hosts[node].link.is_some() {
-                    world.give(node, Event::Ask { id: asked, ask: Ask::Status, user: String::new() });
+                    world.give(node, Input::Ask { id: asked, ask: Ask::Status, user: String::new() });
                 }
             }
             world.run_for(20);
@@ -343,7 +345,7 @@ fn a_key_asked_for_of_a_new_leader_is_everywhere_before_it_seals() {
         let leader = world.leaders()[0];
         // It has just heard from most of them.
         world.run_for(200);
-        world.give(leader, Event::Ask { id: 1, ask: Ask::Rotate, user: String::new() });
+        world.give(leader, Input::Ask { id: 1, ask: Ask::Rotate, user: String::new() });
         let [(1, Reply::Rotating { generation, .. })] = world.hosts[leader].replies[..] else {
             panic!("seed {seed}: {:?}", world.hosts[leader].replies)
         };
@@ -391,10 +393,14 @@ fn of_two_keys_of_one_name_every_node_comes_to_hold_the_same_one() {
         key.hmac = vec![0xff; 32];
         key.generation += 1;
         world.crash(follower);
-        let mut saved = world.hosts[follower].saved.clone().expect("it held keys");
-        saved.ring.keys[0] = key.clone();
+        let (now, settings) = (world.now(follower), world.hosts[follower].settings.keys);
+        let mut ring = world.hosts[follower].saved_ring(now).ring().to_proto(now.wall);
+        ring.keys[0] = key.clone();
+        let held_for =
+            ring.keys.iter().map(|key| (key.name[..].try_into().expect("16 bytes"), settings.settle)).collect();
+        let held = HeldRing::restore(Ring::read(&ring, now, &settings).0, &held_for, settings, now);
         world.register_poison(&proto::Ring { keys: vec![key.clone()], ..Default::default() });
-        world.boot(follower, Some(saved));
+        world.boot_with(follower, held);
         world.run_for(3 * BEAT);
         for index in 0..4 {
             let held =
@@ -413,7 +419,7 @@ fn a_revocation_asked_for_anywhere_leaves_no_older_key_anywhere_and_happens_once
         let asker = usize::try_from(seed % 4).expect("small");
         world.crash(3 - asker);
         world
-            .give(asker, Event::Ask { id: 9, ask: Ask::Revoke { flush_sessions: seed % 2 == 0 }, user: String::new() });
+            .give(asker, Input::Ask { id: 9, ask: Ask::Revoke { flush_sessions: seed % 2 == 0 }, user: String::new() });
         // Longer than it takes to ask again: the answer may come late, and a second try is no second request.
         world.run_for(2_500);
         let (floor, sessions_from) = world.revoked(asker, 9);
@@ -438,7 +444,7 @@ fn a_revocation_is_at_every_node_of_a_large_farm_within_a_second() {
         let mut world = World::new(seed, setup, false);
         world.run_for(5 * BEAT);
         let asker = usize::try_from(seed).expect("small");
-        world.give(asker, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
+        world.give(asker, Input::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
         world.run_for(1_000);
         let floors = world.revoked(asker, 1);
         for node in 0..40 {
@@ -485,7 +491,7 @@ fn a_revocation_wins_after_a_partition_whatever_the_other_side_minted_before() {
         world.run_for(300_000);
         let minted = world.generations(away);
         assert!(minted[0] > world.generations(leader).last().copied().unwrap_or(0), "it has minted nothing");
-        world.give(leader, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
+        world.give(leader, Input::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
         let (floor, sessions_from) = world.revoked(leader, 1);
         world.run_for(BEAT);
         assert_eq!(world.generations(away), minted, "nothing has reached it");
@@ -510,9 +516,9 @@ fn a_host_that_is_cut_off_revokes_alone_and_the_farm_follows_when_it_is_back() {
         world.cut(away);
         // Until it has given up its link.
         world.run_for(20_000);
-        world.give(away, Event::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
+        world.give(away, Input::Ask { id: 1, ask: Ask::Revoke { flush_sessions: true }, user: String::new() });
         assert_eq!(world.hosts[away].replies[..], [(1, Reply::NoLeader)], "seed {seed}");
-        world.give(away, Event::Ask { id: 2, ask: Ask::RevokeLocal { flush_sessions: true }, user: String::new() });
+        world.give(away, Input::Ask { id: 2, ask: Ask::RevokeLocal { flush_sessions: true }, user: String::new() });
         let (floor, sessions_from) = world.revoked(away, 2);
         assert_eq!(world.generations(away), [floor]);
         world.run_for(BEAT);
@@ -552,13 +558,13 @@ fn a_node_with_a_wrong_clock_is_shown_by_name_with_its_offset_and_sees_the_other
     let wrong = (leader + 1) % 4;
     world.set_clock(wrong, -3_600_000, 0);
     world.run_for(6 * BEAT);
-    world.give(leader, Event::Ask { id: 1, ask: Ask::Status, user: String::new() });
+    world.give(leader, Input::Ask { id: 1, ask: Ask::Status, user: String::new() });
     let Some((_, Reply::Members { members, .. })) = world.hosts[leader].replies.last() else { panic!("no table") };
     let shown = members.iter().find(|member| member.name == world.hosts[wrong].name).expect("it is in the table");
     assert!((-3_600_100..=-3_600_000).contains(&shown.clock_offset_ms), "{shown:?}");
     assert!(!shown.in_step && shown.secret_ids.is_empty());
     assert!(members.iter().filter(|member| member.name != shown.name).all(|member| member.clock_offset_ms.abs() < 100));
-    let farm = world.hosts[wrong].farm.as_ref().expect("it runs");
+    let farm = world.hosts[wrong].farm().expect("it runs");
     let seen: Vec<_> = farm.skewed_nodes().collect();
     assert_eq!(seen.iter().map(|(name, _)| *name).collect::<Vec<_>>(), [world.hosts[leader].name.as_str()]);
     assert!(seen[0].1 > 3_599_000, "{seen:?}");
@@ -566,7 +572,7 @@ fn a_node_with_a_wrong_clock_is_shown_by_name_with_its_offset_and_sees_the_other
     world.set_clock(wrong, 0, 0);
     world.run_for(6 * BEAT);
     world.assert_one_farm("after the clock was set");
-    assert_eq!(world.hosts[wrong].farm.as_ref().expect("it runs").skewed_nodes().count(), 0);
+    assert_eq!(world.hosts[wrong].farm().expect("it runs").skewed_nodes().count(), 0);
 }
 
 #[test]
@@ -641,7 +647,7 @@ fn an_epoch_key_lasts_a_day() {
     assert_ne!(world.epochs(), first);
     assert_eq!(world.unknown_epochs, 0, "it was announced in the epoch before");
     world.run_for(11 * 60_000);
-    let held = world.hosts[leader].farm.as_ref().expect("it runs").epochs().ids().count();
+    let held = world.hosts[leader].farm().expect("it runs").epochs().ids().count();
     assert_eq!(held, 1, "the first key is erased");
 }
 
@@ -672,7 +678,7 @@ fn envelopes_that_only_claim_an_epoch_make_a_node_ask_once_a_beat() {
     let epoch = world.epochs();
     world.open.clear();
     for _ in 0..500 {
-        world.give(follower, Event::UnknownEpoch { via: Via::Inbox });
+        world.give(follower, Input::UnknownEpoch);
         world.run_for(20);
     }
     let asked = world.open.iter().filter(|(_, node)| *node == follower).count();
@@ -697,7 +703,7 @@ fn two_leaders_of_a_healed_farm_open_each_others_rings_and_end_in_one_epoch() {
         let leaders = world.leaders();
         assert!(leaders.contains(&one), "seed {seed}: {leaders:?}");
         for (id, leader) in leaders.iter().enumerate() {
-            world.give(*leader, Event::Ask { id: id as u64, ask: Ask::Rotate, user: String::new() });
+            world.give(*leader, Input::Ask { id: id as u64, ask: Ask::Rotate, user: String::new() });
         }
         let minted: Vec<u64> =
             leaders.iter().map(|leader| *world.generations(*leader).last().expect("minted")).collect();
@@ -720,7 +726,7 @@ fn nodes_that_announce_without_the_lease_grant_each_other_their_keys() {
         world.lock_lease();
         world.crash(world.leaders()[0]);
         for index in 0..5 {
-            if world.hosts[index].farm.is_some() {
+            if world.hosts[index].core.is_some() {
                 world.crash(index);
             }
             world.restart(index, false);

@@ -5,12 +5,15 @@
 //! locked and swallows what it gets until the broker is back, and a broker without a majority declares nothing.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use resumed::bus::{LeaseAnswer, Published, Route, Seat};
 use resumed::farm::Via;
+use resumed::node::core::LeaseTried;
 use resumed::node::key_plane::Waiting;
 use resumed::node::sealing::Sealing;
+use resumed::proto::payload::Kind;
 
 pub type LinkId = usize;
 
@@ -174,6 +177,15 @@ pub struct Envelope {
     /// Which of all envelopes ever sealed it is, or was made of.
     pub id: u64,
     pub origin: Origin,
+    /// What was sealed in it.
+    pub sealed: Arc<Sealed>,
+}
+
+/// What its sender sealed in an envelope.
+#[derive(Debug)]
+pub struct Sealed {
+    pub boot_id: [u8; 16],
+    pub kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,14 +221,6 @@ pub enum Downstream {
     Checked(bool),
     NotMoved,
     Closed,
-}
-
-/// What came of an attempt at a lease.
-#[derive(Clone, Copy, Debug)]
-pub enum LeaseTried {
-    Answered(LeaseAnswer),
-    Failed,
-    Unanswered,
 }
 
 impl Downstream {

@@ -2,8 +2,7 @@
 
 use resumed::bus::{Route, Seat};
 use resumed::clock::millis;
-use resumed::farm::Event;
-use resumed::keys::HeldRing;
+use resumed::node::core::Input;
 use resumed::proto::{self, payload::Kind};
 
 use super::World;
@@ -29,7 +28,7 @@ impl World {
 
     /// The process dies. What it saved stays, and its proxy goes on.
     pub fn crash(&mut self, index: usize) {
-        if self.hosts[index].farm.is_none() {
+        if self.hosts[index].core.is_none() {
             return;
         }
         self.say(|world| format!("{} crashes", world.hosts[index].name));
@@ -43,20 +42,18 @@ impl World {
 
     /// It starts again: with the ring that it saved, if it saved one, or without.
     pub fn restart(&mut self, index: usize, with_ring: bool) {
-        if self.hosts[index].farm.is_none() {
-            let saved = self.hosts[index].saved.clone().filter(|_| with_ring);
-            self.boot(index, saved);
+        if self.hosts[index].core.is_none() {
+            self.boot(index, with_ring);
         }
     }
 
     /// It starts with its saved ring, on which somebody revoked every key while it was down.
     pub fn restart_revoked(&mut self, index: usize) {
-        if self.hosts[index].farm.is_some() {
+        if self.hosts[index].core.is_some() {
             return;
         }
-        let (now, settings) = (self.now(index), self.hosts[index].settings.keys);
-        let saved = self.hosts[index].saved.clone();
-        let mut held = saved.map_or_else(|| HeldRing::new(settings), |saved| saved.restore(settings, now));
+        let now = self.now(index);
+        let mut held = self.hosts[index].saved_ring(now);
         let material = self.key_material();
         let key = held.revoke(material, 0, now).clone();
         self.say(|world| format!("{}: every key below {} is revoked", world.hosts[index].name, key.generation));
@@ -67,7 +64,7 @@ impl World {
 
     /// SIGSTOP, a suspended host, or a daemon that hangs.
     pub fn stop(&mut self, index: usize, how: Stopped) {
-        if self.hosts[index].farm.is_none() || self.hosts[index].stopped.is_some() {
+        if self.hosts[index].core.is_none() || self.hosts[index].stopped.is_some() {
             return;
         }
         self.say(|world| format!("{} stands still: {how:?}", world.hosts[index].name));
@@ -91,7 +88,7 @@ impl World {
         if self.hosts[index].link.is_none() && self.hosts[index].dial.is_none() {
             self.dial(index, 0);
         }
-        self.give(index, Event::Wake);
+        self.give(index, Input::Wake);
         if let Some(link) = self.hosts[index].link {
             self.pump(link);
         }

@@ -1,19 +1,20 @@
 //! A proxy host: the node's state machine, its envelopes, its clocks, what it saved, and the proxy beside it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use resumed::bus::backoff::Redial;
-use resumed::clock::{Now, millis};
-use resumed::envelope::{Epochs, Opener};
+use resumed::clock::Now;
+use resumed::envelope::Epochs;
 use resumed::farm::{Farm, Note, Reply};
-use resumed::keys::{HeldRing, KeySettings, Ring, Timetable};
-use resumed::proto;
+use resumed::keys::saved::read_back;
+use resumed::keys::{HeldRing, KeySettings, Timetable};
+use resumed::node::core::NodeCore;
 use tokio::sync::watch;
 
 use super::broker::{Downstream, LinkId};
 use super::invariants::Standing;
+use super::world::FARM;
 
 /// True time at the start of every run, UTC milliseconds.
 pub const START: u64 = 1_700_000_000_000;
@@ -60,42 +61,16 @@ pub enum Stopped {
     Hung,
 }
 
-/// A ring as `ring_file` saves it.
-#[derive(Clone)]
-pub struct Saved {
-    pub ring: proto::Ring,
-    held_for: HashMap<[u8; 16], u64>,
-    saved_at: u64,
-}
-
-impl Saved {
-    pub fn save(held: &HeldRing, now: Now) -> Self {
-        let span = |name: &[u8; 16]| held.held_for(name, now).map_or(0, millis);
-        let held_for = held.ring().open_at(now.wall).map(|key| (key.name, span(&key.name))).collect();
-        Self { ring: held.ring().to_proto(now.wall), held_for, saved_at: now.wall }
-    }
-
-    /// Time that passed since counts as held.
-    pub fn restore(&self, settings: KeySettings, now: Now) -> HeldRing {
-        let since = now.wall.saturating_sub(self.saved_at);
-        let spans = self.held_for.iter().map(|(name, span)| (*name, Duration::from_millis(span + since))).collect();
-        let (ring, _) = Ring::read(&self.ring, now, &settings);
-        let mut held = HeldRing::restore(ring, &spans, settings, now);
-        held.expire(now);
-        held
-    }
-}
-
 pub struct Host {
     pub name: String,
     pub settings: Settings,
     /// The broker that it tries first.
     pub home: usize,
     /// `None` while the daemon does not run.
-    pub farm: Option<Farm>,
+    pub core: Option<NodeCore>,
     pub boots: u8,
-    pub saved: Option<Saved>,
-    pub opener: Option<Opener>,
+    /// The file of its ring.
+    pub saved: Option<Vec<u8>>,
     /// This boot's epoch keys, for all who seal and open.
     pub epochs: watch::Sender<Arc<Epochs>>,
     /// The envelopes that this boot's opener has opened.
@@ -103,8 +78,6 @@ pub struct Host {
     /// The link that the node takes for open.
     pub link: Option<LinkId>,
     pub links: u32,
-    /// When this boot dials again.
-    pub redial: Redial,
     /// The attempt to connect that is planned, by its number.
     pub dial: Option<u32>,
     /// How many attempts were planned, and how often it has dialled, over all boots.
@@ -132,15 +105,13 @@ impl Host {
             name: format!("node{index}"),
             settings,
             home,
-            farm: None,
+            core: None,
             boots: 0,
             saved: None,
-            opener: None,
             epochs: watch::Sender::new(Arc::new(Epochs::new(settings.keys.settle))),
             opened: HashSet::new(),
             link: None,
             links: 0,
-            redial: Redial::default(),
             dial: None,
             planned_dials: 0,
             dials: 0,
@@ -157,16 +128,27 @@ impl Host {
         }
     }
 
+    /// Its machine, while the daemon runs.
+    pub fn farm(&self) -> Option<&Farm> {
+        self.core.as_ref().map(NodeCore::farm)
+    }
+
     pub fn is_leader(&self) -> bool {
-        self.farm.as_ref().is_some_and(Farm::is_leader)
+        self.farm().is_some_and(Farm::is_leader)
     }
 
     /// Whether it leads, with the lease or without.
     pub fn leads(&self) -> bool {
-        self.farm.as_ref().is_some_and(Farm::leads)
+        self.farm().is_some_and(Farm::leads)
     }
 
     pub fn held(&self) -> Option<&HeldRing> {
-        self.farm.as_ref().map(Farm::held)
+        self.farm().map(Farm::held)
+    }
+
+    /// The ring that a daemon of this host finds at `now`.
+    pub fn saved_ring(&self, now: Now) -> HeldRing {
+        let read = |contents: &Vec<u8>| read_back(contents, FARM, self.settings.keys, now).expect("it wrote the file");
+        self.saved.as_ref().map_or_else(|| HeldRing::new(self.settings.keys), |contents| read(contents).held)
     }
 }

@@ -5,15 +5,16 @@ use std::collections::{HashMap, HashSet};
 
 use resumed::bus::Seat;
 use resumed::clock::{Now, millis};
-use resumed::envelope::{Opened, Refusal};
-use resumed::farm::{Action, Note};
+use resumed::envelope::Refusal;
+use resumed::farm::Note;
 use resumed::keys::{Entry, KeyMaterial, KeySettings, Ring, TicketKey};
+use resumed::node::core::Effect;
 use resumed::proto;
 use zeroize::Zeroizing;
 
 use super::World;
 use super::broker::{Envelope, LeaseQueue, Origin};
-use super::world::{Happening, Setup, minted};
+use super::world::{Happening, Setup, minted, noted};
 
 const EIGHT_DAYS_MS: u64 = 8 * 24 * 3_600_000;
 
@@ -196,20 +197,20 @@ impl World {
     }
 
     /// Whether an envelope may be opened by this node, now: invariant 5.
-    pub fn check_opened(&mut self, index: usize, envelope: &Envelope, opened: &Result<Opened, Refusal>) {
+    pub fn check_opened(&mut self, index: usize, envelope: &Envelope, refused: Option<&Refusal>) {
         let host = &mut self.hosts[index];
         let name = host.name.clone();
         let (id, origin) = (envelope.id, envelope.origin);
-        match opened {
-            Ok(_) if origin == Origin::Forged => {
+        match refused {
+            None if origin == Origin::Forged => {
                 self.violated(|| format!("invariant 5: {name} opens envelope {id}, which was altered or moved"));
             }
-            Ok(_) => {
+            None => {
                 if !host.opened.insert(id) {
                     self.violated(|| format!("invariant 5: {name} opens envelope {id} twice ({origin:?})"));
                 }
             }
-            Err(refusal) if origin == Origin::Sender => {
+            Some(refusal) if origin == Origin::Sender => {
                 let limit = millis(host.settings.keys.max_clock_offset);
                 let right = match refusal {
                     Refusal::Clock { offset_ms, .. } => offset_ms.unsigned_abs() > limit,
@@ -223,18 +224,18 @@ impl World {
                     self.violated(|| format!("{name} refuses envelope {id}, which is authentic and new: {refusal}"));
                 }
             }
-            Err(_) => self.ledger.attacks_refused += 1,
+            Some(_) => self.ledger.attacks_refused += 1,
         }
     }
 
     /// What a step did to a node's ring: every key has a maker, and none goes without a reason. Invariants 4 and 5.
     /// `came` is the ring that a message brought; one that was announced is joined.
-    pub fn check_ring(&mut self, index: usize, came: &Ring, announced: bool, actions: &[Action]) {
+    pub fn check_ring(&mut self, index: usize, came: &Ring, announced: bool, effects: &[Effect]) {
         let now = self.now(index);
         let host = &self.hosts[index];
         let Some(held) = host.held() else { return };
         let (ring, standing) = (held.ring(), &host.standing);
-        let refused = actions.iter().any(|action| matches!(action, Action::Note(Note::Refused { .. })));
+        let refused = noted(effects).any(|note| matches!(note, Note::Refused { .. }));
         let mut joined = came.keys().iter().filter(|_| announced && !refused);
         let lower = joined.find(|key| ring.key(&key.name).is_some_and(|held| rank(held) < rank(key)));
         if let Some(generation) = lower.map(|key| key.generation) {
@@ -253,7 +254,7 @@ impl World {
         let (sessions_before, taking) = (standing.sessions_from, host.is_leader() || standing.joined);
         let before = host.standing.ring.clone();
         let settings = host.settings.keys;
-        if !actions.iter().any(|action| matches!(action, Action::RingChanged)) {
+        if !effects.iter().any(|effect| matches!(effect, Effect::Keys { .. })) {
             self.violated(|| format!("the ring of {name} changed, and neither its file nor its proxies hear of it"));
         }
         // What a partition held back for longer than settle closes older keys when it comes, at each clock's own time.
@@ -265,7 +266,7 @@ impl World {
         if came_late {
             self.excuse();
         }
-        let generations: Vec<u64> = actions.iter().filter_map(minted).map(|(generation, _)| generation).collect();
+        let generations: Vec<u64> = noted(effects).filter_map(minted).map(|(generation, _)| generation).collect();
         for key in ring.keys() {
             let known = before.get(&key.name).is_some_and(|(known, _)| known == key);
             if known || self.ledger.is_registered(key) {
@@ -297,7 +298,7 @@ impl World {
             self.excuse();
         }
         if ring.sessions_from() != sessions_before {
-            if actions.iter().any(|action| matches!(action, Action::Note(Note::Revoked { flush_sessions: true, .. }))) {
+            if noted(effects).any(|note| matches!(note, Note::Revoked { flush_sessions: true, .. })) {
                 self.ledger.session_floors.insert(ring.sessions_from());
             }
             if !self.ledger.session_floors.contains(&ring.sessions_from()) {
@@ -425,7 +426,7 @@ impl World {
         for entry in host.proxy.entries().iter().filter(|entry| now.wall <= entry.open_until) {
             let Some((key, _)) = host.standing.ring.get(&entry.name) else {
                 // A daemon that stands still, or is gone, takes no key away.
-                if host.farm.is_some() && host.stopped.is_none() {
+                if host.core.is_some() && host.stopped.is_none() {
                     wrong = Some(format!("invariant 2: the proxy of {name} opens with a key that its node has not"));
                 }
                 continue;
@@ -521,7 +522,7 @@ impl World {
     pub fn is_clear(&self, index: usize) -> bool {
         let host = &self.hosts[index];
         let Some(link) = host.link.map(|link| &self.links[link]) else { return false };
-        host.farm.is_some()
+        host.core.is_some()
             && host.cut.is_none()
             && host.stopped.is_none()
             && link.broker_open
@@ -617,7 +618,7 @@ impl World {
     /// do not. After a dishonest member sent its ring, any wrong clock makes such a difference.
     fn assess_clocks(&mut self) {
         let bound = self.ledger.clock_bound;
-        let running: Vec<_> = (0..self.hosts.len()).filter(|host| self.hosts[*host].farm.is_some()).collect();
+        let running: Vec<_> = (0..self.hosts.len()).filter(|host| self.hosts[*host].core.is_some()).collect();
         let limits = || running.iter().map(|host| millis(self.hosts[*host].settings.keys.max_clock_offset));
         let (least, most) = (limits().min().unwrap_or_default(), limits().max().unwrap_or_default());
         let wrong: Vec<u64> = running

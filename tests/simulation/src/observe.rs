@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 
 use resumed::envelope::EpochId;
-use resumed::farm::{Ask, Event, Reply, Via};
+use resumed::farm::{Ask, Reply, Via};
 use resumed::keys::Ring;
-use resumed::proto::{self, payload::Kind};
+use resumed::node::core::Input;
+use resumed::node::sealing::Identity;
+use resumed::proto::payload::Kind;
 
 use super::host::START;
-use super::world::World;
+use super::world::{FARM, World};
+
+/// The boot id of a node that is not simulated.
+const ASKER: [u8; 16] = [9; 16];
 
 impl World {
     pub fn leaders(&self) -> Vec<usize> {
@@ -16,7 +21,7 @@ impl World {
     }
 
     pub fn running(&self) -> impl Iterator<Item = usize> {
-        (0..self.hosts.len()).filter(|index| self.hosts[*index].farm.is_some())
+        (0..self.hosts.len()).filter(|index| self.hosts[*index].core.is_some())
     }
 
     pub fn ring(&self, index: usize) -> &Ring {
@@ -32,7 +37,7 @@ impl World {
     }
 
     pub fn is_on_its_own(&self, index: usize) -> bool {
-        self.hosts[index].farm.as_ref().expect("it runs").is_on_its_own()
+        self.hosts[index].farm().expect("it runs").is_on_its_own()
     }
 
     /// The epoch keys that the running nodes take for the leader's.
@@ -45,11 +50,16 @@ impl World {
         (self.ring(index).floor(), self.ring(index).sessions_from())
     }
 
-    /// Hands a node's machine a message that passed its opener.
+    /// Hands a node a message of a node that is not simulated, sealed as the node opens it.
     pub fn hand(&mut self, to: usize, kind: Kind, via: Via) {
-        let sent_at = self.now(to).wall;
-        let payload = proto::Payload { node: "asker".into(), boot_id: vec![9; 16], sent_at, kind: Some(kind) };
-        self.give(to, Event::Message { payload: Box::new(payload), via });
+        let identity = Identity { farm: FARM.into(), node: "asker".into(), boot_id: ASKER };
+        let route = match via {
+            Via::Inbox => self.hosts[to].link.map(|link| self.links[link].inbox.clone()).expect("it is connected"),
+            Via::Lease => self.names.leader.clone(),
+            Via::Federated => self.names.keys.clone(),
+        };
+        let envelope = self.sealed_by(identity, to, route, kind);
+        self.take_in(to, via, &envelope);
     }
 
     /// The nodes that lead, with the lease or without.
@@ -60,7 +70,7 @@ impl World {
     /// Asks a node, and gives it five seconds for the answer.
     pub fn answer(&mut self, index: usize, ask: Ask) -> Reply {
         let id = self.sequence_of_asks();
-        self.give(index, Event::Ask { id, ask, user: String::new() });
+        self.give(index, Input::Ask { id, ask, user: String::new() });
         self.run_for(5_000);
         let reply = self.hosts[index].replies.iter().find(|(asked, _)| *asked == id);
         reply.unwrap_or_else(|| panic!("node{index} was not answered {ask:?}")).1.clone()

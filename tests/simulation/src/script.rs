@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use resumed::clock::millis;
-use resumed::farm::{Ask, Event, Reply};
+use resumed::farm::{Ask, Reply};
 use resumed::keys::{KeySettings, Ring};
+use resumed::node::core::Input;
 use resumed::proto;
 
 use super::World;
@@ -211,7 +212,7 @@ impl Run {
         let t = self.world.t;
         let world = &mut self.world;
         match class {
-            Class::Crash => match (world.hosts[host].farm.is_some(), self.faults.below(4)) {
+            Class::Crash => match (world.hosts[host].core.is_some(), self.faults.below(4)) {
                 (true, 0) => {
                     world.shut_down(host);
                     world.restart(host, true);
@@ -276,7 +277,7 @@ impl Run {
                 self.ask(host, ask);
             }
             Class::Revocations => {
-                if world.hosts[host].farm.is_some() && world.hosts[host].stopped.is_none() {
+                if world.hosts[host].core.is_some() && world.hosts[host].stopped.is_none() {
                     world.crash(host);
                 }
                 world.restart_revoked(host);
@@ -292,7 +293,7 @@ impl Run {
         let id = self.world.sequence_of_asks();
         self.world.say(|world| format!("an operator asks {}: {ask:?}", world.hosts[host].name));
         if self.world.hosts[host].stopped.is_none() {
-            self.world.give(host, Event::Ask { id, ask, user: String::new() });
+            self.world.give(host, Input::Ask { id, ask, user: String::new() });
         }
     }
 
@@ -490,7 +491,7 @@ impl Run {
         let hosts = &self.world.hosts;
         let followed = |(index, host): (usize, &Host)| {
             let now = self.world.now(index);
-            host.farm.as_ref().and_then(|farm| farm.leader(now)).map(str::to_owned)
+            host.farm().and_then(|farm| farm.leader(now)).map(str::to_owned)
         };
         let leaders: BTreeSet<_> = hosts.iter().enumerate().map(followed).collect();
         leaders.len() == 1 && hosts.iter().any(|host| host.leads() && leaders.contains(&Some(host.name.clone())))
@@ -501,7 +502,7 @@ impl Run {
         let asked = self.faults.index(self.world.hosts.len());
         let id = self.world.sequence_of_asks();
         self.world.say(|world| format!("an operator asks {} for the table", world.hosts[asked].name));
-        self.world.give(asked, Event::Ask { id, ask: Ask::Status, user: String::new() });
+        self.world.give(asked, Input::Ask { id, ask: Ask::Status, user: String::new() });
         self.world.advance(6_000)?;
         let leading: Vec<_> = self.world.hosts.iter().filter(|host| host.leads()).map(|host| &host.name).collect();
         let reply = self.world.hosts[asked].replies.iter().find(|(of, _)| *of == id).map(|(_, reply)| reply);

@@ -6,22 +6,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::bus::backoff::Redial;
-use resumed::bus::{LeaseAnswer, Names, Published, Route, Seat};
+use resumed::bus::{Names, Published, Route, Seat, Source};
 use resumed::clock::Now;
 use resumed::envelope::{EpochId, FarmSecret, Opener, Refusal, Secrets};
-use resumed::farm::{Action, Event, Farm, FarmSettings, Note, Via};
+use resumed::farm::{Farm, FarmSettings, Note, Via};
 use resumed::keys::{HeldRing, KeySettings, Ring};
+use resumed::node::core::{Effect, Input, LeaseTried, NodeCore, Saving};
 use resumed::node::key_plane::Waiting;
 use resumed::node::sealing::{Identity, Sealing};
 use resumed::proto::{self, payload::Kind};
 use tokio::sync::watch;
 
 use super::attacker::Attacker;
-use super::broker::{
-    Cluster, Downstream, Envelope, LANES, LeaseQueue, LeaseTried, Link, LinkId, Origin, Store, Upstream,
-};
-use super::host::{Host, Saved, Settings};
+use super::broker::{Cluster, Downstream, Envelope, LANES, LeaseQueue, Link, LinkId, Origin, Sealed, Store, Upstream};
+use super::host::{Host, Settings};
 use super::invariants::Ledger;
 use super::random::Seeded;
 
@@ -171,7 +169,7 @@ impl World {
             world.hosts.push(Host::new(index, world.setup.hosts[index], home));
         }
         for index in 0..world.hosts.len() {
-            world.boot(index, None);
+            world.boot(index, false);
         }
         world
     }
@@ -237,7 +235,7 @@ impl World {
         match happening {
             Happening::Wake(host) => {
                 if self.hosts[host].wake == at && self.hosts[host].stopped.is_none() {
-                    self.give(host, Event::Wake);
+                    self.give(host, Input::Wake);
                 }
             }
             Happening::Look(host) => self.look(host),
@@ -275,18 +273,17 @@ impl World {
     // The daemon.
 
     /// Starts a node's daemon, with the ring that it saved or with none.
-    pub fn boot(&mut self, index: usize, saved: Option<Saved>) {
-        let held = match saved {
-            Some(saved) => saved.restore(self.hosts[index].settings.keys, self.now(index)),
-            None => HeldRing::new(self.hosts[index].settings.keys),
-        };
+    pub fn boot(&mut self, index: usize, with_ring: bool) {
+        let host = &self.hosts[index];
+        let held = if with_ring { host.saved_ring(self.now(index)) } else { HeldRing::new(host.settings.keys) };
         self.boot_with(index, held);
     }
 
     pub fn boot_with(&mut self, index: usize, held: HeldRing) {
         let now = self.now(index);
         self.say(|world| format!("{} starts with {} keys", world.hosts[index].name, held.ring().keys().len()));
-        let mut random = Seeded::new(self.random.draw());
+        let drawn = self.random.draw();
+        let (mut random, mut jitter) = (Seeded::new(drawn), Seeded::new(!drawn));
         let names = self.names.clone();
         let secrets = Arc::clone(&self.secrets.borrow());
         let host = &mut self.hosts[index];
@@ -302,123 +299,122 @@ impl World {
             start_alone_after: host.settings.start_alone_after,
             can_lead: host.settings.can_lead,
         };
-        host.opener = Some(Opener::new(secrets, FARM, host.settings.keys.max_clock_offset));
+        let opener = Opener::new(Arc::clone(&secrets), FARM, host.settings.keys.max_clock_offset);
         host.opened.clear();
         let farm = Farm::new(settings, held, Box::new(move |bytes| random.fill(bytes)), now);
         host.epochs = watch::Sender::new(Arc::new(farm.epochs().clone()));
-        host.farm = Some(farm);
-        host.redial = Redial::default();
+        let identity = Identity { farm: FARM.into(), node: host.name.clone(), boot_id: boot_id(index, host.boots) };
+        let jitter = Box::new(move |bytes: &mut [u8]| jitter.fill(bytes));
+        let mut core = NodeCore::new(farm, (opener, &secrets), identity, Saving::On, jitter);
+        let effects = core.start(now);
+        host.core = Some(core);
         host.stopped = None;
         self.booted(index);
-        self.publish_timetable(index);
-        self.dial(index, 0);
-        self.give(index, Event::Wake);
+        for effect in effects {
+            self.perform(index, effect);
+        }
+        self.give(index, Input::Wake);
     }
 
-    /// The driver's turn: the machine takes in an event, and its actions are carried out.
-    pub fn give(&mut self, index: usize, event: Event) {
+    /// The driver's turn: the core takes in what happened, and its effects are performed.
+    pub fn give(&mut self, index: usize, input: Input) {
+        self.turn(index, input, |_| None);
+    }
+
+    /// The same. `came` says what a message brings that was opened, from the effects.
+    fn turn(
+        &mut self,
+        index: usize,
+        input: Input,
+        came: impl FnOnce(&[Effect]) -> Option<Arc<Sealed>>,
+    ) -> Option<Refusal> {
         let now = self.now(index);
         let blocked = self.cluster.blocked && self.hosts[index].link.is_some();
         let host = &mut self.hosts[index];
-        let Some(farm) = &mut host.farm else { return };
-        farm.set_blocked(blocked);
-        let led = farm.is_leader();
-        let came = ring_in(&event, now, &host.settings.keys);
-        let own = boot_id(index, host.boots);
-        let announced = matches!(&event, Event::Message { payload, .. }
-            if matches!(payload.kind, Some(Kind::Announcement(_))) && payload.boot_id != own);
-        let actions = farm.handle(now, event);
-        let wake = self.t + farm.next_wake(now).saturating_sub(now.mono).max(1);
+        let core = host.core.as_mut()?;
+        core.set_blocked(blocked);
+        let led = core.farm().is_leader();
+        let effects = core.step(now, input);
+        let wake = self.t + core.next_wake(now).saturating_sub(now.mono).max(1);
         host.wake = wake;
-        if led != farm.is_leader() {
+        if led != host.is_leader() {
             self.ledger.unsettled = true;
         }
         self.plan(wake, Happening::Wake(index));
-        self.check_ring(index, &came, announced, &actions);
-        let mut ring_changed = false;
-        // Another link takes time to open: what else is to be done is done by then.
+        let came = came(&effects);
+        let announced = came.as_ref().is_some_and(|sealed| {
+            matches!(sealed.kind, Kind::Announcement(_)) && sealed.boot_id != boot_id(index, self.hosts[index].boots)
+        });
+        let ring = came.map(|sealed| ring_in(&sealed.kind, now, &self.hosts[index].settings.keys)).unwrap_or_default();
+        self.check_ring(index, &ring, announced, &effects);
+        self.perform_all(index, effects)
+    }
+
+    /// Performs what a turn came to, and looks at the host once that is done but for a move to another broker. Why a message
+    /// did not open, if one did not.
+    fn perform_all(&mut self, index: usize, effects: Vec<Effect>) -> Option<Refusal> {
+        let ring_changed = effects.iter().any(|effect| matches!(effect, Effect::Keys { .. }));
         let (moves, others): (Vec<_>, Vec<_>) =
-            actions.into_iter().partition(|action| matches!(action, Action::MoveLink { .. }));
-        for action in others {
-            ring_changed |= matches!(action, Action::RingChanged);
-            self.carry_out(index, action);
-        }
-        if ring_changed {
-            self.publish_timetable(index);
-            let saved = self.hosts[index].held().map(|held| Saved::save(held, now));
-            self.hosts[index].saved = saved;
+            effects.into_iter().partition(|effect| matches!(effect, Effect::MoveLink { .. }));
+        let mut refused = None;
+        for effect in others {
+            match effect {
+                Effect::Refused { refusal, .. } => refused = Some(refusal),
+                effect => self.perform(index, effect),
+            }
         }
         self.check_host(index);
         if ring_changed {
             self.look(index);
         }
-        for action in moves {
-            self.carry_out(index, action);
+        for effect in moves {
+            self.perform(index, effect);
         }
+        refused
     }
 
-    fn publish_timetable(&mut self, index: usize) {
-        let now = self.now(index);
-        if let Some(held) = self.hosts[index].held() {
-            self.hosts[index].proxy = held.timetable(now);
-            self.hosts[index].standing.published_at = self.t;
-        }
-    }
-
-    fn carry_out(&mut self, index: usize, action: Action) {
-        let link = self.hosts[index].link;
-        match (action, link) {
-            (Action::Send { to, kind }, Some(link)) => self.send(link, to, kind),
-            (Action::TryLease(seat), Some(link)) => {
-                self.say(|world| format!("{} tries the lease of seat {}", world.hosts[index].name, seat.number()));
-                self.upstream(link, Upstream::TryLease(seat));
+    fn perform(&mut self, index: usize, effect: Effect) {
+        match (effect, self.hosts[index].link) {
+            (Effect::DialAt(at), _) => {
+                let pause = at.saturating_sub(self.now(index).mono);
+                self.dial(index, pause);
             }
-            (Action::ReleaseLease(seat), Some(link)) => self.upstream(link, Upstream::ReleaseLease(seat)),
-            (Action::CheckBroker, Some(link)) => self.upstream(link, Upstream::Check),
-            (Action::MoveLink { unless_it_declares }, Some(link)) => self.move_link(index, link, unless_it_declares),
-            (Action::RenewLink, Some(link)) => {
+            (Effect::CloseLink, Some(link)) => {
                 self.say(|world| format!("{} renews its link", world.hosts[index].name));
                 self.close_at_node(link);
                 self.upstream(link, Upstream::Close);
-                self.dial_again(index);
             }
-            // Without a link there is nobody to tell, and no lease.
-            (
-                Action::Send { .. }
-                | Action::TryLease(_)
-                | Action::ReleaseLease(_)
-                | Action::RenewLink
-                | Action::CheckBroker
-                | Action::MoveLink { .. },
-                None,
-            ) => {}
-            // The caller's business: once for all actions.
-            (Action::RingChanged, _) => {}
-            (Action::EpochsChanged, _) => self.spread_epochs(index),
-            (Action::Reply { id, reply }, _) => {
+            (Effect::Send { to, kind }, Some(link)) => self.send(link, to, kind),
+            (Effect::TryLease(seat), Some(link)) => {
+                self.say(|world| format!("{} tries the lease of seat {}", world.hosts[index].name, seat.number()));
+                self.upstream(link, Upstream::TryLease(seat));
+            }
+            (Effect::ReleaseLease(seat), Some(link)) => self.upstream(link, Upstream::ReleaseLease(seat)),
+            (Effect::CheckBroker, Some(link)) => self.upstream(link, Upstream::Check),
+            (Effect::MoveLink { unless_it_declares }, Some(link)) => self.move_link(index, link, unless_it_declares),
+            (Effect::Keys { timetable, .. }, _) => {
+                self.hosts[index].proxy = timetable;
+                self.hosts[index].standing.published_at = self.t;
+            }
+            (Effect::SaveRing(contents), _) => self.hosts[index].saved = Some(contents.to_vec()),
+            (Effect::Epochs(epochs), _) => drop(self.hosts[index].epochs.send_replace(epochs)),
+            (Effect::Reply { id, reply }, _) => {
                 self.say(|world| format!("{} answers its operator: {}", world.hosts[index].name, words(&reply)));
                 self.hosts[index].replies.push((id, reply));
             }
-            (Action::Note(note), _) => {
+            (Effect::Note { note, .. }, _) => {
                 self.say(|world| format!("{}: {note}", world.hosts[index].name));
                 self.noted(index, &note);
                 self.hosts[index].notes.push(note);
             }
+            // What needs a link has none by now, or is for people only.
+            (_, _) => {}
         }
-    }
-
-    /// The node's epoch keys have changed: for all who seal and open.
-    fn spread_epochs(&mut self, index: usize) {
-        let host = &mut self.hosts[index];
-        let (Some(farm), Some(opener)) = (&host.farm, &mut host.opener) else { return };
-        let epochs = Arc::new(farm.epochs().clone());
-        opener.set_epochs(Arc::clone(&epochs));
-        host.epochs.send_replace(epochs);
     }
 
     /// The epoch key that a running node takes for the leader's.
     pub fn epoch(&self, index: usize) -> Option<EpochId> {
-        Some(self.hosts[index].farm.as_ref()?.epochs().current()?.id())
+        Some(self.hosts[index].farm()?.epochs().current()?.id())
     }
 
     // The key plane: each message is stamped and sealed when the broker takes it.
@@ -444,20 +440,34 @@ impl World {
         let now = self.now(host);
         let route = self.names.of(&to).to_owned();
         // A machine sends nothing before it holds the key that it takes.
-        let body = self.links[id].sealing.seal(&route, kind, now).expect("it is sealed");
+        let body = self.links[id].sealing.seal(&route, kind.clone(), now).expect("it is sealed");
         if in_no_epoch(&body) {
             self.open.push((self.t, host));
         }
         self.envelopes += 1;
-        let envelope = Envelope { route, body, id: self.envelopes, origin: Origin::Sender };
+        let sealed = Arc::new(Sealed { boot_id: boot_id(host, self.hosts[host].boots), kind });
+        let envelope = Envelope { route, body, id: self.envelopes, origin: Origin::Sender, sealed };
         self.attack(self.links[id].broker, &envelope);
         self.upstream(id, Upstream::Publish { to, envelope });
+    }
+
+    /// An envelope of a node that is not simulated, which `to` can open.
+    pub fn sealed_by(&mut self, identity: Identity, to: usize, route: String, kind: Kind) -> Envelope {
+        let now = self.now(to);
+        self.envelopes += 1;
+        let id = self.envelopes;
+        let mut salts = Seeded::new(0x0a5c_0000 + id);
+        let boot_id = identity.boot_id;
+        let salts = Box::new(move |bytes: &mut [u8]| salts.fill(bytes));
+        let mut sealing = Sealing::new(identity, self.secrets.clone(), self.hosts[to].epochs.subscribe(), salts, now);
+        let body = sealing.seal(&route, kind.clone(), now).expect("it is sealed");
+        Envelope { route, body, id, origin: Origin::Sender, sealed: Arc::new(Sealed { boot_id, kind }) }
     }
 
     /// An orderly end: farewell, everything queued is written out, the link closes.
     pub fn shut_down(&mut self, index: usize) {
         self.say(|world| format!("{} is stopped by its operator", world.hosts[index].name));
-        self.give(index, Event::Stop);
+        self.give(index, Input::Stop);
         if let Some(link) = self.hosts[index].link {
             // Everything that waits is written out; the process waits for that.
             // It waits for the confirms of what is under way; a farewell goes to all, or to the leader.
@@ -476,8 +486,7 @@ impl World {
     /// The process is gone.
     pub fn end_process(&mut self, index: usize) {
         let host = &mut self.hosts[index];
-        host.farm = None;
-        host.opener = None;
+        host.core = None;
         host.stopped = None;
         host.stash.clear();
         self.ledger.unsettled = true;
@@ -494,17 +503,6 @@ impl World {
         self.plan(at, Happening::Connect(index, self.hosts[index].planned_dials));
     }
 
-    /// The node dials when its backoff says.
-    fn dial_again(&mut self, index: usize) {
-        let random = u32::try_from(self.random.below(1 << 32)).expect("32 bits");
-        let now = self.now(index).mono;
-        let host = &mut self.hosts[index];
-        if host.farm.is_some() {
-            let pause = host.redial.again_at(now, random) - now;
-            self.dial(index, pause);
-        }
-    }
-
     fn connect(&mut self, index: usize, attempt: u32) {
         let host = &mut self.hosts[index];
         if host.dial != Some(attempt) {
@@ -512,12 +510,12 @@ impl World {
         }
         host.dial = None;
         // A node that stands still goes on when it runs again.
-        if host.farm.is_none() || host.link.is_some() || host.stopped.is_some() {
+        if host.core.is_none() || host.link.is_some() || host.stopped.is_some() {
             return;
         }
         host.dials += 1;
         let Some(broker) = self.broker_for(index, None) else {
-            self.dial_again(index);
+            self.give(index, Input::NotLinked);
             return;
         };
         self.connect_to(index, broker);
@@ -547,19 +545,17 @@ impl World {
             return;
         };
         self.say(|world| format!("{} leaves broker {here} for broker {broker}", world.hosts[index].name));
-        // The link that is left ends, as for the driver. When to dial again is not asked: there is another.
-        let now = self.now(index).mono;
-        let _pause = self.hosts[index].redial.again_at(now, 0);
         self.close_at_node(link);
         self.upstream(link, Upstream::Close);
-        self.give(index, Event::Disconnected);
+        self.give(index, Input::Closed);
+        // There is another: it does not dial.
+        self.hosts[index].dial = None;
         self.connect_to(index, broker);
     }
 
     fn connect_to(&mut self, index: usize, broker: usize) {
         let now = self.now(index);
         let host = &mut self.hosts[index];
-        host.redial.linked(now.mono);
         host.links += 1;
         let inbox = self.names.inbox(&host.name, &format!("{}-{}", host.boots, host.links));
         let identity = Identity { farm: FARM.into(), node: host.name.clone(), boot_id: boot_id(index, host.boots) };
@@ -585,7 +581,7 @@ impl World {
         });
         self.ledger.unsettled = true;
         self.say(|world| format!("{} is connected to broker {broker}", world.hosts[index].name));
-        self.give(index, Event::Connected { inbox });
+        self.give(index, Input::Linked { inbox });
         self.repeat_announcements(id);
         if self.cluster.drops {
             self.close_at_broker(id);
@@ -777,67 +773,52 @@ impl World {
     pub fn take(&mut self, id: LinkId, what: Downstream) {
         let index = self.links[id].host;
         match what {
-            Downstream::Message { via, envelope } => {
-                if let Some(event) = self.open(index, via, &envelope) {
-                    self.give(index, event);
-                }
-            }
+            Downstream::Message { via, envelope } => self.take_in(index, via, &envelope),
             Downstream::Published { to, answer } => {
                 self.links[id].waiting.arrived(&to);
                 if let Route::Leader(seat) = to {
-                    self.give(index, Event::Told { seat, answer });
+                    self.give(index, Input::Told { seat, answer });
                 }
                 self.pump(id);
             }
-            Downstream::Lease(seat, tried) => self.give(
-                index,
-                match tried {
-                    LeaseTried::Answered(LeaseAnswer::Granted) => Event::LeaseGranted(seat),
-                    LeaseTried::Answered(LeaseAnswer::Held) => Event::LeaseHeld(seat),
-                    LeaseTried::Failed => Event::LeaseFailed,
-                    LeaseTried::Unanswered => Event::LeaseUnanswered,
-                },
-            ),
-            Downstream::LeaseLost(seat) => self.give(index, Event::LeaseLost(seat)),
-            Downstream::Checked(declares) => self.give(index, Event::Checked(declares)),
-            Downstream::NotMoved => self.give(index, Event::NotMoved),
+            Downstream::Lease(seat, tried) => self.give(index, Input::LeaseTried(seat, tried)),
+            Downstream::LeaseLost(seat) => self.give(index, Input::LeaseLost(seat)),
+            Downstream::Checked(declares) => self.give(index, Input::Checked(declares)),
+            Downstream::NotMoved => self.give(index, Input::NotMoved),
             Downstream::Closed => {
                 self.say(|world| format!("{} is disconnected", world.hosts[index].name));
                 self.close_at_node(id);
                 // If only this side has given it up, the other learns of it as soon as the network lets it.
                 self.upstream(id, Upstream::Close);
-                self.dial_again(index);
-                self.give(index, Event::Disconnected);
+                self.give(index, Input::Closed);
             }
         }
     }
 
-    fn open(&mut self, index: usize, via: Via, envelope: &Envelope) -> Option<Event> {
-        let now = self.now(index);
-        if !self.hosts[index].farm.as_ref()?.hears(via) {
-            return None;
+    /// A message comes to a node that runs.
+    pub fn take_in(&mut self, index: usize, via: Via, envelope: &Envelope) {
+        // What it does not listen to, it does not open.
+        let hears = self.hosts[index].farm().is_some_and(|farm| farm.hears(via));
+        let from = match via {
+            Via::Inbox => Source::Inbox,
+            Via::Federated => Source::Far,
+            Via::Lease => Source::Lease,
+        };
+        let (route, body) = (envelope.route.clone(), Bytes::clone(&envelope.body));
+        let opened = |effects: &[Effect]| {
+            let refused = effects.iter().any(|effect| matches!(effect, Effect::Refused { .. }));
+            (hears && !refused).then(|| Arc::clone(&envelope.sealed))
+        };
+        let refused = self.turn(index, Input::Delivered { from, route, body, site: None }, opened);
+        if hears {
+            self.check_opened(index, envelope, refused.as_ref());
         }
-        let opener = self.hosts[index].opener.as_mut()?;
-        let opened = opener.open(&envelope.route, Bytes::clone(&envelope.body), now);
-        self.check_opened(index, envelope, &opened);
-        match opened {
-            Ok(opened) => Some(Event::Message { payload: Box::new(opened.payload), via }),
-            Err(refusal) => {
-                self.say(|world| {
-                    let (host, id) = (&world.hosts[index].name, envelope.id);
-                    format!("{host} refuses envelope {id} ({:?}): {}", envelope.origin, refusal.reason())
-                });
-                match refusal {
-                    Refusal::UnknownEpoch => {
-                        self.unknown_epochs += 1;
-                        Some(Event::UnknownEpoch { via })
-                    }
-                    Refusal::Clock { node, boot_id, offset_ms } => {
-                        Some(Event::Skewed { node, boot_id, offset_ms, via })
-                    }
-                    _ => None,
-                }
-            }
+        if let Some(refusal) = refused {
+            self.unknown_epochs += u64::from(refusal == Refusal::UnknownEpoch);
+            self.say(|world| {
+                let (host, id) = (&world.hosts[index].name, envelope.id);
+                format!("{host} refuses envelope {id} ({:?}): {}", envelope.origin, refusal.reason())
+            });
         }
     }
 }
@@ -856,12 +837,11 @@ fn in_no_epoch(body: &Bytes) -> bool {
 }
 
 /// The ring that a message brings.
-fn ring_in(event: &Event, now: Now, settings: &KeySettings) -> Ring {
-    let Event::Message { payload, .. } = event else { return Ring::default() };
-    let ring = match &payload.kind {
-        Some(Kind::Announcement(announcement)) => announcement.ring.as_ref(),
-        Some(Kind::Report(report)) => report.ring.as_ref(),
-        Some(Kind::Answer(answer)) => answer.ring.as_ref(),
+fn ring_in(kind: &Kind, now: Now, settings: &KeySettings) -> Ring {
+    let ring = match kind {
+        Kind::Announcement(announcement) => announcement.ring.as_ref(),
+        Kind::Report(report) => report.ring.as_ref(),
+        Kind::Answer(answer) => answer.ring.as_ref(),
         _ => None,
     };
     ring.map(|ring| Ring::read(ring, now, settings).0).unwrap_or_default()
@@ -874,11 +854,16 @@ fn words(reply: &resumed::farm::Reply) -> String {
     }
 }
 
+/// What a turn made the machine notice.
+pub fn noted(effects: &[Effect]) -> impl Iterator<Item = &Note> {
+    effects.iter().filter_map(|effect| if let Effect::Note { note, .. } = effect { Some(note) } else { None })
+}
+
 /// Whether a note is about a key that was minted, and which.
-pub fn minted(action: &Action) -> Option<(u64, &'static str)> {
-    match action {
-        Action::Note(Note::Minted { generation, reason }) => Some((*generation, reason)),
-        Action::Note(Note::Revoked { generation, .. }) => Some((*generation, "revoked")),
+pub fn minted(note: &Note) -> Option<(u64, &'static str)> {
+    match note {
+        Note::Minted { generation, reason } => Some((*generation, reason)),
+        Note::Revoked { generation, .. } => Some((*generation, "revoked")),
         _ => None,
     }
 }

@@ -1,0 +1,478 @@
+//! What a node decides, without sockets, files and clocks.
+//!
+//! Whoever drives a [`NodeCore`] tells it what happened and carries out what it wants done: the daemon's driver, with a broker
+//! and a clock, and the simulator, which has neither. Opening, dialling again, saving the ring, answering and counting are
+//! decided here, so that both do the same.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use zeroize::Zeroizing;
+
+use super::sealing::Identity;
+use super::secret_history::SecretHistory;
+use crate::bus::backoff::Redial;
+use crate::bus::{LeaseAnswer, Published, Route, Seat, Source};
+use crate::clock::Now;
+use crate::envelope::{Epochs, Opener, Refusal, Secrets};
+use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
+use crate::hex::hex;
+use crate::keys::{Timetable, saved};
+use crate::proto::AuditOutcome;
+use crate::proto::payload::Kind;
+use crate::quiet::Quiet;
+use crate::random::Randomness;
+use crate::reason::{KeyReason, Reason};
+
+/// A ring that could not be saved is tried again after this long: it may not change for hours, and a restart would
+/// forget it.
+const SAVE_AGAIN_MS: u64 = 5_000;
+
+/// What happened to a node.
+#[derive(Debug)]
+pub enum Input {
+    /// Nothing but time: see [`NodeCore::next_wake`].
+    Wake,
+    /// What reports say of this host is another now.
+    Local(LocalState),
+    /// The farm secrets were read again.
+    Secrets(Arc<Secrets>),
+    /// A session batch came that is sealed under an epoch key that the node lacks.
+    UnknownEpoch,
+    /// An operator asks something.
+    Ask {
+        /// Chosen by the driver, for [`Effect::Reply`].
+        id: u64,
+        /// What is asked.
+        ask: Ask,
+        /// Who asks: see [`is_user`](crate::farm::is_user).
+        user: String,
+    },
+    /// A link to the broker is up.
+    Linked {
+        /// The queue that reaches this node.
+        inbox: String,
+    },
+    /// The attempt that [`Effect::DialAt`] asked for brought no link.
+    NotLinked,
+    /// The link is gone.
+    Closed,
+    /// A message came.
+    Delivered {
+        /// The queue that it came out of.
+        from: Source,
+        /// The exchange or queue that it was published to.
+        route: String,
+        /// The envelope.
+        body: Bytes,
+        /// The broker's site that it came from, if from another.
+        site: Option<String>,
+    },
+    /// The broker's answer to a message for the leader at this seat.
+    Told {
+        /// Which seat.
+        seat: Seat,
+        /// What became of the message.
+        answer: Published,
+    },
+    /// What an attempt at the lease of this seat came to.
+    LeaseTried(Seat, LeaseTried),
+    /// The lease of this seat was taken from us although the link lives.
+    LeaseLost(Seat),
+    /// The answer to [`Effect::CheckBroker`]: whether the broker can still declare.
+    Checked(bool),
+    /// The answer to [`Effect::MoveLink`], if the link stays.
+    NotMoved,
+    /// The node is stopping.
+    Stop,
+}
+
+/// What an attempt at the lease came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseTried {
+    /// The broker answered.
+    Answered(LeaseAnswer),
+    /// It failed otherwise.
+    Failed,
+    /// The broker did not answer in time.
+    Unanswered,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Dial the broker at this time, in monotonic milliseconds, and answer with [`Input::Linked`] or [`Input::NotLinked`].
+    DialAt(u64),
+    /// Close the link. What follows says when to dial again.
+    CloseLink,
+    /// Seal and publish.
+    Send {
+        /// Where to.
+        to: Route,
+        /// What.
+        kind: Kind,
+    },
+    /// Try to take the lease of this seat, and answer with [`Input::LeaseTried`].
+    TryLease(Seat),
+    /// Give the lease of this seat up.
+    ReleaseLease(Seat),
+    /// Ask the broker to declare a queue, beside the link, and answer with [`Input::Checked`].
+    CheckBroker,
+    /// Open a link to another broker, and close this one once it is there, with [`Input::Closed`] and [`Input::Linked`]. If no
+    /// other broker can be reached, the link stays: [`Input::NotMoved`]. Comes last: another link takes time to open.
+    MoveLink {
+        /// The link stays as well if its broker, asked once more, declares a queue.
+        unless_it_declares: bool,
+    },
+    /// Give the proxies these keys, and have them forget the sessions from before `sessions_from`, UTC milliseconds.
+    Keys {
+        /// The keys.
+        timetable: Timetable,
+        /// The ring's session floor.
+        sessions_from: u64,
+    },
+    /// Save the ring, and say with [`NodeCore::ring_saved`] whether that worked.
+    SaveRing(Zeroizing<Vec<u8>>),
+    /// Seal and open with these epoch keys, before what follows is done.
+    Epochs(Arc<Epochs>),
+    /// The answer to an [`Input::Ask`].
+    Reply {
+        /// The driver's id.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Count something.
+    Count(Count),
+    /// Something worth knowing.
+    Note {
+        /// What.
+        note: Note,
+        /// Whether it is logged; if so, how many like it were held back before.
+        logged: Option<u64>,
+    },
+    /// A message did not open.
+    Refused {
+        /// Where it was published to, as whoever wrote it chose.
+        route: String,
+        /// Why.
+        refusal: Refusal,
+        /// Whether it counts as refused: what a node meets until it has joined does not.
+        counted: bool,
+        /// Whether it is logged; if so, how many like it were held back before.
+        logged: Option<u64>,
+    },
+    /// The farm's machine has turned: what the node shows of itself may be another.
+    Show,
+}
+
+/// Something to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// A message on the key plane, whatever becomes of it.
+    Received,
+    /// So many messages of a sender never came.
+    Missed(u64),
+    /// A message was not acted on although it opened.
+    Refused(Reason),
+    /// So many keys or floors of a ring were skipped.
+    KeysSkipped(KeyReason, u64),
+    /// So many keys had the name of another, and other bytes.
+    KeyConflicts(u64),
+}
+
+/// One node: the farm's state machine, and around it all that is decided for it.
+pub struct NodeCore {
+    farm: Farm,
+    /// Opens what arrives on the key plane.
+    opener: Opener,
+    identity: Identity,
+    secret_history: SecretHistory,
+    redial: Redial,
+    random: Randomness,
+    /// Keeps what others can cause from flooding the log.
+    quiet: Quiet,
+    linked: bool,
+    saving: Saving,
+}
+
+/// Whether the ring is kept across restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saving {
+    /// Nowhere.
+    Off,
+    /// As soon as it changes.
+    On,
+    /// It could not be saved, and is tried again at that time, in monotonic milliseconds.
+    AgainAt(u64),
+}
+
+impl NodeCore {
+    /// A node that has just been started. `opener` opens with `secrets`; `random` gives the jitter of its pauses.
+    #[must_use]
+    pub fn new(
+        farm: Farm,
+        (opener, secrets): (Opener, &Secrets),
+        identity: Identity,
+        saving: Saving,
+        random: Randomness,
+    ) -> Self {
+        let mut secret_history = SecretHistory::default();
+        secret_history.note(ids(secrets));
+        let (redial, quiet) = (Redial::default(), Quiet::default());
+        Self { farm, opener, identity, secret_history, redial, random, quiet, linked: false, saving }
+    }
+
+    /// What is to be done first.
+    pub fn start(&mut self, now: Now) -> Vec<Effect> {
+        vec![self.keys(now), Effect::DialAt(now.mono)]
+    }
+
+    /// Takes in what happened, and returns what is to be done about it.
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let event = match self.event_of(now, input, &mut effects) {
+            // A flood of bad messages does not keep the node from what is due.
+            None if self.next_wake(now) <= now.mono => Some(Event::Wake),
+            event => event,
+        };
+        if let Some(event) = event {
+            let actions = self.farm.handle(now, event);
+            self.take(now, actions, &mut effects);
+            if matches!(self.saving, Saving::AgainAt(at) if at <= now.mono) {
+                self.save(now, &mut effects);
+            }
+            effects.push(Effect::Show);
+        }
+        effects
+    }
+
+    /// When the node must be woken if nothing happens, given that it is `now`: monotonic milliseconds.
+    #[must_use]
+    pub fn next_wake(&self, now: Now) -> u64 {
+        match self.saving {
+            Saving::AgainAt(at) => self.farm.next_wake(now).min(at),
+            Saving::On | Saving::Off => self.farm.next_wake(now),
+        }
+    }
+
+    /// Says whether the broker takes no messages at present.
+    pub fn set_blocked(&mut self, blocked: bool) {
+        self.farm.set_blocked(blocked);
+    }
+
+    /// Says whether the ring of [`Effect::SaveRing`] was saved at `now`. Returns whether it had not been the last time.
+    pub fn ring_saved(&mut self, saved: bool, now: Now) -> bool {
+        let after = if saved { Saving::On } else { Saving::AgainAt(now.mono + SAVE_AGAIN_MS) };
+        matches!(std::mem::replace(&mut self.saving, after), Saving::AgainAt(_))
+    }
+
+    /// The farm's state machine, to look at.
+    #[must_use]
+    pub fn farm(&self) -> &Farm {
+        &self.farm
+    }
+
+    /// Which farm secrets this node has had.
+    #[must_use]
+    pub fn secret_history(&self) -> &SecretHistory {
+        &self.secret_history
+    }
+
+    /// What `input` is to the farm's machine, if anything.
+    fn event_of(&mut self, now: Now, input: Input, effects: &mut Vec<Effect>) -> Option<Event> {
+        Some(match input {
+            Input::Wake => Event::Wake,
+            Input::Local(local) => {
+                self.farm.set_local(local);
+                Event::Wake
+            }
+            Input::Secrets(secrets) => {
+                self.secret_history.note(ids(&secrets));
+                self.opener.set_secrets(secrets);
+                Event::Wake
+            }
+            Input::UnknownEpoch => Event::UnknownEpoch { via: Via::Inbox },
+            Input::Ask { id, ask, user } => Event::Ask { id, ask, user },
+            Input::Linked { inbox } => {
+                self.redial.linked(now.mono);
+                self.linked = true;
+                Event::Connected { inbox }
+            }
+            Input::NotLinked => {
+                effects.push(self.dial_again(now));
+                Event::Wake
+            }
+            Input::Closed => {
+                self.linked = false;
+                effects.push(self.dial_again(now));
+                Event::Disconnected
+            }
+            Input::Delivered { from, route, body, site } => return self.open(now, from, route, body, site, effects),
+            Input::Told { seat, answer } => Event::Told { seat, answer },
+            Input::LeaseTried(seat, LeaseTried::Answered(LeaseAnswer::Granted)) => Event::LeaseGranted(seat),
+            Input::LeaseTried(seat, LeaseTried::Answered(LeaseAnswer::Held)) => Event::LeaseHeld(seat),
+            Input::LeaseTried(_, LeaseTried::Failed) => Event::LeaseFailed,
+            Input::LeaseTried(_, LeaseTried::Unanswered) => Event::LeaseUnanswered,
+            Input::LeaseLost(seat) => Event::LeaseLost(seat),
+            Input::Checked(declares) => Event::Checked(declares),
+            Input::NotMoved => Event::NotMoved,
+            Input::Stop => {
+                self.save(now, effects);
+                Event::Stop
+            }
+        })
+    }
+
+    /// Opens a sealed message. What is refused goes no further, but for what it shows of clocks and epoch keys.
+    fn open(
+        &mut self,
+        now: Now,
+        from: Source,
+        route: String,
+        body: Bytes,
+        site: Option<String>,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Event> {
+        let via = match from {
+            Source::Inbox => Via::Inbox,
+            Source::Far => Via::Federated,
+            Source::Lease => Via::Lease,
+            // The feed has a channel of its own.
+            Source::Feed => return None,
+        };
+        effects.push(Effect::Count(Count::Received));
+        if !self.farm.hears(via) {
+            return None;
+        }
+        let refusal = match self.opener.open(&route, body, now) {
+            Ok(opened) => {
+                effects.push(Effect::Count(Count::Missed(opened.missed)));
+                if let Some(site) = site {
+                    self.farm.comes_from(&site, &opened.payload, now);
+                }
+                return Some(Event::Message { payload: Box::new(opened.payload), via });
+            }
+            Err(refusal) => refusal,
+        };
+        // Ordinary for a node that has just started, until it has joined.
+        let counted = refusal != Refusal::UnknownEpoch || self.opener.has_epochs();
+        let logged = counted.then(|| self.quiet.pass("message", refusal.reason().as_str(), now)).flatten();
+        let event = match &refusal {
+            Refusal::Clock { node, boot_id, offset_ms } => {
+                Some(Event::Skewed { node: node.clone(), boot_id: *boot_id, offset_ms: *offset_ms, via })
+            }
+            Refusal::UnknownEpoch => Some(Event::UnknownEpoch { via }),
+            _ => None,
+        };
+        effects.push(Effect::Refused { route, refusal, counted, logged });
+        event
+    }
+
+    /// What the farm's machine wants done.
+    fn take(&mut self, now: Now, actions: Vec<Action>, effects: &mut Vec<Effect>) {
+        let (mut ring_changed, mut moves) = (false, Vec::new());
+        for action in actions {
+            match action {
+                Action::RingChanged => ring_changed = true,
+                Action::EpochsChanged => {
+                    let epochs = Arc::new(self.farm.epochs().clone());
+                    self.opener.set_epochs(Arc::clone(&epochs));
+                    effects.push(Effect::Epochs(epochs));
+                }
+                Action::Reply { id, reply } => effects.push(Effect::Reply { id, reply }),
+                Action::Note(note) => self.note(now, note, effects),
+                // Without a link there is nobody to tell, and no lease.
+                _ if !self.linked => {}
+                Action::Send { to, kind } => effects.push(Effect::Send { to, kind }),
+                Action::TryLease(seat) => effects.push(Effect::TryLease(seat)),
+                Action::ReleaseLease(seat) => effects.push(Effect::ReleaseLease(seat)),
+                Action::CheckBroker => effects.push(Effect::CheckBroker),
+                Action::MoveLink { unless_it_declares } => moves.push(Effect::MoveLink { unless_it_declares }),
+                Action::RenewLink => {
+                    self.linked = false;
+                    effects.push(Effect::CloseLink);
+                    effects.push(self.dial_again(now));
+                }
+            }
+        }
+        if ring_changed {
+            effects.push(self.keys(now));
+            self.save(now, effects);
+        }
+        effects.extend(moves);
+    }
+
+    /// When the next attempt is due, after one that failed or a link that ended now.
+    fn dial_again(&mut self, now: Now) -> Effect {
+        let mut random = [0; 4];
+        (self.random)(&mut random);
+        Effect::DialAt(self.redial.again_at(now.mono, u32::from_le_bytes(random)))
+    }
+
+    fn keys(&self, now: Now) -> Effect {
+        let held = self.farm.held();
+        let timetable = held.timetable(now).with_alone(self.farm.is_on_its_own());
+        Effect::Keys { timetable, sessions_from: held.ring().sessions_from() }
+    }
+
+    fn save(&self, now: Now, effects: &mut Vec<Effect>) {
+        if self.saving != Saving::Off {
+            effects.push(Effect::SaveRing(saved::encode(self.farm.held(), &self.identity.farm, now)));
+        }
+    }
+
+    /// Has what the machine noticed counted, and logged as often as a log bears: others can cause some of it as often as they
+    /// like.
+    fn note(&mut self, now: Now, note: Note, effects: &mut Vec<Effect>) {
+        let mut count = |count| effects.push(Effect::Count(count));
+        let limited = match &note {
+            Note::Revoked { .. }
+            | Note::Minted { .. }
+            | Note::Leads
+            | Note::StepsDown(_)
+            | Note::ActsAlone
+            | Note::Follows(_)
+            | Note::Epoch { .. } => None,
+            // Other nodes may ask in vain as often as they like: of those one a minute is logged.
+            Note::Audited(entry) => {
+                let done_here = entry.node == self.identity.node || entry.outcome() == AuditOutcome::Done;
+                (!done_here).then_some(("request", "in vain"))
+            }
+            // Counted and logged when it was refused.
+            Note::Skewed { .. } => {
+                effects.push(Effect::Note { note, logged: None });
+                return;
+            }
+            Note::BadKey { reason, count: keys, .. } => {
+                count(Count::KeysSkipped(*reason, *keys));
+                Some(("key", reason.as_str()))
+            }
+            Note::Refused { reason, .. } => {
+                count(Count::Refused(*reason));
+                Some(("message", reason.as_str()))
+            }
+            Note::KeyConflict { count: keys, .. } => {
+                count(Count::KeyConflicts(*keys));
+                Some(("key", "conflict"))
+            }
+            Note::UnknownKind { .. } => {
+                count(Count::Refused(Reason::UnknownKind));
+                Some(("message", Reason::UnknownKind.as_str()))
+            }
+            Note::InboxSilent => Some(("inbox", "silent")),
+            Note::NoLeaderHeard => Some(("inbox", "no_leader")),
+            Note::BrokerCutOff => Some(("broker", "cut_off")),
+            Note::BrokerKeepsReports => Some(("broker", "keeps_reports")),
+        };
+        let logged = match limited {
+            Some((what, reason)) => self.quiet.pass(what, reason, now),
+            None => Some(0),
+        };
+        effects.push(Effect::Note { note, logged });
+    }
+}
+
+fn ids(secrets: &Secrets) -> Vec<String> {
+    secrets.ids().map(|id| hex(&id)).collect()
+}
