@@ -8,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use zeroize::Zeroize;
 
 use crate::from_daemon::{self, FromDaemon};
-use crate::lane::MAX_FRAME_BYTES;
 use crate::proto::SessionEntry;
 use crate::replica::Replica;
+use crate::sender::MAX_FRAME_BYTES;
 use crate::session::{LARGEST_FOR_ATS, SessionId, expiry};
 
 /// A buffer that a large message has left is not kept for small ones.

@@ -9,28 +9,28 @@
 mod api;
 mod args;
 pub mod batch;
+mod coalescer;
 mod farm_keys;
 mod fields;
 pub mod from_daemon;
-mod gate;
 mod hook_times;
 pub mod incoming;
-pub mod lane;
 mod libssl;
 #[path = "../../src/proto/limits.rs"]
 pub mod limits;
 mod link;
+mod log_limiter;
 pub mod outgoing;
-mod pace;
 mod plugin;
 pub mod proto;
 pub mod queue;
-mod quiet;
 mod random;
 pub mod replica;
 pub mod report;
+pub mod sender;
 pub mod session;
 mod settings;
+mod shutdown_guard;
 pub mod tickets;
 #[path = "../../src/keys/timetable.rs"]
 pub mod timetable;
@@ -150,7 +150,7 @@ unsafe extern "C" fn on_reload(_cont: *mut c_void, _event: c_int, _data: *mut c_
 unsafe extern "C" fn on_shutdown(_cont: *mut c_void, _event: c_int, _data: *mut c_void) -> c_int {
     guarded(|plugin| {
         say(Level::Note, "ATS stops: letting go of it");
-        plugin.gate.shut(LET_GO);
+        plugin.shutdown.shut(LET_GO);
     })
 }
 

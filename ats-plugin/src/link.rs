@@ -11,10 +11,10 @@ use crate::api::{Level, say};
 use crate::farm_keys::FarmKeys;
 use crate::from_daemon::FromDaemon;
 use crate::incoming::{self, Incoming};
-use crate::lane::frame;
+use crate::log_limiter::LogLimiter;
 use crate::plugin::{self, Plugin};
 use crate::proto::{self, from_proxy};
-use crate::quiet::Quiet;
+use crate::sender::frame;
 use crate::session::SessionId;
 use crate::settings::Shown;
 
@@ -25,10 +25,10 @@ pub fn run(plugin: &'static Plugin) {
     plugin.api.thread_init();
     let mut backoff = BACKOFF.0;
     let path = plugin.socket.display();
-    let mut connects = Quiet::default();
+    let mut connects = LogLimiter::default();
     let mut keys = FarmKeys::default();
-    let mut absences = Quiet::default();
-    let mut losses = Quiet::default();
+    let mut absences = LogLimiter::default();
+    let mut losses = LogLimiter::default();
     while !plugin.stops() {
         match UnixStream::connect(&plugin.socket) {
             Ok(stream) => {
@@ -55,7 +55,12 @@ pub fn run(plugin: &'static Plugin) {
 }
 
 /// One connection, until it fails. Always ends in an error that says why.
-fn talk(plugin: &'static Plugin, mut stream: UnixStream, connects: &mut Quiet, keys: &mut FarmKeys) -> io::Result<()> {
+fn talk(
+    plugin: &'static Plugin,
+    mut stream: UnixStream,
+    connects: &mut LogLimiter,
+    keys: &mut FarmKeys,
+) -> io::Result<()> {
     // Here and not where it is sent: this thread alone may call ATS, and it is one for all connections.
     let Some((hello, told)) = hello(plugin)? else { return Ok(()) };
     let over = AtomicBool::new(false);
@@ -106,7 +111,7 @@ fn ended(error: &io::Error) -> bool {
 
 /// The plugin's introduction, and the number of the settings in it; none once ATS is stopping.
 fn hello(plugin: &Plugin) -> io::Result<Option<(Vec<u8>, u64)>> {
-    let Some(_running) = plugin.gate.enter() else { return Ok(None) };
+    let Some(_running) = plugin.shutdown.enter() else { return Ok(None) };
     let (shown, number) = plugin.shown();
     let hello = proto::Hello {
         kind: "ats".to_owned(),
@@ -155,7 +160,7 @@ fn write_all(
 fn read_all(
     plugin: &'static Plugin,
     stream: &mut UnixStream,
-    connects: &mut Quiet,
+    connects: &mut LogLimiter,
     keys: &mut FarmKeys,
 ) -> io::Result<()> {
     let mut incoming = Incoming::default();
@@ -167,7 +172,7 @@ fn read_all(
 fn hear(
     plugin: &'static Plugin,
     message: Result<FromDaemon, String>,
-    connects: &mut Quiet,
+    connects: &mut LogLimiter,
     keys: &mut FarmKeys,
 ) -> io::Result<bool> {
     let message = message.map_err(|what| {
@@ -175,7 +180,7 @@ fn hear(
         io::Error::new(io::ErrorKind::InvalidData, format!("the daemon sent {what}"))
     })?;
     // ATS is stopping: from here on nothing touches it or OpenSSL.
-    let Some(_running) = plugin.gate.enter() else { return Ok(false) };
+    let Some(_running) = plugin.shutdown.enter() else { return Ok(false) };
     match message {
         FromDaemon::Welcome(welcome) => {
             plugin.welcome(&welcome);

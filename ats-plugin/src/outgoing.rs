@@ -10,11 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
-use crate::lane::{Lane, frame};
-use crate::pace::{Next, Pace};
+use crate::coalescer::{Coalescer, Next};
 use crate::proto::from_proxy;
 use crate::queue::Queue;
 use crate::report::Report;
+use crate::sender::{SharedSender, frame};
 
 /// 16 MiB: at 1,000 sessions a second, a minute without a daemon.
 const QUEUE_BATCHES: usize = 256;
@@ -23,8 +23,8 @@ const TELL_EVERY: Duration = Duration::from_secs(2);
 /// What the proxy's threads report, and the thread that sends it.
 pub struct Outgoing {
     queue: Queue,
-    lane: Lane,
-    pace: Pace,
+    sender: SharedSender,
+    coalescer: Coalescer,
     sent: AtomicU64,
     lost: AtomicU64,
 }
@@ -33,8 +33,8 @@ impl Default for Outgoing {
     fn default() -> Self {
         Self {
             queue: Queue::new(QUEUE_BATCHES),
-            lane: Lane::default(),
-            pace: Pace::new(Instant::now()),
+            sender: SharedSender::default(),
+            coalescer: Coalescer::new(Instant::now()),
             sent: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         }
@@ -45,7 +45,7 @@ impl Outgoing {
     /// The hook has something to report. Never waits.
     #[inline(always)]
     pub fn report(&self, report: &Report, now: Instant) {
-        if self.pace.goes_alone(now) && self.lane.send_now(report, &self.queue) {
+        if self.coalescer.goes_alone(now) && self.sender.send_now(report, &self.queue) {
             self.sent.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -57,12 +57,12 @@ impl Outgoing {
 
     /// Opens the way onto a connection on which the introduction was sent.
     pub fn open(&self, stream: UnixStream) {
-        self.lane.open(stream);
+        self.sender.open(stream);
     }
 
     /// Closes it. What is reported from now on waits in the queue.
     pub fn close(&self) {
-        self.lane.close();
+        self.sender.close();
     }
 
     /// Sends what is queued, and `news` now and then, as long as `goes_on` and the way is open.
@@ -77,20 +77,20 @@ impl Outgoing {
         let mut told: Option<Instant> = None;
         let mut more = false;
         while goes_on() {
-            match self.pace.next(more) {
+            match self.coalescer.next(more) {
                 Next::Send => {}
                 Next::Collect(time) => thread::sleep(time),
                 Next::Wait => {
                     self.queue.wait(TELL_EVERY);
                 }
             }
-            let mut lane = self.lane.lock();
-            let Some(sender) = lane.as_mut() else { return Ok(()) };
+            let mut sender = self.sender.lock();
+            let Some(sender) = sender.as_mut() else { return Ok(()) };
             sender.finish()?;
             let batch = self.queue.take();
             more = !self.queue.is_empty();
             let reports = batch.as_ref().map_or(0, Batch::reports);
-            self.pace.collected(reports, Instant::now());
+            self.coalescer.collected(reports, Instant::now());
             if let Some(mut batch) = batch {
                 if let Err(error) = sender.send(batch.frame()) {
                     self.queue.put_back(batch);

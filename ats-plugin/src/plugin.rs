@@ -9,16 +9,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
 use crate::api::{self, Api, Dropped, Level, OpensslSession, Statistic, say};
-use crate::gate::Gate;
 use crate::hook_times::{BOUNDS, HookTimes};
+use crate::log_limiter::LogLimiter;
 use crate::outgoing::Outgoing;
 use crate::proto;
-use crate::quiet::Quiet;
 use crate::random;
 use crate::replica::Replica;
 use crate::report::Report;
 use crate::session::{LARGEST_FOR_ATS, SessionId, expiry, is_older, master_key};
 use crate::settings::{self, Shown};
+use crate::shutdown_guard::ShutdownGuard;
 use crate::tickets::{Mailbox, OwnKeys, RECORD_BYTES};
 use crate::timetable::Timetable;
 
@@ -48,7 +48,7 @@ pub struct Plugin {
     hook_times: HookTimes,
     /// How many threads are in [`Plugin::silently`].
     silent: AtomicUsize,
-    pub gate: Gate,
+    pub shutdown: ShutdownGuard,
     /// The daemon has said welcome on a connection that still stands.
     pub connected: AtomicBool,
     replicate: AtomicBool,
@@ -97,7 +97,7 @@ impl Plugin {
             counters: Counters::default(),
             hook_times: HookTimes::default(),
             silent: AtomicUsize::new(0),
-            gate: Gate::default(),
+            shutdown: ShutdownGuard::default(),
             connected: AtomicBool::new(false),
             replicate: AtomicBool::new(true),
             removals: AtomicBool::new(true),
@@ -137,12 +137,12 @@ impl Plugin {
 
     /// Whether ATS is stopping.
     pub fn stops(&self) -> bool {
-        self.gate.is_shut()
+        self.shutdown.is_shut()
     }
 
     /// Writes a line to ATS's log, unless ATS is stopping: then it may be taking its log apart.
     pub fn say(&self, level: Level, message: &str) {
-        if let Some(_running) = self.gate.enter() {
+        if let Some(_running) = self.shutdown.enter() {
             say(level, message);
         }
     }
@@ -360,7 +360,7 @@ pub struct TicketKeeper {
     looked_at: Option<Instant>,
     heard: bool,
     own_key_seals: bool,
-    errors: Quiet,
+    errors: LogLimiter,
 }
 
 /// A configuration reload of ATS can overwrite the keys.
@@ -382,7 +382,7 @@ impl TicketKeeper {
             looked_at: None,
             heard: false,
             own_key_seals: false,
-            errors: Quiet::default(),
+            errors: LogLimiter::default(),
         }
     }
 
@@ -411,7 +411,7 @@ impl TicketKeeper {
             let now = wall_ms();
             let change = self.timetable.next_change(now).map(|at| Duration::from_millis(at.saturating_sub(now)));
             self.hear(change.map_or(LOOK_EVERY, |change| change.min(LOOK_EVERY)));
-            let Some(_running) = self.plugin.gate.enter() else { return };
+            let Some(_running) = self.plugin.shutdown.enter() else { return };
             self.apply();
             self.look_after_a_reload();
             self.plugin.show_statistics();

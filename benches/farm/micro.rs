@@ -22,7 +22,7 @@ use resumed::keys::{KeySettings, Ring};
 use resumed::proto;
 use resumed::proxies::SharedOutbox;
 use resumed::sessions::{Cache, Removals, Store, StoreSettings, validate};
-use resumed_ats::lane::Lane;
+use resumed_ats::sender::SharedSender;
 use resumed_ats::queue::Queue;
 use resumed_ats::replica::Replica;
 use resumed_ats::report::Report as SessionReport;
@@ -238,7 +238,7 @@ fn hook(criterion: &mut Criterion, sample: &Sample) {
         SessionReport::new(&session_id, wall, der).expect("room for it")
     };
     let queue = Queue::new(16);
-    let lane = Lane::default();
+    let lane = SharedSender::default();
     let (ours, mut daemons) = UnixStream::pair().expect("a pair of sockets");
     daemons.set_nonblocking(true).expect("a socket");
     lane.open(ours);

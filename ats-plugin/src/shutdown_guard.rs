@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Counts the threads that are inside.
 #[derive(Default)]
-pub struct Gate {
+pub struct ShutdownGuard {
     state: Mutex<State>,
     left: Condvar,
 }
@@ -17,10 +17,10 @@ struct State {
 }
 
 /// Somebody is inside.
-pub struct Inside<'a>(&'a Gate);
+pub struct Inside<'a>(&'a ShutdownGuard);
 
-impl Gate {
-    /// Enters; none once the gate is shut.
+impl ShutdownGuard {
+    /// Enters; none once ATS stops.
     pub fn enter(&self) -> Option<Inside<'_>> {
         let mut state = self.lock();
         (!state.shut).then(|| {
@@ -29,7 +29,7 @@ impl Gate {
         })
     }
 
-    /// Shuts the gate for good and waits until all have left, for at most `patience`.
+    /// Lets no thread enter any more, and waits until all have left, for at most `patience`.
     pub fn shut(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
@@ -66,24 +66,24 @@ mod tests {
 
     #[test]
     fn nobody_enters_a_shut_gate_and_shutting_waits_for_those_inside() {
-        let gate = Gate::default();
-        let inside = gate.enter().unwrap();
+        let guard = ShutdownGuard::default();
+        let inside = guard.enter().unwrap();
         std::thread::scope(|scope| {
-            let shutting = scope.spawn(|| gate.shut(Duration::from_secs(60)));
-            while !gate.is_shut() {
+            let shutting = scope.spawn(|| guard.shut(Duration::from_secs(60)));
+            while !guard.is_shut() {
                 std::thread::yield_now();
             }
             assert!(!shutting.is_finished());
             drop(inside);
         });
-        assert!(gate.enter().is_none());
+        assert!(guard.enter().is_none());
     }
 
     #[test]
     fn shutting_gives_up_on_one_who_stays() {
-        let gate = Gate::default();
-        let _inside = gate.enter();
-        gate.shut(Duration::from_millis(1));
-        assert!(gate.enter().is_none());
+        let guard = ShutdownGuard::default();
+        let _inside = guard.enter();
+        guard.shut(Duration::from_millis(1));
+        assert!(guard.enter().is_none());
     }
 }

@@ -20,7 +20,7 @@ const FALL: Duration = Duration::from_millis(400);
 const FEW: u64 = 40;
 
 /// What it is to be now.
-pub struct Pace {
+pub struct Coalescer {
     start: Instant,
     collects: AtomicBool,
     /// The number of the stretch that is counted. Threads of ATS that meet at its end may count too little, or make collecting
@@ -42,7 +42,7 @@ pub enum Next {
     Wait,
 }
 
-impl Pace {
+impl Coalescer {
     /// At first every report goes by itself.
     pub fn new(start: Instant) -> Self {
         Self {
@@ -117,22 +117,22 @@ fn micros(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn collecting(start: Instant) -> Pace {
-        let pace = Pace::new(start);
-        let alone = (0..2 * MANY).filter(|_| pace.goes_alone(start)).count();
-        assert_eq!((alone as u64, pace.collects()), (MANY, true));
-        pace
+    fn collecting(start: Instant) -> Coalescer {
+        let coalescer = Coalescer::new(start);
+        let alone = (0..2 * MANY).filter(|_| coalescer.goes_alone(start)).count();
+        assert_eq!((alone as u64, coalescer.collects()), (MANY, true));
+        coalescer
     }
 
     /// Collects at this rate for two seconds; how long the last reports waited at most.
     fn waits_at(per_second: u64) -> Duration {
         let mut now = Instant::now();
-        let pace = collecting(now);
+        let coalescer = collecting(now);
         let end = now + Duration::from_secs(2);
         let mut left = 0.0;
         loop {
-            let Next::Collect(pause) = pace.next(false) else {
-                panic!("{:?} at {per_second} a second", pace.next(false))
+            let Next::Collect(pause) = coalescer.next(false) else {
+                panic!("{:?} at {per_second} a second", coalescer.next(false))
             };
             if now >= end {
                 return pause;
@@ -140,53 +140,53 @@ mod tests {
             now += pause;
             let reports = left + per_second as f64 * pause.as_secs_f64();
             left = reports.fract();
-            pace.collected(reports as u64, now);
+            coalescer.collected(reports as u64, now);
         }
     }
 
     #[test]
     fn few_reports_go_by_themselves_for_ever() {
         let start = Instant::now();
-        let pace = Pace::new(start);
-        assert!((0..10_000).all(|number| pace.goes_alone(start + Duration::from_millis(6) * number)));
-        assert_eq!(pace.next(false), Next::Wait);
+        let coalescer = Coalescer::new(start);
+        assert!((0..10_000).all(|number| coalescer.goes_alone(start + Duration::from_millis(6) * number)));
+        assert_eq!(coalescer.next(false), Next::Wait);
     }
 
     #[test]
     fn connections_at_once_on_a_quiet_host_go_by_themselves() {
         let start = Instant::now();
-        let pace = Pace::new(start);
-        assert!((0..100).all(|second| (0..20).all(|_| pace.goes_alone(start + Duration::from_secs(second)))));
+        let coalescer = Coalescer::new(start);
+        assert!((0..100).all(|second| (0..20).all(|_| coalescer.goes_alone(start + Duration::from_secs(second)))));
     }
 
     #[test]
     fn many_are_collected_until_they_are_few_again() {
         let mut now = Instant::now();
-        let pace = collecting(now);
+        let coalescer = collecting(now);
         for _ in 0..1_000 {
             now += LONGEST;
-            pace.collected(10, now);
-            assert!(pace.collects() && !pace.goes_alone(now));
+            coalescer.collected(10, now);
+            assert!(coalescer.collects() && !coalescer.goes_alone(now));
         }
         let mut turns = 0;
-        while pace.collects() {
+        while coalescer.collects() {
             now += LONGEST;
-            pace.collected(0, now);
+            coalescer.collected(0, now);
             turns += 1;
         }
         assert!((20..=42).contains(&turns), "after {turns} turns without any");
-        assert!(pace.goes_alone(now));
+        assert!(coalescer.goes_alone(now));
     }
 
     #[test]
     fn a_pause_within_load_wakes_nobody() {
         let mut now = Instant::now();
-        let pace = collecting(now);
+        let coalescer = collecting(now);
         for _ in 0..20 {
             for reports in [20, 20, 20, 0, 0, 0] {
                 now += LONGEST;
-                pace.collected(reports, now);
-                assert!(pace.collects());
+                coalescer.collected(reports, now);
+                assert!(coalescer.collects());
             }
         }
     }
@@ -203,6 +203,6 @@ mod tests {
     fn a_backlog_goes_without_pauses() {
         let start = Instant::now();
         assert_eq!(collecting(start).next(true), Next::Send);
-        assert_eq!(Pace::new(start).next(true), Next::Send);
+        assert_eq!(Coalescer::new(start).next(true), Next::Send);
     }
 }

@@ -1,7 +1,7 @@
 //! The hook's way to the daemon: onto the socket at once if nothing waits before it, else into the queue.
 //!
 //! Waking a thread that would write to the socket costs a session more time than writing does. The hook never waits: a
-//! lane that somebody uses, or a socket that takes nothing now, means the queue.
+//! sender that is in use, or a socket that takes nothing now, means the queue.
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -21,7 +21,7 @@ pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 
 /// The sending side of the connection, if there is one. Whoever sends holds it.
 #[derive(Default)]
-pub struct Lane(Mutex<Option<Sender>>);
+pub struct SharedSender(Mutex<Option<Sender>>);
 
 /// A connection on which the introduction was sent.
 pub struct Sender {
@@ -30,8 +30,8 @@ pub struct Sender {
     rest: Zeroizing<Vec<u8>>,
 }
 
-impl Lane {
-    /// Opens the lane on a connection.
+impl SharedSender {
+    /// Opens it on a connection.
     pub fn open(&self, stream: UnixStream) {
         *self.lock() = Some(Sender { stream, rest: Zeroizing::default() });
     }
@@ -49,12 +49,12 @@ impl Lane {
     /// Sends `report` if that needs no waiting and nothing in `queue` is older. Returns whether it did.
     #[inline(never)]
     pub fn send_now(&self, report: &Report, queue: &Queue) -> bool {
-        let mut lane = match self.0.try_lock() {
-            Ok(lane) => lane,
+        let mut shared = match self.0.try_lock() {
+            Ok(shared) => shared,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return false,
         };
-        let Some(sender) = lane.as_mut().filter(|sender| sender.rest.is_empty()) else { return false };
+        let Some(sender) = shared.as_mut().filter(|sender| sender.rest.is_empty()) else { return false };
         // Reports leave the queue only under this lock: an empty one means that all were sent.
         if !queue.is_empty() {
             return false;
@@ -115,11 +115,11 @@ mod tests {
     use super::*;
     use crate::report::tests::report;
 
-    fn open() -> (Lane, Queue, UnixStream) {
+    fn open() -> (SharedSender, Queue, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        let lane = Lane::default();
-        lane.open(ours);
-        (lane, Queue::new(16), theirs)
+        let shared = SharedSender::default();
+        shared.open(ours);
+        (shared, Queue::new(16), theirs)
     }
 
     fn read(daemon: &mut UnixStream) -> Vec<u64> {
@@ -133,29 +133,29 @@ mod tests {
 
     #[test]
     fn a_report_goes_straight_onto_an_idle_socket() {
-        let (lane, queue, mut daemon) = open();
-        assert!(lane.send_now(&report(1), &queue));
+        let (shared, queue, mut daemon) = open();
+        assert!(shared.send_now(&report(1), &queue));
         assert_eq!(read(&mut daemon), [1]);
     }
 
     #[test]
     fn nothing_overtakes_the_queue_or_whoever_sends() {
-        let (lane, queue, _daemon) = open();
+        let (shared, queue, _daemon) = open();
         queue.push(&report(1));
-        assert!(!lane.send_now(&report(2), &queue));
+        assert!(!shared.send_now(&report(2), &queue));
         assert!(queue.take().is_some());
-        let sending = lane.lock();
-        assert!(!lane.send_now(&report(3), &queue));
+        let sending = shared.lock();
+        assert!(!shared.send_now(&report(3), &queue));
         drop(sending);
-        lane.close();
-        assert!(!lane.send_now(&report(4), &queue));
+        shared.close();
+        assert!(!shared.send_now(&report(4), &queue));
     }
 
     #[test]
     fn a_full_socket_makes_nobody_wait_and_tears_no_message() {
-        let (lane, queue, mut daemon) = open();
+        let (shared, queue, mut daemon) = open();
         let mut sent = 0;
-        while lane.send_now(&report(sent), &queue) {
+        while shared.send_now(&report(sent), &queue) {
             sent += 1;
         }
         let reader = std::thread::spawn(move || {
@@ -165,32 +165,32 @@ mod tests {
             }
             seen
         });
-        let mut lane = lane.lock();
-        let sender = lane.as_mut().expect("the lane is open");
+        let mut shared = shared.lock();
+        let sender = shared.as_mut().expect("it is open");
         sender.send(&frame_of(&report(sent))).expect("the daemon reads");
         assert_eq!(reader.join().expect("the reader"), (0..=sent).collect::<Vec<_>>());
     }
 
     #[test]
     fn what_is_left_of_a_message_goes_before_everything_else() {
-        let (lane, queue, mut daemon) = open();
+        let (shared, queue, mut daemon) = open();
         let whole = frame_of(&report(1));
         {
-            let mut lane = lane.lock();
-            let sender = lane.as_mut().expect("the lane is open");
+            let mut shared = shared.lock();
+            let sender = shared.as_mut().expect("it is open");
             sender.stream.write_all(&whole[..10]).expect("an idle socket");
             sender.rest = Zeroizing::new(whole[10..].to_vec());
         }
-        assert!(!lane.send_now(&report(2), &queue));
-        lane.lock().as_mut().expect("the lane is open").send(&frame_of(&report(3))).expect("an idle socket");
+        assert!(!shared.send_now(&report(2), &queue));
+        shared.lock().as_mut().expect("it is open").send(&frame_of(&report(3))).expect("an idle socket");
         assert_eq!([read(&mut daemon), read(&mut daemon)], [[1], [3]]);
-        assert!(lane.send_now(&report(4), &queue));
+        assert!(shared.send_now(&report(4), &queue));
     }
 
     #[test]
     fn a_daemon_that_has_gone_is_no_signal_and_no_panic() {
-        let (lane, queue, daemon) = open();
+        let (shared, queue, daemon) = open();
         drop(daemon);
-        assert!(!lane.send_now(&report(1), &queue));
+        assert!(!shared.send_now(&report(1), &queue));
     }
 }

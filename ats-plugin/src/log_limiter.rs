@@ -6,12 +6,12 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// Decides whether a line may pass.
 #[derive(Default)]
-pub struct Quiet {
+pub struct LogLimiter {
     last: Option<Instant>,
     held_back: u32,
 }
 
-impl Quiet {
+impl LogLimiter {
     /// What to append to the line, if it may pass at `now`.
     pub fn pass(&mut self, now: Instant) -> Option<String> {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < EVERY) {
@@ -31,11 +31,11 @@ mod tests {
     #[test]
     fn one_line_a_minute_says_how_many_it_stands_for() {
         let start = Instant::now();
-        let mut quiet = Quiet::default();
-        assert_eq!(quiet.pass(start).as_deref(), Some(""));
-        assert_eq!(quiet.pass(start + EVERY / 2), None);
-        assert_eq!(quiet.pass(start + EVERY / 2), None);
-        assert_eq!(quiet.pass(start + EVERY).as_deref(), Some(" (and 2 times before)"));
-        assert_eq!(quiet.pass(start + EVERY * 2).as_deref(), Some(""));
+        let mut limiter = LogLimiter::default();
+        assert_eq!(limiter.pass(start).as_deref(), Some(""));
+        assert_eq!(limiter.pass(start + EVERY / 2), None);
+        assert_eq!(limiter.pass(start + EVERY / 2), None);
+        assert_eq!(limiter.pass(start + EVERY).as_deref(), Some(" (and 2 times before)"));
+        assert_eq!(limiter.pass(start + EVERY * 2).as_deref(), Some(""));
     }
 }
