@@ -22,10 +22,10 @@ use resumed::keys::{KeySettings, Ring};
 use resumed::proto;
 use resumed::proxies::SharedOutbox;
 use resumed::sessions::{Cache, Removals, Store, StoreSettings, validate};
-use resumed_ats::sender::SharedSender;
 use resumed_ats::queue::Queue;
 use resumed_ats::replica::Replica;
 use resumed_ats::report::Report as SessionReport;
+use resumed_ats::sender::SharedSender;
 use resumed_ats::session::SessionId as ReplicaId;
 
 use crate::report::Report;

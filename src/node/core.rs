@@ -28,6 +28,9 @@ use crate::reason::{KeyReason, Reason};
 /// forget it.
 const SAVE_AGAIN_MS: u64 = 5_000;
 
+/// The machine turns at least this often while messages come that do not open, so that the node shows that it is alive.
+const LONGEST_TURN_MS: u64 = 1_000;
+
 /// What happened to a node.
 #[derive(Debug)]
 pub enum Input {
@@ -194,6 +197,8 @@ pub struct NodeCore {
     quiet: Quiet,
     linked: bool,
     saving: Saving,
+    /// Until then messages that do not open may come without a turn of the machine, in monotonic milliseconds.
+    due: u64,
 }
 
 /// Whether the ring is kept across restarts.
@@ -220,7 +225,7 @@ impl NodeCore {
         let mut secret_history = SecretHistory::default();
         secret_history.note(ids(secrets));
         let (redial, quiet) = (Redial::default(), Quiet::default());
-        Self { farm, opener, identity, secret_history, redial, random, quiet, linked: false, saving }
+        Self { farm, opener, identity, secret_history, redial, random, quiet, linked: false, saving, due: 0 }
     }
 
     /// What is to be done first.
@@ -233,7 +238,7 @@ impl NodeCore {
         let mut effects = Vec::new();
         let event = match self.event_of(now, input, &mut effects) {
             // A flood of bad messages does not keep the node from what is due.
-            None if self.next_wake(now) <= now.mono => Some(Event::Wake),
+            None if self.due <= now.mono => Some(Event::Wake),
             event => event,
         };
         if let Some(event) = event {
@@ -242,6 +247,7 @@ impl NodeCore {
             if matches!(self.saving, Saving::AgainAt(at) if at <= now.mono) {
                 self.save(now, &mut effects);
             }
+            self.due = self.next_wake(now).min(now.mono + LONGEST_TURN_MS);
             effects.push(Effect::Show);
         }
         effects
@@ -476,3 +482,6 @@ impl NodeCore {
 fn ids(secrets: &Secrets) -> Vec<String> {
     secrets.ids().map(|id| hex(&id)).collect()
 }
+
+#[cfg(test)]
+mod tests;

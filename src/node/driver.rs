@@ -169,7 +169,9 @@ impl<B: Bus> Driver<B> {
             self.core.set_blocked(matches!(&connection, Connection::Up(up) if up.link.is_blocked()));
             let now = self.clock.now();
             let effects = self.core.step(now, input);
-            due = self.due(now);
+            if effects.iter().any(|effect| matches!(effect, Effect::Show)) {
+                due = self.due(now);
+            }
             self.perform(effects, &mut connection);
         }
         self.stop(connection).await;
