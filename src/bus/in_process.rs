@@ -305,7 +305,9 @@ impl InProcessLink {
                         _ = sink.send(LinkEvent::LeaseLost { seat }) => {}
                     }
                 }
-                Source::Inbox | Source::Far | Source::Feed => ending.because(&format!("queue {queue} was deleted")),
+                Source::Inbox | Source::Federated | Source::Feed => {
+                    ending.because(&format!("queue {queue} was deleted"))
+                }
             }
         });
     }
@@ -365,7 +367,7 @@ impl Link for InProcessLink {
             None if lock(&self.hub.state).queues.get(queue).is_some_and(|held| held.owner == self.id) => {
                 Ok(LeaseAnswer::Granted)
             }
-            None => Ok(LeaseAnswer::Held),
+            None => Ok(LeaseAnswer::Taken),
         }
     }
 

@@ -52,7 +52,7 @@ pub trait Bus: Send + Sync + 'static {
 /// where the oldest goes first: so a node that is slow at sessions still hears of keys at once.
 #[derive(Clone, Debug)]
 pub struct LinkEvents {
-    /// Takes what comes from [`Source::Inbox`], [`Source::Far`] and [`Source::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
+    /// Takes what comes from [`Source::Inbox`], [`Source::Federated`] and [`Source::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
     /// [`LinkEvent::Closed`].
     pub keys: mpsc::Sender<LinkEvent>,
     /// Takes what comes from [`Source::Feed`] and nothing else.
@@ -129,7 +129,7 @@ pub enum LinkEvent {
         route: String,
         /// The sealed message.
         body: Bytes,
-        /// Of [`Source::Far`] alone: what the broker says of the cluster it came from. Nothing that is sealed says so.
+        /// Of [`Source::Federated`] alone: what the broker says of the cluster it came from. Nothing that is sealed says so.
         site: Option<String>,
     },
     /// The leader's queue of a seat is no longer ours although the link lives: it was deleted, its consumer cancelled, or
@@ -152,7 +152,7 @@ pub enum Source {
     Inbox,
     /// The node's inbox too, for a message that was published to another broker's keys exchange and that the brokers
     /// handed on (RabbitMQ's federation). The broker says so, nothing that is sealed.
-    Far,
+    Federated,
     /// The leader's queue: reports, requests.
     Lease,
     /// The node's session feed.
@@ -165,7 +165,7 @@ pub enum LeaseAnswer {
     /// This link holds the lease.
     Granted,
     /// Another connection does (AMQP 405 RESOURCE_LOCKED).
-    Held,
+    Taken,
 }
 
 /// Why a bus operation failed.

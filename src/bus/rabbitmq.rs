@@ -264,7 +264,7 @@ async fn hand_on(mut consumer: Consumer, from: Source, prefetch: u16, sink: mpsc
                     if delivery.exchange.as_str().is_empty() { &delivery.routing_key } else { &delivery.exchange };
                 let headers = delivery.properties.headers().as_ref().filter(|_| from == Source::Inbox);
                 let site = headers.and_then(site_of);
-                let from = if site.is_some() { Source::Far } else { from };
+                let from = if site.is_some() { Source::Federated } else { from };
                 let body = Bytes::from(delivery.data);
                 let event = LinkEvent::Delivered { from, route: route.to_string(), body, site };
                 if sink.send(event).await.is_err() {

@@ -96,13 +96,13 @@ pub fn epoch_name(id: EpochId) -> String {
 /// the node knows.
 #[derive(Clone, Debug)]
 pub struct Epochs {
-    held: Vec<Held>,
+    held: Vec<EpochEntry>,
     /// Milliseconds.
     settle: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Held {
+struct EpochEntry {
     key: Arc<EpochKey>,
     /// Monotonic milliseconds: when this node got it.
     since: u64,
@@ -194,7 +194,7 @@ impl Epochs {
     /// one that came first.
     #[must_use]
     pub fn settled(&self, now: Now) -> Option<&EpochKey> {
-        let is_settled = |held: &&Held| now.mono.saturating_sub(held.since) >= self.settle;
+        let is_settled = |held: &&EpochEntry| now.mono.saturating_sub(held.since) >= self.settle;
         let settled = self.held.iter().rev().find(is_settled);
         settled.or_else(|| self.held.iter().min_by_key(|held| held.since)).map(|held| &*held.key)
     }
@@ -214,7 +214,7 @@ impl Epochs {
         if self.get(key.id).is_some() {
             return false;
         }
-        self.held.insert(at, Held { key: Arc::new(key), since: now.mono, superseded: None });
+        self.held.insert(at, EpochEntry { key: Arc::new(key), since: now.mono, superseded: None });
         if self.held.len() > MOST_HELD {
             self.held.remove(0);
         }

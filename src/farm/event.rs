@@ -36,7 +36,7 @@ pub enum Event {
     /// The lease of this seat is ours.
     LeaseGranted(Seat),
     /// Somebody else holds the lease of this seat.
-    LeaseHeld(Seat),
+    LeaseTaken(Seat),
     /// The attempt at the lease failed otherwise.
     LeaseFailed,
     /// The broker did not answer an attempt at the lease.
@@ -101,7 +101,7 @@ pub enum Action {
         /// What.
         kind: Kind,
     },
-    /// Try to take the lease of this seat, and answer with `LeaseGranted`, `LeaseHeld`, `LeaseFailed` or `LeaseUnanswered`.
+    /// Try to take the lease of this seat, and answer with `LeaseGranted`, `LeaseTaken`, `LeaseFailed` or `LeaseUnanswered`.
     TryLease(Seat),
     /// Give the lease of this seat up.
     ReleaseLease(Seat),

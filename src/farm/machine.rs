@@ -200,7 +200,7 @@ impl Farm {
             Event::Connected { inbox } => self.on_connected(inbox, now),
             Event::Disconnected => standing.on_disconnected(cx, now),
             Event::LeaseGranted(seat) => self.on_granted(seat, now),
-            Event::LeaseHeld(seat) => standing.on_taken(seat, cx, now),
+            Event::LeaseTaken(seat) => standing.on_taken(seat, cx, now),
             Event::LeaseFailed => standing.lease.on_failed(cx, now),
             Event::LeaseUnanswered => standing.on_unanswered(cx, now),
             Event::LeaseLost(seat) => standing.on_lost(seat, cx, now),

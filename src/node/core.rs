@@ -317,7 +317,7 @@ impl NodeCore {
             Input::Delivered { from, route, body, site } => return self.open(now, from, route, body, site, effects),
             Input::Told { seat, answer } => Event::Told { seat, answer },
             Input::LeaseTried(seat, LeaseTried::Answered(LeaseAnswer::Granted)) => Event::LeaseGranted(seat),
-            Input::LeaseTried(seat, LeaseTried::Answered(LeaseAnswer::Held)) => Event::LeaseHeld(seat),
+            Input::LeaseTried(seat, LeaseTried::Answered(LeaseAnswer::Taken)) => Event::LeaseTaken(seat),
             Input::LeaseTried(_, LeaseTried::Failed) => Event::LeaseFailed,
             Input::LeaseTried(_, LeaseTried::Unanswered) => Event::LeaseUnanswered,
             Input::LeaseLost(seat) => Event::LeaseLost(seat),
@@ -342,7 +342,7 @@ impl NodeCore {
     ) -> Option<Event> {
         let via = match from {
             Source::Inbox => Via::Inbox,
-            Source::Far => Via::Federated,
+            Source::Federated => Via::Federated,
             Source::Lease => Via::Lease,
             // The feed has a channel of its own.
             Source::Feed => return None,

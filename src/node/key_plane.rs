@@ -314,7 +314,7 @@ mod tests {
         }
 
         async fn try_lease(&self, _: Seat) -> Result<LeaseAnswer, BusError> {
-            Ok(LeaseAnswer::Held)
+            Ok(LeaseAnswer::Taken)
         }
 
         async fn release_lease(&self, _: Seat) -> Result<(), BusError> {

@@ -167,7 +167,7 @@ mod tests {
         let other = link(&hub, "b").await;
         assert_eq!(
             other.try_lease(Seat::FIRST).await.unwrap(),
-            LeaseAnswer::Held,
+            LeaseAnswer::Taken,
             "the try came last, and holds the lease"
         );
     }

@@ -188,14 +188,14 @@ async fn one_node_at_a_time_holds_the_lease(ground: &impl Ground) {
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "asked again by its holder");
     for _ in 0..3 {
-        assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
+        assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Taken);
     }
     b.link.release_lease(Seat::FIRST).await.expect("giving up what one has not is fine");
-    assert_eq!(c.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(c.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Taken);
 
     a.link.release_lease(Seat::FIRST).await.unwrap();
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "at once after it was given up");
-    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Taken);
 
     b.link.close().await;
     assert_eq!(c.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted, "at once after its holder closed");
@@ -229,7 +229,7 @@ async fn a_lease_whose_queue_was_deleted_is_lost_and_can_be_taken_again(ground: 
     assert_eq!(next(&mut a.keys, "the loss").await, LinkEvent::LeaseLost { seat: Seat::FIRST });
     a.link.release_lease(Seat::FIRST).await.expect("nothing to give up");
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Taken);
     assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
     let report = delivered(Source::Lease, &format!("resumed.{farm}.leader"), "report");
     assert_eq!(next(&mut b.keys, "the report").await, report);

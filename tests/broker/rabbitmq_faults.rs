@@ -369,7 +369,7 @@ async fn a_lease_attempt_that_nobody_waits_for_leaves_no_lease() {
             a.link.release_lease(Seat::FIRST).await.unwrap();
         }
         let deadline = Instant::now() + SOON;
-        while b.link.try_lease(Seat::FIRST).await.unwrap() == LeaseAnswer::Held {
+        while b.link.try_lease(Seat::FIRST).await.unwrap() == LeaseAnswer::Taken {
             assert!(Instant::now() < deadline, "dropped after {micros} µs, the lease stayed with nobody");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -412,7 +412,7 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
         return taken_on_another_connection(a).await;
     }
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Taken);
     assert_eq!(b.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
     let Ok(Some(LinkEvent::Delivered { from, body, .. })) = timeout(SOON, a.keys.recv()).await else {
         panic!("the report did not arrive");
@@ -422,7 +422,7 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
     // Whoever finds that another has it gives its own up.
     broker.ctl(&["eval", &forget]);
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
-    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Held);
+    assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Taken);
     // The end of the former holder's connection deletes the queue by name, also from under the one that has it now.
     a.link.close().await;
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);

@@ -47,7 +47,7 @@ enum Kept {
 
 /// A lease that is held. Its connection belongs to the task that consumes.
 #[derive(Clone)]
-struct Held {
+struct HeldLease {
     wired: Weak<Wired>,
     channel: Channel,
     /// Set when the node gives it up: then its end is no news.
@@ -66,7 +66,7 @@ pub(super) struct Leases {
     spec: LinkSpec,
     keys: mpsc::Sender<LinkEvent>,
     ends: Ends,
-    held: Arc<Mutex<BTreeMap<Seat, Held>>>,
+    held: Arc<Mutex<BTreeMap<Seat, HeldLease>>>,
 }
 
 impl Leases {
@@ -79,7 +79,7 @@ impl Leases {
         if let Some(held) = self.get(seat) {
             match self.look_after(seat, &held).await? {
                 Kept::Ours => return Ok(LeaseAnswer::Granted),
-                Kept::Elsewhere => return Ok(LeaseAnswer::Held),
+                Kept::Elsewhere => return Ok(LeaseAnswer::Taken),
                 Kept::Gone => {}
             }
         }
@@ -88,7 +88,7 @@ impl Leases {
 
     /// Looks after a lease that this link holds. A broker of a cluster can lose the queue and leave its consumer where it is:
     /// a queue that has one is ours, and one without is given up here.
-    async fn look_after(&self, seat: Seat, held: &Held) -> Result<Kept, BusError> {
+    async fn look_after(&self, seat: Seat, held: &HeldLease) -> Result<Kept, BusError> {
         let Some(wired) = held.wired.upgrade() else { return Ok(Kept::Gone) };
         let queue = self.spec.names.seat(seat);
         let declared = answered(format!("declare queue {queue}"), async {
@@ -129,7 +129,7 @@ impl Leases {
                 // Also what was declared before something failed is gone with it.
                 self.ends.tasks.spawn(close(Arc::new(wired)));
                 match error {
-                    BusError::Refused { reason, .. } if reason.starts_with(RESOURCE_LOCKED) => Ok(LeaseAnswer::Held),
+                    BusError::Refused { reason, .. } if reason.starts_with(RESOURCE_LOCKED) => Ok(LeaseAnswer::Taken),
                     error => Err(error),
                 }
             }
@@ -171,14 +171,14 @@ impl Leases {
         dialled.map_err(|fault| BusError::Unreachable(format!("{}: {}", self.peer, target.scrub(&fault))))
     }
 
-    fn get(&self, seat: Seat) -> Option<Held> {
+    fn get(&self, seat: Seat) -> Option<HeldLease> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).get(&seat).cloned()
     }
 
     fn hold(&self, seat: Seat, wired: Wired, channel: Channel, consumer: Consumer) {
         let [given_up, retired, over] = [(); 3].map(|()| CancellationToken::new());
         let wired = Arc::new(wired);
-        let held = Held { wired: Arc::downgrade(&wired), channel, given_up, retired, over };
+        let held = HeldLease { wired: Arc::downgrade(&wired), channel, given_up, retired, over };
         let lead = Lead {
             seat,
             queue: self.spec.names.seat(seat).to_owned(),
@@ -192,7 +192,7 @@ impl Leases {
     }
 }
 
-impl Held {
+impl HeldLease {
     /// Ends the lease without a word, and its connection. Takes at most about two seconds.
     async fn give_up(&self) {
         self.given_up.cancel();
@@ -206,8 +206,8 @@ struct Lead {
     queue: String,
     keys: mpsc::Sender<LinkEvent>,
     ends: Ends,
-    held: Held,
-    all: Arc<Mutex<BTreeMap<Seat, Held>>>,
+    held: HeldLease,
+    all: Arc<Mutex<BTreeMap<Seat, HeldLease>>>,
 }
 
 impl Lead {

@@ -180,6 +180,6 @@ fn a_leader_that_hears_another_looks_often_whether_the_lease_is_still_its_own() 
     assert!(reports(20, false) <= 2, "when it has led for long");
     assert!(reports(30, true) >= 9, "beside another leader");
     assert!(leader.is_leader());
-    let stepped_down = leader.handle(at(33), Event::LeaseHeld(Seat::FIRST));
+    let stepped_down = leader.handle(at(33), Event::LeaseTaken(Seat::FIRST));
     assert!(!leader.is_leader(), "{stepped_down:?}");
 }

@@ -105,7 +105,7 @@ impl Cluster {
     /// `None`: no answer.
     pub fn try_lease(&mut self, link: LinkId, broker: usize, seat: Seat) -> Option<LeaseAnswer> {
         match self.lease(broker, seat) {
-            Some(queue) if queue.owner != Some(link) => Some(LeaseAnswer::Held),
+            Some(queue) if queue.owner != Some(link) => Some(LeaseAnswer::Taken),
             Some(_) => Some(LeaseAnswer::Granted),
             None if !self.declares(broker) => None,
             None => {

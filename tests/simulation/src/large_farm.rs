@@ -263,7 +263,7 @@ impl LargeFarm {
                 Action::Send { to, kind } => self.send(index, &to, kind),
                 Action::TryLease(seat) => {
                     let holder = *self.lease.get_or_insert(index);
-                    let answer = if holder == index { Event::LeaseGranted(seat) } else { Event::LeaseHeld(seat) };
+                    let answer = if holder == index { Event::LeaseGranted(seat) } else { Event::LeaseTaken(seat) };
                     self.plan_soon(index, Happening::Event(answer));
                 }
                 Action::ReleaseLease(_) => self.lease = self.lease.filter(|holder| *holder != index),

@@ -801,7 +801,7 @@ impl World {
         let hears = self.hosts[index].farm().is_some_and(|farm| farm.hears(via));
         let from = match via {
             Via::Inbox => Source::Inbox,
-            Via::Federated => Source::Far,
+            Via::Federated => Source::Federated,
             Via::Lease => Source::Lease,
         };
         let (route, body) = (envelope.route.clone(), Bytes::clone(&envelope.body));
