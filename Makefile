@@ -15,8 +15,8 @@ CARGO_FLAGS ?= --locked
 # One build serves the tests, the demo and what is shipped: the release profile, with the same features of every crate.
 # All of the workspace but the benchmark, whose crates ask others for more features: see `default-members`.
 RELEASE := --release $(CARGO_FLAGS)
-# Unit tests of the one large crate: to optimise it once more for them takes two minutes of a core, and saves half of one.
-UNOPTIMISED := --config 'profile.release.package.resumed.opt-level=0'
+# Unit tests: to optimise what they are in once more for them takes three minutes of a core, and saves half of one.
+UNOPTIMISED := $(foreach crate,resumed resumed-ats,--config 'profile.release.package.$(crate).opt-level=0')
 # What a step is about to do, before it is silent for a while. The times are those of two idle cores.
 SAY = @printf '==> %s\n'
 # A farm in a test is a broker, three proxies and three nodes: two at a time are what two cores carry.
@@ -58,8 +58,8 @@ TESTS := $(sort $(basename $(notdir $(TEST_FILES))))
 FARM_TESTS := $(filter-out rollout broker_move cluster_faults,$(TESTS))
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
 SIDE_BY_SIDE ?= 3
-LONGEST_FIRST := prometheus_farm broker_faults broker_faults@trixie page ats_plugin ats_memory resumption \
-  faults broker_move federation farm_simulated cluster_faults floods host_faults rabbitmq_faults emergencies
+LONGEST_FIRST := federation prometheus_farm broker_faults broker_faults@trixie page ats_plugin ats_memory resumption \
+  faults broker_move farm_simulated cluster_faults floods host_faults rabbitmq_faults emergencies
 # What is about the broker itself, and all that touches one.
 BROKER_TESTS := broker_faults broker_limits bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
 BROKER_TESTS_ASKED = $(if $(filter command%,$(origin BROKER_TESTS)),$(BROKER_TESTS),$(ALL_BROKER_TESTS))
@@ -95,16 +95,21 @@ demo: build dependencies-farm ## A broker and three proxies on loopback: probe, 
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
-test: previous-commit build deb previous dependencies-farm dependencies-test dependencies-brokers ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+test: previous-commit begin-next-root build deb previous dependencies-farm dependencies-test dependencies-brokers ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
 	$(SAY) 'building the tests: about 1 min when nothing of them is built'
 	$(CARGO) test $(RELEASE) --no-run --quiet --package resumed-tests
 	$(SAY) 'documentation and unit tests: about 1 min'
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
-	$(CARGO) test $(RELEASE) --no-fail-fast --lib --package resumed $(UNOPTIMISED) -- $(TEST)
-	$(CARGO) test $(RELEASE) --no-fail-fast --lib --package resumed-ats --package session-offer -- $(TEST)
+	$(CARGO) test $(RELEASE) --no-fail-fast --lib --package resumed --package resumed-ats --package session-offer $(UNOPTIMISED) -- $(TEST)
 	$(CARGO) build $(RELEASE) --examples
 	$(SAY) 'whole farms, $(SIDE_BY_SIDE) test programs at a time: about 10 min'
 	$(call next_broker,trixie); export MAKE_ROOTS=no; $(call side_by_side,$(FARM_TESTS) $(ON_NEXT_BROKER),all)
+
+# Fetching and unpacking another Debian takes little of the processors: it goes on beside the builds. Whatever needs it waits for
+# it, by its lock; if nothing does any more, it ends by itself within two minutes.
+.PHONY: begin-next-root
+begin-next-root: dependencies-brokers
+	@$(if $(RABBITMQ)$(RABBITMQ_NEXT),:,mkdir -p '$(ROOTS)' && { scripts/broker-root.sh trixie '$(ROOTS)' >'$(ROOTS)/begun.log' 2>&1 & })
 
 # One program of whole farms; NAME=program@release: on the RabbitMQ of that Debian.
 .PHONY: test-program
