@@ -1,10 +1,12 @@
 //! The daemon: one node with its servers, as a process that a service manager runs.
 
+mod commands;
 pub mod control;
 mod http;
 pub mod memory;
 mod reload;
 pub mod run;
+mod servers;
 mod service;
 mod settings;
 mod users;

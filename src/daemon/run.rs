@@ -5,20 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::sync::watch::error::RecvError;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use super::control::{ControlCall, ControlSocket};
-use super::http::page::Page;
-use super::http::{HttpError, HttpServer, Observed};
+use super::http::HttpError;
 use super::memory;
 use super::reload::{ReloadCall, Reloader};
+use super::servers::{Servers, Sockets};
 use super::service::Notifier;
 use super::settings::Settings;
-use super::users::user_name;
 use crate::bus::in_process::{Hub, InProcess};
 use crate::bus::rabbitmq::RabbitMq;
 use crate::bus::{Bus, BusError};
@@ -26,9 +22,6 @@ use crate::clock::SystemClock;
 use crate::envelope::{FarmSecret, SecretError, Secrets};
 use crate::metrics::{self, MetricsError};
 use crate::node::Node;
-use crate::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
-use crate::proto::local::{ControlReply, Reloaded, control_reply, control_request};
-use crate::proxies::ats::Socket;
 use crate::secret_files;
 use crate::settings::SettingsError;
 use crate::unix_socket::SocketError;
@@ -98,70 +91,25 @@ async fn run_on<B: Bus>(
     secret_files: impl Fn() -> Result<Vec<PathBuf>, String>,
 ) -> Result<(), RunError> {
     let clock = SystemClock::start();
-    let metrics = metrics::install()?;
+    let recorder = metrics::install()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let mut notifier = Notifier::from_environment().map_err(RunError::Notify)?;
-    let control = ControlSocket::open(&settings.control).map_err(RunError::Control)?;
-    let http = match settings.metrics.listen {
-        Some(address) => Some(HttpServer::bind(address).await?),
-        None => None,
-    };
-    let ats = Socket::bind(settings.ats.clone()).map_err(RunError::Ats)?;
-    let users_changed = ats.users_changed();
+    let sockets = Sockets::open(&settings).await?;
+    let users_changed = sockets.users_changed();
 
     let (secret_sender, secret_receiver) = watch::channel(Arc::new(secrets));
     let node = Node::start(settings.node.clone(), secret_receiver, bus, clock)?;
     info!(node = settings.node.name, farm = settings.node.farm, pod = settings.node.pod, "resumed is running");
-
-    let stop = CancellationToken::new();
-    let mut servers: JoinSet<Result<(), RunError>> = JoinSet::new();
-    let (calls, answers) = mpsc::channel(16);
-    servers.spawn(serve_control(control, calls, stop.clone()));
-    let (reload_calls, mut reloads) = mpsc::channel(1);
-    servers.spawn(answer_calls(answers, Asked { operator: Operator::of(&node), reload_calls }, stop.clone()));
+    let (mut servers, mut reloads) = Servers::start(sockets, &node, recorder, clock);
     let had_files = !settings.secret_files.is_empty();
-    let watched = settings.clone();
     let files_to_read = move || {
         let files = secret_files();
-        warn_of_readers(&watched, files.as_deref().unwrap_or_default());
+        warn_of_readers(&settings, files.as_deref().unwrap_or_default());
         files
     };
     let reloader = Reloader::new(files_to_read, had_files, secret_sender, node.reloads.clone());
-    let proxies = Arc::clone(&node.proxies);
-    let ats_stop = stop.clone();
-    servers.spawn(async move {
-        ats.serve(proxies, ats_stop).await;
-        Ok(())
-    });
-    servers.spawn({
-        let (metrics, stop) = (metrics.clone(), stop.clone());
-        async move {
-            metrics::upkeep(metrics, stop).await;
-            Ok(())
-        }
-    });
-    if let Some(http) = http {
-        info!(address = %http.address(), page = settings.metrics.page, "metrics");
-        let page = settings.metrics.page.then(|| {
-            let operator = Operator::of(&node);
-            let ask = move || {
-                let operator = operator.clone();
-                async move { operator.status().await }
-            };
-            let (page, task) = Page::new(ask, clock, stop.clone());
-            servers.spawn(async move {
-                task.await;
-                Ok(())
-            });
-            page
-        });
-        let observed = Observed { metrics, health: node.health.clone(), page, clock };
-        let stop = stop.clone();
-        servers.spawn(async move { Ok(http.serve(observed, stop).await?) });
-    }
 
-    let mut broken = node.broken.clone();
-    let mut health = node.health.clone();
+    let (mut broken, mut health) = (node.broken.clone(), node.health.clone());
     let outcome = loop {
         tokio::select! {
             _ = signals.terminate.recv() => break Ok(()),
@@ -177,30 +125,19 @@ async fn run_on<B: Bus>(
                 let _gone = verdict.send(notifier.around_reload(&node.view, reload).await);
             }
             () = notifier.follow(&mut health, &node.view, clock) => {}
-            Some(ended) = servers.join_next() => match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => break Err(error),
-                Err(error) => {
-                    error!(%error, "a server ended in a panic");
-                    break Err(RunError::Panicked("a server"));
-                }
-            },
+            error = servers.failed() => break Err(error),
             Ok(Some(what)) = panicked(&mut broken) => break Err(RunError::Panicked(what)),
         }
     };
     info!("stopping");
-    stop.cancel();
+    servers.stop();
     notifier.stopping().await;
     let end = async {
         node.stop().await;
-        while let Some(ended) = servers.join_next().await {
-            if let Ok(Err(error)) = ended {
-                warn!(%error, "while stopping");
-            }
-        }
+        servers.ended().await;
     };
     if tokio::time::timeout(STOP_WITHIN, end).await.is_err() {
-        warn!("did not stop in time; ending all the same");
+        warn!("did not stop in time; ending anyway");
     }
     outcome
 }
@@ -208,91 +145,6 @@ async fn run_on<B: Bus>(
 /// Which of the node's tasks panicked, as soon as one has.
 async fn panicked(broken: &mut watch::Receiver<Option<&'static str>>) -> Result<Option<&'static str>, RecvError> {
     Ok(*broken.wait_for(Option::is_some).await?)
-}
-
-async fn serve_control(
-    control: ControlSocket,
-    calls: mpsc::Sender<ControlCall>,
-    stop: CancellationToken,
-) -> Result<(), RunError> {
-    control.serve(calls, stop).await;
-    Ok(())
-}
-
-/// Who answers commands.
-#[derive(Clone)]
-struct Asked {
-    operator: Operator,
-    reload_calls: mpsc::Sender<ReloadCall>,
-}
-
-async fn answer_calls(
-    mut calls: mpsc::Receiver<ControlCall>,
-    asked: Asked,
-    stop: CancellationToken,
-) -> Result<(), RunError> {
-    let mut answers = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            Some(call) = calls.recv() => { answers.spawn(answer(call, asked.clone())); }
-            Some(ended) = answers.join_next() => if let Err(error) = ended {
-                error!(%error, "answering a command ended in a panic");
-            },
-        }
-    }
-}
-
-async fn answer(call: ControlCall, Asked { operator, reload_calls }: Asked) {
-    let user = call.uid.map(user_name).unwrap_or_default();
-    let operator = operator.for_user(user.clone());
-    let reply = |kind| ControlReply { kind: Some(kind) };
-    // An asker who has gone away, or is slow, does not hold up the change.
-    let progress = |rotation: &Rotation| {
-        let _gone = call.replies.try_send(reply(control_reply::Kind::Rotate(rotate_progress(rotation, false))));
-    };
-    let done = |outcome: Result<Rotation, RotateError>| match outcome {
-        Ok(rotation) => control_reply::Kind::Rotate(rotate_progress(&rotation, true)),
-        Err(error) => control_reply::Kind::Error(error.to_string()),
-    };
-    let last = match call.request {
-        control_request::Kind::Status(_) => match serde_json::to_vec(&operator.status().await) {
-            Ok(json) => control_reply::Kind::StatusJson(json),
-            Err(error) => control_reply::Kind::Error(error.to_string()),
-        },
-        control_request::Kind::Rotate(command) => done(operator.rotate(wait_of(command.wait_ms), progress).await),
-        control_request::Kind::Revoke(command) if command.local => {
-            done(operator.revoke_local(command.flush_sessions).await)
-        }
-        control_request::Kind::Revoke(command) => {
-            done(operator.revoke(command.flush_sessions, wait_of(command.wait_ms), progress).await)
-        }
-        control_request::Kind::Reload(_) => reloaded(user, may_read_all(call.uid), &reload_calls).await,
-    };
-    let _gone = call.replies.send(reply(last)).await;
-}
-
-/// Whether this user reads the configuration in any case: root, and the daemon's own. Others of the control socket's group
-/// may not.
-fn may_read_all(uid: Option<u32>) -> bool {
-    uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw())
-}
-
-/// Has the secrets read again, and says what became of it: in full, or as the whole farm may know it.
-async fn reloaded(user: String, in_full: bool, calls: &mpsc::Sender<ReloadCall>) -> control_reply::Kind {
-    let (verdict, told) = oneshot::channel();
-    let error = |text: String| control_reply::Kind::Error(text);
-    if calls.send(ReloadCall { user, verdict }).await.is_err() {
-        return error("the daemon is stopping".to_owned());
-    }
-    match told.await {
-        Ok(Ok(secret_ids)) => control_reply::Kind::Reloaded(Reloaded { secret_ids }),
-        Ok(Err(refused)) => {
-            let why = if in_full { refused.to_string() } else { refused.in_a_line() };
-            error(format!("refused, going on with the farm secrets of before: {why}"))
-        }
-        Err(_) => error("the daemon is stopping".to_owned()),
-    }
 }
 
 /// Without a broker nothing leaves the process, and a secret of the moment will do.

@@ -20,7 +20,7 @@ use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
 use crate::farm::{Farm, FarmSettings, LocalState};
-use crate::keys::HeldRing;
+use crate::keys::{HeldRing, Timetable};
 use crate::proto;
 use crate::proxies::{ProxyPlane, Registry, SharedOutbox};
 use crate::quiet::Quiet;
@@ -114,21 +114,7 @@ impl Node {
         let (question_sender, questions) = mpsc::channel(64);
         let reloads = watch::Sender::new(LastReload::default());
 
-        let proxies = Arc::new(ProxyPlane {
-            timetable,
-            from_farm: broadcast::channel(FROM_FARM).0,
-            outbox: Arc::new(SharedOutbox::new(outbox_bytes(&settings))),
-            store: Arc::new(Store::new(store_settings(&settings))),
-            registry: Arc::new(Registry::default()),
-            clock,
-            welcome: proto::local::Welcome {
-                node: settings.name.clone(),
-                farm: settings.farm.clone(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                replicate: settings.sessions.replicate,
-                removals: settings.sessions.replicate && settings.sessions.removals == Removals::Replicate,
-            },
-        });
+        let proxies = Arc::new(proxy_plane(&settings, timetable, clock));
         let refused = Refused::default();
         let opener = || Opener::new(Arc::clone(&secrets.borrow()), &settings.farm, settings.keys.max_clock_offset);
         let parts = SessionParts {
@@ -236,6 +222,25 @@ fn saved_ring(settings: &NodeSettings, clock: SystemClock) -> (Option<RingFile>,
         }
     };
     (Some(file), held)
+}
+
+/// What the adapters of proxies share, without a proxy so far.
+fn proxy_plane(settings: &NodeSettings, timetable: watch::Receiver<Arc<Timetable>>, clock: SystemClock) -> ProxyPlane {
+    ProxyPlane {
+        timetable,
+        from_farm: broadcast::channel(FROM_FARM).0,
+        outbox: Arc::new(SharedOutbox::new(outbox_bytes(settings))),
+        store: Arc::new(Store::new(store_settings(settings))),
+        registry: Arc::new(Registry::default()),
+        clock,
+        welcome: proto::local::Welcome {
+            node: settings.name.clone(),
+            farm: settings.farm.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            replicate: settings.sessions.replicate,
+            removals: settings.sessions.replicate && settings.sessions.removals == Removals::Replicate,
+        },
+    }
 }
 
 fn farm_settings(settings: &NodeSettings, boot_id: [u8; 16], names: &Names) -> FarmSettings {

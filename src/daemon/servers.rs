@@ -1,0 +1,148 @@
+//! The servers around a node: control socket, the plugin's socket, HTTP.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::commands::{Asked, answer_calls};
+use super::control::ControlSocket;
+use super::http::page::Page;
+use super::http::{HttpServer, Observed};
+use super::reload::ReloadCall;
+use super::run::RunError;
+use super::settings::Settings;
+use crate::clock::SystemClock;
+use crate::metrics;
+use crate::node::Node;
+use crate::operator::Operator;
+use crate::proxies::ats::Socket;
+
+/// Commands that wait for an answer to begin.
+const CALLS: usize = 16;
+
+/// The daemon's sockets, open and not served yet: what cannot be opened keeps the daemon from starting.
+pub(super) struct Sockets {
+    control: ControlSocket,
+    ats: Socket,
+    http: Option<HttpServer>,
+    page: bool,
+}
+
+impl Sockets {
+    /// Opens what `settings` name.
+    pub(super) async fn open(settings: &Settings) -> Result<Self, RunError> {
+        let control = ControlSocket::open(&settings.control).map_err(RunError::Control)?;
+        let http = match settings.metrics.listen {
+            Some(address) => Some(HttpServer::bind(address).await?),
+            None => None,
+        };
+        let ats = Socket::bind(settings.ats.clone()).map_err(RunError::Ats)?;
+        Ok(Self { control, ats, http, page: settings.metrics.page })
+    }
+
+    /// Has the ids of `ats.users` looked up again when it is told.
+    pub(super) fn users_changed(&self) -> Arc<Notify> {
+        self.ats.users_changed()
+    }
+}
+
+/// The servers as they run.
+pub(super) struct Servers {
+    tasks: JoinSet<Result<(), RunError>>,
+    stop: CancellationToken,
+}
+
+impl Servers {
+    /// Serves `sockets` for `node`. Requests to read the farm secrets again come out of what is returned.
+    pub(super) fn start(
+        sockets: Sockets,
+        node: &Node,
+        recorder: PrometheusHandle,
+        clock: SystemClock,
+    ) -> (Self, mpsc::Receiver<ReloadCall>) {
+        let Sockets { control, ats, http, page } = sockets;
+        let mut servers = Self { tasks: JoinSet::new(), stop: CancellationToken::new() };
+        let stop = || servers.stop.clone();
+        let (calls, answers) = mpsc::channel(CALLS);
+        let (reload_calls, reloads) = mpsc::channel(1);
+        let asked = Asked { operator: Operator::of(node), reload_calls };
+        let control = control.serve(calls, stop());
+        let commands = answer_calls(answers, asked, stop());
+        let ats = ats.serve(Arc::clone(&node.proxies), stop());
+        let upkeep = metrics::upkeep(recorder.clone(), stop());
+        servers.spawn(control);
+        servers.spawn(commands);
+        servers.spawn(ats);
+        servers.spawn(upkeep);
+        if let Some(http) = http {
+            servers.serve_http(http, page, node, recorder, clock);
+        }
+        (servers, reloads)
+    }
+
+    fn serve_http(
+        &mut self,
+        http: HttpServer,
+        page: bool,
+        node: &Node,
+        recorder: PrometheusHandle,
+        clock: SystemClock,
+    ) {
+        info!(address = %http.address(), page, "metrics");
+        let page = page.then(|| {
+            let operator = Operator::of(node);
+            let ask = move || {
+                let operator = operator.clone();
+                async move { operator.status().await }
+            };
+            let (page, task) = Page::new(ask, clock, self.stop.clone());
+            self.spawn(task);
+            page
+        });
+        let observed = Observed { metrics: recorder, health: node.health.clone(), page, clock };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { Ok(http.serve(observed, stop).await?) });
+    }
+
+    fn spawn(&mut self, server: impl Future<Output = ()> + Send + 'static) {
+        let server: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(server);
+        self.tasks.spawn(async move {
+            server.await;
+            Ok(())
+        });
+    }
+
+    /// Why one of them failed, once one has.
+    pub(super) async fn failed(&mut self) -> RunError {
+        loop {
+            match self.tasks.join_next().await {
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(error))) => return error,
+                Some(Err(error)) => {
+                    error!(%error, "a server ended in a panic");
+                    return RunError::Panicked("a server");
+                }
+                None => return std::future::pending().await,
+            }
+        }
+    }
+
+    /// Tells all to end.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until they have.
+    pub(super) async fn ended(mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Ok(Err(error)) = ended {
+                warn!(%error, "while stopping");
+            }
+        }
+    }
+}
