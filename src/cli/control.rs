@@ -226,6 +226,7 @@ pub(super) mod daemon {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::clock::SystemClock;
     use crate::daemon::ControlSettings;
     use crate::daemon::control::{ControlCall, ControlSocket};
 
@@ -260,7 +261,7 @@ pub(super) mod daemon {
                             }
                         }
                     });
-                    socket.serve(sender, stopped).await;
+                    socket.serve(sender, SystemClock::start(), stopped).await;
                     answering.await.unwrap();
                 });
             });

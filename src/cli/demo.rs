@@ -73,11 +73,12 @@ pub enum DemoError {
 /// What kept it from its end.
 pub async fn demo() -> Result<bool, DemoError> {
     println!("Starting {NODES} nodes on the in-process bus, and a rustls server beside each.");
-    let nodes = start_nodes()?;
+    let clock = SystemClock::start();
+    let nodes = start_nodes(clock)?;
     let config = Certificate::new()?;
     let mut targets = Vec::new();
     for node in &nodes {
-        targets.push(Target::from(serve(&config, &node.proxies.timetable)?));
+        targets.push(Target::from(serve(&config, &node.proxies.timetable, clock)?));
     }
     wait_for(&nodes, "one ring in common", |views| {
         let fingerprint = &views[0].ring.fingerprint;
@@ -101,19 +102,19 @@ pub async fn demo() -> Result<bool, DemoError> {
     passed &= resumed == tried;
     passed &= probe_all(&targets).await?;
 
-    print!("{}", status::render(&Operator::of(&nodes[0]).status().await, SystemClock::start().now().wall));
+    print!("{}", status::render(&Operator::of(&nodes[0]).status().await, clock.now().wall));
     for node in nodes {
         node.stop().await;
     }
     Ok(passed)
 }
 
-fn start_nodes() -> Result<Vec<Node>, DemoError> {
+fn start_nodes(clock: SystemClock) -> Result<Vec<Node>, DemoError> {
     let hub = Arc::new(Hub::default());
     let (_keep, secrets) = watch::channel(Arc::new(Secrets::new(vec![FarmSecret::generate()?])?));
     let start = |index: usize| {
         let bus = Arc::new(InProcess::new(Arc::clone(&hub)));
-        Ok(Node::start(node_settings(index), secrets.clone(), bus, SystemClock::start())?)
+        Ok(Node::start(node_settings(index), secrets.clone(), bus, clock)?)
     };
     (0..NODES).map(start).collect()
 }
@@ -232,8 +233,9 @@ impl Certificate {
 fn serve(
     certificate: &Certificate,
     timetable: &watch::Receiver<Arc<crate::keys::Timetable>>,
+    clock: SystemClock,
 ) -> Result<SocketAddr, DemoError> {
-    let ticketer = FarmTicketer::new(timetable.clone(), SystemClock::start());
+    let ticketer = FarmTicketer::new(timetable.clone(), clock);
     let config = Arc::new(certificate.server(ticketer)?);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;

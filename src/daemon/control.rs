@@ -87,9 +87,9 @@ impl ControlSocket {
 
     /// Serves the socket until `stop`: each request goes to `calls`. When this returns all connections are closed and
     /// the socket's file is gone.
-    pub async fn serve(self, calls: mpsc::Sender<ControlCall>, stop: CancellationToken) {
+    pub async fn serve(self, calls: mpsc::Sender<ControlCall>, clock: SystemClock, stop: CancellationToken) {
         let mut connections = JoinSet::new();
-        let door = Arc::new(Door { quiet: Mutex::default(), clock: SystemClock::start(), idle: self.idle });
+        let door = Arc::new(Door { quiet: Mutex::default(), clock, idle: self.idle });
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -293,7 +293,7 @@ mod tests {
             socket.idle = idle;
             let (sender, calls) = mpsc::channel(4);
             let stop = CancellationToken::new();
-            let task = tokio::spawn(socket.serve(sender, stop.clone()));
+            let task = tokio::spawn(socket.serve(sender, SystemClock::start(), stop.clone()));
             Self { directory, calls, stop, task }
         }
 

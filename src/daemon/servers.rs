@@ -71,7 +71,7 @@ impl Servers {
         let (calls, answers) = mpsc::channel(CALLS);
         let (reload_calls, reloads) = mpsc::channel(1);
         let asked = Asked { operator: Operator::of(node), reload_calls };
-        let control = control.serve(calls, stop());
+        let control = control.serve(calls, clock, stop());
         let commands = answer_calls(answers, asked, stop());
         let ats = ats.serve(Arc::clone(&node.proxies), stop());
         let upkeep = metrics::upkeep(recorder.clone(), stop());

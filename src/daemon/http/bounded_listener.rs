@@ -145,6 +145,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::clock::SystemClock;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -152,7 +153,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(|| async { "here" }));
-        let arrivals = Turns::new(64, Duration::from_millis(1));
+        let arrivals = Turns::new(64, Duration::from_millis(1), SystemClock::start());
         let listener = BoundedListener::new(listener, connections, arrivals, patience);
         tokio::spawn(axum::serve(listener, router).into_future());
         address

@@ -113,6 +113,7 @@ impl HttpServer {
     /// # Errors
     /// [`HttpError::Serve`].
     pub async fn serve(self, observed: Observed, stop: CancellationToken) -> Result<(), HttpError> {
+        let clock = observed.clock;
         let (page, hint) = match observed.page.clone() {
             Some(page) => (page.routes(), "not found: try /, /farm.json, /metrics or /healthz\n"),
             None => (Router::new(), "not found: try /metrics or /healthz\n"),
@@ -123,8 +124,8 @@ impl HttpServer {
             .with_state(observed)
             .merge(page)
             .fallback(move || async move { (StatusCode::NOT_FOUND, hint) })
-            .layer(from_fn_with_state(Arc::new(Turns::new(ANSWERS.0, ANSWERS.1)), in_turn));
-        let arrivals = Turns::new(ARRIVALS.0, ARRIVALS.1);
+            .layer(from_fn_with_state(Arc::new(Turns::new(ANSWERS.0, ANSWERS.1, clock)), in_turn));
+        let arrivals = Turns::new(ARRIVALS.0, ARRIVALS.1, clock);
         let listener = BoundedListener::new(self.listener, MAX_CONNECTIONS, arrivals, IDLE);
         let service = router.into_make_service_with_connect_info::<AnswersGiven>();
         let served = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());

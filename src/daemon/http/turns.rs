@@ -19,8 +19,8 @@ pub struct Turns {
 impl Turns {
     /// `burst` turns at once, and one more `every` so often.
     #[must_use]
-    pub fn new(burst: u32, every: Duration) -> Self {
-        Self { bucket: Mutex::new(TokenBucket::new(burst, every)), clock: SystemClock::start() }
+    pub fn new(burst: u32, every: Duration, clock: SystemClock) -> Self {
+        Self { bucket: Mutex::new(TokenBucket::new(burst, every)), clock }
     }
 
     /// Waits for a turn. One that is no longer waited for is not taken.
@@ -47,7 +47,7 @@ mod tests {
     #[tokio::test]
     async fn turns_come_in_order_and_no_sooner_than_they_may() {
         const EVERY: Duration = Duration::from_millis(10);
-        let turns = Arc::new(Turns::new(2, EVERY));
+        let turns = Arc::new(Turns::new(2, EVERY, SystemClock::start()));
         let (order, mut came) = tokio::sync::mpsc::unbounded_channel();
         let begun = Instant::now();
         for number in 0..8 {
@@ -66,7 +66,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_goes_away_takes_no_turn() {
         const EVERY: Duration = Duration::from_secs(3600);
-        let turns = Turns::new(1, EVERY);
+        let turns = Turns::new(1, EVERY, SystemClock::start());
         turns.next().await;
         assert!(tokio::time::timeout(Duration::from_millis(1), turns.next()).await.is_err(), "there is none");
         let wait = turns.bucket.lock().await.empty_for(turns.clock.now());
