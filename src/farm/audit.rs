@@ -15,11 +15,10 @@ pub const MOST_AUDITED: usize = 8;
 /// Bytes in the name of a user.
 const LONGEST_USER: usize = 64;
 
-/// Whether `user` can stand for the user who asked: at most 64 bytes of printable ASCII, as in names of nodes. Empty: not
-/// said.
+/// Whether `user` can stand for the user who asked: at most 64 bytes of printable ASCII, blanks too. Empty: not said.
 #[must_use]
 pub fn is_user(user: &str) -> bool {
-    user.is_empty() || (user.len() <= LONGEST_USER && is_node_name(user))
+    user.len() <= LONGEST_USER && user.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
 /// Whether an entry of another node can be kept and shown.

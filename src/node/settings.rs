@@ -127,6 +127,14 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_the_settings_take_is_one_that_other_nodes_take() {
+        let names = (0..=127_u8).map(|byte| format!("a{}", char::from(byte)));
+        for name in names.chain(["".into(), "a".repeat(128), "a".repeat(129), "é".into()]) {
+            assert_eq!(node_name(&name).is_ok(), crate::envelope::is_node_name(&name), "{name:?}");
+        }
+    }
+
+    #[test]
     fn every_fault_of_a_node_is_told_at_once() {
         let mut settings = NodeSettings::new("edge 1", "Prod", "");
         settings.report_every = Duration::ZERO;
