@@ -1,4 +1,4 @@
-//! When to dial a broker again.
+//! The pauses before a broker is dialled again. Those of the plugin before its daemon are in `ats-plugin/src/link.rs`.
 
 use std::time::Duration;
 

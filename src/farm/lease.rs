@@ -162,7 +162,7 @@ impl Lease {
     }
 
     /// This node leads no longer. Returns whether it did.
-    pub(super) fn step_down(&mut self, reason: &'static str, cx: &mut Context) -> bool {
+    pub(super) fn become_follower(&mut self, reason: &'static str, cx: &mut Context) -> bool {
         if !self.leads() {
             return false;
         }

@@ -1,6 +1,7 @@
 //! Where this node stands in the farm: its link, whether it leads, whom it follows, and who is there.
 //!
-//! Each of these is a concern with a file of its own; here is what they decide together.
+//! Each of these is a concern with a file of its own. Here is what they decide together: every reason to step down, to wish for
+//! the lease, and to follow another node.
 
 use super::announce::Announcements;
 use super::context::Context;
@@ -160,8 +161,9 @@ impl Standing {
         }
     }
 
+    /// This node leads no longer. Its lease, if it had one, is gone; where it is still held: [`Standing::give_up_lease`].
     fn step_down(&mut self, reason: &'static str, cx: &mut Context, now: Now) {
-        if self.lease.step_down(reason, cx) {
+        if self.lease.become_follower(reason, cx) {
             self.members.clear();
             // While it led, nothing was to be heard of another leader.
             self.announcements.pardon_silence(now);
@@ -230,7 +232,7 @@ impl Standing {
         self.lease.pardon_silence(now);
     }
 
-    /// Sets the beat as the leader, and steps down if it is no good as one.
+    /// Sets the beat as the leader with the lease, and steps down if it is no good as one.
     pub(super) fn advance_lead(&mut self, cx: &mut Context, now: Now) {
         let Some(seat) = self.lease.own_seat() else { return };
         if !self.gathers(now) {

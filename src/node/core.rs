@@ -134,7 +134,7 @@ pub enum Effect {
         /// The ring's session floor.
         sessions_from: u64,
     },
-    /// Save the ring, and say with [`NodeCore::ring_saved`] whether that worked.
+    /// Save the ring, and say with [`NodeCore::on_ring_saved`] whether that worked.
     SaveRing(Zeroizing<Vec<u8>>),
     /// Seal and open with these epoch keys, before what follows is done.
     Epochs(Arc<Epochs>),
@@ -268,7 +268,7 @@ impl NodeCore {
     }
 
     /// Says whether the ring of [`Effect::SaveRing`] was saved at `now`. Returns whether it had not been the last time.
-    pub fn ring_saved(&mut self, saved: bool, now: Now) -> bool {
+    pub fn on_ring_saved(&mut self, saved: bool, now: Now) -> bool {
         let after = if saved { Saving::On } else { Saving::AgainAt(now.mono + SAVE_AGAIN_MS) };
         matches!(std::mem::replace(&mut self.saving, after), Saving::AgainAt(_))
     }

@@ -377,13 +377,13 @@ impl<B: Bus> Driver<B> {
         let now = self.clock.now();
         match file.save(contents) {
             Ok(()) => {
-                gauges::ring_saved(true);
-                if self.core.ring_saved(true, now) {
+                gauges::show_ring_saved(true);
+                if self.core.on_ring_saved(true, now) {
                     info!("the ring is saved again");
                 }
             }
             Err(error) => {
-                self.core.ring_saved(false, now);
+                self.core.on_ring_saved(false, now);
                 gauges::ring_not_saved();
                 if let Some(held_back) = self.quiet.pass("ring", "not_saved", now) {
                     warn!(held_back, %error, "the ring is not saved: a restart of this daemon would forget it");

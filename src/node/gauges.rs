@@ -31,14 +31,14 @@ pub fn connected(connected: bool) {
 }
 
 /// Shows whether a restart of the node would find its ring.
-pub fn ring_saved(saved: bool) {
+pub fn show_ring_saved(saved: bool) {
     gauge!(RING_SAVED).set(if saved { 1.0 } else { 0.0 });
 }
 
 /// Counts a ring that could not be saved.
 pub fn ring_not_saved() {
     counter!(RING_SAVE_ERRORS).increment(1);
-    ring_saved(false);
+    show_ring_saved(false);
 }
 
 /// Shows everything else. `sealed_before` is the generation that sealed when this was last called.
@@ -170,9 +170,9 @@ mod tests {
 
     #[test]
     fn a_ring_that_could_not_be_saved_shows_until_it_is() {
-        has(&shown(|| ring_saved(true)), "resumed_ring_saved 1");
+        has(&shown(|| show_ring_saved(true)), "resumed_ring_saved 1");
         let failed = shown(|| {
-            ring_saved(true);
+            show_ring_saved(true);
             ring_not_saved();
         });
         has(&failed, "resumed_ring_saved 0");

@@ -100,7 +100,7 @@ impl Node {
         let names = Names::new(&settings.farm, &settings.pod);
         let (ring_file, held) = saved_ring(&settings, clock);
         gauges::settings(&settings.keys);
-        gauges::ring_saved(ring_file.is_some());
+        gauges::show_ring_saved(ring_file.is_some());
         let farm = Farm::new(farm_settings(&settings, boot_id, &names), held, random::system(), clock.now());
 
         let (timetable_sender, timetable) = watch::channel(Arc::new(farm.held().timetable(clock.now())));

@@ -1,7 +1,7 @@
 //! What an operator should look at: the warnings of `resumed status`.
 //!
 //! A warning is a sentence that names the node and says what to look at or to set. One for a new kind of trouble is a function
-//! here, called by [`of`].
+//! here, called by [`warnings`]; what the node that is asked knows alone is looked at in [`of`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -54,6 +54,10 @@ use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
 
 /// The largest message in either direction, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+
+/// Any local user may connect: the proxy runs as a user of its own, and shares no group with the daemon. Who it is says the
+/// kernel, and [`AllowedUsers`] decides before anything else is done.
+const SOCKET_MODE: u32 = 0o666;
 /// How many proxies may be connected at once.
 pub const MAX_PROXIES: usize = 64;
 /// How long a new connection may take to introduce itself.
@@ -103,7 +107,8 @@ impl Socket {
     pub fn bind(settings: AtsSettings) -> Result<Self, SocketError> {
         let AtsSettings { socket: path, users } = settings;
         let backlog = Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN);
-        let socket = bind_fresh(&path, SocketOptions { mode: 0o666, group: None, backlog, makes_directory: false })?;
+        let socket =
+            bind_fresh(&path, SocketOptions { mode: SOCKET_MODE, group: None, backlog, makes_directory: false })?;
         Ok(Self { socket, users, users_changed: Arc::default() })
     }
 

@@ -145,16 +145,16 @@ fn a_ring_that_changes_is_told_and_saved_and_comes_back() {
 fn a_ring_that_could_not_be_saved_is_tried_again_until_it_is() {
     let mut core = core(Saving::On);
     started_alone(&mut core);
-    assert!(!core.ring_saved(false, at(12_000)));
+    assert!(!core.on_ring_saved(false, at(12_000)));
     for failure in 0..3 {
         let now = at(17_000 + 5_000 * failure);
         let sooner = Now { wall: now.wall - 1, mono: now.mono - 1 };
         assert_eq!(saves(&core.step(sooner, Input::Wake)).len(), 0);
         assert!(core.next_wake(sooner) <= now.mono, "it is woken for it");
         assert_eq!(saves(&core.step(now, Input::Wake)).len(), 1);
-        core.ring_saved(false, now);
+        core.on_ring_saved(false, now);
     }
-    assert!(core.ring_saved(true, at(32_000)), "it had not been saved");
+    assert!(core.on_ring_saved(true, at(32_000)), "it had not been saved");
     assert_eq!(saves(&core.step(at(40_000), Input::Wake)).len(), 0);
 }
 
