@@ -2,6 +2,19 @@
 //!
 //! An adapter hands a proxy the timetable of ticket keys and the farm's sessions, and takes the sessions that the proxy
 //! makes. It decides nothing about either.
+//!
+//! # What an adapter does
+//!
+//! 1. It **renders** [`ProxyPlane::timetable`] into what its proxy takes. A proxy with code of ours in it gets the timetable itself and
+//!    looks up each key and its time (`ats`: the plugin; `rustls`: the ticketer in the same process). One that takes a list of keys gets
+//!    [`Timetable::at`] of now: which key seals, and which ones open besides, the next one too.
+//! 2. It **applies** it: at the start, whenever the timetable is another one, and at [`Timetable::next_change`]. What a proxy
+//!    refuses is counted (`resumed_apply_errors_total`); a handshake waits for none of it.
+//! 3. It **proves** it: what the proxy says that it holds, or a ticket of its own making, is compared with what it was given. Until
+//!    then, and where the proxy's settings break resumption, it says so in [`ProxyInfo::warnings`], which every operator sees.
+//!
+//! An adapter is a file or a folder here, with settings of its own that `validate` (as `ats::AtsSettings`), started by
+//! `daemon::servers` or by the server that embeds the node.
 
 pub mod allowed_users;
 pub mod ats;
