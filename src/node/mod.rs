@@ -305,26 +305,4 @@ async fn watch_local(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bus::in_process::{Hub, InProcess};
-    use crate::envelope::FarmSecret;
-
-    #[tokio::test]
-    async fn a_server_that_embeds_a_node_is_told_what_is_wrong_with_its_settings() {
-        let mut settings = NodeSettings::new("edge-1", "Prod", "default");
-        settings.keys.keep = 0;
-        settings.sessions.max_bytes = 1;
-        let secrets = Secrets::new(vec![FarmSecret::generate().unwrap()]).unwrap();
-        let (_keep, secrets) = watch::channel(Arc::new(secrets));
-        let bus = || Arc::new(InProcess::new(Arc::new(Hub::default())));
-        let refused = Node::start(settings, secrets.clone(), bus(), SystemClock::start());
-        assert_eq!(
-            refused.err().expect("three faults").to_string(),
-            "node.farm = \"Prod\": has the character 'P'; accepted: 1 to 63 of a-z, 0-9 and -; keys.keep = 0: is too \
-             small; accepted: from 1 to 32; sessions.max_bytes = 1B: is too small; accepted: from 1MiB to 1TiB"
-        );
-        let good = NodeSettings::new("edge-1", "prod", "default");
-        Node::start(good, secrets, bus(), SystemClock::start()).expect("it starts").stop().await;
-    }
-}
+mod tests;
