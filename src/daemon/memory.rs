@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::libc::MCL_ONFAULT;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::prctl::set_dumpable;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// CAP_IPC_LOCK: the limit does not hold. See capabilities(7).
 const IPC_LOCK: u32 = 14;
@@ -41,7 +41,12 @@ pub fn keep() -> Vec<Weakness> {
 }
 
 fn lock() -> Result<(), Weakness> {
-    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).map_err(Weakness::Unlocked)?;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).map_err(Weakness::Unlocked)?;
+    // A process may raise its own limit as far as the hard one.
+    let limit = match soft < hard {
+        true if setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard).is_ok() => hard,
+        _ => soft,
+    };
     // Unreadable, as without /proc: then only the limit counts.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     if !may_lock_all(limit, &status) {
@@ -60,7 +65,29 @@ fn may_lock_all(limit: u64, status: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    /// In the environment of a run of this test program: [`the_soft_limit_is_raised`] is the only test, in a process of its own.
+    const APART: &str = "RESUMED_TEST_OF_LIMITS";
+
+    #[test]
+    fn the_soft_limit_is_raised() {
+        if std::env::var_os(APART).is_some() {
+            let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
+            setrlimit(Resource::RLIMIT_MEMLOCK, 4096.min(hard), hard).unwrap();
+            let _outcome = lock();
+            assert_eq!(getrlimit(Resource::RLIMIT_MEMLOCK).unwrap(), (hard, hard));
+            return;
+        }
+        // Limits are the process's: other tests run beside this one.
+        let name = "daemon::memory::tests::the_soft_limit_is_raised";
+        let apart = Command::new(std::env::current_exe().unwrap()).args(["--exact", name]).env(APART, "1").output();
+        let apart = apart.unwrap();
+        let text = String::from_utf8_lossy(&apart.stdout).into_owned();
+        assert!(apart.status.success() && text.contains("1 passed"), "{text}");
+    }
 
     #[test]
     fn all_memory_is_locked_only_where_no_limit_holds() {
