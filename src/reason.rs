@@ -3,11 +3,9 @@
 //! Each reason is said once, here, with its label. So every one is shown with 0 from the start, and none is counted that
 //! is not shown.
 
-use std::fmt;
-
 /// An enum whose every variant has a label, with all of them and their labels in the order in which they stand.
-macro_rules! reasons {
-    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $label:literal,)+ }) => {
+macro_rules! labelled {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $label:expr,)+ }) => {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name {
@@ -15,13 +13,13 @@ macro_rules! reasons {
         }
 
         impl $name {
-            /// Every reason.
+            /// All of them.
             pub const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
 
-            /// The label of every reason.
+            /// The label of each.
             pub const LABELS: [&'static str; Self::ALL.len()] = [$($label),+];
 
-            /// The label `reason`.
+            /// Its label.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -30,15 +28,15 @@ macro_rules! reasons {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 f.write_str(self.as_str())
             }
         }
     };
 }
 
-reasons! {
+labelled! {
     /// Why an envelope, or what was in it, is refused: `resumed_messages_refused_total`.
     Reason {
         /// No farm secret of this node has the id that the envelope names.
@@ -96,7 +94,7 @@ reasons! {
     }
 }
 
-reasons! {
+labelled! {
     /// Why a key, or a floor, of a ring is skipped: `resumed_keys_skipped_total`.
     KeyReason {
         /// Its name or its secrets are too short or too long.
@@ -114,17 +112,119 @@ reasons! {
     }
 }
 
+labelled! {
+    /// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed or flushed before, or there was
+    /// no room or no way for it. `resumed_sessions_dropped_total`.
+    DropReason {
+        /// The announced ID is empty or longer than RFC 5246 allows.
+        BadId => "bad_id",
+        /// It has more bytes than `sessions.max_session_bytes`.
+        TooLarge => "too_large",
+        /// It is not the DER of an `SSL_SESSION`.
+        BrokenDer => "broken_der",
+        /// Its protocol is none of TLS 1.0 to 1.3.
+        UnknownVersion => "unknown_version",
+        /// It is in a format that this release does not know.
+        UnknownFormat => "unknown_format",
+        /// It carries another ID than the announced one.
+        WrongId => "wrong_id",
+        /// Its timeout is over, or it has none.
+        Expired => "expired",
+        /// It was created too far ahead of this node's clock.
+        FromTheFuture => "from_the_future",
+        /// It was removed before it arrived.
+        Tombstone => "tombstone",
+        /// It is from before the last flush.
+        Flushed => "flushed",
+        /// It is known already.
+        Duplicate => "duplicate",
+        /// A proxy reported what the farm had given to it.
+        Echo => "echo",
+        /// It stands behind the last entry that a batch may have.
+        OverLimit => "over_limit",
+        /// A tombstone that is no hash.
+        BadTombstone => "bad_tombstone",
+        /// A removal where `sessions.removals` is `keep`.
+        RemovalKept => "removal_kept",
+        /// A proxy reported the removal of a session that this node does not hold.
+        RemovalUnknown => "removal_unknown",
+        /// The outbox has no room for it.
+        OutboxFull => "outbox_full",
+        /// The broker takes no messages for now.
+        BrokerBlocked => "broker_blocked",
+        /// There is no connection to a broker.
+        BrokerAway => "broker_away",
+        /// This node has no epoch key to seal it with.
+        NoEpoch => "no_epoch",
+        /// It could not be sealed, or the broker did not take it.
+        NotSent => "not_sent",
+        /// The node stops, and it did not leave in time.
+        Stopping => "stopping",
+        /// The plugin's queue to this node was full.
+        PluginQueueFull => "plugin_queue_full",
+        /// It is larger than the proxy takes or reports.
+        TooLargeForProxy => "too_large_for_proxy",
+        /// A batch for a proxy that fell behind; the proxy is filled again from the cache.
+        ProxySlow => "proxy_slow",
+    }
+}
+
+labelled! {
+    /// Why a connection on the plugins' socket is refused or ended: `resumed_proxies_refused_total`.
+    ProxyReason {
+        /// As many proxies are connected as there may be.
+        TooMany => "too_many",
+        /// Its user is not one that may connect.
+        Peer => "peer",
+        /// It did not introduce itself in time.
+        Silent => "silent",
+        /// Its first message is no introduction, or a later one is.
+        NoHello => "no_hello",
+        /// A message is longer than any may be.
+        TooLarge => "too_large",
+        /// It ended in the middle of a message.
+        Truncated => "truncated",
+        /// A message is none.
+        Garbage => "garbage",
+        /// It left a message unread for too long.
+        StoppedReading => "stopped_reading",
+        /// The system reported an error.
+        Io => "io",
+    }
+}
+
+labelled! {
+    /// Why a connection on the control socket is ended: `resumed_control_refused_total`.
+    ControlReason {
+        /// What it sent is no request, or came before the last was answered.
+        Malformed => "malformed",
+        /// A request is longer than any is.
+        TooLarge => "too_large",
+        /// It ended in the middle of a message.
+        Truncated => "truncated",
+        /// It neither asked nor took an answer for too long.
+        Idle => "idle",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
 
+    /// Panics unless each reason has a label of its own, in the order of `all`.
+    fn assert_distinct<const N: usize>(all: [&str; N], labels: [&str; N]) {
+        assert_eq!(all, labels);
+        assert_eq!(BTreeSet::from(labels).len(), N, "{labels:?}");
+    }
+
     #[test]
     fn every_reason_has_a_label_of_its_own() {
-        assert_eq!(Reason::ALL.map(Reason::as_str), Reason::LABELS);
-        assert_eq!(KeyReason::ALL.map(KeyReason::as_str), KeyReason::LABELS);
-        assert_eq!(BTreeSet::from(Reason::LABELS).len(), Reason::ALL.len());
-        assert_eq!(BTreeSet::from(KeyReason::LABELS).len(), KeyReason::ALL.len());
+        assert_distinct(Reason::ALL.map(Reason::as_str), Reason::LABELS);
+        assert_distinct(KeyReason::ALL.map(KeyReason::as_str), KeyReason::LABELS);
+        assert_distinct(DropReason::ALL.map(DropReason::as_str), DropReason::LABELS);
+        assert_distinct(ProxyReason::ALL.map(ProxyReason::as_str), ProxyReason::LABELS);
+        assert_distinct(ControlReason::ALL.map(ControlReason::as_str), ControlReason::LABELS);
     }
 }

@@ -27,6 +27,7 @@ use crate::metrics::CONTROL_REFUSED;
 use crate::proto::limits::decode_within;
 use crate::proto::local::{CONTROL_REQUEST, ControlReply, ControlRequest, control_reply, control_request};
 use crate::quiet::Quiet;
+use crate::reason::ControlReason;
 use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
 
 /// The longest frame in either direction, in bytes, its length not included: the status of some 100,000 nodes.
@@ -136,10 +137,10 @@ impl Door {
             Err(_) => "an unknown process".to_owned(),
         };
         let Err(refusal) = converse(stream, calls, self.idle).await else { return };
-        metrics::counter!(CONTROL_REFUSED, "reason" => refusal.reason()).increment(1);
+        metrics::counter!(CONTROL_REFUSED, "reason" => refusal.reason().as_str()).increment(1);
         let passed = self.quiet.lock().unwrap_or_else(PoisonError::into_inner).pass(
             "connection",
-            refusal.reason(),
+            refusal.reason().as_str(),
             self.clock.now(),
         );
         if let Some(held_back) = passed {
@@ -166,14 +167,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The `reason` label of `resumed_control_refused_total`.
+    /// The counted reason.
     #[must_use]
-    pub fn reason(self) -> &'static str {
+    pub fn reason(self) -> ControlReason {
         match self {
-            Self::Malformed => "malformed",
-            Self::TooLarge => "too_large",
-            Self::Truncated => "truncated",
-            Self::Idle => "idle",
+            Self::Malformed => ControlReason::Malformed,
+            Self::TooLarge => ControlReason::TooLarge,
+            Self::Truncated => ControlReason::Truncated,
+            Self::Idle => ControlReason::Idle,
         }
     }
 }

@@ -21,6 +21,7 @@ use super::{
     CACHE_BYTES, CACHE_ENTRIES, CACHE_EVICTED, SESSIONS_INSERTED, SESSIONS_REMOVED, TOMBSTONES, TOMBSTONES_DROPPED,
     dropped,
 };
+use crate::reason::DropReason;
 use crate::sessions::{Applied, Evictions, Occupancy, Reported, Store};
 
 /// Counts what a batch or a warm-up of the pod did to `store`.
@@ -35,9 +36,9 @@ pub fn reported(reported: &Reported, store: &Store) {
     changed(&reported.dropped, reported.evicted, store);
 }
 
-fn changed(refused: &BTreeMap<&'static str, u64>, evicted: Evictions, store: &Store) {
+fn changed(refused: &BTreeMap<DropReason, u64>, evicted: Evictions, store: &Store) {
     for (reason, count) in refused {
-        dropped(reason, *count);
+        dropped(*reason, *count);
     }
     if evicted.sessions > 0 {
         counter!(CACHE_EVICTED).increment(evicted.sessions as u64);

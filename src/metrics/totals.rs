@@ -156,6 +156,7 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
+    use crate::reason::{DropReason, Reason};
 
     #[test]
     fn what_is_counted_is_read_again_and_shown_as_well() {
@@ -171,10 +172,10 @@ mod tests {
             }
             counter!(SESSIONS_PUBLISHED).increment(1);
             super::super::missed(4);
-            super::super::refused("replay");
-            super::super::refused("replay");
-            super::super::refused("bad_tag");
-            super::super::dropped("echo", 7);
+            super::super::refused(Reason::Replay);
+            super::super::refused(Reason::Replay);
+            super::super::refused(Reason::BadTag);
+            super::super::dropped(DropReason::Echo, 7);
             super::super::sent(super::super::Plane::Keys);
         });
         let by = |counts: &[(&str, u64)]| counts.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
@@ -206,7 +207,7 @@ mod tests {
         super::super::install().unwrap();
         let before = totals();
         super::super::missed(5);
-        super::super::dropped("bad_id", 3);
+        super::super::dropped(DropReason::BadId, 3);
         let after = totals();
         assert!(after.missed >= before.missed + 5, "{before:?} then {after:?}");
         let bad_ids = |totals: &Totals| totals.dropped.get("bad_id").copied().unwrap_or(0);

@@ -449,7 +449,7 @@ fn count_up(count: Count) {
     match count {
         Count::Received => metrics::received(Plane::Keys),
         Count::Missed(messages) => metrics::missed(messages),
-        Count::Refused(reason) => metrics::refused(reason.as_str()),
+        Count::Refused(reason) => metrics::refused(reason),
         Count::KeysSkipped(reason, keys) => metrics::keys_skipped(reason, keys),
         Count::KeyConflicts(keys) => metrics::key_conflicts(keys),
     }
@@ -457,7 +457,7 @@ fn count_up(count: Count) {
 
 fn refused(route: &str, refusal: &Refusal, counted: bool, logged: Option<u64>) {
     if counted {
-        metrics::refused(refusal.reason().as_str());
+        metrics::refused(refusal.reason());
     }
     if let Some(held_back) = logged {
         // Whoever may write to the broker chooses the route: it is quoted.

@@ -25,6 +25,7 @@ use crate::proto::SessionBatch;
 use crate::proto::payload::Kind;
 use crate::proxies::ProxyPlane;
 use crate::quiet::Quiet;
+use crate::reason::{DropReason, Reason};
 use crate::sessions::Applied;
 use crate::sessions::warmup::Peer;
 
@@ -32,7 +33,8 @@ use crate::sessions::warmup::Peer;
 const DRAIN_WITHIN: Duration = Duration::from_millis(300);
 
 /// Entries of a batch that are dropped for these reasons are nobody's fault, and not worth a line.
-const ORDINARY: [&str; 4] = ["duplicate", "tombstone", "removal_kept", "flushed"];
+const ORDINARY: [DropReason; 4] =
+    [DropReason::Duplicate, DropReason::Tombstone, DropReason::RemovalKept, DropReason::Flushed];
 
 /// What the session plane has of the node.
 pub struct SessionParts {
@@ -182,7 +184,7 @@ impl<L: Link> SessionPlane<L> {
         };
         if tokio::time::timeout(DRAIN_WITHIN, drain).await.is_err() {
             let left = u64::try_from(outbox.len()).unwrap_or(u64::MAX);
-            metrics::dropped("stopping", left);
+            metrics::dropped(DropReason::Stopping, left);
         }
     }
 
@@ -192,23 +194,23 @@ impl<L: Link> SessionPlane<L> {
         // what comes after it waits in the outbox, which has a bound.
         let has_link = self.link().is_some();
         if has_link && !self.has_epoch().await {
-            metrics::dropped("no_epoch", entries);
+            metrics::dropped(DropReason::NoEpoch, entries);
             return;
         }
         let link = self.link().clone();
         let Some(link) = link else {
-            metrics::dropped("broker_away", entries);
+            metrics::dropped(DropReason::BrokerAway, entries);
             return;
         };
         if link.link.is_blocked() {
-            metrics::dropped("broker_blocked", entries);
+            metrics::dropped(DropReason::BrokerBlocked, entries);
             return;
         }
         let (route, now) = (&self.node.names.sessions, self.node.clock.now());
         let sealed = link.sealing.lock().await.seal(route, Kind::Sessions(batch), now);
         let sent = match sealed {
             Err(SealError::NoEpoch) => {
-                metrics::dropped("no_epoch", entries);
+                metrics::dropped(DropReason::NoEpoch, entries);
                 return;
             }
             Ok(sealed) => self.noted(link.link.publish_sessions(sealed).await),
@@ -220,7 +222,7 @@ impl<L: Link> SessionPlane<L> {
                 metrics::published(entries);
             }
             Err(error) => {
-                metrics::dropped("not_sent", entries);
+                metrics::dropped(DropReason::NotSent, entries);
                 debug!(error, "could not publish a session batch");
             }
         }
@@ -286,7 +288,7 @@ impl<L: Link> SessionPlane<L> {
                         return;
                     }
                 }
-                metrics::refused(refusal.reason().as_str());
+                metrics::refused(refusal.reason());
                 if let Some(held_back) = quiet.pass("message", refusal.reason().as_str(), now) {
                     // Whoever may write to the broker chooses the route: it is quoted.
                     warn!(held_back, ?route, "refused a session batch ({}): {refusal}", refusal.reason());
@@ -316,8 +318,8 @@ impl<L: Link> SessionPlane<L> {
             Some(Kind::WarmupRequest(request)) => return warmup(node, Message::Request(request)),
             Some(Kind::Warmup(chunk)) => return warmup(node, Message::Chunk(chunk)),
             _ => {
-                metrics::refused("unknown_kind");
-                if let Some(held_back) = quiet.pass("message", "unknown_kind", now) {
+                metrics::refused(Reason::UnknownKind);
+                if let Some(held_back) = quiet.pass("message", Reason::UnknownKind.as_str(), now) {
                     warn!(held_back, "ignored a message of unknown kind from {node} among the sessions");
                 }
                 return;
@@ -335,7 +337,7 @@ impl<L: Link> SessionPlane<L> {
     pub(super) fn hand_on(&self, applied: Applied, node: &str, quiet: &mut Quiet, now: Now) {
         metrics::sessions::applied(&applied, &self.node.proxies.store);
         for (reason, sessions) in applied.dropped.iter().filter(|(reason, _)| !ORDINARY.contains(reason)) {
-            if let Some(held_back) = quiet.pass("session", reason, now) {
+            if let Some(held_back) = quiet.pass("session", reason.as_str(), now) {
                 warn!(held_back, "skipped {sessions} sessions of {node}: {reason}");
             }
         }

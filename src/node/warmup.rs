@@ -21,6 +21,7 @@ use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest};
 use crate::quiet::Quiet;
 use crate::random;
+use crate::reason::Reason;
 use crate::sessions::warmup::{Action, Donor, Due, Joiner, Note, Peer};
 
 /// The most of a chunk, in bytes; smaller where `sessions.batch_bytes` is.
@@ -105,8 +106,8 @@ impl Machines {
     fn record(&mut self, note: &Note, now: Now) {
         match note {
             Note::Refused { reason, .. } => {
-                names::refused(reason);
-                if let Some(held_back) = self.quiet.pass("message", reason, now) {
+                names::refused(*reason);
+                if let Some(held_back) = self.quiet.pass("message", reason.as_str(), now) {
                     warn!(held_back, "{note}");
                 }
                 return;
@@ -162,7 +163,7 @@ impl<L: Link> SessionPlane<L> {
         let Machines { joiner, donor, .. } = &mut *machines;
         let actions = match message {
             message if message.feed().is_some_and(|feed| !self.node.names.is_feed(feed)) => {
-                vec![Action::Note(Note::Refused { node: peer.node, reason: "warmup_bad_feed" })]
+                vec![Action::Note(Note::Refused { node: peer.node, reason: Reason::WarmupBadFeed })]
             }
             Message::Call(call) => donor.on_call(&peer, &call, joiner, store, now),
             Message::Offer(offer) => joiner.on_offer(peer, offer, now),

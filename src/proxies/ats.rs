@@ -42,12 +42,13 @@ use super::{ProxyInfo, ProxyPlane, Registered};
 use crate::clock::Now;
 use crate::keys::Timetable;
 use crate::metrics::{
-    APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
+    APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, dropped,
 };
 use crate::proto::SessionEntry;
 use crate::proto::limits::{Undecodable, decode_within};
 use crate::proto::local::{self, FROM_PROXY, FromProxy, ToProxy, from_proxy, to_proxy};
 use crate::quiet::Quiet;
+use crate::reason::{DropReason, ProxyReason};
 use crate::sessions::SessionFault;
 use crate::token_bucket::TokenBucket;
 use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
@@ -252,8 +253,8 @@ fn answer_for(name: String) -> (String, Result<Option<u32>, Errno>) {
 /// Talks to one proxy over `stream` until either side ends it. Which user that is has been checked, or does not matter.
 ///
 /// # Errors
-/// The reason, as counted in `resumed_proxies_refused_total`, for which this side ended it.
-pub async fn converse(stream: UnixStream, plane: Arc<ProxyPlane>) -> Result<(), &'static str> {
+/// The counted reason for which this side ended it.
+pub async fn converse(stream: UnixStream, plane: Arc<ProxyPlane>) -> Result<(), ProxyReason> {
     let door = Door { plane, quiet: Mutex::default(), last: Mutex::default() };
     door.talk(stream, "a proxy").await.map_err(|refusal| refusal.reason())
 }
@@ -284,18 +285,18 @@ enum Refusal {
 }
 
 impl Refusal {
-    /// The `reason` label of `resumed_proxies_refused_total`.
-    fn reason(&self) -> &'static str {
+    /// The counted reason.
+    fn reason(&self) -> ProxyReason {
         match self {
-            Self::TooMany => "too_many",
-            Self::Peer { .. } => "peer",
-            Self::Silent => "silent",
-            Self::NoHello | Self::SecondHello => "no_hello",
-            Self::TooLarge => "too_large",
-            Self::Truncated => "truncated",
-            Self::Garbage(_) => "garbage",
-            Self::StoppedReading => "stopped_reading",
-            Self::Io(_) => "io",
+            Self::TooMany => ProxyReason::TooMany,
+            Self::Peer { .. } => ProxyReason::Peer,
+            Self::Silent => ProxyReason::Silent,
+            Self::NoHello | Self::SecondHello => ProxyReason::NoHello,
+            Self::TooLarge => ProxyReason::TooLarge,
+            Self::Truncated => ProxyReason::Truncated,
+            Self::Garbage(_) => ProxyReason::Garbage,
+            Self::StoppedReading => ProxyReason::StoppedReading,
+            Self::Io(_) => ProxyReason::Io,
         }
     }
 }
@@ -318,8 +319,8 @@ impl Door {
     }
 
     fn refuse(&self, refusal: &Refusal, who: &dyn Display) {
-        counter!(PROXIES_REFUSED, "reason" => refusal.reason()).increment(1);
-        self.complain("connection", refusal.reason(), &format_args!("{who}: {refusal}"));
+        counter!(PROXIES_REFUSED, "reason" => refusal.reason().as_str()).increment(1);
+        self.complain("connection", refusal.reason().as_str(), &format_args!("{who}: {refusal}"));
     }
 
     fn complain(&self, what: &'static str, reason: &'static str, text: &dyn Display) {
@@ -411,7 +412,7 @@ impl Door {
         for fault in reported.faults {
             // A removal or a flush overtook it: nobody's fault.
             if !matches!(fault, SessionFault::Tombstone | SessionFault::Flushed) {
-                self.complain("session", fault.reason(), &format_args!("{who} reported {fault}"));
+                self.complain("session", fault.reason().as_str(), &format_args!("{who} reported {fault}"));
             }
         }
         if reported.news.is_empty() {
@@ -419,7 +420,7 @@ impl Door {
         }
         let full = plane.outbox.push_all(&reported.news);
         if full > 0 {
-            counter!(SESSIONS_DROPPED, "reason" => "outbox_full").increment(full as u64);
+            dropped(DropReason::OutboxFull, full as u64);
         }
         // Another proxy beside this node hears of it without the farm. Its own copy does this one no harm.
         if plane.registry.len() > 1 {
@@ -443,10 +444,8 @@ impl Door {
         counter!(PROXY_SESSIONS_INSERTED).increment(since(now.inserted, before.inserted));
         counter!(PROXY_OWN_KEYS).increment(since(now.own_keys, before.own_keys));
         counter!(APPLY_ERRORS).increment(since(now.apply_errors, before.apply_errors));
-        counter!(SESSIONS_DROPPED, "reason" => "plugin_queue_full")
-            .increment(since(now.dropped_full, before.dropped_full));
-        counter!(SESSIONS_DROPPED, "reason" => "too_large_for_proxy")
-            .increment(since(now.too_large_for_proxy, before.too_large_for_proxy));
+        dropped(DropReason::PluginQueueFull, since(now.dropped_full, before.dropped_full));
+        dropped(DropReason::TooLargeForProxy, since(now.too_large_for_proxy, before.too_large_for_proxy));
     }
 
     /// Greets, then sends keys, all sessions of the store, and what the farm makes from now on.
@@ -480,7 +479,7 @@ impl Door {
                 news = live.recv(), if takes_sessions => match news {
                     Ok(news) => send_sessions(&mut writer, &news).await?,
                     Err(RecvError::Lagged(batches)) => {
-                        counter!(SESSIONS_DROPPED, "reason" => "proxy_slow").increment(batches);
+                        dropped(DropReason::ProxySlow, batches);
                         self.complain("proxy", "slow", &format_args!("a proxy fell {batches} batches behind; refilling it"));
                         refill = Some(plane.store.refill(CHUNK_BYTES));
                     }

@@ -9,6 +9,7 @@ use openssl::{pkey::PKey, x509::X509};
 use thiserror::Error;
 
 use super::{SessionId, encoded::Encoded};
+use crate::reason::DropReason;
 
 /// How far ahead of this node's clock a session's creation time may lie, in seconds: one hour, twelve times the
 /// default `node.max_clock_offset`. A session from further ahead would outlive its timeout here by as much.
@@ -112,26 +113,26 @@ pub enum SessionFault {
 }
 
 impl SessionFault {
-    /// The `reason` label in `resumed_sessions_dropped_total`.
+    /// The counted reason.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> DropReason {
         match self {
-            Self::BadId { .. } => "bad_id",
-            Self::TooLarge { .. } => "too_large",
-            Self::BrokenDer { .. } => "broken_der",
-            Self::UnknownVersion { .. } => "unknown_version",
-            Self::WrongId => "wrong_id",
-            Self::Expired => "expired",
-            Self::FromTheFuture { .. } => "from_the_future",
-            Self::Tombstone => "tombstone",
-            Self::Flushed => "flushed",
-            Self::Duplicate => "duplicate",
-            Self::Echo => "echo",
-            Self::UnknownFormat { .. } => "unknown_format",
-            Self::OverLimit => "over_limit",
-            Self::BadTombstone { .. } => "bad_tombstone",
-            Self::RemovalKept => "removal_kept",
-            Self::RemovalUnknown => "removal_unknown",
+            Self::BadId { .. } => DropReason::BadId,
+            Self::TooLarge { .. } => DropReason::TooLarge,
+            Self::BrokenDer { .. } => DropReason::BrokenDer,
+            Self::UnknownVersion { .. } => DropReason::UnknownVersion,
+            Self::WrongId => DropReason::WrongId,
+            Self::Expired => DropReason::Expired,
+            Self::FromTheFuture { .. } => DropReason::FromTheFuture,
+            Self::Tombstone => DropReason::Tombstone,
+            Self::Flushed => DropReason::Flushed,
+            Self::Duplicate => DropReason::Duplicate,
+            Self::Echo => DropReason::Echo,
+            Self::UnknownFormat { .. } => DropReason::UnknownFormat,
+            Self::OverLimit => DropReason::OverLimit,
+            Self::BadTombstone { .. } => DropReason::BadTombstone,
+            Self::RemovalKept => DropReason::RemovalKept,
+            Self::RemovalUnknown => DropReason::RemovalUnknown,
         }
     }
 }
@@ -302,7 +303,7 @@ mod tests {
         let certificate = X509::from_der(parts(&real(Kind::ClientCertificate)).peer.unwrap().full_data()).unwrap();
         let key = certificate.public_key().unwrap().public_key_to_der().unwrap();
         check(&changed_with_key(&key)).unwrap();
-        assert_eq!(check(&changed_with_key(b"no key")).unwrap_err().reason(), "broken_der");
+        assert_eq!(check(&changed_with_key(b"no key")).unwrap_err().reason(), DropReason::BrokenDer);
     }
 
     fn changed_with_key(key: &[u8]) -> Bytes {
@@ -319,7 +320,7 @@ mod tests {
             for length in 0..der.len() {
                 let id = parts(&der).session_id;
                 let fault = validate(id, &der[..length], made_at(&der), MAX).unwrap_err();
-                assert_eq!(fault.reason(), "broken_der", "{kind:?} cut to {length}");
+                assert_eq!(fault.reason(), DropReason::BrokenDer, "{kind:?} cut to {length}");
             }
         }
     }
@@ -329,14 +330,14 @@ mod tests {
         let der = real(Kind::Plain);
         let outside = Bytes::from([&der[..], b"\0"].concat());
         let id = parts(&der).session_id;
-        assert_eq!(validate(id, &outside, made_at(&der), MAX).unwrap_err().reason(), "broken_der");
+        assert_eq!(validate(id, &outside, made_at(&der), MAX).unwrap_err().reason(), DropReason::BrokenDer);
         // An element behind the last known one, the sequence's length being right.
         let mut inside = der[..].to_vec();
         inside.extend_from_slice(&[0xb5, 0x03, 0x02, 0x01, 0x00]);
         let length = inside.len() - 3;
         assert_eq!(inside[..2], [0x30, 0x81], "a plain session has a length of one byte in the long form");
         inside[2] = u8::try_from(length).unwrap();
-        assert_eq!(validate(id, &inside, made_at(&der), MAX).unwrap_err().reason(), "broken_der");
+        assert_eq!(validate(id, &inside, made_at(&der), MAX).unwrap_err().reason(), DropReason::BrokenDer);
     }
 
     #[test]
@@ -346,7 +347,7 @@ mod tests {
         let padded = [&[0x30, 0x82, 0x00], &der[2..]].concat();
         SslSession::from_der(&padded).expect("OpenSSL takes a length that is not the shortest");
         let fault = validate(parts(&der).session_id, &padded, made_at(&der), MAX).unwrap_err();
-        assert_eq!(fault.reason(), "broken_der");
+        assert_eq!(fault.reason(), DropReason::BrokenDer);
     }
 
     #[test]
@@ -354,12 +355,12 @@ mod tests {
         let der = real(Kind::Plain);
         let (id, now) = (parts(&der).session_id, made_at(&der));
         let reason = |id: &[u8], der: Bytes, max| validate(id, &der, now, max).unwrap_err().reason();
-        assert_eq!(reason(id, der.clone(), der.len() - 1), "too_large");
-        assert_eq!(reason(&ID, der.clone(), MAX), "wrong_id");
-        assert_eq!(reason(&id[..31], der.clone(), MAX), "wrong_id");
-        assert_eq!(reason(&[], der.clone(), MAX), "bad_id");
-        assert_eq!(reason(&[1; 33], plain(&[1; 33], now / 1000, 300, 1), MAX), "bad_id");
-        assert_eq!(reason(id, Bytes::new(), MAX), "broken_der");
+        assert_eq!(reason(id, der.clone(), der.len() - 1), DropReason::TooLarge);
+        assert_eq!(reason(&ID, der.clone(), MAX), DropReason::WrongId);
+        assert_eq!(reason(&id[..31], der.clone(), MAX), DropReason::WrongId);
+        assert_eq!(reason(&[], der.clone(), MAX), DropReason::BadId);
+        assert_eq!(reason(&[1; 33], plain(&[1; 33], now / 1000, 300, 1), MAX), DropReason::BadId);
+        assert_eq!(reason(id, Bytes::new(), MAX), DropReason::BrokenDer);
         let long = [0; 49];
         let broken: [(&str, Bytes); 8] = [
             ("structure version", changed(Kind::Plain, |it| it.version = 2)),
@@ -378,7 +379,7 @@ mod tests {
             }),
         ];
         for (what, der) in broken {
-            assert_eq!(check(&der).unwrap_err().reason(), "broken_der", "{what}");
+            assert_eq!(check(&der).unwrap_err().reason(), DropReason::BrokenDer, "{what}");
         }
         for version in [0x0002, 0x0300, 0x0305, 0xfeff, 0xfefd, -1] {
             let der = changed(Kind::Plain, |it| it.ssl_version = version);
@@ -420,7 +421,7 @@ mod tests {
             SessionFault::FromTheFuture { seconds: MAX_AHEAD_SECONDS + 1 }
         );
         let most = changed(Kind::Plain, |it| (it.time, it.timeout) = (Some(i64::MAX), Some(i64::MAX)));
-        assert_eq!(check(&most).unwrap_err().reason(), "from_the_future");
+        assert_eq!(check(&most).unwrap_err().reason(), DropReason::FromTheFuture);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     clock::Now,
     proto::{SessionBatch, SessionEntry, SessionFormat, Tombstone, Warmup},
+    reason::DropReason,
 };
 
 /// How many slots of the cache are looked at, or entries applied, before the lock is given up for a moment.
@@ -85,7 +86,7 @@ pub struct Applied {
     /// How many of these are removals.
     pub removals: u64,
     /// How many entries were not taken, by [`SessionFault::reason`].
-    pub dropped: BTreeMap<&'static str, u64>,
+    pub dropped: BTreeMap<DropReason, u64>,
     /// What had to make room.
     pub evicted: Evictions,
 }
@@ -184,7 +185,7 @@ pub struct Reported {
     /// Why others were refused, as far as it is worth a line in the log: echoes and removals without effect are not.
     pub faults: Vec<SessionFault>,
     /// How many entries were not taken, by [`SessionFault::reason`]: those of `faults`, and the others.
-    pub dropped: BTreeMap<&'static str, u64>,
+    pub dropped: BTreeMap<DropReason, u64>,
     /// What had to make room.
     pub evicted: Evictions,
 }
@@ -623,7 +624,7 @@ mod tests {
 
         assert_eq!(local(&store, &made_at(4, 1), START), Err(SessionFault::Flushed));
         let applied = store.remote(batch([made_at(1, 0), made_at(5, 1), made_at(6, 2)]), START);
-        assert_eq!((applied.sessions, applied.dropped), (1, BTreeMap::from([("flushed", 2)])));
+        assert_eq!((applied.sessions, applied.dropped), (1, BTreeMap::from([(DropReason::Flushed, 2)])));
 
         assert_eq!(store.flush(floor - 500, |_| panic!("a lower floor flushes nothing")), 0);
         store.flush(0, |_| panic!("nor does none"));
@@ -660,7 +661,7 @@ mod tests {
         assert_eq!(numbers(&applied.for_proxies), [1, 2]);
         assert_eq!(applied.for_proxies[0].session, made(1).session);
         assert_eq!((applied.sessions, applied.removals, applied.for_proxies[0].at), (2, 0, 0));
-        assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1)]));
+        assert_eq!(applied.dropped, BTreeMap::from([(DropReason::Duplicate, 1)]));
         assert_eq!(local(&store, &made(1), START), Ok(None), "an echo");
         let again = store.remote(batch([made(2)]), later(1));
         assert!(again.for_proxies.is_empty());
@@ -687,7 +688,7 @@ mod tests {
         assert_eq!(local(&store, &removed(1), START), Ok(None));
         let applied = store.remote(batch([made(1), removed(1)]), START);
         assert!(applied.for_proxies.is_empty());
-        assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1), ("tombstone", 1)]));
+        assert_eq!(applied.dropped, BTreeMap::from([(DropReason::Duplicate, 1), (DropReason::Tombstone, 1)]));
         assert_eq!(local(&store, &made(1), START), Err(SessionFault::Tombstone), "no server uses an ID twice");
     }
 
@@ -715,7 +716,7 @@ mod tests {
         let applied = store.remote(batch([removed(1), removed(2), made(2), made(3)]), START);
         assert_eq!(numbers(&applied.for_proxies), [-1, -2, 3]);
         assert_eq!((applied.sessions, applied.removals), (1, 2));
-        assert_eq!(applied.dropped, BTreeMap::from([("tombstone", 1)]));
+        assert_eq!(applied.dropped, BTreeMap::from([(DropReason::Tombstone, 1)]));
         assert_eq!(local(&store, &removed(1), START), Ok(None), "the proxy does as the farm said: an echo");
         assert_eq!((store.len(), store.tombstones()), (1, 2));
     }
@@ -726,7 +727,7 @@ mod tests {
         local(&store, &made(1), START).unwrap();
         local(&store, &removed(1), START).unwrap();
         let jumped = Now { wall: START.wall + 200_000, mono: START.mono + 599_999 };
-        assert_eq!(store.remote(batch([made(1)]), jumped).dropped, BTreeMap::from([("tombstone", 1)]));
+        assert_eq!(store.remote(batch([made(1)]), jumped).dropped, BTreeMap::from([(DropReason::Tombstone, 1)]));
         let over = Now { mono: START.mono + 600_000, ..jumped };
         assert_eq!(numbers(&store.remote(batch([made(1)]), over).for_proxies), [1]);
     }
@@ -738,11 +739,11 @@ mod tests {
         assert_eq!(local(&store, &removed(1), START), Ok(None));
         let applied = store.remote(batch([removed(1), made(2)]), START);
         assert_eq!(numbers(&applied.for_proxies), [2]);
-        assert_eq!(applied.dropped, BTreeMap::from([("removal_kept", 1)]));
+        assert_eq!(applied.dropped, BTreeMap::from([(DropReason::RemovalKept, 1)]));
         assert_eq!((store.len(), store.tombstones()), (2, 0));
         assert_eq!(
             local(&store, &SessionEntry { id: Bytes::new(), ..removed(1) }, START).unwrap_err().reason(),
-            "bad_id"
+            DropReason::BadId
         );
     }
 
@@ -763,17 +764,17 @@ mod tests {
         let applied = store.remote(batch([&bad[..], &[good]].concat()), START);
         assert_eq!(numbers(&applied.for_proxies), [1]);
         let expected = [
-            ("bad_id", 2),
-            ("broken_der", 2),
-            ("expired", 1),
-            ("from_the_future", 1),
-            ("too_large", 1),
-            ("wrong_id", 1),
+            (DropReason::BadId, 2),
+            (DropReason::BrokenDer, 2),
+            (DropReason::Expired, 1),
+            (DropReason::FromTheFuture, 1),
+            (DropReason::TooLarge, 1),
+            (DropReason::WrongId, 1),
         ];
         assert_eq!(applied.dropped, BTreeMap::from(expected));
         for entry in &bad {
             let reason = local(&store, entry, START).unwrap_err().reason();
-            assert!(applied.dropped.contains_key(reason), "{reason}");
+            assert!(applied.dropped.contains_key(&reason), "{reason}");
         }
         assert_eq!(store.len(), 1);
     }
@@ -784,7 +785,7 @@ mod tests {
         for format in [0, 2, -1] {
             let applied = store.remote(SessionBatch { format, ..batch([made(1), removed(2)]) }, START);
             assert!(applied.for_proxies.is_empty());
-            assert_eq!(applied.dropped, BTreeMap::from([("unknown_format", 2)]), "format {format}");
+            assert_eq!(applied.dropped, BTreeMap::from([(DropReason::UnknownFormat, 2)]), "format {format}");
         }
         assert_eq!((store.len(), store.tombstones()), (0, 0));
     }
@@ -795,7 +796,7 @@ mod tests {
         let count = MAX_BATCH_ENTRIES as u64 + 3;
         let applied = store.remote(batch((0..count).map(removed)), START);
         assert_eq!(applied.removals, MAX_BATCH_ENTRIES as u64);
-        assert_eq!(applied.dropped, BTreeMap::from([("over_limit", 3)]));
+        assert_eq!(applied.dropped, BTreeMap::from([(DropReason::OverLimit, 3)]));
     }
 
     #[test]
@@ -870,11 +871,14 @@ mod tests {
         let store = Store::new(StoreSettings { max_bytes: 3 * each, ..settings(Removals::Replicate) });
         let applied = store.remote(batch([made(1), made(2), made(2), removed(1), made(1)]), START);
         assert_eq!((applied.sessions, applied.removals, applied.evicted), (2, 1, Evictions::default()));
-        assert_eq!(applied.dropped, BTreeMap::from([("duplicate", 1), ("tombstone", 1)]));
+        assert_eq!(applied.dropped, BTreeMap::from([(DropReason::Duplicate, 1), (DropReason::Tombstone, 1)]));
         let wrong = SessionEntry { session: made(1).session, ..made(3) };
         let reported =
             store.local([2, 1].map(made).into_iter().chain([wrong]).chain((4..=6).map(made)).collect(), START);
-        assert_eq!(reported.dropped, BTreeMap::from([("echo", 1), ("tombstone", 1), ("wrong_id", 1)]));
+        assert_eq!(
+            reported.dropped,
+            BTreeMap::from([(DropReason::Echo, 1), (DropReason::Tombstone, 1), (DropReason::WrongId, 1)])
+        );
         assert_eq!(reported.evicted, Evictions { sessions: 1, tombstones: 0 });
         assert_eq!(store.occupancy(), Occupancy { sessions: 3, bytes: 3 * each, tombstones: 1 });
         let applied = store.warm(Warmup { entries: vec![made(7)], format: 1, ..Warmup::default() }, START);
@@ -939,14 +943,14 @@ mod tests {
     }
 
     impl Model {
-        fn apply(&mut self, number: u64, entry: &SessionEntry, keep: bool, now: Now) -> Result<(), &'static str> {
+        fn apply(&mut self, number: u64, entry: &SessionEntry, keep: bool, now: Now) -> Result<(), DropReason> {
             self.tombstones.retain(|_, until| *until > now.mono);
             if entry.session.is_empty() {
                 if keep {
-                    return Err("removal_kept");
+                    return Err(DropReason::RemovalKept);
                 }
                 if self.tombstones.contains_key(&number) {
-                    return Err("duplicate");
+                    return Err(DropReason::Duplicate);
                 }
                 self.tombstones.insert(number, now.mono + 600_000);
                 self.held.remove(&number);
@@ -955,10 +959,10 @@ mod tests {
             }
             let expires_at = validate(&entry.id, &entry.session, now.wall, 16 << 10).map_err(|f| f.reason())?;
             if self.tombstones.contains_key(&number) {
-                return Err("tombstone");
+                return Err(DropReason::Tombstone);
             }
             if self.held.get(&number).is_some_and(|(der, _)| *der == entry.session) {
-                return Err("duplicate");
+                return Err(DropReason::Duplicate);
             }
             self.held.insert(number, (entry.session.clone(), expires_at.expires_at));
             self.order.retain(|held| *held != number);
@@ -1029,13 +1033,13 @@ mod tests {
                         model.tombstones.retain(|_, until| *until > now.mono);
                         let known = model.held.contains_key(&event.number) || model.tombstones.contains_key(&event.number);
                         let judged = if entry.session.is_empty() && !known {
-                            Err("removal_unknown")
+                            Err(DropReason::RemovalUnknown)
                         } else {
                             model.apply(event.number, &entry, keep, now)
                         };
                         let expected = match judged {
                             Ok(()) => Ok(true),
-                            Err("duplicate" | "removal_kept" | "removal_unknown") => Ok(false),
+                            Err(DropReason::Duplicate | DropReason::RemovalKept | DropReason::RemovalUnknown) => Ok(false),
                             Err(reason) => Err(reason),
                         };
                         let published = local(&store, &entry, now).map_err(|fault| fault.reason());

@@ -175,7 +175,9 @@ mod tests {
     }
 
     fn dropped(applied: &Applied) -> Vec<(&'static str, u64)> {
-        applied.dropped.iter().map(|(reason, count)| (*reason, *count)).collect()
+        let mut dropped: Vec<_> = applied.dropped.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
+        dropped.sort_unstable();
+        dropped
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{Action, Joiner, Note, Peer, WINDOW};
 use crate::clock::Now;
 use crate::proto::payload::Kind;
 use crate::proto::{WarmupCall, WarmupOffer, WarmupRequest, WarmupState};
+use crate::reason::Reason;
 use crate::sessions::Store;
 
 /// Without a request for so long, a donor takes the joiner for gone: longer than the joiner's own patience.
@@ -233,7 +234,7 @@ impl Donor {
     fn admits(&mut self, peer: &Peer, now: Now) -> bool {
         let admission = self.requests.admit(peer.boot_id, now);
         if admission == Admission::TooOften {
-            self.note(Note::Refused { node: peer.node.clone(), reason: "warmup_flood" });
+            self.note(Note::Refused { node: peer.node.clone(), reason: Reason::WarmupFlood });
         }
         admission == Admission::Granted
     }

@@ -7,6 +7,7 @@ use crate::clock::Now;
 use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest, WarmupState};
 use crate::random::Randomness;
+use crate::reason::Reason;
 
 /// A joiner asks for more when so many of the chunks that it granted were taken.
 const GRANT_EVERY: u64 = 8;
@@ -187,13 +188,13 @@ impl Joiner {
             }
             State::Receiving(receiving) if receiving.id == offer.id => {
                 if receiving.donor.peer != peer {
-                    self.refuse(peer, "warmup_unasked");
+                    self.refuse(peer, Reason::WarmupUnasked);
                 } else if state != WarmupState::Ready {
                     self.replace_donor("it is busy", now);
                 }
             }
             _ if self.former.contains(&offer.id) => {}
-            _ => self.refuse(peer, "warmup_unasked"),
+            _ => self.refuse(peer, Reason::WarmupUnasked),
         }
         std::mem::take(&mut self.out)
     }
@@ -204,7 +205,7 @@ impl Joiner {
         match &mut self.state {
             State::Receiving(receiving) if receiving.id == chunk.id && receiving.donor.peer == *peer => {
                 if chunk.number == 0 || chunk.number > receiving.credit {
-                    self.refuse(peer.clone(), "warmup_over_credit");
+                    self.refuse(peer.clone(), Reason::WarmupOverCredit);
                 } else if chunk.number == receiving.taken + 1 {
                     next = true;
                 } else if chunk.number > receiving.taken {
@@ -216,7 +217,7 @@ impl Joiner {
                 }
             }
             _ if self.former.contains(&chunk.id) => {}
-            _ => self.refuse(peer.clone(), "warmup_unasked"),
+            _ => self.refuse(peer.clone(), Reason::WarmupUnasked),
         }
         (next, std::mem::take(&mut self.out))
     }
@@ -423,7 +424,7 @@ impl Joiner {
         }
     }
 
-    fn refuse(&mut self, peer: Peer, reason: &'static str) {
+    fn refuse(&mut self, peer: Peer, reason: Reason) {
         self.note(Note::Refused { node: peer.node, reason });
     }
 

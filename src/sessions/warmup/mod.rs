@@ -24,6 +24,7 @@ use std::fmt;
 
 use crate::proto::WarmupCall;
 use crate::proto::payload::Kind;
+use crate::reason::Reason;
 
 pub use donor::{Donor, Due};
 pub use joiner::Joiner;
@@ -111,7 +112,7 @@ pub enum Note {
         /// The sender.
         node: String,
         /// The counted reason.
-        reason: &'static str,
+        reason: Reason,
     },
 }
 

@@ -407,10 +407,10 @@ fn chunks_that_are_late_or_that_nobody_asked_for_change_nothing() {
     let chunk = |id, number| Warmup { id, number, ..Default::default() };
     let machine = &mut world.nodes[joiner].joiner;
     for (peer, chunk, reason) in [
-        (&World::peer(8), chunk(id, 1), "warmup_unasked"),
-        (&donor, chunk(id + 1, 1), "warmup_unasked"),
-        (&donor, chunk(id, 0), "warmup_over_credit"),
-        (&donor, chunk(id, u64::MAX), "warmup_over_credit"),
+        (&World::peer(8), chunk(id, 1), Reason::WarmupUnasked),
+        (&donor, chunk(id + 1, 1), Reason::WarmupUnasked),
+        (&donor, chunk(id, 0), Reason::WarmupOverCredit),
+        (&donor, chunk(id, u64::MAX), Reason::WarmupOverCredit),
     ] {
         let (next, actions) = machine.on_chunk(peer, &chunk, now);
         assert!(!next);
@@ -419,7 +419,7 @@ fn chunks_that_are_late_or_that_nobody_asked_for_change_nothing() {
     }
     let offer = WarmupOffer { id: id + 1, ..Default::default() };
     let actions = machine.on_offer(World::peer(8), offer, now);
-    assert!(matches!(actions[..], [Action::Note(Note::Refused { reason: "warmup_unasked", .. })]), "{actions:?}");
+    assert!(matches!(actions[..], [Action::Note(Note::Refused { reason: Reason::WarmupUnasked, .. })]), "{actions:?}");
     world.settle();
     // It is over: what still comes for it is late, and no fault.
     let (next, actions) = world.nodes[joiner].joiner.on_chunk(&donor, &chunk(id, 3), now);
@@ -476,7 +476,7 @@ fn a_flood_of_calls_and_requests_of_one_node_is_counted_and_left_unanswered() {
         for action in node.donor.on_call(&peer, &call, &node.joiner, &node.store, now) {
             match action {
                 Action::Send { .. } => offers += 1,
-                Action::Note(Note::Refused { reason: "warmup_flood", .. }) => floods += 1,
+                Action::Note(Note::Refused { reason: Reason::WarmupFlood, .. }) => floods += 1,
                 other => panic!("{other:?}"),
             }
         }

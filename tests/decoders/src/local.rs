@@ -16,6 +16,7 @@ use resumed::proto::local::{
     CONTROL_REPLY, CONTROL_REQUEST, ControlReply, ControlRequest, Welcome, control_reply, control_request,
 };
 use resumed::proxies::{ProxyPlane, Registry, SharedOutbox, ats};
+use resumed::reason::ProxyReason::{Garbage, Io, NoHello, TooLarge, Truncated};
 use resumed::sessions::{Removals, Store, StoreSettings};
 use resumed_ats::from_daemon::{FromDaemon, decode};
 use resumed_ats::incoming::keep;
@@ -66,7 +67,7 @@ pub fn from_proxy(data: &[u8]) {
         welcome: Welcome { replicate: true, removals: true, ..Welcome::default() },
     });
     let ended = talk(data, |stream| ats::converse(stream, Arc::clone(&plane)));
-    assert!(matches!(ended, Ok(()) | Err("no_hello" | "too_large" | "truncated" | "garbage" | "io")), "{ended:?}");
+    assert!(matches!(ended, Ok(()) | Err(NoHello | TooLarge | Truncated | Garbage | Io)), "{ended:?}");
     assert!(plane.registry.is_empty());
     assert!(plane.store.bytes() <= 1 << 20 && plane.outbox.bytes() <= 1 << 20);
 }
