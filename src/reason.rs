@@ -36,6 +36,8 @@ macro_rules! labelled {
     };
 }
 
+pub(crate) use labelled;
+
 labelled! {
     /// Why an envelope, or what was in it, is refused: `resumed_messages_refused_total`.
     Reason {

@@ -137,7 +137,7 @@ impl Door {
             Err(_) => "an unknown process".to_owned(),
         };
         let Err(refusal) = converse(stream, calls, self.idle).await else { return };
-        metrics::counter!(CONTROL_REFUSED, "reason" => refusal.reason().as_str()).increment(1);
+        CONTROL_REFUSED.add(refusal.reason(), 1);
         let passed = self.quiet.lock().unwrap_or_else(PoisonError::into_inner).pass(
             "connection",
             refusal.reason().as_str(),
@@ -392,7 +392,7 @@ mod tests {
         served.calls.try_recv().expect_err("nothing of this is a request");
         let counted = handle.render();
         for (reason, count) in [("malformed", 3), ("too_large", 2), ("truncated", 1)] {
-            let line = format!("{CONTROL_REFUSED}{{reason=\"{reason}\"}} {count}\n");
+            let line = format!("{}{{reason=\"{reason}\"}} {count}\n", CONTROL_REFUSED.name());
             assert!(counted.contains(&line), "{line} is not in:\n{counted}");
         }
 

@@ -41,7 +41,7 @@ impl KeyState {
 
     /// The state as a metric label and as `status` shows it.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Next => "next",
             Self::Active => "active",

@@ -2,32 +2,38 @@
 //!
 //! | metric | counted when |
 //! | --- | --- |
-//! | `resumed_sessions_published_total` | a batch was handed to the bus: its entries ([`super::published`]) |
-//! | `resumed_sessions_received_total` | a batch or a warm-up came: its entries, before anything is done with them ([`super::taken_in`]) |
+//! | `resumed_sessions_published_total` | a batch was handed to the bus: its entries |
+//! | `resumed_sessions_received_total` | a batch or a warm-up came: its entries, before anything is done with them |
 //! | `resumed_sessions_inserted_total` | sessions from the pod were taken ([`applied`]) |
 //! | `resumed_sessions_removed_total` | removals from the pod were taken ([`applied`]) |
 //! | `resumed_sessions_dropped_total{reason}` | every `SessionFault`, once ([`applied`], [`reported`]); what does not fit into the outbox, as `outbox_full`; what the publisher cannot send |
 //! | `resumed_cache_entries`, `resumed_cache_bytes`, `resumed_tombstones` | the store may have changed ([`occupancy`]) |
 //! | `resumed_cache_evicted_total`, `resumed_tombstones_dropped_total` | something went before its time to make room |
-//! | `resumed_replication_delay_seconds` | a batch came, from `SessionEntry.at` ([`super::replicated`]) |
+//! | `resumed_replication_delay_seconds` | a batch came, from `SessionEntry.at` ([`replicated`]) |
 //!
 //! So what a node received is what it inserted, removed and dropped, save the drops that its own proxies caused.
 
 use std::collections::BTreeMap;
-
-use metrics::{counter, gauge};
+use std::time::Duration;
 
 use super::{
-    CACHE_BYTES, CACHE_ENTRIES, CACHE_EVICTED, SESSIONS_INSERTED, SESSIONS_REMOVED, TOMBSTONES, TOMBSTONES_DROPPED,
-    dropped,
+    CACHE_BYTES, CACHE_ENTRIES, CACHE_EVICTED, REPLICATION_DELAY, SESSIONS_DROPPED, SESSIONS_INSERTED,
+    SESSIONS_REMOVED, TOMBSTONES, TOMBSTONES_DROPPED,
 };
 use crate::reason::DropReason;
 use crate::sessions::{Applied, Evictions, Occupancy, Reported, Store};
 
+/// Records how long `sessions` that left their proxy at `at` took to here at `now`, both UTC milliseconds. A sender's clock
+/// ahead of this one counts as no delay.
+pub fn replicated(at: u64, now: u64, sessions: usize) {
+    let delay = Duration::from_millis(now.saturating_sub(at)).as_secs_f64();
+    REPLICATION_DELAY.record_many(delay, sessions);
+}
+
 /// Counts what a batch or a warm-up of the pod did to `store`.
 pub fn applied(applied: &Applied, store: &Store) {
-    counter!(SESSIONS_INSERTED).increment(applied.sessions);
-    counter!(SESSIONS_REMOVED).increment(applied.removals);
+    SESSIONS_INSERTED.add(applied.sessions);
+    SESSIONS_REMOVED.add(applied.removals);
     changed(&applied.dropped, applied.evicted, store);
 }
 
@@ -38,13 +44,13 @@ pub fn reported(reported: &Reported, store: &Store) {
 
 fn changed(refused: &BTreeMap<DropReason, u64>, evicted: Evictions, store: &Store) {
     for (reason, count) in refused {
-        dropped(*reason, *count);
+        SESSIONS_DROPPED.add(*reason, *count);
     }
     if evicted.sessions > 0 {
-        counter!(CACHE_EVICTED).increment(evicted.sessions as u64);
+        CACHE_EVICTED.add(evicted.sessions as u64);
     }
     if evicted.tombstones > 0 {
-        counter!(TOMBSTONES_DROPPED).increment(evicted.tombstones as u64);
+        TOMBSTONES_DROPPED.add(evicted.tombstones as u64);
     }
     occupancy(store);
 }
@@ -52,15 +58,13 @@ fn changed(refused: &BTreeMap<DropReason, u64>, evicted: Evictions, store: &Stor
 /// Shows what `store` holds.
 pub fn occupancy(store: &Store) {
     let Occupancy { sessions, bytes, tombstones } = store.occupancy();
-    gauge!(CACHE_ENTRIES).set(sessions as f64);
-    gauge!(CACHE_BYTES).set(bytes as f64);
-    gauge!(TOMBSTONES).set(tombstones as f64);
+    CACHE_ENTRIES.set(sessions as f64);
+    CACHE_BYTES.set(bytes as f64);
+    TOMBSTONES.set(tombstones as f64);
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use metrics_exporter_prometheus::PrometheusBuilder;
 
@@ -121,5 +125,21 @@ mod tests {
             "resumed_tombstones 1",
         ];
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn the_replication_delay_is_a_histogram_from_half_a_millisecond_to_ten_seconds() {
+        let recorder = super::super::exporter::recorder().unwrap();
+        metrics::with_local_recorder(&recorder, || {
+            replicated(1_000, 1_000, 1);
+            // The sender's clock is ahead.
+            replicated(2_000, 1_000, 1);
+            replicated(1_000, 21_000, 5);
+        });
+        let text = recorder.handle().render();
+        for (le, count) in [("0.0005", 2), ("10", 2), ("+Inf", 7)] {
+            let line = format!("resumed_replication_delay_seconds_bucket{{le=\"{le}\"}} {count}");
+            assert!(text.lines().any(|shown| shown == line), "no {line} in\n{text}");
+        }
     }
 }

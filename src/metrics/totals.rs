@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 use super::{
-    MESSAGES_MISSED, MESSAGES_REFUSED, PROXY_SESSIONS_INSERTED, SESSIONS_DROPPED, SESSIONS_INSERTED,
+    CounterBy, Label, MESSAGES_MISSED, MESSAGES_REFUSED, PROXY_SESSIONS_INSERTED, SESSIONS_DROPPED, SESSIONS_INSERTED,
     SESSIONS_PUBLISHED, SESSIONS_RECEIVED,
 };
 
@@ -61,35 +61,39 @@ impl Kept {
     }
 
     fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
-        for (key, (_, total)) in &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
-            let total = total.load(Ordering::Relaxed);
-            let by_reason =
-                || key.labels().next().filter(|_| total > 0).map(|reason| (reason.value().to_owned(), total));
-            match key.name() {
-                SESSIONS_PUBLISHED => totals.published = total,
-                SESSIONS_RECEIVED => totals.received = total,
-                SESSIONS_INSERTED => totals.inserted = total,
-                PROXY_SESSIONS_INSERTED => totals.brought_back = total,
-                MESSAGES_MISSED => totals.missed = total,
-                SESSIONS_DROPPED => totals.dropped.extend(by_reason()),
-                MESSAGES_REFUSED => totals.refused.extend(by_reason()),
-                _ => {}
-            }
+        let kept = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |key: &Key| kept.get(key).map_or(0, |(_, total)| total.load(Ordering::Relaxed));
+        let all = |counter: super::Counter| of(&Key::from_static_name(counter.name()));
+        Totals {
+            published: all(SESSIONS_PUBLISHED),
+            received: all(SESSIONS_RECEIVED),
+            inserted: all(SESSIONS_INSERTED),
+            brought_back: all(PROXY_SESSIONS_INSERTED),
+            missed: all(MESSAGES_MISSED),
+            dropped: by_label(SESSIONS_DROPPED, of),
+            refused: by_label(MESSAGES_REFUSED, of),
         }
-        totals
     }
+}
+
+/// What `of` gives for each series of `counter`, by the label; none that is 0.
+fn by_label<L: Label>(counter: CounterBy<L>, of: impl Fn(&Key) -> u64) -> BTreeMap<String, u64> {
+    let series = L::VALUES.iter().map(|value| {
+        let label = metrics::Label::from_static_parts(L::KEY, value);
+        ((*value).to_owned(), of(&Key::from_parts(counter.name(), vec![label])))
+    });
+    series.filter(|(_, total)| *total > 0).collect()
 }
 
 /// What is counted twice.
 const READ_AGAIN: [&str; 7] = [
-    SESSIONS_PUBLISHED,
-    SESSIONS_RECEIVED,
-    SESSIONS_INSERTED,
-    PROXY_SESSIONS_INSERTED,
-    MESSAGES_MISSED,
-    SESSIONS_DROPPED,
-    MESSAGES_REFUSED,
+    SESSIONS_PUBLISHED.name(),
+    SESSIONS_RECEIVED.name(),
+    SESSIONS_INSERTED.name(),
+    PROXY_SESSIONS_INSERTED.name(),
+    MESSAGES_MISSED.name(),
+    SESSIONS_DROPPED.name(),
+    MESSAGES_REFUSED.name(),
 ];
 
 /// One counter of the exporter, and one to read.
@@ -152,9 +156,10 @@ impl<R: Recorder> Recorder for Readable<R> {
 
 #[cfg(test)]
 mod tests {
-    use metrics::{counter, with_local_recorder};
+    use metrics::with_local_recorder;
     use metrics_exporter_prometheus::PrometheusBuilder;
 
+    use super::super::{MESSAGES_SENT, Plane, announce, install};
     use super::*;
     use crate::reason::{DropReason, Reason};
 
@@ -165,18 +170,18 @@ mod tests {
         let kept = Arc::new(Kept::default());
         let recorder = Readable { recorder: exporter, kept: Arc::clone(&kept) };
         with_local_recorder(&recorder, || {
-            super::super::show();
+            announce();
             assert_eq!(kept.totals(), Totals::default());
-            for name in [SESSIONS_PUBLISHED, SESSIONS_RECEIVED, SESSIONS_INSERTED, PROXY_SESSIONS_INSERTED] {
-                counter!(name).increment(2);
+            for counter in [SESSIONS_PUBLISHED, SESSIONS_RECEIVED, SESSIONS_INSERTED, PROXY_SESSIONS_INSERTED] {
+                counter.add(2);
             }
-            counter!(SESSIONS_PUBLISHED).increment(1);
-            super::super::missed(4);
-            super::super::refused(Reason::Replay);
-            super::super::refused(Reason::Replay);
-            super::super::refused(Reason::BadTag);
-            super::super::dropped(DropReason::Echo, 7);
-            super::super::sent(super::super::Plane::Keys);
+            SESSIONS_PUBLISHED.add(1);
+            MESSAGES_MISSED.add(4);
+            MESSAGES_REFUSED.add(Reason::Replay, 1);
+            MESSAGES_REFUSED.add(Reason::Replay, 1);
+            MESSAGES_REFUSED.add(Reason::BadTag, 1);
+            SESSIONS_DROPPED.add(DropReason::Echo, 7);
+            MESSAGES_SENT.add(Plane::Keys, 1);
         });
         let by = |counts: &[(&str, u64)]| counts.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
         let expected = Totals {
@@ -204,10 +209,10 @@ mod tests {
 
     #[test]
     fn the_process_reads_what_its_own_recorder_counts() {
-        super::super::install().unwrap();
+        install().unwrap();
         let before = totals();
-        super::super::missed(5);
-        super::super::dropped(DropReason::BadId, 3);
+        MESSAGES_MISSED.add(5);
+        SESSIONS_DROPPED.add(DropReason::BadId, 3);
         let after = totals();
         assert!(after.missed >= before.missed + 5, "{before:?} then {after:?}");
         let bad_ids = |totals: &Totals| totals.dropped.get("bad_id").copied().unwrap_or(0);

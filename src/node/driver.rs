@@ -447,17 +447,17 @@ fn close<L: Link>(connection: &mut Connection<L>) {
 
 fn count_up(count: Count) {
     match count {
-        Count::Received => metrics::received(Plane::Keys),
-        Count::Missed(messages) => metrics::missed(messages),
-        Count::Refused(reason) => metrics::refused(reason),
-        Count::KeysSkipped(reason, keys) => metrics::keys_skipped(reason, keys),
-        Count::KeyConflicts(keys) => metrics::key_conflicts(keys),
+        Count::Received => metrics::MESSAGES_RECEIVED.add(Plane::Keys, 1),
+        Count::Missed(messages) => metrics::MESSAGES_MISSED.add(messages),
+        Count::Refused(reason) => metrics::MESSAGES_REFUSED.add(reason, 1),
+        Count::KeysSkipped(reason, keys) => metrics::KEYS_SKIPPED.add(reason, keys),
+        Count::KeyConflicts(keys) => metrics::KEY_CONFLICTS.add(keys),
     }
 }
 
 fn refused(route: &str, refusal: &Refusal, counted: bool, logged: Option<u64>) {
     if counted {
-        metrics::refused(refusal.reason());
+        metrics::MESSAGES_REFUSED.add(refusal.reason(), 1);
     }
     if let Some(held_back) = logged {
         // Whoever may write to the broker chooses the route: it is quoted.

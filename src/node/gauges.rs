@@ -3,73 +3,74 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metrics::{counter, gauge};
-
 use super::view::NodeView;
 use crate::clock::Now;
-use crate::keys::KeySettings;
+use crate::keys::{KeySettings, KeyState};
 use crate::metrics::{
     ACTIVE_KEY_AGE, ACTIVE_KEY_SEALS_FOR, BROKER_CONNECTED, BROKER_RECONNECTS, CLOCK_OFFSET, IN_STEP, KEY_INTERVAL,
-    KEY_SETTLE, KEY_STATES, LEADER, MEMBERS, MEMBERS_IN_STEP, RING_SAVE_ERRORS, RING_SAVED, ROTATIONS, SITE_SILENT_FOR,
-    SITES, SITES_SILENT, SKEWED_NODES, ring_keys,
+    KEY_SETTLE, LEADER, MEMBERS, MEMBERS_IN_STEP, RING_KEYS, RING_SAVE_ERRORS, RING_SAVED, ROTATIONS, SITE_SILENT_FOR,
+    SITES, SITES_SILENT, SKEWED_NODES,
 };
 use crate::status::SiteStatus;
 
 /// Shows the settings that the ages of keys and the offsets of clocks are measured against.
 pub fn settings(keys: &KeySettings) {
-    gauge!(KEY_INTERVAL).set(keys.interval.as_secs_f64());
-    gauge!(KEY_SETTLE).set(keys.settle.as_secs_f64());
+    KEY_INTERVAL.set(keys.interval.as_secs_f64());
+    KEY_SETTLE.set(keys.settle.as_secs_f64());
 }
 
 /// Shows whether the broker is connected; every connection after the process's first counts as a reconnect.
 pub fn connected(connected: bool) {
     static BEFORE: AtomicBool = AtomicBool::new(false);
-    gauge!(BROKER_CONNECTED).set(if connected { 1.0 } else { 0.0 });
+    BROKER_CONNECTED.set(connected);
     if connected && BEFORE.swap(true, Ordering::Relaxed) {
-        counter!(BROKER_RECONNECTS).increment(1);
+        BROKER_RECONNECTS.add(1);
     }
 }
 
 /// Shows whether a restart of the node would find its ring.
 pub fn show_ring_saved(saved: bool) {
-    gauge!(RING_SAVED).set(if saved { 1.0 } else { 0.0 });
+    RING_SAVED.set(saved);
 }
 
 /// Counts a ring that could not be saved.
 pub fn ring_not_saved() {
-    counter!(RING_SAVE_ERRORS).increment(1);
+    RING_SAVE_ERRORS.add(1);
     show_ring_saved(false);
 }
 
 /// Shows everything else. `sealed_before` is the generation that sealed when this was last called.
 pub fn show(view: &NodeView, sealed_before: Option<u64>, now: Now) {
-    gauge!(LEADER).set(if view.leads { 1.0 } else { 0.0 });
-    gauge!(MEMBERS).set(view.members);
-    gauge!(MEMBERS_IN_STEP).set(view.members_in_step);
-    gauge!(IN_STEP).set(if view.in_step { 1.0 } else { 0.0 });
-    gauge!(SKEWED_NODES).set(u32::try_from(view.skewed.len()).unwrap_or(u32::MAX));
+    LEADER.set(view.leads);
+    MEMBERS.set(view.members);
+    MEMBERS_IN_STEP.set(view.members_in_step);
+    IN_STEP.set(view.in_step);
+    SKEWED_NODES.set(u32::try_from(view.skewed.len()).unwrap_or(u32::MAX));
     sites(if view.leads { &view.sites } else { &[] });
     let offset = i32::try_from(view.clock_offset_ms).map_or(f64::from(i32::MAX), f64::from);
-    gauge!(CLOCK_OFFSET).set(offset / 1e3);
-    ring_keys(KEY_STATES.map(|state| view.ring.keys.iter().filter(|key| key.state == state).count()));
+    CLOCK_OFFSET.set(offset / 1e3);
+    for state in KeyState::ALL {
+        let keys = view.ring.keys.iter().filter(|key| key.state == state.as_str()).count();
+        RING_KEYS.set(state, u32::try_from(keys).unwrap_or(u32::MAX));
+    }
     let active = view.ring.keys.iter().find(|key| key.state == "active");
     let (age, left) = active.map_or_else(Default::default, |active| {
         (now.wall.saturating_sub(active.seal_from), active.seal_until.saturating_sub(now.wall))
     });
-    gauge!(ACTIVE_KEY_AGE).set(Duration::from_millis(age).as_secs_f64());
-    gauge!(ACTIVE_KEY_SEALS_FOR).set(Duration::from_millis(left).as_secs_f64());
+    ACTIVE_KEY_AGE.set(Duration::from_millis(age).as_secs_f64());
+    ACTIVE_KEY_SEALS_FOR.set(Duration::from_millis(left).as_secs_f64());
     if active.zip(sealed_before).is_some_and(|(active, before)| active.generation != before) {
-        counter!(ROTATIONS).increment(1);
+        ROTATIONS.add(1);
     }
 }
 
 /// Shows the other sites, at the leader alone: one node of a farm calls for somebody.
 fn sites(sites: &[SiteStatus]) {
     let count = |sites: usize| u32::try_from(sites).unwrap_or(u32::MAX);
-    gauge!(SITES).set(count(sites.len()));
-    gauge!(SITES_SILENT).set(count(sites.iter().filter(|site| site.silent).count()));
+    SITES.set(count(sites.len()));
+    SITES_SILENT.set(count(sites.iter().filter(|site| site.silent).count()));
     let longest = sites.iter().map(|site| site.silent_ms).max().unwrap_or(0);
-    gauge!(SITE_SILENT_FOR).set(Duration::from_millis(longest).as_secs_f64());
+    SITE_SILENT_FOR.set(Duration::from_millis(longest).as_secs_f64());
 }
 
 #[cfg(test)]
@@ -149,6 +150,18 @@ mod tests {
         let text = shown(|| show(&NodeView { in_step: true, skewed, ..view() }, None, NOW));
         has(&text, "resumed_in_step 1");
         has(&text, "resumed_skewed_nodes 2");
+    }
+
+    #[test]
+    fn the_keys_of_a_ring_are_shown_by_state() {
+        let key = |state: KeyState| KeyStatus { state: state.as_str().to_owned(), ..KeyStatus::default() };
+        use KeyState::{Active, Expired, Next, Previous};
+        let keys = [Next, Next, Active, Previous, Previous, Previous].map(key).to_vec();
+        let text =
+            shown(|| show(&NodeView { ring: RingStatus { keys, ..RingStatus::default() }, ..view() }, None, NOW));
+        for (state, count) in [(Next, 2), (Active, 1), (Previous, 3), (Expired, 0)] {
+            has(&text, &format!("resumed_ring_keys{{state=\"{}\"}} {count}", state.as_str()));
+        }
     }
 
     #[test]

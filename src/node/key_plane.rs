@@ -192,7 +192,7 @@ async fn write_out<L: Link>(
         if let Some((route, kind)) = next {
             match sealing.seal(names.of(&route), kind, clock.now()) {
                 Ok(sealed) => {
-                    metrics::sent(Plane::Keys);
+                    metrics::MESSAGES_SENT.add(Plane::Keys, 1);
                     let (link, names, refused) = (Arc::clone(&link), names.clone(), refused.clone());
                     under_way.spawn(async move {
                         let result = confirmed(link.publish(&route, sealed), confirm_within).await;
@@ -245,7 +245,7 @@ fn answer_to(route: &Route, result: Result<Published, BusError>) -> Option<Publi
     match result {
         Ok(answer) => {
             if answer == Published::Nacked {
-                metrics::nacked();
+                metrics::MESSAGES_NACKED.add(1);
             }
             if answer != Published::Routed {
                 debug!(?route, ?answer, "no queue took the message");

@@ -210,7 +210,7 @@ fn saved_ring(settings: &NodeSettings, clock: SystemClock) -> (Option<RingFile>,
         Ok(Some(restored)) => {
             info!(keys = restored.held.ring().keys().len(), "took up the ring of the last run");
             for (fault, count) in restored.faults.iter() {
-                crate::metrics::keys_skipped(fault.reason(), count);
+                crate::metrics::KEYS_SKIPPED.add(fault.reason(), count);
                 warn!(%fault, count, "left a part of the saved ring out");
             }
             restored.held

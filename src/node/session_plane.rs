@@ -184,7 +184,7 @@ impl<L: Link> SessionPlane<L> {
         };
         if tokio::time::timeout(DRAIN_WITHIN, drain).await.is_err() {
             let left = u64::try_from(outbox.len()).unwrap_or(u64::MAX);
-            metrics::dropped(DropReason::Stopping, left);
+            metrics::SESSIONS_DROPPED.add(DropReason::Stopping, left);
         }
     }
 
@@ -194,23 +194,23 @@ impl<L: Link> SessionPlane<L> {
         // what comes after it waits in the outbox, which has a bound.
         let has_link = self.link().is_some();
         if has_link && !self.has_epoch().await {
-            metrics::dropped(DropReason::NoEpoch, entries);
+            metrics::SESSIONS_DROPPED.add(DropReason::NoEpoch, entries);
             return;
         }
         let link = self.link().clone();
         let Some(link) = link else {
-            metrics::dropped(DropReason::BrokerAway, entries);
+            metrics::SESSIONS_DROPPED.add(DropReason::BrokerAway, entries);
             return;
         };
         if link.link.is_blocked() {
-            metrics::dropped(DropReason::BrokerBlocked, entries);
+            metrics::SESSIONS_DROPPED.add(DropReason::BrokerBlocked, entries);
             return;
         }
         let (route, now) = (&self.node.names.sessions, self.node.clock.now());
         let sealed = link.sealing.lock().await.seal(route, Kind::Sessions(batch), now);
         let sent = match sealed {
             Err(SealError::NoEpoch) => {
-                metrics::dropped(DropReason::NoEpoch, entries);
+                metrics::SESSIONS_DROPPED.add(DropReason::NoEpoch, entries);
                 return;
             }
             Ok(sealed) => self.noted(link.link.publish_sessions(sealed).await),
@@ -218,11 +218,11 @@ impl<L: Link> SessionPlane<L> {
         };
         match sent {
             Ok(()) => {
-                metrics::sent(Plane::Sessions);
-                metrics::published(entries);
+                metrics::MESSAGES_SENT.add(Plane::Sessions, 1);
+                metrics::SESSIONS_PUBLISHED.add(entries);
             }
             Err(error) => {
-                metrics::dropped(DropReason::NotSent, entries);
+                metrics::SESSIONS_DROPPED.add(DropReason::NotSent, entries);
                 debug!(error, "could not publish a session batch");
             }
         }
@@ -280,7 +280,7 @@ impl<L: Link> SessionPlane<L> {
         let opened = match opener.open(route, body, now) {
             Ok(opened) => opened,
             Err(refusal) => {
-                metrics::received(Plane::Sessions);
+                metrics::MESSAGES_RECEIVED.add(Plane::Sessions, 1);
                 if refusal == Refusal::UnknownEpoch {
                     self.node.unknown_epoch.notify_one();
                     // Ordinary for a node that has just started, until it has joined.
@@ -288,7 +288,7 @@ impl<L: Link> SessionPlane<L> {
                         return;
                     }
                 }
-                metrics::refused(refusal.reason());
+                metrics::MESSAGES_REFUSED.add(refusal.reason(), 1);
                 if let Some(held_back) = quiet.pass("message", refusal.reason().as_str(), now) {
                     // Whoever may write to the broker chooses the route: it is quoted.
                     warn!(held_back, ?route, "refused a session batch ({}): {refusal}", refusal.reason());
@@ -305,8 +305,8 @@ impl<L: Link> SessionPlane<L> {
             }
             _ => Plane::Sessions,
         };
-        metrics::received(plane);
-        metrics::missed(opened.missed);
+        metrics::MESSAGES_RECEIVED.add(plane, 1);
+        metrics::MESSAGES_MISSED.add(opened.missed);
         let node = opened.payload.node;
         // The opener has checked that it has 16 bytes.
         let boot_id = opened.payload.boot_id.try_into().unwrap_or_default();
@@ -318,16 +318,16 @@ impl<L: Link> SessionPlane<L> {
             Some(Kind::WarmupRequest(request)) => return warmup(node, Message::Request(request)),
             Some(Kind::Warmup(chunk)) => return warmup(node, Message::Chunk(chunk)),
             _ => {
-                metrics::refused(Reason::UnknownKind);
+                metrics::MESSAGES_REFUSED.add(Reason::UnknownKind, 1);
                 if let Some(held_back) = quiet.pass("message", Reason::UnknownKind.as_str(), now) {
                     warn!(held_back, "ignored a message of unknown kind from {node} among the sessions");
                 }
                 return;
             }
         };
-        metrics::taken_in(u64::try_from(batch.entries.len()).unwrap_or(u64::MAX));
+        metrics::SESSIONS_RECEIVED.add(u64::try_from(batch.entries.len()).unwrap_or(u64::MAX));
         for together in batch.entries.chunk_by(|one, next| one.at == next.at) {
-            metrics::replicated(together[0].at, now.wall, together.len());
+            metrics::sessions::replicated(together[0].at, now.wall, together.len());
         }
         let applied = self.node.proxies.store.remote(batch, now);
         self.hand_on(applied, &node, quiet, now);

@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use metrics::{counter, gauge};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -14,8 +13,8 @@ use super::session_plane::{SessionLink, SessionPlane};
 use crate::bus::Link;
 use crate::clock::Now;
 use crate::metrics::{
-    self as names, Plane, WARMUP_LACKING, WARMUP_RESTARTS, WARMUP_SECONDS, WARMUP_SESSIONS_RECEIVED,
-    WARMUP_SESSIONS_SENT, WARMUP_TOMBSTONES_RECEIVED, WARMUP_TOMBSTONES_SENT, WARMUPS,
+    MESSAGES_REFUSED, MESSAGES_SENT, Plane, SESSIONS_RECEIVED, WARMUP_LACKING, WARMUP_RESTARTS, WARMUP_SECONDS,
+    WARMUP_SESSIONS_RECEIVED, WARMUP_SESSIONS_SENT, WARMUP_TOMBSTONES_RECEIVED, WARMUP_TOMBSTONES_SENT, WARMUPS,
 };
 use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest};
@@ -100,22 +99,22 @@ impl Machines {
     }
 
     fn show(&self) {
-        gauge!(WARMUP_LACKING).set(if self.replicates && self.joiner.lacks() { 1.0 } else { 0.0 });
+        WARMUP_LACKING.set(self.replicates && self.joiner.lacks());
     }
 
     fn record(&mut self, note: &Note, now: Now) {
         match note {
             Note::Refused { reason, .. } => {
-                names::refused(*reason);
+                MESSAGES_REFUSED.add(*reason, 1);
                 if let Some(held_back) = self.quiet.pass("message", reason.as_str(), now) {
                     warn!(held_back, "{note}");
                 }
                 return;
             }
-            Note::DonorLost { .. } => counter!(WARMUP_RESTARTS).increment(1),
+            Note::DonorLost { .. } => WARMUP_RESTARTS.add(1),
             Note::WarmedUp { took_ms, .. } => {
-                counter!(WARMUPS).increment(1);
-                gauge!(WARMUP_SECONDS).set(std::time::Duration::from_millis(*took_ms).as_secs_f64());
+                WARMUPS.add(1);
+                WARMUP_SECONDS.set(std::time::Duration::from_millis(*took_ms).as_secs_f64());
             }
             Note::Begins { .. } | Note::NothingToGet | Note::Donates { .. } | Note::Donated { .. } => {}
         }
@@ -185,9 +184,9 @@ impl<L: Link> SessionPlane<L> {
     }
 
     fn take_chunk(&self, chunk: Warmup, peer: &Peer, quiet: &mut Quiet, now: Now) {
-        counter!(WARMUP_SESSIONS_RECEIVED).increment(chunk.entries.len() as u64);
-        counter!(WARMUP_TOMBSTONES_RECEIVED).increment(chunk.tombstones.len() as u64);
-        names::taken_in(chunk.entries.len() as u64);
+        WARMUP_SESSIONS_RECEIVED.add(chunk.entries.len() as u64);
+        WARMUP_TOMBSTONES_RECEIVED.add(chunk.tombstones.len() as u64);
+        SESSIONS_RECEIVED.add(chunk.entries.len() as u64);
         let tombstones_over = chunk.last || !chunk.entries.is_empty();
         let applied = self.node.proxies.store.warm(chunk, now);
         self.hand_on(applied, &peer.node, quiet, now);
@@ -196,7 +195,7 @@ impl<L: Link> SessionPlane<L> {
             // It looks at every session. Its removals may come late: nothing brings these sessions back.
             tokio::task::spawn_blocking(move || {
                 let applied = proxies.store.apply_tombstones(now);
-                names::sessions::applied(&applied, &proxies.store);
+                crate::metrics::sessions::applied(&applied, &proxies.store);
                 if !applied.for_proxies.is_empty() {
                     let _listeners = proxies.from_farm.send(Arc::new(applied.for_proxies));
                 }
@@ -280,9 +279,9 @@ impl<L: Link> SessionPlane<L> {
         };
         match sent {
             Ok(()) => {
-                names::sent(Plane::Warmups);
-                counter!(WARMUP_SESSIONS_SENT).increment(sessions);
-                counter!(WARMUP_TOMBSTONES_SENT).increment(tombstones);
+                MESSAGES_SENT.add(Plane::Warmups, 1);
+                WARMUP_SESSIONS_SENT.add(sessions);
+                WARMUP_TOMBSTONES_SENT.add(tombstones);
             }
             // The joiner asks again for what matters.
             Err(error) => debug!(error, "could not send a message of a warm-up"),

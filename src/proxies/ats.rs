@@ -19,7 +19,6 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use metrics::counter;
 use nix::errno::Errno;
 use nix::sys::socket::Backlog;
 use nix::unistd::{User, geteuid};
@@ -42,7 +41,7 @@ use super::{ProxyInfo, ProxyPlane, Registered};
 use crate::clock::Now;
 use crate::keys::Timetable;
 use crate::metrics::{
-    APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, dropped,
+    APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
 };
 use crate::proto::SessionEntry;
 use crate::proto::limits::{Undecodable, decode_within};
@@ -319,7 +318,7 @@ impl Door {
     }
 
     fn refuse(&self, refusal: &Refusal, who: &dyn Display) {
-        counter!(PROXIES_REFUSED, "reason" => refusal.reason().as_str()).increment(1);
+        PROXIES_REFUSED.add(refusal.reason(), 1);
         self.complain("connection", refusal.reason().as_str(), &format_args!("{who}: {refusal}"));
     }
 
@@ -420,7 +419,7 @@ impl Door {
         }
         let full = plane.outbox.push_all(&reported.news);
         if full > 0 {
-            dropped(DropReason::OutboxFull, full as u64);
+            SESSIONS_DROPPED.add(DropReason::OutboxFull, full as u64);
         }
         // Another proxy beside this node hears of it without the farm. Its own copy does this one no harm.
         if plane.registry.len() > 1 {
@@ -440,12 +439,12 @@ impl Door {
         };
         // A number that fell is a new process with an old id.
         let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
-        counter!(PROXY_SESSIONS_REPORTED).increment(since(now.queued, before.queued));
-        counter!(PROXY_SESSIONS_INSERTED).increment(since(now.inserted, before.inserted));
-        counter!(PROXY_OWN_KEYS).increment(since(now.own_keys, before.own_keys));
-        counter!(APPLY_ERRORS).increment(since(now.apply_errors, before.apply_errors));
-        dropped(DropReason::PluginQueueFull, since(now.dropped_full, before.dropped_full));
-        dropped(DropReason::TooLargeForProxy, since(now.too_large_for_proxy, before.too_large_for_proxy));
+        PROXY_SESSIONS_REPORTED.add(since(now.queued, before.queued));
+        PROXY_SESSIONS_INSERTED.add(since(now.inserted, before.inserted));
+        PROXY_OWN_KEYS.add(since(now.own_keys, before.own_keys));
+        APPLY_ERRORS.add(since(now.apply_errors, before.apply_errors));
+        SESSIONS_DROPPED.add(DropReason::PluginQueueFull, since(now.dropped_full, before.dropped_full));
+        SESSIONS_DROPPED.add(DropReason::TooLargeForProxy, since(now.too_large_for_proxy, before.too_large_for_proxy));
     }
 
     /// Greets, then sends keys, all sessions of the store, and what the farm makes from now on.
@@ -479,7 +478,7 @@ impl Door {
                 news = live.recv(), if takes_sessions => match news {
                     Ok(news) => send_sessions(&mut writer, &news).await?,
                     Err(RecvError::Lagged(batches)) => {
-                        dropped(DropReason::ProxySlow, batches);
+                        SESSIONS_DROPPED.add(DropReason::ProxySlow, batches);
                         self.complain("proxy", "slow", &format_args!("a proxy fell {batches} batches behind; refilling it"));
                         refill = Some(plane.store.refill(CHUNK_BYTES));
                     }

@@ -157,7 +157,7 @@ impl Registry {
     }
 
     fn tell(&self, connected: MutexGuard<'_, Connected>) {
-        metrics::gauge!(crate::metrics::PROXIES_CONNECTED).set(connected.proxies.len() as f64);
+        crate::metrics::PROXIES_CONNECTED.set(connected.proxies.len() as f64);
         drop(connected);
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
     }

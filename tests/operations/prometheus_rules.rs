@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use resumed::metrics;
+use resumed::metrics::{self, Row};
 use testkit::dashboard::Dashboard;
 
 /// Sections of the runbook that no alert leads to.
@@ -50,11 +50,10 @@ fn alerts() -> BTreeMap<String, String> {
     alerts
 }
 
-/// What a node shows, without a histogram's endings.
-fn metrics_of_a_node() -> BTreeSet<String> {
-    let shown = metrics::install().expect("a recorder").render();
-    let kinds = shown.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-    kinds.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+/// The row of a metric, which may be named with the ending of a histogram's series.
+fn row_of(name: &str) -> Option<&'static Row> {
+    let base = name.strip_suffix("_bucket").unwrap_or(name);
+    metrics::TABLE.iter().find(|row| row.name == base)
 }
 
 /// Every name with `resumed_` in it, recorded ones with their colons.
@@ -70,19 +69,36 @@ fn recorded() -> BTreeSet<String> {
 }
 
 /// Panics if `text` names what neither a node shows nor a rule records. Returns the metrics of nodes that it names.
-fn assert_all_exist(text: &str, place: &str) -> BTreeSet<String> {
-    let (metrics, recorded) = (metrics_of_a_node(), recorded());
+fn assert_all_exist(text: &str, place: &str) -> BTreeSet<&'static str> {
+    let recorded = recorded();
     let mut used = BTreeSet::new();
     for name in names(text) {
         if name.contains(':') {
             assert!(recorded.contains(&name), "{place}: no rule records {name}");
             continue;
         }
-        let base = name.strip_suffix("_bucket").unwrap_or(&name);
-        assert!(metrics.contains(base), "{place}: no node shows {name}");
-        used.insert(base.to_owned());
+        let row = row_of(&name).unwrap_or_else(|| panic!("{place}: no node shows {name}"));
+        used.insert(row.name);
     }
     used
+}
+
+/// Panics if `text` selects a metric by a value that its label never has. Returns how many values there are.
+fn assert_values_exist(text: &str, place: &str) -> usize {
+    let mut values = 0;
+    for (at, _) in text.match_indices('{') {
+        let before = text[..at].rsplit(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_')).next();
+        let Some(label) = before.and_then(row_of).and_then(|row| row.label) else { continue };
+        let selected = text[at + 1..].split('}').next().unwrap_or_default();
+        for matched in selected.split(',').filter_map(|part| part.trim().strip_prefix(label.key)) {
+            let matched = matched.trim_start_matches(['=', '!', '~', '\\', '"']).trim_end_matches(['\\', '"']);
+            for value in matched.split('|').filter(|value| !value.is_empty()) {
+                assert!(label.values.contains(&value), "{place}: {} is never {value}", label.key);
+                values += 1;
+            }
+        }
+    }
+    values
 }
 
 /// The link to a heading, as GitHub makes it.
@@ -125,6 +141,46 @@ fn rules_and_dashboard_name_only_what_there_is() {
 }
 
 #[test]
+fn what_selects_by_a_label_names_values_that_it_has() {
+    let mut values = 0;
+    for place in
+        ["etc/prometheus/resumed.rules.yml", "etc/prometheus/resumed.rules.test.yml", "etc/grafana/resumed.json"]
+    {
+        values += assert_values_exist(&text(place), place);
+    }
+    for place in documents() {
+        values += assert_values_exist(&text(&place), &place);
+    }
+    assert!(values > 50, "only {values} found");
+}
+
+/// The README and what lies in docs/.
+fn documents() -> Vec<String> {
+    let entries = fs::read_dir(in_tree("docs")).expect("docs/").map(|entry| entry.expect("an entry").file_name());
+    let names = entries.filter_map(|name| name.into_string().ok()).filter(|name| name.ends_with(".md"));
+    ["README.md".to_owned()].into_iter().chain(names.map(|name| format!("docs/{name}"))).collect()
+}
+
+/// What stands in backquotes in the first column of the README's table of metrics.
+fn metrics_of_the_readme() -> Vec<String> {
+    let readme = text("README.md");
+    let (_, table) = readme.split_once("\n| metric | |\n| --- | --- |\n").expect("a table of metrics");
+    let rows = table.lines().take_while(|line| line.starts_with('|'));
+    let columns = rows.filter_map(|line| line.split('|').nth(1));
+    columns.flat_map(|names| names.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn the_readme_lists_every_metric_with_its_label_once() {
+    let named = |row: &Row| row.label.map_or(row.name.to_owned(), |label| format!("{}{{{}}}", row.name, label.key));
+    let mut expected: Vec<_> = metrics::TABLE.iter().map(named).collect();
+    let mut listed = metrics_of_the_readme();
+    expected.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(listed, expected);
+}
+
+#[test]
 fn every_metric_is_on_the_dashboard_or_behind_a_figure_on_it() {
     let dashboard = text("etc/grafana/resumed.json");
     let mut shown = assert_all_exist(&dashboard, "the dashboard");
@@ -137,7 +193,7 @@ fn every_metric_is_on_the_dashboard_or_behind_a_figure_on_it() {
         }
     }
     // A rule may take another's result.
-    let missing: Vec<_> = metrics_of_a_node().into_iter().filter(|name| !shown.contains(name)).collect();
+    let missing: Vec<_> = metrics::TABLE.iter().map(|row| row.name).filter(|name| !shown.contains(name)).collect();
     assert!(missing.is_empty(), "on no panel: {missing:?}");
 }
 
@@ -233,11 +289,9 @@ fn links_within_the_runbook_lead_somewhere() {
 #[test]
 fn every_reason_for_a_refusal_or_a_drop_is_explained_and_tested_or_called_ordinary() {
     let (runbook, tests) = (runbook(), text("etc/prometheus/resumed.rules.test.yml"));
-    for (metric, reasons) in [
-        (metrics::MESSAGES_REFUSED, metrics::REFUSALS.as_slice()),
-        (metrics::SESSIONS_DROPPED, metrics::DROPS.as_slice()),
-    ] {
-        for reason in reasons {
+    for metric in [metrics::MESSAGES_REFUSED.name(), metrics::SESSIONS_DROPPED.name()] {
+        let label = row_of(metric).and_then(|row| row.label).expect("it is counted by reason");
+        for reason in label.values {
             assert!(runbook.contains(&format!("`{reason}`")), "the runbook says nothing of {metric} {reason}");
             let series = |line: &str| line.contains(metric) && line.contains(&format!("reason=\"{reason}\""));
             assert!(tests.lines().any(series), "no rule test has {metric} {reason}");
