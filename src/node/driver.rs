@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::core::{Count, Effect, Input, LeaseTried, NodeCore};
-use super::gauges;
+use super::gauges::{self, Connections};
 use super::health::Health;
 use super::key_plane::{KeyPlane, KeyPlaneEvent};
 use super::lease::{Answer, Lease};
@@ -98,6 +98,8 @@ pub struct Driver<B: Bus> {
     pub view: watch::Sender<NodeView>,
     /// Whether it is fit to serve.
     pub health: watch::Sender<Health>,
+    /// Counts this node's connections.
+    pub connections: Connections,
     /// Starts the session plane of each link.
     pub sessions: Arc<SessionPlane<B::Link>>,
     /// The ring's session floor, UTC milliseconds.
@@ -156,7 +158,7 @@ enum Happened<L: Link> {
 impl<B: Bus> Driver<B> {
     /// Runs until `stop` is cancelled, then says farewell and closes the link.
     pub async fn run(mut self) {
-        gauges::connected(false);
+        self.connections.show(false);
         self.local.mark_changed();
         let now = self.clock.now();
         let mut connection = Connection::Down { dial_at: Instant::now() };
@@ -281,7 +283,7 @@ impl<B: Bus> Driver<B> {
         self.perform(effects, connection);
     }
 
-    fn go_up(&self, connected: Connected<B::Link>, connection: &mut Connection<B::Link>) -> Input {
+    fn go_up(&mut self, connected: Connected<B::Link>, connection: &mut Connection<B::Link>) -> Input {
         let Connected { link, events, feed } = connected;
         // Every connection has salts of its own.
         let sealing = || {
@@ -292,7 +294,7 @@ impl<B: Bus> Driver<B> {
         let (names, timing) = (self.spec.names.clone(), (self.clock, self.confirm_within));
         let plane = KeyPlane::start(Arc::clone(&link), names, sealing(), timing, self.refused.clone(), plane_sender);
         info!(broker = link.peer(), "connected to the broker");
-        gauges::connected(true);
+        self.connections.show(true);
         let sessions = self.sessions.start(Arc::clone(&link), sealing(), feed);
         let (answers, lease_answers) = mpsc::channel(1);
         let lease = Lease::start(Arc::clone(&link), answers);
@@ -321,7 +323,7 @@ impl<B: Bus> Driver<B> {
                         let pause = dial_at.saturating_duration_since(Instant::now());
                         warn!(%error, retry_in_ms = millis(pause), "not connected to the broker");
                     }
-                    gauges::connected(false);
+                    self.connections.show(false);
                     *connection = Connection::Down { dial_at };
                 }
                 Effect::CloseLink => close(connection),

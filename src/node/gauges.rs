@@ -1,6 +1,5 @@
 //! Shows a node as metrics.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::view::NodeView;
@@ -19,12 +18,19 @@ pub fn settings(keys: &KeySettings) {
     KEY_SETTLE.set(keys.settle.as_secs_f64());
 }
 
-/// Shows whether the broker is connected; every connection after the process's first counts as a reconnect.
-pub fn connected(connected: bool) {
-    static BEFORE: AtomicBool = AtomicBool::new(false);
-    BROKER_CONNECTED.set(connected);
-    if connected && BEFORE.swap(true, Ordering::Relaxed) {
-        BROKER_RECONNECTS.add(1);
+/// Shows whether one node is connected to a broker, and counts its reconnects.
+#[derive(Debug, Default)]
+pub struct Connections {
+    was_connected: bool,
+}
+
+impl Connections {
+    /// Shows whether the broker is connected; every connection after the node's first counts as a reconnect.
+    pub fn show(&mut self, connected: bool) {
+        BROKER_CONNECTED.set(connected);
+        if connected && std::mem::replace(&mut self.was_connected, true) {
+            BROKER_RECONNECTS.add(1);
+        }
     }
 }
 
@@ -150,6 +156,24 @@ mod tests {
         let text = shown(|| show(&NodeView { in_step: true, skewed, ..view() }, None, NOW));
         has(&text, "resumed_in_step 1");
         has(&text, "resumed_skewed_nodes 2");
+    }
+
+    #[test]
+    fn each_node_of_a_process_counts_its_own_connections_after_the_first() {
+        let (mut one, mut other) = (Connections::default(), Connections::default());
+        let text = shown(|| {
+            for connected in [false, true] {
+                one.show(connected);
+                other.show(connected);
+            }
+        });
+        has(&text, "resumed_broker_connected 1");
+        assert!(!text.contains("resumed_broker_reconnects_total"), "{text}");
+        let text = shown(|| {
+            one.show(false);
+            one.show(true);
+        });
+        has(&text, "resumed_broker_reconnects_total 1");
     }
 
     #[test]

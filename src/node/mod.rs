@@ -159,6 +159,7 @@ impl Node {
             timetable: timetable_sender,
             view: view_sender,
             health: health_sender,
+            connections: gauges::Connections::default(),
             sessions: Arc::clone(&sessions),
             sessions_from: sessions_from_sender,
             quiet: Quiet::default(),

@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use metrics_exporter_prometheus::PrometheusBuilder;
+
 use super::*;
 use crate::bus::in_process::{Hub, InProcess, InProcessLink};
 use crate::bus::{BusError, LinkEvents};
@@ -199,4 +201,40 @@ async fn farm_secrets_that_are_read_again_are_used_without_another_link() {
         assert_eq!(bus.attempts().len(), 1, "one link for each");
         node.stop().await;
     }
+}
+
+#[tokio::test]
+async fn of_two_nodes_in_a_process_the_one_that_connects_again_counts_it_once() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    // The test's runtime runs every task on this thread.
+    let _local = metrics::set_default_local_recorder(&recorder);
+    let reconnects = || {
+        let text = recorder.handle().render();
+        text.lines().find_map(|line| line.strip_prefix("resumed_broker_reconnects_total ")?.parse::<u32>().ok())
+    };
+    let secrets = Secrets::new(vec![FarmSecret::generate().unwrap()]).unwrap();
+    let (_keep, secrets) = watch::channel(Arc::new(secrets));
+    let hub = Arc::new(Hub::default());
+    let start = |name| {
+        let bus = Arc::new(InProcess::new(Arc::clone(&hub)));
+        Node::start(NodeSettings::new(name, "prod", "default"), secrets.clone(), bus, SystemClock::start())
+            .expect("it starts")
+    };
+    let (mut one, mut other) = (start("edge-1"), start("edge-2"));
+    let counted = async {
+        for node in [&mut one, &mut other] {
+            node.view.wait_for(|view| view.broker.connected).await.expect("the node runs");
+        }
+        assert_eq!(reconnects(), None, "two nodes connected for the first time");
+        let inbox = hub.queues().into_iter().find(|queue| queue.contains(".node.edge-1.")).expect("an inbox");
+        assert!(hub.delete_queue(&inbox));
+        while reconnects().is_none() {
+            one.view.changed().await.expect("the node runs");
+        }
+        one.view.wait_for(|view| view.broker.connected).await.expect("the node runs");
+    };
+    tokio::time::timeout(Duration::from_secs(30), counted).await.expect("it connects again");
+    assert_eq!(reconnects(), Some(1));
+    one.stop().await;
+    other.stop().await;
 }
