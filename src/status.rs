@@ -320,3 +320,6 @@ pub struct BrokerStatus {
     /// The URI in use, its password as `***`; `in-process` without a broker.
     pub uri: String,
 }
+
+#[cfg(test)]
+mod tests;
