@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::keys::KeyState;
+
 /// What the page for people shows, and `/farm.json` says: the farm's state and the last minutes of the node that was asked.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overview {
@@ -295,15 +297,23 @@ pub struct RingStatus {
     pub keys: Vec<KeyStatus>,
 }
 
+impl RingStatus {
+    /// The key that seals, if one does.
+    #[must_use]
+    pub fn active(&self) -> Option<&KeyStatus> {
+        self.keys.iter().find(|key| key.state == KeyState::Active)
+    }
+}
+
 /// One ticket key, without its secrets. Times are UTC milliseconds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeyStatus {
     /// The first four bytes of its name, 8 hex digits.
     pub name_prefix: String,
     /// Its generation.
     pub generation: u64,
-    /// `next`, `active`, `previous` or `expired`.
-    pub state: String,
+    /// What it does at the node.
+    pub state: KeyState,
     /// When it begins to seal.
     pub seal_from: u64,
     /// When it stops sealing at the latest.

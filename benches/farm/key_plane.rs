@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use resumed::clock::SystemClock;
 use resumed::envelope::Secrets;
+use resumed::keys::KeyState;
 use resumed::node::{Node, NodeSettings, NodeView};
 use resumed::operator::Operator;
 use tokio::runtime::{Builder, Runtime};
@@ -232,7 +233,7 @@ fn measure(broker: &Broker, nodes: usize, counted: &PrometheusHandle, report: &m
 /// Whether no key is about to seal but the one that is due in an interval.
 fn nothing_settles(view: &NodeView) -> bool {
     let soon = SystemClock::start().now().wall + 60_000;
-    view.ring.keys.iter().all(|key| key.state != "next" || key.seal_from > soon)
+    view.ring.keys.iter().all(|key| key.state != KeyState::Next || key.seal_from > soon)
 }
 
 /// One task for each view: how long after `start` it became as wanted.

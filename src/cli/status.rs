@@ -279,7 +279,7 @@ fn ring_table(keys: &[KeyStatus], now: u64) -> String {
     for key in keys {
         table.add_row([
             plain(&key.name_prefix),
-            plain(&key.state),
+            key.state.as_str().to_owned(),
             key.generation.to_string(),
             relative(key.seal_from, now),
             relative(key.seal_until, now),
@@ -293,6 +293,7 @@ fn ring_table(keys: &[KeyStatus], now: u64) -> String {
 mod tests {
     use super::super::control::daemon::Daemon;
     use super::*;
+    use crate::keys::KeyState;
     use crate::proto::local::control_reply;
     use crate::status::{ProxyStatus, SecretStep, SecretsStatus};
 
@@ -324,10 +325,10 @@ mod tests {
     }
 
     fn farm(nodes: Vec<NodeStatus>) -> FarmStatus {
-        let key = |name_prefix: &str, state: &str, seal_from| KeyStatus {
+        let key = |name_prefix: &str, state, seal_from| KeyStatus {
             name_prefix: name_prefix.into(),
             generation: seal_from,
-            state: state.into(),
+            state,
             seal_from,
             seal_until: seal_from + 24 * HOUR,
             open_until: seal_from + 48 * HOUR,
@@ -343,7 +344,10 @@ mod tests {
                 fingerprint: "8899aabbccddeeff".into(),
                 floor: 3,
                 sessions_from: 0,
-                keys: vec![key("01020304", "next", NOW + 5 * HOUR), key("a1b2c3d4", "active", NOW - 3 * HOUR)],
+                keys: vec![
+                    key("01020304", KeyState::Next, NOW + 5 * HOUR),
+                    key("a1b2c3d4", KeyState::Active, NOW - 3 * HOUR),
+                ],
             },
             broker: BrokerStatus { connected: true, uri: "amqp://resumed:***@192.0.2.9/".into() },
             audit: Vec::new(),

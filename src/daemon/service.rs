@@ -299,6 +299,7 @@ async fn send(socket: &SocketAddr, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::KeyState;
     use crate::status::{BrokerStatus, KeyStatus};
 
     fn at(mono: u64) -> Now {
@@ -318,10 +319,15 @@ mod tests {
             broker: BrokerStatus { connected: true, uri: "amqp://mq".to_owned() },
             ..NodeView::default()
         };
-        view.ring.keys = generation
-            .map(|generation| KeyStatus { generation, state: "active".to_owned(), ..KeyStatus::default() })
-            .into_iter()
-            .collect();
+        let active = |generation| KeyStatus {
+            name_prefix: "01020304".to_owned(),
+            generation,
+            state: KeyState::Active,
+            seal_from: 0,
+            seal_until: 1,
+            open_until: 2,
+        };
+        view.ring.keys = generation.map(active).into_iter().collect();
         view
     }
 

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::key::{KeyMaterial, TicketKey};
 use super::ring::{Merge, Ring, RingFaults};
 use super::settings::KeySettings;
@@ -23,7 +25,8 @@ pub struct HeldRing {
 }
 
 /// What a key is doing at a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KeyState {
     /// Opens tickets, and is to seal them after the active one.
     Next,
@@ -39,7 +42,11 @@ impl KeyState {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Next, Self::Active, Self::Previous, Self::Expired];
 
-    /// The state as a metric label and as `status` shows it.
+    /// The words of all of them, in that order.
+    pub const WORDS: [&str; Self::ALL.len()] =
+        [Self::Next.as_str(), Self::Active.as_str(), Self::Previous.as_str(), Self::Expired.as_str()];
+
+    /// The state as a metric label, and as `status` shows it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -56,10 +56,10 @@ pub fn show(view: &NodeView, sealed_before: Option<u64>, now: Now) {
     let offset = i32::try_from(view.clock_offset_ms).map_or(f64::from(i32::MAX), f64::from);
     CLOCK_OFFSET.set(offset / 1e3);
     for state in KeyState::ALL {
-        let keys = view.ring.keys.iter().filter(|key| key.state == state.as_str()).count();
+        let keys = view.ring.keys.iter().filter(|key| key.state == state).count();
         RING_KEYS.set(state, u32::try_from(keys).unwrap_or(u32::MAX));
     }
-    let active = view.ring.keys.iter().find(|key| key.state == "active");
+    let active = view.ring.active();
     let (age, left) = active.map_or_else(Default::default, |active| {
         (now.wall.saturating_sub(active.seal_from), active.seal_until.saturating_sub(now.wall))
     });
@@ -102,7 +102,7 @@ mod tests {
         let key = KeyStatus {
             name_prefix: "00000000".to_owned(),
             generation: 7,
-            state: "active".to_owned(),
+            state: KeyState::Active,
             seal_from: 100_000,
             seal_until: 700_000,
             open_until: 900_000,
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_keys_of_a_ring_are_shown_by_state() {
-        let key = |state: KeyState| KeyStatus { state: state.as_str().to_owned(), ..KeyStatus::default() };
+        let key = |state: KeyState| KeyStatus { state, ..view().ring.keys[0].clone() };
         use KeyState::{Active, Expired, Next, Previous};
         let keys = [Next, Next, Active, Previous, Previous, Previous].map(key).to_vec();
         let text =

@@ -72,7 +72,7 @@ impl NodeView {
     /// Generation of the key that seals now.
     #[must_use]
     pub fn active_generation(&self) -> Option<u64> {
-        self.ring.keys.iter().find(|key| key.state == "active").map(|key| key.generation)
+        self.ring.active().map(|key| key.generation)
     }
 }
 
@@ -143,7 +143,7 @@ fn ring_status(farm: &Farm, now: Now) -> RingStatus {
     let keys = ring.keys().iter().map(|key| KeyStatus {
         name_prefix: hex(&key.name[..4]),
         generation: key.generation,
-        state: held.state_of(key, now).as_str().to_owned(),
+        state: held.state_of(key, now),
         seal_from: key.seal_from,
         seal_until: key.seal_until,
         open_until: ring.open_until(&key.name).unwrap_or(key.seal_until),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::secret_steps::refusals;
 use crate::clock::{Now, millis};
+use crate::keys::KeyState;
 use crate::node::NodeView;
 use crate::status::{FarmStatus, NodeStatus, ReloadState, SiteStatus};
 
@@ -67,7 +68,7 @@ fn refused_reloads(nodes: &[NodeStatus], now: u64) -> Vec<String> {
 
 /// What becomes of the ticket keys if nobody leads for long (`keys.max_seal_age`).
 fn without_a_leader(status: &FarmStatus, now: u64) -> String {
-    let last = status.ring.keys.iter().filter(|key| key.state != "expired").map(|key| key.seal_until).max();
+    let last = status.ring.keys.iter().filter(|key| key.state != KeyState::Expired).map(|key| key.seal_until).max();
     match last.and_then(|last| last.checked_sub(now)).filter(|left| *left > 0) {
         Some(left) => format!(
             "the last ticket key of {} seals for {} more at most (keys.max_seal_age); without a leader until then, every \
@@ -229,13 +230,17 @@ mod tests {
 
     #[test]
     fn without_a_leader_it_is_said_how_long_the_keys_last() {
-        let key = |state: &str, seal_until| crate::status::KeyStatus {
-            state: state.into(),
+        let key = |state, seal_until| crate::status::KeyStatus {
+            name_prefix: "01020304".into(),
+            generation: 1,
+            state,
+            seal_from: 0,
             seal_until,
-            ..crate::status::KeyStatus::default()
+            open_until: 2 * seal_until,
         };
         let mut status = FarmStatus { leader: None, asked: "b".into(), ..farm(vec![node("b", "")]) };
-        status.ring.keys = vec![key("next", 8_400_000), key("active", 5_000_000), key("expired", 90_000_000)];
+        status.ring.keys =
+            vec![key(KeyState::Next, 8_400_000), key(KeyState::Active, 5_000_000), key(KeyState::Expired, 90_000_000)];
         let found = warnings(&status, 1_200_000);
         assert!(found[1].starts_with("the last ticket key of b seals for 2h more at most"), "{found:?}");
         assert_eq!(warnings(&status, 8_400_000)[1], "no ticket key of b may seal");

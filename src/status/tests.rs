@@ -3,11 +3,11 @@ use super::*;
 const NOW: u64 = 1_700_000_000_000;
 const HOUR: u64 = 3_600_000;
 
-fn key(name_prefix: &str, state: &str, seal_from: u64) -> KeyStatus {
+fn key(name_prefix: &str, state: KeyState, seal_from: u64) -> KeyStatus {
     KeyStatus {
         name_prefix: name_prefix.into(),
         generation: seal_from,
-        state: state.into(),
+        state,
         seal_from,
         seal_until: seal_from + 24 * HOUR,
         open_until: seal_from + 48 * HOUR,
@@ -65,10 +65,10 @@ fn farm() -> FarmStatus {
             floor: 3,
             sessions_from: 5,
             keys: vec![
-                key("01020304", "next", NOW + 5 * HOUR),
-                key("a1b2c3d4", "active", NOW - 3 * HOUR),
-                key("c1c2c3c4", "previous", NOW - 11 * HOUR),
-                key("e1e2e3e4", "expired", NOW - 50 * HOUR),
+                key("01020304", KeyState::Next, NOW + 5 * HOUR),
+                key("a1b2c3d4", KeyState::Active, NOW - 3 * HOUR),
+                key("c1c2c3c4", KeyState::Previous, NOW - 11 * HOUR),
+                key("e1e2e3e4", KeyState::Expired, NOW - 50 * HOUR),
             ],
         },
         broker: BrokerStatus { connected: true, uri: "amqp://resumed:***@192.0.2.9/".into() },
@@ -133,4 +133,11 @@ fn a_status_of_the_first_release_is_read() {
     (node.version, node.reload) = ("0.1.0".into(), ReloadStatus::default());
     node.proxies[0].warnings.clear();
     assert_eq!(serde_json::from_str::<FarmStatus>(include_str!("tests/release_0_1_0.json")).unwrap(), expected);
+}
+
+#[test]
+fn a_key_is_shown_with_the_word_that_counts_it() {
+    let shown = |state: &KeyState| serde_json::to_value(state).unwrap();
+    assert_eq!(KeyState::ALL.iter().map(shown).collect::<Vec<_>>(), KeyState::WORDS);
+    assert_eq!(farm().ring.active().map(|key| &*key.name_prefix), Some("a1b2c3d4"));
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 
+use resumed::keys::KeyState;
 use resumed::probe::{Client, Mode, Options, Target};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, wait_for};
@@ -98,7 +99,7 @@ impl Moving {
         wait_for("one key that seals everywhere", || {
             for host in &self.farm.hosts {
                 let keys = host.daemon.try_status()?.ring.keys;
-                if !keys.iter().any(|key| key.generation == generation && key.state == "active") {
+                if !keys.iter().any(|key| key.generation == generation && key.state == KeyState::Active) {
                     return Err(format!("{}: {keys:?}", host.name));
                 }
             }

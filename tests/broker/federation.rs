@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use resumed::keys::KeyState;
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, Host, Proxies, wait_for};
@@ -195,7 +196,7 @@ fn seals(sites: &[&Site], generation: u64) {
         for host in sites.iter().flat_map(|site| &site.farm.hosts) {
             let status = host.daemon.try_status()?;
             let key = status.ring.keys.iter().find(|key| key.generation == generation);
-            if key.is_none_or(|key| key.state != "active") {
+            if key.is_none_or(|key| key.state != KeyState::Active) {
                 return Err(format!("{}: {:?}", host.name, status.ring.keys));
             }
         }

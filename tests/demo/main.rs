@@ -20,6 +20,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use resumed::keys::KeyState;
 use resumed::probe::{Mode, Target};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, built, wait_for};
@@ -253,7 +254,7 @@ impl Demo {
     fn active_key(&self) -> String {
         let (active, _) = wait_for("an active key", || {
             let status = self.farm.hosts[0].daemon.try_status()?;
-            let active = status.ring.keys.iter().find(|key| key.state == "active");
+            let active = status.ring.active();
             active.map(|key| key.name_prefix.clone()).ok_or_else(|| format!("{:?}", status.ring))
         });
         active
@@ -268,7 +269,7 @@ impl Demo {
         let (held, _) = wait_for("the next key at every node", || {
             let keys = self.farm.hosts[killed].daemon.try_status()?.ring.keys;
             let rings: Vec<_> = self.farm.hosts.iter().map(|host| host.daemon.generations()).collect();
-            let has_next = keys.iter().any(|key| key.state == "next");
+            let has_next = keys.iter().any(|key| key.state == KeyState::Next);
             if has_next && rings.iter().all(|ring| *ring == rings[0]) {
                 Ok(rings[0].clone())
             } else {

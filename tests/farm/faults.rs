@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use resumed::keys::KeyState;
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
@@ -120,7 +121,7 @@ fn without_its_daemon_a_proxy_goes_on_serving_resuming_and_rotating() {
     // The next key is at the proxies an interval before it seals, and no daemon is needed for the change.
     let next = |farm: &Farm| {
         let status = farm.hosts[0].daemon.try_status()?;
-        let next = status.ring.keys.iter().find(|key| key.state == "next").map(|key| key.name_prefix.clone());
+        let next = status.ring.keys.iter().find(|key| key.state == KeyState::Next).map(|key| key.name_prefix.clone());
         next.ok_or_else(|| format!("no next key: {:?}", status.ring))
     };
     let (prefix, _) = wait_for("a next key", || next(&farm));

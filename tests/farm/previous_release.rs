@@ -91,7 +91,7 @@ fn rotates(farm: &Farm) {
         // Until it seals, another `rotate` is told of this one.
         wait_for("the new key seals at the leader", || {
             let status = farm.hosts[farm.leader()].daemon.try_status()?;
-            let sealing = status.ring.keys.iter().find(|key| key.state == "active").map(|key| key.generation);
+            let sealing = status.ring.active().map(|key| key.generation);
             if sealing >= after.last().copied() { Ok(()) } else { Err(format!("{sealing:?} of {after:?}")) }
         });
     }
@@ -304,7 +304,7 @@ fn a_leader_at_a_further_seat_gives_the_release_before_every_ring_and_counts_it_
 fn ring(daemon: &Daemon) -> RingStatus {
     let (ring, _) = wait_for("a ring with a key that seals", || {
         let ring = daemon.try_status()?.ring;
-        let seals = ring.keys.iter().any(|key| key.state == "active");
+        let seals = ring.active().is_some();
         if seals { Ok(ring) } else { Err(format!("{ring:?}")) }
     });
     ring
