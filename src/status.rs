@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::keys::KeyState;
 
+mod from_proto;
+
 /// What the page for people shows, and `/farm.json` says: the farm's state and the last minutes of the node that was asked.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overview {
@@ -142,18 +144,79 @@ pub struct SiteStatus {
 pub struct AuditStatus {
     /// When it was, UTC milliseconds by the clock of the node that keeps it.
     pub at: u64,
-    /// `rotate`, `revoke` or `revoke_local`; `unknown` for what this release does not know.
-    pub action: String,
+    /// What was asked for.
+    pub action: AuditAction,
     /// Whether sessions were to be flushed as well.
     pub flush_sessions: bool,
     /// The node that was asked.
     pub node: String,
     /// Who asked there: a name, or a number; `None` if that node, of an older release, does not say.
     pub user: Option<String>,
-    /// `done`, `pending`, `refused` or `no_leader`; `unknown` for what this release does not know.
-    pub outcome: String,
+    /// What became of it.
+    pub outcome: AuditOutcome,
     /// The ticket key that came of it, 0: none.
     pub generation: u64,
+}
+
+/// What an operator asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditAction {
+    /// A new ticket key.
+    Rotate,
+    /// The end of every older ticket key.
+    Revoke,
+    /// The same, without a leader, in the asked node's own ring.
+    RevokeLocal,
+    /// What this release does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl AuditAction {
+    /// Its word in `status --json` and in the log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rotate => "rotate",
+            Self::Revoke => "revoke",
+            Self::RevokeLocal => "revoke_local",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What became of a request of an operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditOutcome {
+    /// It was done.
+    Done,
+    /// A rotation was under way already.
+    Pending,
+    /// The leader could not do it.
+    Refused,
+    /// No leader answered; one may still have taken it.
+    NoLeader,
+    /// What this release does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl AuditOutcome {
+    /// Its word in `status --json` and in the log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Pending => "pending",
+            Self::Refused => "refused",
+            Self::NoLeader => "no_leader",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// One node of the farm.

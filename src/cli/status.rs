@@ -14,7 +14,8 @@ use super::table::{counted, plain, relative, span, table};
 use super::{Failure, SocketArg};
 use crate::clock::SystemClock;
 use crate::status::{
-    AuditStatus, BrokerStatus, FarmStatus, KeyStatus, NodeStatus, ReloadState, ReloadStatus, RingStatus, SiteStatus,
+    AuditAction, AuditOutcome, AuditStatus, BrokerStatus, FarmStatus, KeyStatus, NodeStatus, ReloadState, ReloadStatus,
+    RingStatus, SiteStatus,
 };
 
 /// The arguments of `resumed status`.
@@ -225,21 +226,21 @@ fn sites_table(sites: &[SiteStatus]) -> String {
 
 /// As on the command line.
 fn action(request: &AuditStatus) -> String {
-    let action = match request.action.as_str() {
-        "revoke_local" => "revoke --local",
-        other => other,
+    let action = match request.action {
+        AuditAction::RevokeLocal => "revoke --local",
+        other => other.as_str(),
     };
-    plain(&format!("{action}{}", if request.flush_sessions { " --flush-sessions" } else { "" }))
+    format!("{action}{}", if request.flush_sessions { " --flush-sessions" } else { "" })
 }
 
 fn outcome(request: &AuditStatus) -> String {
     let generation = request.generation;
-    match request.outcome.as_str() {
-        "done" => format!("done, generation {generation}"),
-        "pending" => format!("was under way, generation {generation}"),
-        "no_leader" => "no leader answered".to_owned(),
-        "refused" => "refused by the leader".to_owned(),
-        other => plain(other),
+    match request.outcome {
+        AuditOutcome::Done => format!("done, generation {generation}"),
+        AuditOutcome::Pending => format!("was under way, generation {generation}"),
+        AuditOutcome::NoLeader => "no leader answered".to_owned(),
+        AuditOutcome::Refused => "refused by the leader".to_owned(),
+        AuditOutcome::Unknown => "unknown".to_owned(),
     }
 }
 
@@ -483,19 +484,19 @@ Every node opens what is sealed with the farm secret 00112233445566ff.
 
     #[test]
     fn the_last_requests_of_operators_are_a_table_as_on_the_command_line() {
-        let request = |ago, action: &str, user: Option<&str>, outcome: &str, flush_sessions| AuditStatus {
+        let request = |ago, action, user: Option<&str>, outcome, flush_sessions| AuditStatus {
             at: NOW - ago,
-            action: action.into(),
+            action,
             flush_sessions,
             node: "a".into(),
             user: user.map(str::to_owned),
-            outcome: outcome.into(),
+            outcome,
             generation: 17,
         };
         let audit = vec![
-            request(9_000, "rotate", None, "pending", false),
-            request(5_000, "revoke", Some("ali\u{7}ce"), "done", true),
-            request(0, "revoke_local", Some("1000"), "no_leader", false),
+            request(9_000, AuditAction::Rotate, None, AuditOutcome::Pending, false),
+            request(5_000, AuditAction::Revoke, Some("ali\u{7}ce"), AuditOutcome::Done, true),
+            request(0, AuditAction::RevokeLocal, Some("1000"), AuditOutcome::NoLeader, false),
         ];
         let text = render(&FarmStatus { audit, ..farm(vec![node("a", true)]) }, NOW);
         let expected = "\

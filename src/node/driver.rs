@@ -22,7 +22,7 @@ use super::ring_file::RingFile;
 use super::sealing::{Identity, Sealing};
 use super::session_plane::{LinkedSessions, SessionPlane};
 use super::sites::tell_of_sites;
-use super::view::{NodeView, audit_status};
+use super::view::NodeView;
 use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
 use crate::clock::{Now, SystemClock, millis};
 use crate::envelope::{Epochs, Refusal, Secrets};
@@ -483,8 +483,9 @@ fn log(note: &Note, held_back: u64) {
 
 /// One line for a request of an operator.
 fn audit(entry: &AuditEntry, held_back: u64) {
-    let AuditStatus { action, flush_sessions, node, user, outcome, generation, .. } = audit_status(entry);
+    let AuditStatus { action, flush_sessions, node, user, outcome, generation, .. } = entry.into();
     let user = user.as_deref().unwrap_or("not said");
+    let (action, outcome) = (action.as_str(), outcome.as_str());
     info!(action, flush_sessions, node, user, outcome, generation, held_back, "request of an operator");
 }
 

@@ -6,10 +6,7 @@ use crate::clock::Now;
 use crate::farm::Farm;
 use crate::hex::hex;
 use crate::proto;
-use crate::proto::{AuditAction, AuditOutcome};
-use crate::status::{
-    AuditStatus, BrokerStatus, KeyStatus, NodeStatus, ProxyStatus, ReloadState, ReloadStatus, RingStatus, SiteStatus,
-};
+use crate::status::{BrokerStatus, KeyStatus, NodeStatus, RingStatus, SiteStatus};
 
 /// One node at one instant.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,7 +57,7 @@ impl NodeView {
             clock_offset_ms: farm.clock_offset_ms(),
             ring: ring_status(farm, now),
             broker,
-            own: node_status(own),
+            own: own.into(),
             skewed: farm.skewed_nodes().map(|(name, offset)| (name.to_owned(), offset)).collect(),
             secret_history: SecretHistory::default(),
             refused: Vec::new(),
@@ -73,67 +70,6 @@ impl NodeView {
     #[must_use]
     pub fn active_generation(&self) -> Option<u64> {
         self.ring.active().map(|key| key.generation)
-    }
-}
-
-/// A member of the table that the leader sent.
-#[must_use]
-pub fn node_status(member: proto::Member) -> NodeStatus {
-    let proxy = |proxy: proto::Proxy| ProxyStatus {
-        kind: proxy.kind,
-        version: proxy.version,
-        certificate_digest: hex(&proxy.certificate_digest),
-        warnings: proxy.warnings,
-    };
-    NodeStatus {
-        name: member.name,
-        boot_id: hex(&member.boot_id),
-        pod: member.pod,
-        version: member.version,
-        last_report_ms: member.last_report_ms,
-        in_step: member.in_step,
-        clock_offset_ms: member.clock_offset_ms,
-        sessions: member.sessions,
-        proxies: member.proxies.into_iter().map(proxy).collect(),
-        secret_ids: member.secret_ids.iter().map(|id| hex(id)).collect(),
-        reload: member.operators.and_then(|trail| trail.reload).map(reload_status).unwrap_or_default(),
-    }
-}
-
-fn reload_status(reload: proto::LastReload) -> ReloadStatus {
-    let state = match (reload.at, reload.refused.is_empty()) {
-        (0, _) => ReloadState::None,
-        (_, true) => ReloadState::Taken,
-        (_, false) => ReloadState::Refused,
-    };
-    let reason = (state == ReloadState::Refused).then_some(reload.refused);
-    ReloadStatus { state, at: reload.at, reason }
-}
-
-/// A request of an operator, in the words of `status --json` and of the log.
-#[must_use]
-pub fn audit_status(entry: &proto::AuditEntry) -> AuditStatus {
-    let action = match entry.action() {
-        AuditAction::Rotate => "rotate",
-        AuditAction::Revoke => "revoke",
-        AuditAction::RevokeLocal => "revoke_local",
-        AuditAction::Unspecified => "unknown",
-    };
-    let outcome = match entry.outcome() {
-        AuditOutcome::Done => "done",
-        AuditOutcome::Pending => "pending",
-        AuditOutcome::Refused => "refused",
-        AuditOutcome::NoLeader => "no_leader",
-        AuditOutcome::Unspecified => "unknown",
-    };
-    AuditStatus {
-        at: entry.at,
-        action: action.to_owned(),
-        flush_sessions: entry.flush_sessions,
-        node: entry.node.clone(),
-        user: Some(entry.user.clone()).filter(|user| !user.is_empty()),
-        outcome: outcome.to_owned(),
-        generation: entry.generation,
     }
 }
 

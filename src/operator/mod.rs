@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use self::secret_steps::secrets_status;
 use crate::clock::{SystemClock, millis};
 use crate::farm::{Ask, Reply};
-use crate::node::view::{audit_status, node_status};
 use crate::node::{Node, NodeView, Question};
 use crate::proto::{self, AuditEntry, AuditOutcome};
 use crate::status::{AuditStatus, FarmStatus, NodeStatus, ReloadState, SecretsStatus};
@@ -132,7 +131,7 @@ impl Operator {
             Reply::Members { leader, mut members } => {
                 let trails = members.iter_mut().filter_map(|member| member.operators.as_mut());
                 requests.extend(trails.flat_map(|trail| std::mem::take(&mut trail.audit)));
-                (Some(leader), members.into_iter().map(|member| told_or_own(node_status(member), &view.own)).collect())
+                (Some(leader), members.into_iter().map(|member| told_or_own(member.into(), &view.own)).collect())
             }
             _ => (None, vec![NodeStatus { in_step: false, ..view.own.clone() }]),
         };
@@ -265,7 +264,7 @@ fn last_requests(requests: Vec<AuditEntry>) -> Vec<AuditStatus> {
     }
     let mut last: Vec<AuditEntry> = known.into_values().collect();
     last.sort_by_key(|request| (request.at, request.id));
-    last.iter().skip(last.len().saturating_sub(MOST_SHOWN)).map(audit_status).collect()
+    last.iter().skip(last.len().saturating_sub(MOST_SHOWN)).map(Into::into).collect()
 }
 
 fn holders(members: &[proto::Member], wanted: Wanted) -> (BTreeSet<String>, BTreeSet<String>) {
@@ -295,7 +294,7 @@ pub fn wait_of(wait_ms: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{ProxyStatus, ReloadStatus};
+    use crate::status::{self, ProxyStatus, ReloadStatus};
 
     fn node(name: &str, digest: &str) -> NodeStatus {
         let proxy = ProxyStatus {
@@ -372,7 +371,10 @@ mod tests {
             entry("b", 1, 11, AuditOutcome::Pending),
         ];
         let shown: Vec<_> = last_requests(both).into_iter().map(|request| (request.node, request.outcome)).collect();
-        assert_eq!(shown, [("b".to_owned(), "pending".to_owned()), ("a".to_owned(), "done".to_owned())]);
+        assert_eq!(
+            shown,
+            [("b".to_owned(), status::AuditOutcome::Pending), ("a".to_owned(), status::AuditOutcome::Done)]
+        );
         let many = (0..40).map(|id| entry("a", id, 40 - id, AuditOutcome::Done)).collect();
         let shown: Vec<u64> = last_requests(many).iter().map(|request| request.at).collect();
         assert_eq!(shown, (25..=40).collect::<Vec<_>>());

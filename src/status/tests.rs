@@ -14,14 +14,14 @@ fn key(name_prefix: &str, state: KeyState, seal_from: u64) -> KeyStatus {
     }
 }
 
-fn request(action: &str, user: Option<&str>, outcome: &str) -> AuditStatus {
+fn request(action: AuditAction, user: Option<&str>, outcome: AuditOutcome) -> AuditStatus {
     AuditStatus {
         at: NOW - 5_000,
-        action: action.into(),
+        action,
         flush_sessions: true,
         node: "a".into(),
         user: user.map(str::to_owned),
-        outcome: outcome.into(),
+        outcome,
         generation: 17,
     }
 }
@@ -73,11 +73,11 @@ fn farm() -> FarmStatus {
         },
         broker: BrokerStatus { connected: true, uri: "amqp://resumed:***@192.0.2.9/".into() },
         audit: vec![
-            request("rotate", None, "pending"),
-            request("rotate", Some("alice"), "refused"),
-            request("revoke", Some("alice"), "done"),
-            request("revoke_local", Some("1000"), "no_leader"),
-            request("unknown", None, "unknown"),
+            request(AuditAction::Rotate, None, AuditOutcome::Pending),
+            request(AuditAction::Rotate, Some("alice"), AuditOutcome::Refused),
+            request(AuditAction::Revoke, Some("alice"), AuditOutcome::Done),
+            request(AuditAction::RevokeLocal, Some("1000"), AuditOutcome::NoLeader),
+            request(AuditAction::Unknown, None, AuditOutcome::Unknown),
         ],
         sites: vec![SiteStatus {
             name: "rabbit@ams".into(),
@@ -140,4 +140,18 @@ fn a_key_is_shown_with_the_word_that_counts_it() {
     let shown = |state: &KeyState| serde_json::to_value(state).unwrap();
     assert_eq!(KeyState::ALL.iter().map(shown).collect::<Vec<_>>(), KeyState::WORDS);
     assert_eq!(farm().ring.active().map(|key| &*key.name_prefix), Some("a1b2c3d4"));
+}
+
+#[test]
+fn a_request_is_logged_in_the_words_that_status_has() {
+    for AuditStatus { action, outcome, .. } in farm().audit {
+        assert_eq!(serde_json::to_value(action).unwrap(), action.as_str());
+        assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.as_str());
+    }
+}
+
+#[test]
+fn a_request_that_a_later_release_knows_is_an_unknown_one() {
+    assert_eq!(serde_json::from_str::<AuditAction>("\"reboot\"").unwrap(), AuditAction::Unknown);
+    assert_eq!(serde_json::from_str::<AuditOutcome>("\"postponed\"").unwrap(), AuditOutcome::Unknown);
 }

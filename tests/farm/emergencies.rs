@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use resumed::proto::{Request, Rotate, payload, request};
-use resumed::status::{AuditStatus, ReloadState, SecretStep};
+use resumed::status::{AuditAction, AuditOutcome, AuditStatus, ReloadState, SecretStep};
 use testkit::attacker::Attacker;
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, new_secret, wait_for};
@@ -246,10 +246,14 @@ fn every_node_tells_which_operator_asked_for_what_at_which_node() {
     succeeded(&farm.hosts[asked].daemon.command(&["rotate"]));
     succeeded(&farm.hosts[leader].daemon.command(&["revoke", "--flush-sessions"]));
     let audit = requests_at(&farm, third, |audit| audit.len() == 2);
-    let told: Vec<_> = audit.iter().map(|entry| (&*entry.action, &*entry.node, entry.flush_sessions)).collect();
-    assert_eq!(told, [("rotate", &*asked_name, false), ("revoke", &*leader_name, true)], "{audit:?}");
+    let told: Vec<_> = audit.iter().map(|entry| (entry.action, &*entry.node, entry.flush_sessions)).collect();
+    assert_eq!(
+        told,
+        [(AuditAction::Rotate, &*asked_name, false), (AuditAction::Revoke, &*leader_name, true)],
+        "{audit:?}"
+    );
     for entry in &audit {
-        assert_eq!((entry.user.as_deref(), &*entry.outcome), (Some(&*own_user()), "done"), "{entry:?}");
+        assert_eq!((entry.user.as_deref(), entry.outcome), (Some(&*own_user()), AuditOutcome::Done), "{entry:?}");
         assert!(entry.generation > 0 && entry.at > 1_700_000_000_000, "{entry:?}");
     }
     let shown = text(&farm.hosts[third].daemon.command(&["status"]).stdout);
