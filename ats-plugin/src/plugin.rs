@@ -33,8 +33,16 @@ pub struct Counters {
     pub own_keys: AtomicU64,
 }
 
-/// Which counter a statistic shows.
-type Counted = fn(&proto::Counters) -> u64;
+/// What statistics show.
+struct Counts {
+    /// The counters that the daemon hears of too.
+    told: proto::Counters,
+    /// Entries of the replica, and their bytes.
+    replica: (u64, u64),
+}
+
+/// Which of them a statistic shows.
+type Counted = fn(&Counts) -> u64;
 
 /// The plugin in one ATS process. Lives for ever.
 pub struct Plugin {
@@ -74,14 +82,14 @@ pub fn wall_ms() -> u64 {
 impl Plugin {
     pub fn new(api: Api, socket: PathBuf, shown: Shown) -> Self {
         let names: [(_, Counted); 8] = [
-            (c"plugin.resumed.queued", |counted| counted.queued),
-            (c"plugin.resumed.dropped_full", |counted| counted.dropped_full),
-            (c"plugin.resumed.too_large_for_proxy", |counted| counted.too_large_for_proxy),
-            (c"plugin.resumed.inserted", |counted| counted.inserted),
-            (c"plugin.resumed.replicas", |counted| counted.replicas),
-            (c"plugin.resumed.replica_bytes", |counted| counted.replica_bytes),
-            (c"plugin.resumed.apply_errors", |counted| counted.apply_errors),
-            (c"plugin.resumed.own_keys", |counted| counted.own_keys),
+            (c"plugin.resumed.queued", |counts| counts.told.queued),
+            (c"plugin.resumed.dropped_full", |counts| counts.told.dropped_full),
+            (c"plugin.resumed.too_large_for_proxy", |counts| counts.told.too_large_for_proxy),
+            (c"plugin.resumed.inserted", |counts| counts.told.inserted),
+            (c"plugin.resumed.replicas", |counts| counts.replica.0),
+            (c"plugin.resumed.replica_bytes", |counts| counts.replica.1),
+            (c"plugin.resumed.apply_errors", |counts| counts.told.apply_errors),
+            (c"plugin.resumed.own_keys", |counts| counts.told.own_keys),
         ];
         let statistics =
             names.into_iter().filter_map(|(name, value)| Some((api.new_statistic(name)?, value))).collect();
@@ -164,15 +172,12 @@ impl Plugin {
 
     /// The counters now.
     pub fn count(&self) -> proto::Counters {
-        let (replicas, replica_bytes) = self.replica.size();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         proto::Counters {
             queued: self.outgoing.sent(),
             dropped_full: self.outgoing.lost(),
             too_large_for_proxy: read(&self.counters.too_large_for_proxy),
             inserted: read(&self.counters.inserted),
-            replicas,
-            replica_bytes,
             apply_errors: read(&self.counters.apply_errors),
             own_keys: read(&self.counters.own_keys),
         }
@@ -180,9 +185,9 @@ impl Plugin {
 
     /// Shows the counters as ATS statistics.
     pub fn show_statistics(&self) {
-        let counted = self.count();
+        let counts = Counts { told: self.count(), replica: self.replica.size() };
         for (statistic, value) in &self.statistics {
-            self.api.set_statistic(statistic, value(&counted));
+            self.api.set_statistic(statistic, value(&counts));
         }
         if let Some(statistic) = &self.connected_statistic {
             self.api.set_statistic(statistic, u64::from(self.connected.load(Ordering::Relaxed)));

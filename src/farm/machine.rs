@@ -178,7 +178,7 @@ impl Farm {
     /// This node as its own member table would show it, for a status without a leader.
     #[must_use]
     pub fn own_member(&self) -> proto::Member {
-        self.own().member(self.leads())
+        self.own().member()
     }
 
     /// Nodes whose clock is too far from this node's to be listened to, each with its clock minus ours in milliseconds. A

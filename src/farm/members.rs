@@ -77,7 +77,6 @@ impl Member {
             sessions: report.sessions,
             proxies: report.proxies,
             secret_ids: report.secret_ids,
-            leader: false,
             highest_generation: report.highest_generation,
             floor: report.floor,
             sessions_from: report.sessions_from,

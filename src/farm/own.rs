@@ -17,8 +17,8 @@ pub(super) struct Own<'a> {
 }
 
 impl Own<'_> {
-    /// As a member table shows it; `leads`: it leads.
-    pub(super) fn member(&self, leads: bool) -> proto::Member {
+    /// As a member table shows it.
+    pub(super) fn member(&self) -> proto::Member {
         let ring = self.held.ring();
         proto::Member {
             name: self.settings.node.clone(),
@@ -31,7 +31,6 @@ impl Own<'_> {
             sessions: self.local.sessions,
             proxies: self.local.proxies.clone(),
             secret_ids: self.local.secret_ids.clone(),
-            leader: leads,
             highest_generation: ring.highest_generation(),
             floor: ring.floor(),
             sessions_from: ring.sessions_from(),
@@ -58,7 +57,6 @@ impl Own<'_> {
             sessions: self.local.sessions,
             proxies: self.local.proxies.iter().take(MOST_PROXIES).cloned().collect(),
             first: standing.link.is_first(),
-            can_lead: self.settings.can_lead,
             floor: ring.floor(),
             sessions_from: ring.sessions_from(),
             operators: Some(self.trail()),

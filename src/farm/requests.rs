@@ -325,7 +325,7 @@ impl Requests {
         match ask {
             Ask::Status => {
                 let own = Own { settings: &cx.settings, local: node.local, held: node.mint.held(), audit: &self.audit };
-                let members = node.standing.members.table(own.member(true), node.mint.ring(), cx, now);
+                let members = node.standing.members.table(own.member(), node.mint.ring(), cx, now);
                 proto::Answer { members, ..answer(id, proto::Outcome::Done) }
             }
             Ask::Rotate => rotate(id, known, node.mint, cx, now),

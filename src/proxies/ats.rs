@@ -457,7 +457,7 @@ impl Door {
         let first = timetable.borrow_and_update().clone();
         // A node that knows no ring yet has nothing to say of keys: the proxy may have some from an earlier daemon.
         if !first.says_nothing() && helps(&first, keeps_keys) {
-            self.send_timetable(&mut writer, &first).await?;
+            send(&mut writer, to_proxy::Kind::Timetable(message_of(&first))).await?;
         }
         let takes_sessions = sessions && plane.welcome.replicate;
         let mut refill = takes_sessions.then(|| plane.store.refill(CHUNK_BYTES));
@@ -472,7 +472,7 @@ impl Door {
                     }
                     let timetable = timetable.borrow_and_update().clone();
                     if helps(&timetable, keeps_keys) {
-                        self.send_timetable(&mut writer, &timetable).await?;
+                        send(&mut writer, to_proxy::Kind::Timetable(message_of(&timetable))).await?;
                     }
                 }
                 news = live.recv(), if takes_sessions => match news {
@@ -492,11 +492,6 @@ impl Door {
                 }
             }
         }
-    }
-
-    async fn send_timetable(&self, writer: &mut OwnedWriteHalf, timetable: &Timetable) -> Result<(), Refusal> {
-        let sent_at = self.plane.clock.now().wall;
-        send(writer, to_proxy::Kind::Timetable(message_of(timetable, sent_at))).await
     }
 }
 
@@ -551,7 +546,7 @@ fn helps(timetable: &Timetable, keeps_keys: bool) -> bool {
 }
 
 /// `timetable` as the plugin reads it.
-fn message_of(timetable: &Timetable, sent_at: u64) -> local::Timetable {
+fn message_of(timetable: &Timetable) -> local::Timetable {
     let key = |entry: &crate::keys::Entry| local::TimetableKey {
         name: entry.name.to_vec(),
         hmac: entry.hmac.to_vec(),
@@ -563,7 +558,6 @@ fn message_of(timetable: &Timetable, sent_at: u64) -> local::Timetable {
     };
     local::Timetable {
         keys: timetable.entries().iter().map(key).collect(),
-        sent_at,
         floor: timetable.floor(),
         sessions_from: timetable.sessions_from(),
         alone: timetable.is_alone(),
