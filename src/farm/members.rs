@@ -65,15 +65,44 @@ impl Member {
 
     /// As an operator is shown it.
     fn to_proto(&self, in_step: bool, now: Now) -> proto::Member {
-        let report = self.report.clone().unwrap_or_default();
-        proto::Member {
+        let seen = Seen {
             name: self.name.clone(),
-            boot_id: self.boot_id.to_vec(),
-            pod: report.pod,
-            version: report.version,
+            boot_id: self.boot_id,
             last_report_ms: now.mono.saturating_sub(self.heard_at),
             in_step,
             clock_offset_ms: self.clock_offset_ms(),
+        };
+        seen.telling(self.report.clone().unwrap_or_default())
+    }
+
+    /// Its clock was set: what was seen before the last message says nothing any more.
+    fn forget_earlier_offsets(&mut self) {
+        self.offsets.drain(..self.offsets.len().saturating_sub(1));
+    }
+}
+
+/// What a leader sees of a node, beside what that reports.
+pub(super) struct Seen {
+    pub(super) name: String,
+    pub(super) boot_id: [u8; 16],
+    /// Milliseconds since its last sign of life.
+    pub(super) last_report_ms: u64,
+    pub(super) in_step: bool,
+    /// Its clock minus the leader's.
+    pub(super) clock_offset_ms: i64,
+}
+
+impl Seen {
+    /// The node in a member table, if it tells `report` of itself.
+    pub(super) fn telling(self, report: proto::Report) -> proto::Member {
+        proto::Member {
+            name: self.name,
+            boot_id: self.boot_id.to_vec(),
+            pod: report.pod,
+            version: report.version,
+            last_report_ms: self.last_report_ms,
+            in_step: self.in_step,
+            clock_offset_ms: self.clock_offset_ms,
             sessions: report.sessions,
             proxies: report.proxies,
             secret_ids: report.secret_ids,
@@ -82,11 +111,6 @@ impl Member {
             sessions_from: report.sessions_from,
             operators: report.operators,
         }
-    }
-
-    /// Its clock was set: what was seen before the last message says nothing any more.
-    fn forget_earlier_offsets(&mut self) {
-        self.offsets.drain(..self.offsets.len().saturating_sub(1));
     }
 }
 

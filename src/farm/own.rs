@@ -1,6 +1,7 @@
 //! What a node tells of itself, in its reports and in member tables.
 
 use super::audit::AuditTrail;
+use super::members::Seen;
 use super::report::{MOST_IDS, MOST_PROXIES};
 use super::settings::{FarmSettings, LocalState};
 use super::standing::Standing;
@@ -19,23 +20,9 @@ pub(super) struct Own<'a> {
 impl Own<'_> {
     /// As a member table shows it.
     pub(super) fn member(&self) -> proto::Member {
-        let ring = self.held.ring();
-        proto::Member {
-            name: self.settings.node.clone(),
-            boot_id: self.settings.boot_id.to_vec(),
-            pod: self.settings.pod.clone(),
-            version: self.settings.version.clone(),
-            last_report_ms: 0,
-            in_step: true,
-            clock_offset_ms: 0,
-            sessions: self.local.sessions,
-            proxies: self.local.proxies.clone(),
-            secret_ids: self.local.secret_ids.clone(),
-            highest_generation: ring.highest_generation(),
-            floor: ring.floor(),
-            sessions_from: ring.sessions_from(),
-            operators: Some(self.trail()),
-        }
+        let FarmSettings { node, boot_id, .. } = self.settings;
+        let seen = Seen { name: node.clone(), boot_id: *boot_id, last_report_ms: 0, in_step: true, clock_offset_ms: 0 };
+        seen.telling(self.told())
     }
 
     /// As a report from `inbox` to the node that is followed. Its ring is in it where it differs from what that node
@@ -45,21 +32,33 @@ impl Own<'_> {
         let as_of = last.map_or(0, |last| last.as_of);
         let fingerprint = ring.fingerprint(if as_of == 0 { now.wall } else { as_of });
         let differs = last.is_none_or(|last| last.fingerprint != fingerprint);
-        proto::Report {
-            pod: self.settings.pod.clone(),
-            version: self.settings.version.clone(),
+        let mut report = proto::Report {
             inbox,
             as_of,
             fingerprint: fingerprint.to_vec(),
-            highest_generation: ring.highest_generation(),
             ring: (differs && !standing.lease.is_held()).then(|| self.held.to_proto(now)),
-            secret_ids: self.local.secret_ids.iter().take(MOST_IDS).cloned().collect(),
-            sessions: self.local.sessions,
-            proxies: self.local.proxies.iter().take(MOST_PROXIES).cloned().collect(),
             first: standing.link.is_first(),
+            ..self.told()
+        };
+        report.secret_ids.truncate(MOST_IDS);
+        report.proxies.truncate(MOST_PROXIES);
+        report
+    }
+
+    /// What it tells in either, as a report without what changes from one to the next.
+    fn told(&self) -> proto::Report {
+        let ring = self.held.ring();
+        proto::Report {
+            pod: self.settings.pod.clone(),
+            version: self.settings.version.clone(),
+            highest_generation: ring.highest_generation(),
+            secret_ids: self.local.secret_ids.clone(),
+            sessions: self.local.sessions,
+            proxies: self.local.proxies.clone(),
             floor: ring.floor(),
             sessions_from: ring.sessions_from(),
             operators: Some(self.trail()),
+            ..proto::Report::default()
         }
     }
 
