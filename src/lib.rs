@@ -32,3 +32,4 @@ pub mod status;
 mod temporary;
 pub mod token_bucket;
 pub mod unix_socket;
+pub mod words;

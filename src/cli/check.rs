@@ -11,6 +11,7 @@ use crate::config::{Mistake, Understood};
 use crate::daemon::Settings;
 use crate::envelope::{FarmSecret, SecretError};
 use crate::secret_files::{ACCEPTED_MODES, Warning};
+use crate::words::counted;
 
 /// One aligned table for each section: key, value, where the value comes from. `file` is the configuration file that
 /// was read, if one was. Passwords stand as `***` in `understood` already.
@@ -65,7 +66,7 @@ pub fn told(mistakes: &[Mistake], problems: &[FileProblem]) -> String {
 /// Every mistake, one paragraph each: key and value, where it comes from, what is wrong, what would be accepted.
 #[must_use]
 pub fn mistakes(mistakes: &[Mistake]) -> String {
-    let mut text = counted(mistakes.len(), "mistake", "in the configuration");
+    let mut text = format!("{} in the configuration\n", counted(mistakes.len(), "mistake"));
     for Mistake { key, value, origin, reason, accepted } in mistakes {
         match value {
             Some(value) => line(&mut text, format_args!("\n{key} = {value}")),
@@ -81,7 +82,7 @@ pub fn mistakes(mistakes: &[Mistake]) -> String {
 /// Every file that the settings name and that cannot be used.
 #[must_use]
 pub fn file_problems(problems: &[FileProblem]) -> String {
-    let mut text = counted(problems.len(), "file", "cannot be used");
+    let mut text = format!("{} cannot be used\n", counted(problems.len(), "file"));
     for FileProblem { key, path, reason, accepted } in problems {
         line(&mut text, format_args!("\n{key} = {}", path.display()));
         line(&mut text, format_args!("  mistake   {reason}"));
@@ -96,7 +97,7 @@ pub fn warnings(warnings: &[Warning]) -> String {
     if warnings.is_empty() {
         return String::new();
     }
-    let mut text = format!("\n{}", counted(warnings.len(), "warning", "about files with secrets"));
+    let mut text = format!("\n{} about files with secrets\n", counted(warnings.len(), "warning"));
     for Warning { key, path, exposure } in warnings {
         line(&mut text, format_args!("\n{key} = {}", path.display()));
         line(&mut text, format_args!("  warning   {exposure}"));
@@ -113,7 +114,7 @@ pub fn uri_warnings(uris: &[BrokerUri]) -> String {
     if nameless.is_empty() {
         return String::new();
     }
-    let mut text = format!("\n{}", counted(nameless.len(), "warning", "about the URIs of brokers"));
+    let mut text = format!("\n{} about the URIs of brokers\n", counted(nameless.len(), "warning"));
     for uri in nameless {
         line(&mut text, format_args!("\nbroker.uris = {uri}"));
         line(
@@ -217,10 +218,6 @@ fn wrong_secret(error: SecretError) -> (String, String) {
         SecretError::Read { source, .. } => (source.to_string(), "a file that this user can read".into()),
         other => (other.to_string(), "a farm secret, as `resumed secret new FILE` makes it".into()),
     }
-}
-
-fn counted(count: usize, what: &str, rest: &str) -> String {
-    format!("{count} {what}{} {rest}\n", if count == 1 { "" } else { "s" })
 }
 
 fn width(text: &str) -> usize {

@@ -11,6 +11,7 @@ use super::rotate::{follow, names, of_nodes};
 use super::{Failure, SocketArg};
 use crate::clock::millis;
 use crate::proto::local::{RevokeCommand, RotateProgress, control_request};
+use crate::settings;
 
 /// The arguments of `resumed revoke`.
 #[derive(Args, Clone, Debug)]
@@ -47,7 +48,7 @@ pub fn run(args: &RevokeArgs, socket: &Path, out: &mut impl Write) -> Result<(),
     let (has, its) = if last.missing.len() == 1 { ("has", "it is") } else { ("have", "they are") };
     Err(Failure::Failed(format!(
         "after {}, {} {has} not confirmed: older tickets may still open there; they go as soon as {its} reached by the farm",
-        humantime::format_duration(wait),
+        settings::span(wait),
         names(&last.missing),
     )))
 }

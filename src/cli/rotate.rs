@@ -7,10 +7,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::control::Control;
-use super::table::{counted, plain};
+use super::table::plain;
 use super::{Failure, SocketArg};
 use crate::clock::millis;
 use crate::proto::local::{RotateCommand, RotateProgress, control_request};
+use crate::settings;
+use crate::words::counted;
 
 /// The arguments of `resumed rotate`.
 #[derive(Args, Clone, Debug)]
@@ -38,7 +40,7 @@ pub fn run(args: &RotateArgs, socket: &Path, out: &mut impl Write) -> Result<(),
     let (is, holds) = if last.missing.len() == 1 { ("does", "it is") } else { ("do", "they are") };
     Err(Failure::Failed(format!(
         "after {}, {missing} {is} not hold key {}; tickets that it seals are refused there until {holds} back in step",
-        humantime::format_duration(args.wait),
+        settings::span(args.wait),
         last.generation
     )))
 }

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::control::{Control, ControlError};
-use super::table::{counted, plain, relative, span, table};
+use super::table::{plain, table};
 use super::{Failure, SocketArg};
 use crate::clock::SystemClock;
+use crate::settings;
 use crate::status::{
     AuditAction, AuditOutcome, AuditStatus, BrokerStatus, FarmStatus, KeyStatus, NodeStatus, ReloadState, ReloadStatus,
     RingStatus, SiteStatus,
 };
+use crate::words::{brief, counted, offset, relative};
 
 /// The arguments of `resumed status`.
 #[derive(Args, Clone, Debug)]
@@ -58,7 +60,7 @@ pub fn run(args: &StatusArgs, socket: &Path, out: &mut impl Write) -> Result<(),
                 None => return print(&status, args.json, out),
                 Some(why) if is_over => {
                     print(&status, args.json, out)?;
-                    return Err(Failure::Failed(format!("after {}: {why}", humantime::format_duration(wait))));
+                    return Err(Failure::Failed(format!("after {}: {why}", settings::span(wait))));
                 }
                 Some(_) => {}
             },
@@ -169,7 +171,7 @@ fn nodes_table(nodes: &[NodeStatus], leader: Option<&str>, now: u64) -> String {
             plain(&node.pod),
             plain(&node.version),
             if node.in_step { "yes" } else { "NO" }.to_owned(),
-            if node.last_report_ms == 0 { "now".to_owned() } else { format!("{} ago", span(node.last_report_ms)) },
+            if node.last_report_ms == 0 { "now".to_owned() } else { format!("{} ago", brief(node.last_report_ms)) },
             offset(node.clock_offset_ms),
             node.sessions.to_string(),
             proxies(node),
@@ -217,7 +219,7 @@ fn sites_table(sites: &[SiteStatus]) -> String {
         table.add_row([
             plain(&site.name),
             plain(&site.leader),
-            format!("{} ago", span(site.silent_ms)),
+            format!("{} ago", brief(site.silent_ms)),
             heard.to_owned(),
         ]);
     }
@@ -256,17 +258,6 @@ fn proxies(node: &NodeStatus) -> String {
     });
     let kinds = kinds.collect::<Vec<_>>().join(", ");
     if kinds.is_empty() { "none".to_owned() } else { kinds }
-}
-
-/// `-12ms`, `+1500ms`, `+3m 20s`: to the millisecond where that matters.
-fn offset(ms: i64) -> String {
-    let size = ms.unsigned_abs();
-    let size = if size < 60_000 { format!("{size}ms") } else { span(size) };
-    match ms {
-        0 => size,
-        1.. => format!("+{size}"),
-        _ => format!("-{size}"),
-    }
 }
 
 fn ring_line(ring: &RingStatus) -> String {

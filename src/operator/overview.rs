@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::clock::{Now, millis};
 use crate::status::{FarmStatus, HistoryStatus, Level, NodeCounts, Overview, Verdict};
+use crate::words::listed;
 
 /// So many nodes are listed at most: those that are out of step first. A browser shows them, and the answer stays below a megabyte.
 const MOST_LISTED: usize = 1_000;
@@ -53,7 +54,11 @@ fn verdict(status: &FarmStatus) -> Verdict {
         ([name], 1) => return bad(format!("{name}, the only node, is not in step.")),
         ([name], all) => return bad(format!("{name} is not in step; the other {} of {all} nodes are.", all - 1)),
         (names, all) => {
-            return bad(format!("{} of {all} nodes are not in step: {}.", names.len(), listed(names)));
+            return bad(format!(
+                "{} of {all} nodes are not in step: {}.",
+                names.len(),
+                listed(names, MOST_NAMED, "more")
+            ));
         }
     }
     let well = match status.nodes.len() {
@@ -66,21 +71,6 @@ fn verdict(status: &FarmStatus) -> Verdict {
         0 => Verdict { level: Level::Good, text: format!("{well}.") },
         1 => Verdict { level: Level::Look, text: format!("{well}. There is a warning.") },
         more => Verdict { level: Level::Look, text: format!("{well}. There are {more} warnings.") },
-    }
-}
-
-/// `a, b and c`, or `a, b, c and 9 more`.
-fn listed(names: &[&str]) -> String {
-    let more = names.len().saturating_sub(MOST_NAMED);
-    let more_words = format!("{more} more");
-    let mut shown = names[..names.len() - more].to_vec();
-    if more > 0 {
-        shown.push(&more_words);
-    }
-    match shown.split_last() {
-        Some((last, [])) => (*last).to_owned(),
-        Some((last, others)) => format!("{} and {last}", others.join(", ")),
-        None => String::new(),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::clock::{Now, millis};
 use crate::keys::KeyState;
 use crate::node::NodeView;
 use crate::status::{FarmStatus, NodeStatus, ReloadState, SiteStatus};
+use crate::words::rounded;
 
 /// Everything that is wrong in `status` at `now`, as the node that shows `view` sees it. Clocks may be `max_clock_offset` apart.
 pub(super) fn of(status: &FarmStatus, view: &NodeView, max_clock_offset: Duration, now: Now) -> Vec<String> {
@@ -30,7 +31,7 @@ fn warnings(status: &FarmStatus, now: u64) -> Vec<String> {
         warnings.push(without_a_leader(status, now));
     }
     for node in status.nodes.iter().filter(|node| !node.in_step) {
-        warnings.push(format!("{} is not in step: last report {} ago", node.name, span(node.last_report_ms)));
+        warnings.push(format!("{} is not in step: last report {} ago", node.name, rounded(node.last_report_ms)));
     }
     warnings.extend(silent_sites(status));
     warnings.extend(refused_reloads(&status.nodes, now));
@@ -49,7 +50,7 @@ fn silent_sites(status: &FarmStatus) -> Vec<String> {
             "the site {} was last heard {} ago (its leader was {}): no keys come from there, and tickets made there may not \
              open here. Look at the link between the brokers",
             site.name,
-            span(site.silent_ms),
+            rounded(site.silent_ms),
             site.leader
         )
     };
@@ -60,7 +61,8 @@ fn silent_sites(status: &FarmStatus) -> Vec<String> {
 fn refused_reloads(nodes: &[NodeStatus], now: u64) -> Vec<String> {
     let refused = nodes.iter().filter(|node| node.reload.state == ReloadState::Refused);
     let sentence = |node: &NodeStatus| {
-        let (ago, why) = (span(now.saturating_sub(node.reload.at)), node.reload.reason.as_deref().unwrap_or_default());
+        let (ago, why) =
+            (rounded(now.saturating_sub(node.reload.at)), node.reload.reason.as_deref().unwrap_or_default());
         format!("{} refused its farm secrets {ago} ago and goes on with those of before: {why}", node.name)
     };
     refused.map(sentence).collect()
@@ -74,7 +76,7 @@ fn without_a_leader(status: &FarmStatus, now: u64) -> String {
             "the last ticket key of {} seals for {} more at most (keys.max_seal_age); without a leader until then, every \
              node seals with a key of its own, and tickets resume only where they were made",
             status.asked,
-            span(left)
+            rounded(left)
         ),
         None => format!("no ticket key of {} may seal", status.asked),
     }
@@ -83,7 +85,7 @@ fn without_a_leader(status: &FarmStatus, now: u64) -> String {
 /// Nodes whose clock is too far from the leader's, or else from the asked node's, to be listened to.
 fn wrong_clocks(status: &FarmStatus, skewed: &[(String, i64)], limit_ms: u64) -> Vec<String> {
     let clock = |name: &str, offset_ms: i64, whose: &str| {
-        let (size, side) = (span(offset_ms.unsigned_abs()), if offset_ms > 0 { "ahead of" } else { "behind" });
+        let (size, side) = (rounded(offset_ms.unsigned_abs()), if offset_ms > 0 { "ahead of" } else { "behind" });
         format!(
             "the clock of {name} is {size} {side} {whose}: neither acts on what the other sends (node.max_clock_offset)"
         )
@@ -140,15 +142,6 @@ fn proxies_warnings(status: &FarmStatus) -> Vec<String> {
         format!("{} ({kind} {version}): {warning}", Vec::from_iter(nodes).join(", "))
     };
     said.into_iter().map(sentence).collect()
-}
-
-fn span(ms: u64) -> String {
-    let ms = match ms {
-        600_000.. => ms - ms % 60_000,
-        10_001.. => ms - ms % 1000,
-        _ => ms,
-    };
-    humantime::format_duration(Duration::from_millis(ms)).to_string()
 }
 
 #[cfg(test)]

@@ -8,6 +8,10 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 
 use super::{Client, Handshake, Mode, ProbeError, Session, Target};
+use crate::words::listed;
+
+/// So many hosts are named in a sentence at most.
+const MOST_NAMED: usize = 5;
 
 /// What became of every pair of hosts in one mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,10 +133,13 @@ impl Matrix {
                 }
                 Outcome::Refused => {
                     let sessions = if made_at.len() == 1 { "the session" } else { "sessions" };
-                    let made_at = listed(&made_at);
+                    let made_at = listed(&made_at, MOST_NAMED, "others");
                     format!("{host} did not resume {sessions} made at {made_at}: it made a full handshake instead.")
                 }
-                _ => format!("{host} failed when offered what was made at {}: {why}.", listed(&made_at)),
+                _ => format!(
+                    "{host} failed when offered what was made at {}: {why}.",
+                    listed(&made_at, MOST_NAMED, "others")
+                ),
             }
         }));
         sentences
@@ -144,16 +151,6 @@ fn without_version(title: &str) -> String {
     match title.split_once(" by ") {
         Some((version, how)) => format!("by {version} {how}"),
         None => title.to_owned(),
-    }
-}
-
-fn listed(names: &[&str]) -> String {
-    const SHOWN: usize = 5;
-    match names {
-        [] => String::new(),
-        [one] => (*one).to_owned(),
-        [most @ .., last] if names.len() <= SHOWN => format!("{} and {last}", most.join(", ")),
-        _ => format!("{} and {} others", names[..SHOWN].join(", "), names.len() - SHOWN),
     }
 }
 
@@ -288,8 +285,8 @@ mod tests {
 
     #[test]
     fn long_lists_of_hosts_are_cut() {
-        assert_eq!(listed(&["a", "b", "c", "d", "e"]), "a, b, c, d and e");
-        assert_eq!(listed(&["a", "b", "c", "d", "e", "f", "g"]), "a, b, c, d, e and 2 others");
+        assert_eq!(listed(&["a", "b", "c", "d", "e"], MOST_NAMED, "others"), "a, b, c, d and e");
+        assert_eq!(listed(&["a", "b", "c", "d", "e", "f", "g"], MOST_NAMED, "others"), "a, b, c, d, e and 2 others");
     }
 
     #[test]
