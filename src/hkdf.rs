@@ -26,16 +26,13 @@ pub(crate) fn hkdf_sha256(secret: &[u8], salt: &[u8], info: &[&[u8]], out: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hex::hex;
 
     /// Input keying material, salt, info, and the output in hex.
     type Case = (Vec<u8>, Vec<u8>, Vec<u8>, &'static str);
 
     fn bytes(range: std::ops::RangeInclusive<u8>) -> Vec<u8> {
         range.collect()
-    }
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     #[test]

@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 
 use super::wire::TAG_BYTES;
 use crate::clock::{Now, millis};
+use crate::hex::hex;
 use crate::hkdf::hkdf_sha256;
 use crate::proto::{self, payload::Kind};
 use crate::reason::Reason;
@@ -87,7 +88,7 @@ impl fmt::Debug for EpochKey {
 /// An epoch's id as logs show it: 16 hex digits.
 #[must_use]
 pub fn epoch_name(id: EpochId) -> String {
-    format!("{:016x}", u64::from_be_bytes(id))
+    hex(&id)
 }
 
 /// The epoch keys that a node holds, at most four: all open, and one seals. Cloning copies no key.
@@ -375,6 +376,7 @@ impl From<ErrorStack> for GrantFault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hex::unhex;
 
     const BOOT: [u8; 16] = [5; 16];
 
@@ -388,10 +390,6 @@ mod tests {
 
     fn at(mono: u64) -> Now {
         Now { wall: 1_800_000_000_000 + mono, mono }
-    }
-
-    fn unhex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
     }
 
     #[test]

@@ -87,6 +87,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Now;
+    use crate::hex::unhex;
     use crate::hkdf::hkdf_sha256;
     use crate::proto;
 
@@ -124,11 +125,6 @@ mod tests {
         assert_eq!(file.format, "resumed.v1.Envelope, version 1");
         assert!(file.vectors.len() >= 13);
         file.vectors
-    }
-
-    fn unhex(text: &str) -> Vec<u8> {
-        assert!(text.len().is_multiple_of(2), "{text}");
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
     }
 
     fn array<const N: usize>(text: &str) -> [u8; N] {

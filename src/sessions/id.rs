@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::SessionFault;
+use crate::hex::hex;
 
 /// A session ID (RFC 5246 section 7.4.1.2): 1 to 32 bytes, kept inline.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,11 +44,8 @@ impl TryFrom<&[u8]> for SessionId {
 /// The first four bytes only: enough to follow one session through a log, too little to look it up with.
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SessionId(")?;
-        for byte in self.as_bytes().iter().take(4) {
-            write!(f, "{byte:02x}")?;
-        }
-        f.write_str(if self.length > 4 { "…)" } else { ")" })
+        let (shown, rest) = self.as_bytes().split_at(self.as_bytes().len().min(4));
+        write!(f, "SessionId({}{})", hex(shown), if rest.is_empty() { "" } else { "…" })
     }
 }
 
