@@ -121,7 +121,7 @@ fn envelope(criterion: &mut Criterion, sample: &Sample) {
     let mut sealer = Sealer::new(secrets(), "test", [9; 16]);
     let mut opener = Opener::new(secrets(), "test", Duration::from_secs(300));
     opener.set_epochs(Arc::clone(&epochs));
-    let mut seal = || sealer.seal_in(Some(epoch), ROUTE, &payload).expect("sealed");
+    let mut seal = || sealer.seal(Some(epoch), ROUTE, &payload).expect("sealed");
     criterion.bench_function("seal_batch", |bench| bench.iter(&mut seal));
     criterion.bench_function("open_batch", |bench| {
         bench.iter_batched(&mut seal, |body| opener.open(ROUTE, body, now).expect("opened"), BatchSize::SmallInput);

@@ -12,7 +12,7 @@ use zeroize::Zeroize;
 use super::epoch::{EpochId, Epochs, travels_open};
 use super::key::{OpeningKey, Source};
 use super::replay::{Limits, Mark, NotAdmitted, Sender, Table};
-use super::secret::{SecretId, Secrets};
+use super::secret::Secrets;
 use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, is_node_name, payload_fault};
 use crate::clock::{Now, millis, offset_ms};
 use crate::proto;
@@ -61,12 +61,6 @@ pub struct Opened {
     pub payload: proto::Payload,
     /// How many sequences of its sender on this route were skipped just before it: messages lost, late, or refused.
     pub missed: u64,
-    /// The farm secret that it was sealed under.
-    pub secret_id: SecretId,
-    /// The epoch key besides; all zero for none.
-    pub epoch: EpochId,
-    /// The sender's clock minus this node's, in milliseconds. Includes the time that the message was under way.
-    pub clock_offset_ms: i64,
 }
 
 impl Opener {
@@ -130,11 +124,6 @@ impl Opener {
         epoch != NO_EPOCH || payload.kind.as_ref().is_none_or(travels_open)
     }
 
-    /// The farm secrets that this opener opens.
-    pub fn secret_ids(&self) -> impl Iterator<Item = SecretId> + '_ {
-        self.secrets.ids()
-    }
-
     /// How many (secret, salt, route) are followed now, of at most [`MOST_TRACKED`].
     #[must_use]
     pub fn tracked(&self) -> usize {
@@ -175,17 +164,17 @@ impl Opener {
             return Err(Refusal::NotInEpoch { node: payload.node });
         }
 
-        let clock_offset_ms = offset_ms(payload.sent_at, now.wall);
         if payload.sent_at.abs_diff(now.wall) > self.max_clock_offset {
             let boot_id = payload.boot_id.try_into().map_err(|_| Refusal::Malformed("boot_id"))?;
-            return Err(Refusal::Clock { node: payload.node, boot_id, offset_ms: clock_offset_ms });
+            let offset_ms = offset_ms(payload.sent_at, now.wall);
+            return Err(Refusal::Clock { node: payload.node, boot_id, offset_ms });
         }
         let mark = Mark { sequence: header.sequence, sent_at: payload.sent_at };
         let missed = self.table.admit(route, sender, mark, derived, now).map_err(|why| match why {
             NotAdmitted::Replay => Refusal::Replay { node: payload.node.clone() },
             NotAdmitted::Full => Refusal::TableFull { node: payload.node.clone() },
         })?;
-        Ok(Opened { payload, missed, secret_id: header.secret_id, epoch: header.epoch, clock_offset_ms })
+        Ok(Opened { payload, missed })
     }
 }
 
@@ -398,23 +387,22 @@ mod tests {
     /// `count` farewells in the order they were sealed.
     fn stream(count: usize) -> Vec<Bytes> {
         let mut sealer = sealer();
-        (0..count).map(|_| sealer.seal(ROUTE, &farewell(NOW.wall)).unwrap()).collect()
+        (0..count).map(|_| sealer.seal(None, ROUTE, &farewell(NOW.wall)).unwrap()).collect()
     }
 
     #[test]
     fn what_was_sealed_opens() {
         let (mut sealer, mut opener) = (sealer(), opener());
         for payload in [farewell(NOW.wall), batch(0), batch(20), batch(3000)] {
-            let opened = opener.open(ROUTE, sealer.seal(ROUTE, &payload).unwrap(), NOW).unwrap();
-            let secret_id = secrets(&[1]).ids().next().unwrap();
-            assert_eq!(opened, Opened { payload, missed: 0, secret_id, epoch: NO_EPOCH, clock_offset_ms: 0 });
+            let opened = opener.open(ROUTE, sealer.seal(None, ROUTE, &payload).unwrap(), NOW).unwrap();
+            assert_eq!(opened, Opened { payload, missed: 0 });
         }
         assert_eq!(opener.tracked(), 1);
     }
 
     #[test]
     fn sessions_are_slices_of_the_message_that_brought_them() {
-        let body = sealer().seal(ROUTE, &batch(20)).unwrap();
+        let body = sealer().seal(None, ROUTE, &batch(20)).unwrap();
         let buffer = body.as_ptr_range();
         let opened = opener().open(ROUTE, body, NOW).unwrap();
         let Some(proto::payload::Kind::Sessions(batch)) = opened.payload.kind else { panic!("{opened:?}") };
@@ -428,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_message_that_others_hold_too_is_left_as_it_is() {
-        let body = sealer().seal(ROUTE, &batch(20)).unwrap();
+        let body = sealer().seal(None, ROUTE, &batch(20)).unwrap();
         let before = body.to_vec();
         for _ in 0..2 {
             assert_eq!(opener().open(ROUTE, body.clone(), NOW).unwrap().payload, batch(20));
@@ -462,7 +450,7 @@ mod tests {
         for sequence in [0, 5, 300, u64::MAX] {
             let mut sealer = sealer();
             sealer.skip_to(ROUTE, sequence);
-            let body = sealer.seal(ROUTE, &farewell(NOW.wall)).unwrap();
+            let body = sealer.seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
             let mut opener = opener();
             for bit in 0..body.len() * 8 {
                 let mut altered = body.to_vec();
@@ -479,7 +467,7 @@ mod tests {
 
     #[test]
     fn every_truncation_and_every_addition_is_refused() {
-        let body = sealer().seal(ROUTE, &farewell(NOW.wall)).unwrap();
+        let body = sealer().seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
         let mut opener = opener();
         for length in 0..body.len() {
             assert!(opener.open(ROUTE, body.slice(..length), NOW).is_err(), "{length} bytes of {}", body.len());
@@ -499,7 +487,7 @@ mod tests {
 
         #[test]
         fn a_flipped_bit_in_a_batch_is_refused(at in any::<prop::sample::Index>(), bit in 0..8) {
-            let mut body = sealer().seal(ROUTE, &batch(10)).unwrap().to_vec();
+            let mut body = sealer().seal(None, ROUTE, &batch(10)).unwrap().to_vec();
             let at = at.index(body.len());
             body[at] ^= 1_u8 << bit;
             prop_assert!(opener().open(ROUTE, Bytes::from(body), NOW).is_err());
@@ -546,7 +534,7 @@ mod tests {
 
     #[test]
     fn another_farm_or_route_is_a_bad_tag() {
-        let body = sealer().seal(ROUTE, &farewell(NOW.wall)).unwrap();
+        let body = sealer().seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
         let mut other_farm = Opener::new(secrets(&[1]), "prod-2", OFFSET);
         assert_eq!(other_farm.open(ROUTE, body.clone(), NOW), Err(Refusal::BadTag));
         let mut opener = opener();
@@ -557,7 +545,7 @@ mod tests {
 
     #[test]
     fn another_secret_is_unknown() {
-        let body = sealer().seal(ROUTE, &farewell(NOW.wall)).unwrap();
+        let body = sealer().seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
         let mut opener = Opener::new(secrets(&[2, 3]), "prod", OFFSET);
         assert_eq!(opener.open(ROUTE, body, NOW), Err(Refusal::UnknownSecret));
     }
@@ -600,7 +588,7 @@ mod tests {
         let held = epochs(&[1, 2]);
         let mut sealer = sealer();
         let mut opener = Opener::new(secrets(&[1]), "prod", OFFSET);
-        let body = sealer.seal_in(held.current(), ROUTE, &batch(3)).unwrap();
+        let body = sealer.seal(held.current(), ROUTE, &batch(3)).unwrap();
         assert!(!opener.has_epochs());
         assert_eq!(opener.open(ROUTE, body.clone(), NOW), Err(Refusal::UnknownEpoch));
         opener.set_epochs(epochs(&[1]));
@@ -608,8 +596,7 @@ mod tests {
         assert_eq!(opener.tracked(), 0);
         opener.set_epochs(epochs(&[2]));
         assert!(opener.has_epochs());
-        let opened = opener.open(ROUTE, body.clone(), NOW).unwrap();
-        assert_eq!((opened.payload, opened.epoch), (batch(3), held.current().unwrap().id()));
+        assert_eq!(opener.open(ROUTE, body.clone(), NOW).unwrap().payload, batch(3));
         assert_eq!(opener.open(ROUTE, body.clone(), NOW), Err(replay()));
 
         // The header says which key; another one does not open it, nor does the farm secret alone.
@@ -631,7 +618,7 @@ mod tests {
         opener.set_epochs(Arc::clone(&held));
         let mut sealed = Vec::new();
         for epoch in [NO_EPOCH, ids[0], ids[1], NO_EPOCH, ids[0], ids[1]] {
-            sealed.push(sealer.seal_in(held.get(epoch), ROUTE, &farewell(NOW.wall)).unwrap());
+            sealed.push(sealer.seal(held.get(epoch), ROUTE, &farewell(NOW.wall)).unwrap());
         }
         for body in sealed.iter().rev() {
             opener.open(ROUTE, body.clone(), NOW).unwrap();
@@ -652,7 +639,7 @@ mod tests {
         let mut sealer = sealer();
         let mut open = |kind: Kind| {
             let payload = proto::Payload { kind: Some(kind), ..farewell(NOW.wall) };
-            opener.open(ROUTE, sealer.seal(ROUTE, &payload).unwrap(), NOW).map(|_| ())
+            opener.open(ROUTE, sealer.seal(None, ROUTE, &payload).unwrap(), NOW).map(|_| ())
         };
         for kind in [
             Kind::Announcement(Default::default()),
@@ -679,8 +666,8 @@ mod tests {
             batch.entries[0].session = Bytes::from(vec![7; bytes]);
             payload
         };
-        let room = MAX_ENVELOPE_BYTES - sealer().seal(ROUTE, &padded(1_000_000)).unwrap().len();
-        let body = sealer().seal(ROUTE, &padded(1_000_000 + room)).unwrap();
+        let room = MAX_ENVELOPE_BYTES - sealer().seal(None, ROUTE, &padded(1_000_000)).unwrap().len();
+        let body = sealer().seal(None, ROUTE, &padded(1_000_000 + room)).unwrap();
         assert_eq!(body.len(), MAX_ENVELOPE_BYTES);
         assert!(opener().open(ROUTE, body.clone(), NOW).is_ok());
         let longer = Bytes::from([&body[..], &[0]].concat());
@@ -692,7 +679,7 @@ mod tests {
         for offset in [-300_001, 300_001, -86_400_000, 86_400_000] {
             let mut opener = opener();
             let sent_at = NOW.wall.saturating_add_signed(offset);
-            let body = sealer().seal(ROUTE, &farewell(sent_at)).unwrap();
+            let body = sealer().seal(None, ROUTE, &farewell(sent_at)).unwrap();
             let refusal = opener.open(ROUTE, body.clone(), NOW).unwrap_err();
             assert_eq!(refusal, Refusal::Clock { node: "edge-1".into(), boot_id: [5; 16], offset_ms: offset });
             assert_eq!(opener.tracked(), 0);
@@ -700,11 +687,11 @@ mod tests {
             assert!(opener.open(ROUTE, body, right).is_ok(), "it was not counted as seen");
         }
         for offset in [-300_000, -1, 0, 300_000] {
-            let body = sealer().seal(ROUTE, &farewell(NOW.wall.saturating_add_signed(offset))).unwrap();
-            assert_eq!(opener().open(ROUTE, body, NOW).unwrap().clock_offset_ms, offset);
+            let body = sealer().seal(None, ROUTE, &farewell(NOW.wall.saturating_add_signed(offset))).unwrap();
+            assert!(opener().open(ROUTE, body, NOW).is_ok(), "{offset}");
         }
         for (sent_at, offset_ms) in [(u64::MAX, i64::MAX), (0, -1_800_000_000_000)] {
-            let body = sealer().seal(ROUTE, &farewell(sent_at)).unwrap();
+            let body = sealer().seal(None, ROUTE, &farewell(sent_at)).unwrap();
             let refusal = opener().open(ROUTE, body, NOW).unwrap_err();
             assert_eq!(refusal, Refusal::Clock { node: "edge-1".into(), boot_id: [5; 16], offset_ms });
         }
@@ -713,7 +700,7 @@ mod tests {
     #[test]
     fn the_clock_is_checked_before_the_window_and_after_the_tag() {
         let mut opener = opener();
-        let body = sealer().seal(ROUTE, &farewell(NOW.wall)).unwrap();
+        let body = sealer().seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
         opener.open(ROUTE, body.clone(), NOW).unwrap();
         let later = NOW.after(OFFSET + Duration::from_millis(1));
         assert_eq!(opener.open(ROUTE, body.clone(), later).unwrap_err().reason(), Reason::Clock);
@@ -773,7 +760,7 @@ mod tests {
     }
 
     fn salted(salt: u8, sent_at: u64) -> Bytes {
-        Sealer::new(secrets(&[1]), "prod", [salt; 16]).seal(ROUTE, &farewell(sent_at)).unwrap()
+        Sealer::new(secrets(&[1]), "prod", [salt; 16]).seal(None, ROUTE, &farewell(sent_at)).unwrap()
     }
 
     #[test]
@@ -830,19 +817,19 @@ mod tests {
                 sealer.set_secrets(secrets(step));
                 opener.set_secrets(secrets(step));
                 for from in 0..nodes.len() {
-                    let body = nodes[from].0.seal(ROUTE, &farewell(NOW.wall)).unwrap();
+                    let body = nodes[from].0.seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
+                    sealed_under.insert(Header::decode(&body).unwrap().0.secret_id);
                     for (to, (_, opener)) in nodes.iter_mut().enumerate() {
                         let opened = opener.open(ROUTE, body.clone(), NOW);
                         let opened = opened.unwrap_or_else(|why| panic!("{from} to {to} in step {step:?}: {why}"));
                         assert_eq!(opened.missed, 0);
-                        sealed_under.insert(opened.secret_id);
                     }
                 }
             }
         }
         assert_eq!(sealed_under.len(), 2);
         let mut left_behind = Sealer::new(secrets(&[1]), "prod", [7; 16]);
-        let body = left_behind.seal(ROUTE, &farewell(NOW.wall)).unwrap();
+        let body = left_behind.seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
         assert_eq!(nodes[0].1.open(ROUTE, body, NOW), Err(Refusal::UnknownSecret));
     }
 
@@ -850,13 +837,13 @@ mod tests {
     fn a_secret_that_was_away_comes_back_without_its_replays() {
         let mut sealer = sealer();
         let mut opener = opener();
-        let first = sealer.seal(ROUTE, &farewell(NOW.wall)).unwrap();
+        let first = sealer.seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
         opener.open(ROUTE, first.clone(), NOW).unwrap();
         opener.set_secrets(secrets(&[2]));
         assert_eq!(opener.open(ROUTE, first.clone(), NOW), Err(Refusal::UnknownSecret));
         opener.set_secrets(secrets(&[2, 1]));
         assert_eq!(opener.open(ROUTE, first, NOW), Err(replay()));
-        let next = sealer.seal(ROUTE, &farewell(NOW.wall)).unwrap();
+        let next = sealer.seal(None, ROUTE, &farewell(NOW.wall)).unwrap();
         assert_eq!(opener.open(ROUTE, next, NOW).unwrap().missed, 0);
     }
 

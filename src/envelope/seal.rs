@@ -67,22 +67,15 @@ impl Sealer {
         self.secrets = secrets;
     }
 
-    /// Seals `payload` under the farm secret alone, for `route`: the exact name of the exchange that it will be published to, or of the queue if it
-    /// goes through the default exchange. The result is ready to be published, once.
+    /// Seals `payload` under the farm secret, and `epoch` if there is one, for `route`: the exact name of the exchange that it will
+    /// be published to, or of the queue if it goes through the default exchange. The result is ready to be published, once.
+    /// Sequences count on from one epoch to the next.
     ///
     /// The caller stamps the payload's `sent_at` immediately before.
     ///
     /// # Errors
     /// See [`SealError`]. Nothing is sealed then, and the next payload can be.
-    pub fn seal(&mut self, route: &str, payload: &proto::Payload) -> Result<Bytes, SealError> {
-        self.seal_in(None, route, payload)
-    }
-
-    /// The same under farm secret and `epoch` together, if there is one. Sequences count on from one epoch to the next.
-    ///
-    /// # Errors
-    /// As [`Sealer::seal`].
-    pub fn seal_in(
+    pub fn seal(
         &mut self,
         epoch: Option<&EpochKey>,
         route: &str,
@@ -222,7 +215,7 @@ mod tests {
         let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
         let sequences: Vec<u64> = ["a", "a", "b", "a", "b"]
             .iter()
-            .map(|route| header(&sealer.seal(route, &payload()).unwrap()).sequence)
+            .map(|route| header(&sealer.seal(None, route, &payload()).unwrap()).sequence)
             .collect();
         assert_eq!(sequences, [0, 1, 0, 2, 1]);
     }
@@ -234,7 +227,7 @@ mod tests {
         for order in [&[1][..], &[1, 2], &[2, 1], &[2], &[1], &[1, 2]] {
             sealer.set_secrets(secrets(order));
             for _ in 0..3 {
-                let header = header(&sealer.seal("a", &payload()).unwrap());
+                let header = header(&sealer.seal(None, "a", &payload()).unwrap());
                 assert_eq!(header.secret_id, secrets(order).sealing().id());
                 assert!(seen.insert((header.secret_id, header.salt, header.sequence)), "{header:?} again");
             }
@@ -247,7 +240,7 @@ mod tests {
         let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
         for (sequence, turn) in [None, Some(0), Some(0), Some(1), Some(0), None].into_iter().enumerate() {
             let epoch = turn.map(|turn: usize| &epochs[turn]);
-            let header = header(&sealer.seal_in(epoch, "a", &payload()).unwrap());
+            let header = header(&sealer.seal(epoch, "a", &payload()).unwrap());
             assert_eq!(header.sequence, sequence as u64);
             assert_eq!(header.epoch, epoch.map_or(NO_EPOCH, EpochKey::id));
         }
@@ -256,11 +249,11 @@ mod tests {
     #[test]
     fn a_new_salt_starts_again_and_the_same_one_goes_on() {
         let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
-        sealer.seal("a", &payload()).unwrap();
+        sealer.seal(None, "a", &payload()).unwrap();
         sealer.resalt([9; 16]);
-        assert_eq!(header(&sealer.seal("a", &payload()).unwrap()).sequence, 1);
+        assert_eq!(header(&sealer.seal(None, "a", &payload()).unwrap()).sequence, 1);
         sealer.resalt([8; 16]);
-        let header = header(&sealer.seal("a", &payload()).unwrap());
+        let header = header(&sealer.seal(None, "a", &payload()).unwrap());
         assert_eq!((header.salt, header.sequence), ([8; 16], 0));
     }
 
@@ -268,24 +261,24 @@ mod tests {
     fn the_last_sequence_is_sealed_and_none_after_it() {
         let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
         sealer.skip_to("a", u64::MAX);
-        assert_eq!(header(&sealer.seal("a", &payload()).unwrap()).sequence, u64::MAX);
+        assert_eq!(header(&sealer.seal(None, "a", &payload()).unwrap()).sequence, u64::MAX);
         for _ in 0..2 {
-            assert!(matches!(sealer.seal("a", &payload()), Err(SealError::SaltSpent)));
+            assert!(matches!(sealer.seal(None, "a", &payload()), Err(SealError::SaltSpent)));
         }
-        assert!(sealer.seal("b", &payload()).is_ok(), "other routes have sequences of their own");
+        assert!(sealer.seal(None, "b", &payload()).is_ok(), "other routes have sequences of their own");
         sealer.resalt([8; 16]);
-        assert_eq!(header(&sealer.seal("a", &payload()).unwrap()).sequence, 0);
+        assert_eq!(header(&sealer.seal(None, "a", &payload()).unwrap()).sequence, 0);
     }
 
     #[test]
     fn routes_are_bounded_and_never_forgotten_under_a_salt() {
         let mut sealer = Sealer { max_routes: 2, ..Sealer::new(secrets(&[1]), "f", [9; 16]) };
-        sealer.seal("a", &payload()).unwrap();
-        sealer.seal("b", &payload()).unwrap();
-        assert!(matches!(sealer.seal("c", &payload()), Err(SealError::SaltSpent)));
-        assert_eq!(header(&sealer.seal("a", &payload()).unwrap()).sequence, 1);
+        sealer.seal(None, "a", &payload()).unwrap();
+        sealer.seal(None, "b", &payload()).unwrap();
+        assert!(matches!(sealer.seal(None, "c", &payload()), Err(SealError::SaltSpent)));
+        assert_eq!(header(&sealer.seal(None, "a", &payload()).unwrap()).sequence, 1);
         sealer.resalt([8; 16]);
-        assert!(sealer.seal("c", &payload()).is_ok());
+        assert!(sealer.seal(None, "c", &payload()).is_ok());
     }
 
     #[test]
@@ -311,21 +304,21 @@ mod tests {
             ("boot_id", proto::Payload { boot_id: vec![1; 15], ..payload() }),
         ];
         for (field, payload) in cases {
-            assert!(matches!(sealer.seal("a", &payload), Err(SealError::Payload(found)) if found == field));
+            assert!(matches!(sealer.seal(None, "a", &payload), Err(SealError::Payload(found)) if found == field));
         }
     }
 
     #[test]
     fn an_envelope_shows_nothing_of_its_payload() {
         let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
-        let envelope = sealer.seal("a", &payload()).unwrap();
+        let envelope = sealer.seal(None, "a", &payload()).unwrap();
         assert!(!envelope.windows(6).any(|window| window == b"edge-1"));
     }
 
     #[test]
     fn debug_shows_no_salt_and_no_key() {
         let mut sealer = Sealer::new(secrets(&[1]), "f", [9; 16]);
-        sealer.seal("a", &payload()).unwrap();
+        sealer.seal(None, "a", &payload()).unwrap();
         let id = format!("{:016x}", u64::from_be_bytes(secrets(&[1]).sealing().id()));
         let expected =
             format!("Sealer {{ farm: \"f\", secrets: Secrets([FarmSecret {{ id: \"{id}\", .. }}]), routes: 1, .. }}");

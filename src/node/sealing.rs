@@ -79,10 +79,10 @@ impl Sealing {
         if epoch.is_none() && !travels_open(kind) {
             return Err(SealError::NoEpoch);
         }
-        match self.sealer.seal_in(epoch, route, &payload) {
+        match self.sealer.seal(epoch, route, &payload) {
             Err(SealError::SaltSpent) => {
                 self.renew_salt(now);
-                self.sealer.seal_in(epoch, route, &payload)
+                self.sealer.seal(epoch, route, &payload)
             }
             sealed => sealed,
         }

@@ -74,7 +74,7 @@ impl Pair {
     fn seal(&mut self, kind: Kind) -> Bytes {
         let payload = Payload { node: "mallory".into(), boot_id: vec![2; 16], sent_at: NOW.wall, kind: Some(kind) };
         let route = self.names.keys.clone();
-        self.sealer.seal_in(self.epochs.current(), &route, &payload).expect("sealed")
+        self.sealer.seal(self.epochs.current(), &route, &payload).expect("sealed")
     }
 
     /// What the node does with it, and the reason if it is refused.

@@ -228,13 +228,13 @@ impl Attacker {
         let epochs = Arc::clone(&self.epochs);
         let epoch = epochs.sealing(&kind, self.clock.now());
         let payload = self.payload(node, Some(kind), offset_ms);
-        self.sealer.seal_in(epoch, route, &payload).expect("sealed")
+        self.sealer.seal(epoch, route, &payload).expect("sealed")
     }
 
     /// The same under the farm secret alone, whatever it is.
     pub fn seal_outside_the_epoch(&mut self, route: &str, node: &str, kind: Kind) -> Bytes {
         let payload = self.payload(node, Some(kind), 0);
-        self.sealer.seal(route, &payload).expect("sealed")
+        self.sealer.seal(None, route, &payload).expect("sealed")
     }
 
     /// The same with a farm secret of the attacker's own.
@@ -242,7 +242,7 @@ impl Attacker {
         let secret = FarmSecret::generate().expect("a secret");
         let secrets = Arc::new(Secrets::new(vec![secret]).expect("one secret"));
         let payload = self.payload(node, Some(kind), 0);
-        Sealer::new(secrets, &self.farm, random()).seal(route, &payload).expect("sealed")
+        Sealer::new(secrets, &self.farm, random()).seal(None, route, &payload).expect("sealed")
     }
 
     /// What [`Attacker::seal`] seals.
