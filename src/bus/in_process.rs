@@ -109,13 +109,6 @@ impl Hub {
         Self { state: Mutex::default(), next_link: AtomicU64::new(1), key_limits: keys, feed_limits: feed }
     }
 
-    /// Closes every link, as a broker does that stops; new ones can be opened at once.
-    pub fn disconnect_all(&self, reason: &str) {
-        for ending in lock(&self.state).links.values() {
-            ending.because(reason);
-        }
-    }
-
     /// Deletes a queue as an operator can. Returns whether it was there.
     pub fn delete_queue(&self, queue: &str) -> bool {
         lock(&self.state).remove(queue)

@@ -46,8 +46,6 @@ pub struct Member {
     pub report: Option<proto::Report>,
     /// Monotonic milliseconds of the last sign of life.
     pub heard_at: u64,
-    /// Whether another running node uses the same name.
-    pub contested: bool,
     /// What its report takes in memory, in bytes.
     bytes: usize,
     first_heard: u64,
@@ -245,7 +243,6 @@ impl Members {
                 report: None,
                 bytes: 0,
                 heard_at: now.mono,
-                contested: false,
                 first_heard: now.mono,
                 offsets: VecDeque::new(),
                 former: Vec::new(),
@@ -262,20 +259,17 @@ impl Members {
         Some((member, new))
     }
 
-    /// A restarted node replaces its former self; two that both keep reporting are shown as contesting the name.
+    /// A restarted node replaces its former self; two that both keep reporting stay.
     fn settle_name(&mut self, name: &str, boot_id: [u8; 16], now: Now) {
         let first_heard = self.table.get(&(name.to_owned(), boot_id)).map_or(now.mono, |member| member.first_heard);
-        let mut contested = false;
         let (mut former, mut gone) = (Vec::new(), Vec::new());
         for ((_, other_boot), other) in self.table.range_mut(namesakes_of(name)) {
             if *other_boot == boot_id {
                 continue;
             }
             // Heard after we began to report, or it took our place: it is alive, not our former self.
-            let alive = other.heard_at > first_heard || other.former.contains(&boot_id);
-            contested |= alive;
-            other.contested = alive;
-            if !alive {
+            let is_alive = other.heard_at > first_heard || other.former.contains(&boot_id);
+            if !is_alive {
                 gone.push(*other_boot);
                 former.push(*other_boot);
                 former.append(&mut other.former);
@@ -285,7 +279,6 @@ impl Members {
             self.remove(&(name.to_owned(), other_boot));
         }
         if let Some(member) = self.table.get_mut(&(name.to_owned(), boot_id)) {
-            member.contested = contested;
             member.former.append(&mut former);
             let excess = member.former.len().saturating_sub(MOST_FORMER);
             member.former.drain(..excess);
@@ -400,8 +393,8 @@ mod tests {
         }
     }
 
-    fn names(members: &Members) -> Vec<(String, u8, bool)> {
-        members.iter().map(|m| (m.name.clone(), m.boot_id[0], m.contested)).collect()
+    fn names(members: &Members) -> Vec<(String, u8)> {
+        members.iter().map(|m| (m.name.clone(), m.boot_id[0])).collect()
     }
 
     #[test]
@@ -410,7 +403,7 @@ mod tests {
         assert!(members.on_report("a", [1; 16], 0, proto::Report::default(), at(0)));
         assert!(!members.on_report("a", [1; 16], 0, proto::Report::default(), at(10)));
         assert!(members.on_report("a", [2; 16], 0, proto::Report::default(), at(20)));
-        assert_eq!(names(&members), [("a".into(), 2, false)]);
+        assert_eq!(names(&members), [("a".into(), 2)]);
     }
 
     #[test]
@@ -449,13 +442,13 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_of_one_name_are_shown_as_contesting_it() {
+    fn two_nodes_of_one_name_are_both_shown() {
         let mut members = Members::default();
         for round in 0..3 {
             members.on_report("a", [1; 16], 0, proto::Report::default(), at(20 * round));
             members.on_report("a", [2; 16], 0, proto::Report::default(), at(20 * round + 10));
         }
-        assert_eq!(names(&members), [("a".into(), 1, true), ("a".into(), 2, true)]);
+        assert_eq!(names(&members), [("a".into(), 1), ("a".into(), 2)]);
     }
 
     #[test]
@@ -484,7 +477,7 @@ mod tests {
         // Its own, and one of its former self.
         skewed_from(&mut members, "a", 1, -9_000, BEAT);
         skewed_from(&mut members, "a", 2, -9_000, BEAT);
-        assert_eq!(names(&members), [("a".into(), 1, false)]);
+        assert_eq!(names(&members), [("a".into(), 1)]);
         let member = members.iter().next().expect("one member");
         assert!(member.report.is_some() && member.clock_offset_ms() == 0, "{member:?}");
         // It reports no longer: now its clock may have been set.

@@ -32,7 +32,7 @@ pub const FLAT: Limits = Limits(&[]);
 
 impl Limits {
     /// What is said of the field `number`, if anything.
-    #[must_use]
+    #[cfg(test)]
     pub fn limit_of(&self, number: u32) -> Option<&Limit> {
         self.0.iter().find(|limit| limit.number == number)
     }
@@ -63,13 +63,13 @@ impl Limit {
     }
 
     /// Whether it is one for a field that occurs once.
-    #[must_use]
+    #[cfg(test)]
     pub fn is_once(&self) -> bool {
         self.most == 1
     }
 
     /// What may be in the field, if it is a message.
-    #[must_use]
+    #[cfg(test)]
     pub fn inside(&self) -> &'static Limits {
         self.inside
     }

@@ -79,22 +79,15 @@ pub struct ProxyInfo {
 }
 
 /// The proxies connected to this node now.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Registry {
     connected: Mutex<Connected>,
-    changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Connected {
     next: u64,
     proxies: BTreeMap<u64, ProxyInfo>,
-}
-
-impl Default for Registry {
-    fn default() -> Self {
-        Self { connected: Mutex::default(), changes: watch::Sender::new(0) }
-    }
 }
 
 impl Registry {
@@ -105,7 +98,7 @@ impl Registry {
         let number = connected.next;
         connected.next += 1;
         connected.proxies.insert(number, proxy);
-        self.tell(connected);
+        show(&connected);
         Registered { registry: Arc::clone(self), number }
     }
 
@@ -140,31 +133,14 @@ impl Registry {
         self.lock().proxies.values().cloned().collect()
     }
 
-    /// What the connected proxies warn of, in sentences that name the proxy.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let sentences = |proxy: &ProxyInfo| {
-            let who = format!("{} {} (process {})", proxy.kind, proxy.version, proxy.process_id);
-            proxy.warnings.iter().map(move |warning| format!("{who}: {warning}")).collect::<Vec<_>>()
-        };
-        self.lock().proxies.values().flat_map(sentences).collect()
-    }
-
-    /// A number that changes whenever a proxy comes or goes.
-    #[must_use]
-    pub fn changed(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-
-    fn tell(&self, connected: MutexGuard<'_, Connected>) {
-        crate::metrics::PROXIES_CONNECTED.set(connected.proxies.len() as f64);
-        drop(connected);
-        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
-    }
-
     fn lock(&self) -> MutexGuard<'_, Connected> {
         self.connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Shows how many proxies are connected.
+fn show(connected: &Connected) {
+    metrics::gauge!(crate::metrics::PROXIES_CONNECTED).set(connected.proxies.len() as f64);
 }
 
 /// A proxy is connected while this exists.
@@ -199,7 +175,7 @@ impl Registered {
         if let Some(proxy) = connected.proxies.get_mut(&self.number) {
             (proxy.certificate_digest, proxy.warnings) = (certificate_digest, warnings);
         }
-        self.registry.tell(connected);
+        show(&connected);
     }
 }
 
@@ -207,7 +183,7 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let mut connected = self.registry.lock();
         connected.proxies.remove(&self.number);
-        self.registry.tell(connected);
+        show(&connected);
     }
 }
 
@@ -230,7 +206,6 @@ mod tests {
     #[test]
     fn a_proxy_is_listed_while_it_is_registered() {
         let registry = Arc::new(Registry::default());
-        let mut changes = registry.changed();
         let info = ProxyInfo {
             kind: "ats".to_owned(),
             version: "9.2.9".to_owned(),
@@ -240,13 +215,9 @@ mod tests {
             ..ProxyInfo::default()
         };
         let registered = registry.register(info.clone());
-        assert!(changes.has_changed().unwrap());
-        changes.mark_unchanged();
         assert_eq!(registry.proxies(), [info]);
         assert_eq!(registry.list()[0].certificate_digest, [1; 8]);
-        assert_eq!(registry.warnings(), ["ats 9.2.9 (process 7): no session cache"]);
         drop(registered);
-        assert!(changes.has_changed().unwrap());
-        assert!(registry.is_empty() && registry.warnings().is_empty());
+        assert!(registry.is_empty() && registry.list().is_empty());
     }
 }

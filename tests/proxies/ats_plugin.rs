@@ -437,7 +437,7 @@ fn settings_that_break_the_farm_are_named_once_and_reach_the_node() {
     // The first has another name from 10 on.
     let cache = if is_10() { "session_cache.mode is 0, not 2" } else { "session_cache is 0, not 2" };
     let expected = [&format!("proxy.config.ssl.{cache}"), "proxy.config.ssl.server.session_ticket.enable is 0"];
-    let warnings = node.plane.registry.warnings();
+    let warnings = node.warnings();
     let diags = ats.diags();
     for text in expected {
         assert_eq!(diags.matches(text).count(), 1, "{text:?} in:\n{diags}");
@@ -517,7 +517,7 @@ impl Single {
     }
 
     fn warnings(&self) -> Vec<String> {
-        self.node.plane.registry.warnings()
+        self.node.warnings()
     }
 }
 

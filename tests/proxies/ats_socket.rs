@@ -144,12 +144,12 @@ async fn a_proxys_new_settings_take_the_place_of_those_that_it_came_with() {
     let mut proxy = bench.proxy().await;
     bench.node.proxies(1).await;
     let registry = &bench.node.plane.registry;
-    assert_eq!((registry.list()[0].certificate_digest[0], registry.warnings().len()), (7, 1));
+    assert_eq!((registry.list()[0].certificate_digest[0], bench.node.warnings().len()), (7, 1));
     for (digest, shown) in [(vec![8; 8], vec![8; 8]), (vec![1; 9], Vec::new())] {
         let warnings = (0..2_000).take(digest[0].into()).map(|n| format!("warning\n {n}")).collect();
         proxy.say(from_proxy::Kind::Settings(Settings { certificate_digest: digest.clone(), warnings })).await;
         until("the new settings", || registry.list()[0].certificate_digest == shown).await;
-        assert_eq!(registry.warnings().len(), usize::from(digest[0]));
+        assert_eq!(bench.node.warnings().len(), usize::from(digest[0]));
         assert_eq!(registry.list()[0].warnings[0], "warning 0", "as reports carry it");
     }
     drop(proxy);
@@ -176,7 +176,7 @@ async fn a_proxy_hears_welcome_then_keys_then_old_sessions_then_new_ones() {
     let to_proxy::Kind::Timetable(keys) = proxy.hear().await else { panic!("no new keys") };
     assert_eq!(keys.keys[0].name, [5; 16]);
 
-    assert_eq!(bench.node.plane.registry.warnings(), ["ats 9.2.9 (process 1): a setting"]);
+    assert_eq!(bench.node.warnings(), ["ats 9.2.9 (process 1): a setting"]);
     assert_eq!(bench.metric("resumed_proxies_connected"), 1);
     drop(proxy);
     bench.node.proxies(0).await;
@@ -256,7 +256,7 @@ async fn a_plugin_of_a_later_release_may_say_more_than_the_node_understands() {
     assert!(matches!(proxy.hear().await, to_proxy::Kind::Welcome(_)));
     let batch = timeout(PATIENCE, bench.node.plane.outbox.next_batch(1 << 20)).await.expect("a batch");
     assert_eq!((&batch.entries[0].id[..], &batch.entries[0].session[..]), (&made.0[..], &made.1[..]));
-    assert_eq!(bench.node.plane.registry.warnings(), ["ats 9.2.9 (process 1): a setting"]);
+    assert_eq!(bench.node.warnings(), ["ats 9.2.9 (process 1): a setting"]);
 }
 
 #[tokio::test]

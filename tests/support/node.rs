@@ -8,7 +8,7 @@ use resumed::clock::SystemClock;
 use resumed::keys::{Entry, Timetable};
 use resumed::proto::local::Welcome;
 use resumed::proxies::ats::{AtsSettings, Socket};
-use resumed::proxies::{ProxyPlane, Registry, SharedOutbox};
+use resumed::proxies::{ProxyInfo, ProxyPlane, Registry, SharedOutbox};
 use resumed::sessions::{Removals, Store, StoreSettings};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
@@ -94,6 +94,15 @@ impl Node {
                 let _ = to.from_farm.send(Arc::new(applied.for_proxies));
             }
         });
+    }
+
+    /// What the connected proxies warn of, each with the proxy that says it.
+    pub fn warnings(&self) -> Vec<String> {
+        let sentences = |proxy: ProxyInfo| {
+            let who = format!("{} {} (process {})", proxy.kind, proxy.version, proxy.process_id);
+            proxy.warnings.into_iter().map(move |warning| format!("{who}: {warning}"))
+        };
+        self.plane.registry.proxies().into_iter().flat_map(sentences).collect()
     }
 
     /// Waits until `count` proxies are connected.
