@@ -390,8 +390,19 @@ pub struct KeyStatus {
 pub struct BrokerStatus {
     /// Whether it is connected now.
     pub connected: bool,
-    /// The URI in use, its password as `***`; `in-process` without a broker.
+    /// The URI in use, its password as `***`; [`Self::IN_PROCESS`] without a broker.
     pub uri: String,
+}
+
+impl BrokerStatus {
+    /// What stands in place of a URI if there is no broker, and the bus is within the process.
+    pub const IN_PROCESS: &str = "in-process";
+
+    /// Whether there is no broker.
+    #[must_use]
+    pub fn is_in_process(&self) -> bool {
+        self.uri == Self::IN_PROCESS
+    }
 }
 
 #[cfg(test)]

@@ -147,9 +147,11 @@ pub fn render(status: &FarmStatus, now: u64) -> String {
 }
 
 fn connection(broker: &BrokerStatus) -> String {
+    if broker.is_in_process() {
+        return "No broker: this node is on the in-process bus.".to_owned();
+    }
     let uri = plain(&broker.uri);
     match (broker.connected, uri.as_str()) {
-        (_, "in-process") => "No broker: this node is on the in-process bus.".to_owned(),
         (true, _) => format!("Connected to {uri}."),
         (false, "") => "NOT CONNECTED to a broker.".to_owned(),
         (false, _) => format!("NOT CONNECTED to {uri}."),
@@ -399,7 +401,7 @@ Every node opens what is sealed with the farm secret 00112233445566ff.
         {
             assert!(text.contains(part), "{part}: {text}");
         }
-        let alone = BrokerStatus { connected: true, uri: "in-process".into() };
+        let alone = BrokerStatus { connected: true, uri: BrokerStatus::IN_PROCESS.into() };
         assert!(render(&FarmStatus { broker: alone, ..status }, NOW).contains("in-process bus"));
     }
 

@@ -62,7 +62,7 @@ fn verdict(status: &FarmStatus) -> Verdict {
         }
     }
     let well = match status.nodes.len() {
-        1 if status.broker.uri == "in-process" => format!("{asked} runs alone, without a broker"),
+        1 if status.broker.is_in_process() => format!("{asked} runs alone, without a broker"),
         1 => format!("The only node, {leader}, is in step and leads"),
         2 => format!("Both nodes are in step, led by {leader}"),
         all => format!("All {all} nodes are in step, led by {leader}"),
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(says(&farm(&all)), (Level::Good, "All 3 nodes are in step, led by a.".into()));
         assert_eq!(says(&farm(&all[..2])), (Level::Good, "Both nodes are in step, led by a.".into()));
         assert_eq!(says(&farm(&all[..1])), (Level::Good, "The only node, a, is in step and leads.".into()));
-        let broker = BrokerStatus { connected: true, uri: "in-process".into() };
+        let broker = BrokerStatus { connected: true, uri: BrokerStatus::IN_PROCESS.into() };
         let alone = FarmStatus { broker, ..farm(&all[..1]) };
         assert_eq!(says(&alone), (Level::Good, "a runs alone, without a broker.".into()));
     }

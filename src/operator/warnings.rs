@@ -160,7 +160,8 @@ mod tests {
     }
 
     fn farm(nodes: Vec<NodeStatus>) -> FarmStatus {
-        let broker = crate::status::BrokerStatus { connected: true, uri: "in-process".into() };
+        let broker =
+            crate::status::BrokerStatus { connected: true, uri: crate::status::BrokerStatus::IN_PROCESS.into() };
         FarmStatus { leader: Some("a".into()), nodes, broker, ..FarmStatus::default() }
     }
 

@@ -140,7 +140,7 @@ impl Registry {
 
 /// Shows how many proxies are connected.
 fn show(connected: &Connected) {
-    metrics::gauge!(crate::metrics::PROXIES_CONNECTED).set(connected.proxies.len() as f64);
+    crate::metrics::PROXIES_CONNECTED.set(connected.proxies.len() as f64);
 }
 
 /// A proxy is connected while this exists.

@@ -155,3 +155,9 @@ fn a_request_that_a_later_release_knows_is_an_unknown_one() {
     assert_eq!(serde_json::from_str::<AuditAction>("\"reboot\"").unwrap(), AuditAction::Unknown);
     assert_eq!(serde_json::from_str::<AuditOutcome>("\"postponed\"").unwrap(), AuditOutcome::Unknown);
 }
+
+#[test]
+fn a_node_without_a_broker_is_known_by_what_its_bus_calls_itself() {
+    let alone = BrokerStatus { connected: true, uri: crate::bus::in_process::PEER.into() };
+    assert!(alone.is_in_process() && !farm().broker.is_in_process());
+}
