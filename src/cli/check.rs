@@ -10,6 +10,7 @@ use crate::bus::refusals::EMPTY_VHOST_REMEDY;
 use crate::config::{Mistake, Understood};
 use crate::daemon::Settings;
 use crate::envelope::{FarmSecret, SecretError};
+use crate::secret_files::farm_secret::{self, SecretFileError};
 use crate::secret_files::{ACCEPTED_MODES, Warning};
 use crate::words::counted;
 
@@ -136,13 +137,13 @@ pub fn problems(settings: &Settings) -> Result<Vec<FileProblem>, SecretError> {
     let mut found = Vec::new();
     let mut secrets: Vec<(FarmSecret, &Path)> = Vec::new();
     for path in settings.secret_files.iter().map(AsRef::as_ref).filter(|path: &&Path| readable(path)) {
-        let wrong = match FarmSecret::read(path) {
+        let wrong = match farm_secret::read(path) {
             Ok(secret) => {
                 let same = secrets.iter().find(|(earlier, _)| earlier.id() == secret.id()).map(|(_, path)| *path);
                 secrets.push((secret, path));
                 same.map(|other| (format!("is the same secret as {}", other.display()), "another secret".to_owned()))
             }
-            Err(SecretError::Library(error)) => return Err(SecretError::Library(error)),
+            Err(SecretFileError::Secret(error)) => return Err(error),
             Err(error) => Some(wrong_secret(error)),
         };
         found.extend(wrong.map(|(reason, accepted)| FileProblem {
@@ -204,18 +205,18 @@ fn described(file: BrokerFile) -> (&'static str, &'static str) {
 }
 
 /// What is wrong with a farm secret's file, and what would be accepted.
-fn wrong_secret(error: SecretError) -> (String, String) {
+fn wrong_secret(error: SecretFileError) -> (String, String) {
     match error {
-        SecretError::NotAFile { found, .. } => (format!("is {found}"), "a regular file".into()),
-        SecretError::Mode { found, .. } => (format!("has mode {found:04o}"), ACCEPTED_MODES.into()),
-        SecretError::Owner { found, own, .. } => (
+        SecretFileError::NotAFile { found, .. } => (format!("is {found}"), "a regular file".into()),
+        SecretFileError::Mode { found, .. } => (format!("has mode {found:04o}"), ACCEPTED_MODES.into()),
+        SecretFileError::Owner { found, own, .. } => (
             format!("belongs to user id {found}"),
             format!("a file of root (0) or of the user that resumed runs as ({own})"),
         ),
-        SecretError::Content { found, .. } => {
+        SecretFileError::Content { found, .. } => {
             (found, "exactly 64 hex digits and a newline, as `resumed secret new FILE` writes it".into())
         }
-        SecretError::Read { source, .. } => (source.to_string(), "a file that this user can read".into()),
+        SecretFileError::Read { source, .. } => (source.to_string(), "a file that this user can read".into()),
         other => (other.to_string(), "a farm secret, as `resumed secret new FILE` makes it".into()),
     }
 }

@@ -28,8 +28,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{self, ConfigError, DEFAULT_FILE};
 use crate::daemon::Settings;
-use crate::envelope::Secrets;
-use crate::secret_files;
+use crate::secret_files::{self, farm_secret};
 
 /// The command line.
 #[derive(Parser, Clone, Debug)]
@@ -359,7 +358,7 @@ fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
     }
     // What `run` would refuse, and as it would say it, should the files not be all.
     if !settings.secret_files.is_empty() {
-        Secrets::read(&settings.secret_files).map_err(|error| Failure::Usage(error.to_string()))?;
+        farm_secret::read_all(&settings.secret_files).map_err(|error| Failure::Usage(error.to_string()))?;
     }
     if !settings.broker.uris.is_empty() {
         settings.broker.check().map_err(|error| Failure::Usage(error.to_string()))?;

@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use super::Failure;
 use crate::envelope::FarmSecret;
+use crate::secret_files::farm_secret;
 
 /// The commands under `resumed secret`.
 #[derive(Subcommand, Clone, Debug)]
@@ -36,7 +37,7 @@ pub fn run(command: &SecretCommand, out: &mut impl Write) -> Result<(), Failure>
 
 fn new(file: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let secret = FarmSecret::generate().map_err(Failure::of)?;
-    secret.write_new(file).map_err(Failure::of)?;
+    farm_secret::write_new(&secret, file).map_err(Failure::of)?;
     writeln!(out, "{}: farm secret {:016x}, mode 0600", file.display(), u64::from_be_bytes(secret.id()))?;
     Ok(())
 }
@@ -55,7 +56,7 @@ mod tests {
         let mut out = Vec::new();
         run(&command, &mut out).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
-        let id = FarmSecret::read(&file).unwrap().id();
+        let id = farm_secret::read(&file).unwrap().id();
         let said = format!("{}: farm secret {:016x}, mode 0600\n", file.display(), u64::from_be_bytes(id));
         assert_eq!(String::from_utf8(out).unwrap(), said);
 

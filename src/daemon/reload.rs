@@ -6,9 +6,10 @@ use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 
-use crate::envelope::{SecretError, Secrets};
+use crate::envelope::Secrets;
 use crate::hex::hex;
 use crate::node::LastReload;
+use crate::secret_files::farm_secret::{self, SecretFileError};
 
 /// The longest reason that the service manager and other nodes are told, in bytes.
 const MOST_REASON_BYTES: usize = 256;
@@ -18,7 +19,7 @@ const MOST_REASON_BYTES: usize = 256;
 pub enum ReloadError {
     /// A secret file cannot be used.
     #[error(transparent)]
-    Secret(#[from] SecretError),
+    Secret(#[from] SecretFileError),
     /// The configuration, which names the files, cannot be used.
     #[error("{0}")]
     Configuration(String),
@@ -107,7 +108,7 @@ impl<F: Fn() -> Result<Vec<PathBuf>, String>> Reloader<F> {
 fn read_again(files: Result<Vec<PathBuf>, String>, had_files: bool) -> Result<Option<Secrets>, ReloadError> {
     let files = files.map_err(ReloadError::Configuration)?;
     match (files.is_empty(), had_files) {
-        (false, _) => Ok(Some(Secrets::read(&files)?)),
+        (false, _) => Ok(Some(farm_secret::read_all(&files)?)),
         (true, true) => Err(ReloadError::NoFiles),
         (true, false) => Ok(None),
     }
@@ -122,7 +123,7 @@ mod tests {
     fn a_reason_is_one_short_line_and_keeps_the_configuration_to_itself() {
         let mistakes = ReloadError::Configuration("1 mistake:\n  broker.uris: \"amqp://a:hunter2@b\"".into());
         assert!(!mistakes.in_a_line().contains("hunter2"), "{mistakes:?}");
-        let missing = ReloadError::Secret(Secrets::read(&[PathBuf::from("/é\n".repeat(400))]).unwrap_err());
+        let missing = ReloadError::Secret(farm_secret::read_all(&[PathBuf::from("/é\n".repeat(400))]).unwrap_err());
         let line = missing.in_a_line();
         assert!(line.len() <= 256 && line.starts_with("farm secret /é /é"), "{line}");
         assert!(!line.contains(char::is_control), "{line:?}");
@@ -151,7 +152,7 @@ mod tests {
         assert!(refused.at == 5 && refused.refused.is_some_and(|why| why.contains("farm.secret")), "{last:?}");
         std::fs::remove_file(&file).unwrap();
         let new = FarmSecret::from_bytes(&[2; 32]).unwrap();
-        new.write_new(&file).unwrap();
+        farm_secret::write_new(&new, &file).unwrap();
         assert_eq!(reloader.reload("root", 6).unwrap(), [hex(&new.id())]);
         assert_eq!(*last.borrow(), LastReload { at: 6, refused: None });
         assert_eq!(secrets.borrow().ids().collect::<Vec<_>>(), [new.id()]);

@@ -19,10 +19,11 @@ use crate::bus::in_process::{Hub, InProcess};
 use crate::bus::rabbitmq::RabbitMq;
 use crate::bus::{Bus, BusError};
 use crate::clock::SystemClock;
-use crate::envelope::{FarmSecret, SecretError, Secrets};
+use crate::envelope::{FarmSecret, Secrets};
 use crate::metrics::{self, MetricsError};
 use crate::node::Node;
 use crate::secret_files;
+use crate::secret_files::farm_secret::{self, SecretFileError};
 use crate::settings::SettingsError;
 use crate::unix_socket::SocketError;
 
@@ -34,7 +35,7 @@ const STOP_WITHIN: Duration = Duration::from_millis(1_800);
 pub enum RunError {
     /// A farm secret cannot be used.
     #[error(transparent)]
-    Secret(#[from] SecretError),
+    Secret(#[from] SecretFileError),
     /// The node's settings cannot work.
     #[error(transparent)]
     Settings(#[from] SettingsError),
@@ -148,11 +149,11 @@ async fn panicked(broken: &mut watch::Receiver<Option<&'static str>>) -> Result<
 }
 
 /// Without a broker nothing leaves the process, and a secret of the moment will do.
-fn read_secrets(settings: &Settings) -> Result<Secrets, SecretError> {
+fn read_secrets(settings: &Settings) -> Result<Secrets, SecretFileError> {
     if settings.secret_files.is_empty() {
-        return Secrets::new(vec![FarmSecret::generate()?]);
+        return Ok(Secrets::new(vec![FarmSecret::generate()?])?);
     }
-    Secrets::read(&settings.secret_files)
+    farm_secret::read_all(&settings.secret_files)
 }
 
 /// Says which secrets others may read: the broker's, and `farm_secrets`. On a thread of its own: the user database, which is

@@ -73,7 +73,7 @@ mod wire;
 pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, epoch_name, seal_grant, travels_open};
 pub use open::{MOST_TRACKED, Opened, Opener, Refusal};
 pub use seal::{SealError, Sealer};
-pub use secret::{FarmSecret, SecretError, SecretId, Secrets};
+pub use secret::{FarmSecret, SECRET_TEXT_BYTES, SecretError, SecretId, Secrets};
 pub use wire::{MAX_ENVELOPE_BYTES, is_node_name};
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use resumed::bus::Names;
 use resumed::clock::SystemClock;
 use resumed::envelope::{Epochs, FarmSecret, JoinKey, Opener, Sealer, Secrets};
 use resumed::proto::{self, Envelope, Payload, payload::Kind};
+use resumed::secret_files::farm_secret;
 use tokio::runtime::Runtime;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -326,7 +327,7 @@ pub fn flipped(body: &[u8], at: usize) -> Vec<u8> {
 }
 
 fn read(secret: &Path) -> Arc<Secrets> {
-    Arc::new(Secrets::read(&[secret]).expect("the farm's secret"))
+    Arc::new(farm_secret::read_all(&[secret]).expect("the farm's secret"))
 }
 
 /// A queue of the attacker's own on `exchange`.
