@@ -14,6 +14,7 @@ pub mod farm;
 pub mod hex;
 mod hkdf;
 pub mod keys;
+pub mod memory;
 pub mod metrics;
 pub mod node;
 pub mod operator;

@@ -3,7 +3,6 @@
 mod commands;
 pub mod control;
 mod http;
-pub mod memory;
 mod reload;
 pub mod run;
 mod servers;

@@ -10,7 +10,6 @@ use tokio::sync::watch::error::RecvError;
 use tracing::{info, warn};
 
 use super::http::HttpError;
-use super::memory;
 use super::reload::{ReloadCall, Reloader};
 use super::servers::{Servers, Sockets};
 use super::service::Notifier;
@@ -20,10 +19,11 @@ use crate::bus::rabbitmq::RabbitMq;
 use crate::bus::{Bus, BusError};
 use crate::clock::SystemClock;
 use crate::envelope::{FarmSecret, Secrets};
+use crate::memory;
 use crate::metrics::{self, MetricsError};
 use crate::node::Node;
-use crate::secret_files;
 use crate::secret_files::farm_secret::{self, SecretFileError};
+use crate::secret_files::warnings;
 use crate::settings::SettingsError;
 use crate::unix_socket::SocketError;
 
@@ -162,7 +162,7 @@ fn warn_of_readers(settings: &Settings, farm_secrets: &[PathBuf]) {
     let (settings, farm_secrets) = (settings.clone(), farm_secrets.to_owned());
     let look = move || {
         let of_broker = settings.broker_secrets();
-        for warning in secret_files::warnings(&of_broker, &farm_secrets, settings.control.group.as_deref()) {
+        for warning in warnings(&of_broker, &farm_secrets, settings.control.group.as_deref()) {
             warn!("{warning}");
         }
     };

@@ -1,4 +1,4 @@
-//! Keeps what the daemon knows where it is: keys, farm secrets and sessions reach neither a swap area nor a core dump.
+//! Keeps what a process knows where it is: keys, farm secrets and sessions reach neither a swap area nor a core dump.
 //!
 //! All memory is locked, not single pages: key material passes through OpenSSL, the AMQP library and buffers of the
 //! runtime, and nobody could name all the pages. A page is locked when it is first used, so what is only reserved costs
@@ -13,10 +13,10 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 /// CAP_IPC_LOCK: the limit does not hold. See capabilities(7).
 const IPC_LOCK: u32 = 14;
 
-/// What could not be done. The daemon runs all the same.
+/// What could not be done. The daemon runs nevertheless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Weakness {
-    /// A lock would make the daemon run out of memory later.
+    /// A lock would make the process run out of memory later.
     #[error(
         "memory is not locked, because only {limit} bytes may be (RLIMIT_MEMLOCK): where swap is active, keys can reach \
          it; set LimitMEMLOCK=infinity, as in resumed.service"
@@ -82,7 +82,7 @@ mod tests {
             return;
         }
         // Limits are the process's: other tests run beside this one.
-        let name = "daemon::memory::tests::the_soft_limit_is_raised";
+        let name = "memory::tests::the_soft_limit_is_raised";
         let apart = Command::new(std::env::current_exe().unwrap()).args(["--exact", name]).env(APART, "1").output();
         let apart = apart.unwrap();
         let text = String::from_utf8_lossy(&apart.stdout).into_owned();
