@@ -8,6 +8,25 @@
 //!
 //! as OpenSSL lays it out, without the length that the RFC puts before the ciphertext. What is inside is rustls' own:
 //! a ticket of another kind of proxy is authentic here, but is not understood, and leads to a full handshake.
+//!
+//! # Listeners with different rules about client certificates
+//!
+//! A ticket holds what the full handshake found: the server's name, the cipher suite, the client's certificate if there was
+//! one. Before it resumes, rustls 0.23 compares the cipher suite, with it the TLS version, and the server's name, and nothing
+//! else: it does not ask the listener's `ClientCertVerifier`, and does not look whether the ticket has a certificate. (Its
+//! documentation of `ServerConfig` says so under "Sharing resumption storage".) So a client that got a ticket where no certificate is asked
+//! for would resume on a listener of the same farm that requires one, and be taken in without one. That is so on one server
+//! with two listeners, and on two servers.
+//!
+//! Each rule therefore needs a ticketer of its own: [`FarmTicketer::for_rule`] names the rule, and a ticket opens only
+//! under the name that it was sealed under. Give the same name to the listeners of all servers that ask the same client
+//! certificates, of the same authorities; and another name wherever that differs. The client then makes a full handshake, in
+//! which its certificate is asked for. A farm of its own for each rule, with a node for each, does the same with separate
+//! keys.
+//!
+//! Within one rule a client that resumes shows no certificate again: what its ticket holds counts, until the ticket's key
+//! is gone, also if the certificate has expired or was revoked meanwhile. A listener that cannot accept this checks
+//! `peer_certificates` after the handshake, or gives no tickets.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +39,7 @@ use openssl::pkey::PKey;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, decrypt, encrypt};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::clock::SystemClock;
 use crate::keys::{Entry, Timetable};
@@ -39,13 +59,23 @@ const LONGEST_LIFETIME_S: u64 = 7 * 24 * 60 * 60;
 pub struct FarmTicketer {
     timetable: watch::Receiver<Arc<Timetable>>,
     clock: SystemClock,
+    rule: Rule,
 }
 
 impl FarmTicketer {
-    /// A ticketer for [`ServerConfig::ticketer`](::rustls::ServerConfig::ticketer).
+    /// A ticketer for [`ServerConfig::ticketer`](::rustls::ServerConfig::ticketer), where all listeners of the farm have the
+    /// same rule about client certificates: see [the module](self). `timetable` is that of
+    /// [`ProxyPlane`](super::ProxyPlane).
     #[must_use]
     pub fn new(timetable: watch::Receiver<Arc<Timetable>>, clock: SystemClock) -> Self {
-        Self { timetable, clock }
+        Self { timetable, clock, rule: Rule::default() }
+    }
+
+    /// The same for listeners whose rule about client certificates is called `name`: tickets sealed under one name open
+    /// under no other, and not without a name. An empty name is none.
+    #[must_use]
+    pub fn for_rule(self, name: &str) -> Self {
+        Self { rule: Rule(name.into()), ..self }
     }
 
     fn timetable(&self) -> Arc<Timetable> {
@@ -76,13 +106,32 @@ impl ProducesTickets for FarmTicketer {
         let key = timetable.seal_at(self.clock.now().wall)?;
         let mut iv = [0; IV];
         random::try_fill(&mut iv).inspect_err(|error| tracing::warn!(%error, "cannot seal a session ticket")).ok()?;
-        let sealed = seal(key, iv, plain);
+        let sealed = seal(key, &self.rule, iv, plain);
         sealed.inspect_err(|error| tracing::warn!(%error, "OpenSSL cannot seal a session ticket")).ok()
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        let opened = open(&self.timetable(), cipher, self.clock.now().wall);
+        let opened = open(&self.timetable(), &self.rule, cipher, self.clock.now().wall);
         opened.inspect_err(|error| tracing::warn!(%error, "OpenSSL cannot open a session ticket")).ok()?
+    }
+}
+
+/// The name of a rule about client certificates; empty: none.
+#[derive(Clone, Default)]
+struct Rule(Arc<str>);
+
+/// Goes before a rule's name in what its MAC key is derived from. Tickets, the only other texts under a key's MAC key, begin
+/// with the key's random name.
+const RULE: &[u8] = b"resumed/1 rustls rule ";
+
+impl Rule {
+    /// The MAC key of `key` under this rule: the key's own, or one derived from it, so that neither opens what the other
+    /// sealed.
+    fn mac_key(&self, key: &Entry) -> Result<Zeroizing<[u8; MAC]>, ErrorStack> {
+        if self.0.is_empty() {
+            return Ok(Zeroizing::new(key.hmac));
+        }
+        Ok(Zeroizing::new(hmac_sha256(&key.hmac, &[RULE, self.0.as_bytes()])?))
     }
 }
 
@@ -91,34 +140,41 @@ fn lifetime(timetable: &Timetable, wall: u64) -> u32 {
     u32::try_from(left.min(LONGEST_LIFETIME_S)).unwrap_or_default()
 }
 
-fn seal(key: &Entry, iv: [u8; IV], plain: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+fn seal(key: &Entry, rule: &Rule, iv: [u8; IV], plain: &[u8]) -> Result<Vec<u8>, ErrorStack> {
     let ciphertext = encrypt(Cipher::aes_256_cbc(), &key.aes, Some(&iv), plain)?;
     let mut ticket = Vec::with_capacity(NAME + IV + ciphertext.len() + MAC);
     ticket.extend_from_slice(&key.name);
     ticket.extend_from_slice(&iv);
     ticket.extend_from_slice(&ciphertext);
-    let mac = mac(key, &ticket)?;
+    let mac = mac(key, rule, &ticket)?;
     ticket.extend_from_slice(&mac);
     Ok(ticket)
 }
 
-/// `None` if the ticket is not one that opens at `wall`. Nothing is decrypted before the MAC is found right, so what
+/// `None` if the ticket is not one that opens at `wall` under `rule`. Nothing is decrypted before the MAC is found right, so what
 /// decryption says about the padding tells an attacker nothing.
-fn open(timetable: &Timetable, ticket: &[u8], wall: u64) -> Result<Option<Vec<u8>>, ErrorStack> {
+fn open(timetable: &Timetable, rule: &Rule, ticket: &[u8], wall: u64) -> Result<Option<Vec<u8>>, ErrorStack> {
     let Some((body, claimed)) = ticket.split_last_chunk::<MAC>() else { return Ok(None) };
     let Some((name, rest)) = body.split_first_chunk::<NAME>() else { return Ok(None) };
     let Some((iv, ciphertext)) = rest.split_first_chunk::<IV>() else { return Ok(None) };
     let Some(key) = timetable.open_at(name, wall) else { return Ok(None) };
-    if !memcmp::eq(&mac(key, body)?, claimed) {
+    if !memcmp::eq(&mac(key, rule, body)?, claimed) {
         return Ok(None);
     }
     decrypt(Cipher::aes_256_cbc(), &key.aes, Some(iv), ciphertext).map(Some)
 }
 
-fn mac(key: &Entry, body: &[u8]) -> Result<[u8; MAC], ErrorStack> {
-    let secret = PKey::hmac(&key.hmac)?;
+fn mac(key: &Entry, rule: &Rule, body: &[u8]) -> Result<[u8; MAC], ErrorStack> {
+    hmac_sha256(&*rule.mac_key(key)?, &[body])
+}
+
+/// HMAC-SHA256 of `parts` one after the other.
+fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> Result<[u8; MAC], ErrorStack> {
+    let key = PKey::hmac(key)?;
+    let mut signer = Signer::new(MessageDigest::sha256(), &key)?;
+    parts.iter().try_for_each(|part| signer.update(part))?;
     let mut mac = [0; MAC];
-    Signer::new(MessageDigest::sha256(), &secret)?.sign_oneshot(&mut mac, body)?;
+    signer.sign(&mut mac)?;
     Ok(mac)
 }
 
@@ -139,7 +195,7 @@ mod tests {
     }
 
     fn opened(timetable: &Timetable, ticket: &[u8], wall: u64) -> Option<Vec<u8>> {
-        open(timetable, ticket, wall).unwrap()
+        open(timetable, &Rule::default(), ticket, wall).unwrap()
     }
 
     fn ticketer(timetable: Timetable) -> FarmTicketer {
@@ -149,7 +205,7 @@ mod tests {
     #[test]
     fn a_ticket_is_laid_out_as_documented() {
         let key = key(1, 0, 10, 20);
-        let ticket = seal(&key, IV_OF_TESTS, SESSION).unwrap();
+        let ticket = seal(&key, &Rule::default(), IV_OF_TESTS, SESSION).unwrap();
         assert_eq!(ticket.len(), 16 + 16 + 48 + 32);
         assert_eq!((&ticket[..16], &ticket[16..32]), (&key.name[..], &IV_OF_TESTS[..]));
         let plain = decrypt(Cipher::aes_256_cbc(), &key.aes, Some(&IV_OF_TESTS), &ticket[32..80]).unwrap();
@@ -162,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_ticket_opens_wherever_its_key_is_and_nowhere_else() {
-        let ticket = seal(&key(1, 0, 10, 20), IV_OF_TESTS, SESSION).unwrap();
+        let ticket = seal(&key(1, 0, 10, 20), &Rule::default(), IV_OF_TESTS, SESSION).unwrap();
         let other_node = table(&[key(2, 0, 10, 20), key(1, 0, 10, 20)]);
         assert_eq!(opened(&other_node, &ticket, 5).as_deref(), Some(SESSION));
         assert_eq!(opened(&table(&[key(2, 0, 10, 20)]), &ticket, 5), None);
@@ -172,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_ticket_opens_until_its_key_closes_and_not_when_it_is_erased() {
-        let ticket = seal(&key(1, 0, 10, 20), IV_OF_TESTS, SESSION).unwrap();
+        let ticket = seal(&key(1, 0, 10, 20), &Rule::default(), IV_OF_TESTS, SESSION).unwrap();
         let timetable = table(&[key(1, 0, 10, 20)]);
         assert!(opened(&timetable, &ticket, 20).is_some());
         assert_eq!(opened(&timetable, &ticket, 21), None);
@@ -182,7 +238,7 @@ mod tests {
     #[test]
     fn a_ticket_changed_or_cut_anywhere_does_not_open() {
         let timetable = table(&[key(1, 0, 10, 20)]);
-        let ticket = seal(&key(1, 0, 10, 20), IV_OF_TESTS, SESSION).unwrap();
+        let ticket = seal(&key(1, 0, 10, 20), &Rule::default(), IV_OF_TESTS, SESSION).unwrap();
         for place in 0..ticket.len() {
             assert_eq!(opened(&timetable, &ticket[..place], 5), None, "cut to {place} bytes");
             for bit in 0..8 {
@@ -198,7 +254,7 @@ mod tests {
     fn an_authentic_ticket_that_does_not_decrypt_is_no_session() {
         let key = key(1, 0, u64::MAX, u64::MAX);
         let mut ticket = [key.name, IV_OF_TESTS].concat();
-        let mac = mac(&key, &ticket).unwrap();
+        let mac = mac(&key, &Rule::default(), &ticket).unwrap();
         ticket.extend(mac);
         assert_eq!(ticketer(table(&[key])).decrypt(&ticket), None);
     }
@@ -211,6 +267,20 @@ mod tests {
         assert_ne!(one, two, "each ticket has an IV of its own");
         assert_eq!(b.decrypt(&one).as_deref(), Some(SESSION));
         assert_eq!(b.decrypt(&two).as_deref(), Some(SESSION));
+    }
+
+    #[test]
+    fn a_ticket_opens_under_the_rule_that_it_was_sealed_under_and_under_no_other() {
+        let timetable = table(&[key(1, 0, u64::MAX, u64::MAX)]);
+        let of = |rule: &str| ticketer(timetable.clone()).for_rule(rule);
+        let rules = ["", "client certificate: none", "client certificate: required"];
+        for sealed in rules {
+            let ticket = of(sealed).encrypt(SESSION).unwrap();
+            for opened in rules {
+                let expected = (opened == sealed).then_some(SESSION);
+                assert_eq!(of(opened).decrypt(&ticket).as_deref(), expected, "{sealed:?} at {opened:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Rust servers that share the farm's tickets, and an OpenSSL client that goes from one to the other.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,8 +20,9 @@ use resumed::clock::{Now, SystemClock};
 use resumed::keys::{HeldRing, KeyMaterial, KeySettings, Timetable};
 use resumed::proxies::rustls::FarmTicketer;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::NoServerSessionStorage;
-use rustls::{ServerConfig, ServerConnection, Stream};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig, ServerConnection, Stream};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -58,13 +59,18 @@ struct Server {
 
 impl Server {
     fn start(timetable: watch::Receiver<Arc<Timetable>>) -> Self {
+        Self::with(FarmTicketer::new(timetable, SystemClock::start()), WebPkiClientVerifier::no_client_auth())
+    }
+
+    fn with(ticketer: FarmTicketer, clients: Arc<dyn ClientCertVerifier>) -> Self {
         let (certificate, key) = self_signed();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let mut config = builder.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+        let builder = builder.with_client_cert_verifier(clients);
+        let mut config = builder.with_single_cert(vec![certificate], key).unwrap();
         // Whatever resumes, resumes by its ticket.
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.ticketer = Arc::new(FarmTicketer::new(timetable, SystemClock::start()));
+        config.ticketer = Arc::new(ticketer);
         let (listener, config) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(config));
         let address = listener.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -94,11 +100,21 @@ fn greet(mut client: TcpStream, config: Arc<ServerConfig>) {
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut connection = ServerConnection::new(config).unwrap();
     let mut stream = Stream::new(&mut connection, &mut client);
-    stream.write_all(GREETING).unwrap();
-    stream.conn.send_close_notify();
-    stream.flush().unwrap();
+    // A client that is turned away sees that itself.
+    if stream.write_all(GREETING).is_ok() {
+        stream.conn.send_close_notify();
+        stream.flush().unwrap();
+    }
     // The client hangs up: had this end closed first, what it had not read yet could be lost.
-    let _ = stream.read(&mut [0]);
+    let _ = io::copy(&mut client, &mut io::sink());
+}
+
+/// Asks clients for a certificate of an authority that no client has one of.
+fn required() -> Arc<dyn ClientCertVerifier> {
+    let mut authorities = RootCertStore::empty();
+    authorities.add(self_signed().0).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider).build().unwrap()
 }
 
 /// A session as a client may keep it: encoded, because OpenSSL marks a session as used up when it is renewed or its
@@ -128,6 +144,11 @@ impl Client {
 
     /// One connection. Returns whether `offered` was resumed, and the session that the server gave.
     fn visit(&self, server: &Server, offered: Option<&Session>) -> (bool, Option<Session>) {
+        self.try_visit(server, offered).expect("every handshake succeeds, resumed or full")
+    }
+
+    /// The same where the server may turn the client away.
+    fn try_visit(&self, server: &Server, offered: Option<&Session>) -> Result<(bool, Option<Session>), String> {
         self.newest.lock().unwrap().take();
         let mut ssl = Ssl::new(&self.context).unwrap();
         ssl.set_hostname("localhost").unwrap();
@@ -138,11 +159,12 @@ impl Client {
         }
         let tcp = TcpStream::connect(server.address).unwrap();
         tcp.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut stream = ssl.connect(tcp).expect("every handshake succeeds, resumed or full");
+        let mut stream = ssl.connect(tcp).map_err(|error| error.to_string())?;
         let mut greeting = Vec::new();
-        stream.read_to_end(&mut greeting).unwrap();
+        // With TLS 1.3 the client is done before the server has seen its certificate.
+        stream.read_to_end(&mut greeting).map_err(|error| error.to_string())?;
         assert_eq!(greeting, GREETING);
-        (stream.ssl().session_reused(), self.newest.lock().unwrap().take())
+        Ok((stream.ssl().session_reused(), self.newest.lock().unwrap().take()))
     }
 
     fn session(&self, server: &Server) -> Session {
@@ -239,5 +261,24 @@ fn a_server_without_a_key_serves_all_the_same_and_gives_tickets_as_soon_as_it_ha
         let client = Client::new(version);
         let session = client.session(&server);
         assert!(client.resumes(&server, &session), "{version:?}");
+    }
+}
+
+#[test]
+fn a_listener_that_requires_a_client_certificate_takes_no_ticket_of_one_that_does_not() {
+    let now = SystemClock::start().now();
+    let (_node, farm) = watch::channel(Arc::new(ring(now).timetable(now)));
+    let ticketer = || FarmTicketer::new(farm.clone(), SystemClock::start());
+    let (open, strict) = (Server::start(farm.clone()), Server::with(ticketer().for_rule("required"), required()));
+    let careless = Server::with(ticketer(), required());
+    for version in VERSIONS {
+        let client = Client::new(version);
+        let session = client.session(&open);
+        // What rustls does not look at, and the rule's name is for.
+        assert!(client.resumes(&careless, &session), "{version:?}: rustls asks now, and rules may go");
+        for offered in [None, Some(&session)] {
+            let refused = client.try_visit(&strict, offered).expect_err("a client without a certificate");
+            assert!(refused.contains("certificate required"), "{version:?}: {refused}");
+        }
     }
 }
