@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod control;
+#[cfg(feature = "rustls")]
 pub mod demo;
 pub mod probe;
 pub mod reload;
@@ -92,6 +93,7 @@ ticket key, and does it again. Exits 1 if any ticket was refused.
 
 Example:
   resumed demo")]
+    #[cfg(feature = "rustls")]
     Demo,
 
     /// Read the configuration and say what it means, or every mistake in it
@@ -311,6 +313,7 @@ impl Cli {
         let config = self.config.as_deref();
         match &self.command {
             Command::Run => run::run(read_settings(config)?, config),
+            #[cfg(feature = "rustls")]
             Command::Demo => run::run_demo(),
             Command::Check => check(config, out),
             Command::Secret(command) => secret::run(command, out),

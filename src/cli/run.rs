@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::runtime::{Builder, Runtime};
 
+#[cfg(feature = "rustls")]
 use super::demo::demo;
 use super::{Failure, in_full, read_settings};
 use crate::daemon::Settings;
@@ -32,6 +33,7 @@ pub fn run(settings: Settings, config: Option<&Path>) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If a resumption failed, or it did not come to its end.
+#[cfg(feature = "rustls")]
 pub fn run_demo() -> Result<(), Failure> {
     match runtime()?.block_on(demo()) {
         Ok(true) => Ok(()),

@@ -13,7 +13,9 @@ use crate::node::{Node, NodeView, Question};
 use crate::proto::{self, AuditEntry, AuditOutcome};
 use crate::status::{AuditStatus, FarmStatus, NodeStatus, ReloadState, SecretsStatus};
 
+#[cfg(feature = "daemon")]
 pub mod history;
+#[cfg(feature = "daemon")]
 pub mod overview;
 mod secret_steps;
 mod warnings;

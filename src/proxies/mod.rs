@@ -19,6 +19,7 @@
 pub mod allowed_users;
 pub mod ats;
 mod outbox;
+#[cfg(feature = "rustls")]
 pub mod rustls;
 
 use std::collections::BTreeMap;

@@ -44,6 +44,7 @@ impl Access {
     }
 
     /// Whether who is in its group matters. The folder of what was handed over lets no group in.
+    #[cfg(feature = "daemon")]
     pub(super) fn is_the_groups(self) -> bool {
         !self.handed_over && self.mode & 0o040 != 0
     }

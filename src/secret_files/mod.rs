@@ -6,7 +6,9 @@
 
 mod access;
 pub mod farm_secret;
+#[cfg(feature = "daemon")]
 mod warnings;
 
 pub use access::{ACCEPTED_MODES, Access};
+#[cfg(feature = "daemon")]
 pub use warnings::{Daemon, Exposure, Readers, Warning, exposures, warnings};
