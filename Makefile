@@ -196,7 +196,7 @@ $(CARGO_CYCLONEDX):
 	$(TOOL_PROFILE) $(CARGO) install --quiet --locked --version $(CARGO_CYCLONEDX_VERSION) --root $(TARGET)/tools cargo-cyclonedx
 
 .PHONY: lint
-lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and ansible-lint without a warning, and the plugin without an async runtime
+lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and ansible-lint without a warning, the plugin without an async runtime, the library without the daemon
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*/*.sh tests/*/*/*.sh debian/resumed*/*)
@@ -207,7 +207,11 @@ lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and
 	cd ansible && ansible-lint && ansible-playbook --inventory inventory/example --syntax-check *.yml
 	CARGO='$(CARGO)' scripts/check-plugin-crates.sh $(CARGO_FLAGS)
 	CARGO='$(CARGO)' scripts/check-shipped-features.sh $(CARGO_FLAGS)
+	CARGO='$(CARGO)' scripts/check-embedded-crates.sh $(CARGO_FLAGS)
 	$(CARGO) clippy --workspace --all-targets $(RELEASE) -- -D warnings
+	$(CARGO) clippy --package resumed --lib --no-default-features $(RELEASE) -- -D warnings
+	$(CARGO) clippy --package resumed --lib --no-default-features --features rustls $(RELEASE) -- -D warnings
+	$(CARGO) clippy --package resumed --lib --no-default-features --features daemon $(RELEASE) -- -D warnings
 
 .PHONY: audit
 audit: $(CARGO_DENY) ## Licences, sources and banned crates of the whole dependency tree (builds cargo-deny once)

@@ -3,22 +3,27 @@
 //!
 //! A process has one recorder. Several nodes in one process (as in `demo`) add to the same counters.
 
+#[cfg(feature = "daemon")]
 mod exporter;
 mod handles;
 mod labels;
 mod row;
 pub mod sessions;
 mod table;
+#[cfg(feature = "daemon")]
 mod totals;
 
+#[cfg(feature = "daemon")]
 pub use exporter::{MetricsError, install, upkeep};
 pub use handles::{Counter, CounterBy, Gauge, GaugeBy, Histogram};
 pub use labels::{Label, Plane, Release};
 pub use row::{Kind, LabelValues, Row, Unit};
 pub use table::*;
+#[cfg(feature = "daemon")]
 pub use totals::{Totals, totals};
 
 /// Tells the recorder of now of every metric, and has it show every series that is known beforehand.
+#[cfg(feature = "daemon")]
 fn announce() {
     for row in TABLE {
         row.describe();
