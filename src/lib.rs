@@ -3,6 +3,38 @@
 //! One daemon runs beside each proxy. Daemons share session ticket keys and session-ID cache entries through
 //! RabbitMQ, as sealed protobuf messages. `docs/architecture.md` is the map of the modules below.
 //!
+//! # A server that embeds a node
+//!
+//! A Rust server needs no daemon beside it: it runs the node itself, and seals its tickets with the farm's keys. Everything
+//! for that stands at the root of this crate.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use resumed::{FarmSecret, FarmTicketer, Hub, InProcess, Node, NodeSettings, Secrets, SystemClock};
+//! use tokio::sync::watch;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // In a real farm `read_farm_secrets` reads them, and the bus is `RabbitMq`.
+//! let secrets = Secrets::new(vec![FarmSecret::generate()?])?;
+//! let (_later_secrets, secrets) = watch::channel(Arc::new(secrets));
+//! let bus = Arc::new(InProcess::new(Arc::new(Hub::default())));
+//! let node = Node::start(NodeSettings::new("edge-1", "prod", "default"), secrets, bus, SystemClock::start())?;
+//!
+//! // For `rustls::ServerConfig::ticketer`.
+//! let ticketer = FarmTicketer::new(node.proxies.timetable.clone(), node.proxies.clock);
+//! # drop(ticketer);
+//!
+//! // The node says farewell, so that the farm does not wait for it.
+//! node.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Keys pass through this process: call [`memory::keep`] before the first secret
+//! is read. The node logs with `tracing` and counts with `metrics`, to whatever subscriber and recorder the process has.
+//!
 //! # Features
 //!
 //! | feature | gives | brings |
@@ -48,3 +80,21 @@ mod temporary;
 pub mod token_bucket;
 pub mod unix_socket;
 pub mod words;
+
+pub use bus::in_process::{Hub, InProcess};
+pub use bus::rabbitmq::{RabbitMq, RabbitMqSettings};
+pub use bus::{BrokerUri, BusError, UriFault};
+pub use clock::SystemClock;
+pub use envelope::{FarmSecret, SecretError, Secrets};
+pub use keys::KeySettings;
+pub use node::{Health, Node, NodeSettings, NodeView};
+pub use operator::{Operator, RotateError, Rotation};
+pub use proxies::ProxyInfo;
+#[cfg(feature = "rustls")]
+pub use proxies::rustls::FarmTicketer;
+pub use secret_files::farm_secret::{
+    SecretFileError, read as read_farm_secret, read_all as read_farm_secrets, write_new as write_farm_secret,
+};
+pub use sessions::SessionSettings;
+pub use settings::SettingsError;
+pub use status::FarmStatus;
