@@ -32,7 +32,7 @@
 //! # }
 //! ```
 //!
-//! Keys pass through this process: call [`memory::keep`] before the first secret
+//! `examples/embedded_node.rs` is a whole server. Keys pass through this process: call [`memory::keep`] before the first secret
 //! is read. The node logs with `tracing` and counts with `metrics`, to whatever subscriber and recorder the process has.
 //!
 //! # Features
