@@ -33,7 +33,8 @@
 //! ```
 //!
 //! `examples/embedded_node.rs` is a whole server. Keys pass through this process: call [`memory::keep`] before the first secret
-//! is read. The node logs with `tracing` and counts with `metrics`, to whatever subscriber and recorder the process has.
+//! is read. The node logs with `tracing` and counts with `metrics`, to the subscriber and the recorder that the process
+//! has; [`metrics::announce`] tells that recorder of every metric.
 //!
 //! # Features
 //!

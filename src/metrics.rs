@@ -22,9 +22,9 @@ pub use table::*;
 #[cfg(feature = "daemon")]
 pub use totals::{Totals, totals};
 
-/// Tells the recorder of now of every metric, and has it show every series that is known beforehand.
-#[cfg(feature = "daemon")]
-fn announce() {
+/// Tells the recorder of now of every metric, and has it show every series that is known beforehand. The daemon does so; a
+/// server with a recorder of its own calls it once that is there.
+pub fn announce() {
     for row in TABLE {
         row.describe();
         row.show();
