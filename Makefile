@@ -125,6 +125,7 @@ test-program:
 .PHONY: test-brokers
 test-brokers: build previous dependencies-farm dependencies-test dependencies-brokers ## All tests that touch a broker on Debian 12's, Debian 13's and the newest (BROKERS=newest: only there; BROKER_TESTS=file: only those)
 	$(SAY) 'tests that touch a broker: about 10 min for each broker, and 3 min to make the roots of the others, once'
+	$(CARGO) build $(RELEASE) --example embedded_node
 	$(call next_broker,newest); failed=0; $(call on_brokers,$(BROKERS),$(BROKER_TESTS_ASKED)) || failed=1; \
 	$(if $(and $(filter trixie,$(BROKERS)),$(filter cluster_faults,$(BROKER_TESTS_ASKED))),RABBITMQ_STORE=khepri \
 	  $(call on_brokers,trixie,cluster_faults) || failed=1;) exit $$failed

@@ -149,7 +149,7 @@ pub enum SecretFileError {
         /// Its permission bits.
         found: u32,
     },
-    /// Somebody else could change it.
+    /// Another user could change it.
     #[error(
         "farm secret {}: belongs to user id {found}; accepted are root (0) and the user that resumed runs as ({own})",
         path.display()
