@@ -162,7 +162,12 @@ impl Broker {
             let starting: Vec<_> = hosts.iter().map(|host| scope.spawn(start(host))).collect();
             starting.into_iter().map(|broker| broker.join().expect("a broker")).collect()
         });
-        assert_eq!(brokers[0].running(), hosts.len(), "brokers in the cluster");
+        let deadline = Instant::now() + START_WITHIN;
+        while brokers[0].running() != hosts.len() {
+            assert!(Instant::now() < deadline, "of {} brokers {} are one cluster", hosts.len(), brokers[0].running());
+            thread::sleep(Duration::from_millis(500));
+        }
+        brokers.iter().for_each(Self::settle_on_store);
         brokers
     }
 
@@ -252,7 +257,10 @@ impl Broker {
             thread::sleep(Duration::from_millis(10));
         }
         broker.launch()?;
-        broker.settle_on_store();
+        // The brokers of a cluster are moved together, once all are there.
+        if broker.place.is_none() {
+            broker.settle_on_store();
+        }
         Ok(broker)
     }
 
