@@ -58,7 +58,7 @@ impl SystemClock {
 
     /// The `Instant` at which the monotonic clock reads `mono` milliseconds.
     #[must_use]
-    pub fn instant(&self, mono: u64) -> Instant {
+    pub(crate) fn instant(&self, mono: u64) -> Instant {
         self.start + Duration::from_millis(mono.saturating_sub(MONO_START))
     }
 }
@@ -76,7 +76,7 @@ pub struct Nanoseconds {
 impl Nanoseconds {
     /// This instant.
     #[must_use]
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { wall: wall.as_nanos(), mono: START.elapsed().as_nanos() }

@@ -26,7 +26,7 @@ pub use mistake::{Mistake, Origin, Place, Understood};
 use reader::Reader;
 
 /// Where the configuration stands unless `--config` says otherwise.
-pub const DEFAULT_FILE: &str = "/etc/resumed/resumed.toml";
+pub(crate) const DEFAULT_FILE: &str = "/etc/resumed/resumed.toml";
 
 /// Why there are no settings.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ fn in_lines(mistakes: &[Mistake]) -> String {
 
 /// The settings, with every key, its value as it was understood and where it came from, and with every mistake; defaults
 /// stand where there is one.
-pub type Explained = (Settings, Vec<Understood>, Vec<Mistake>);
+pub(crate) type Explained = (Settings, Vec<Understood>, Vec<Mistake>);
 
 /// Reads the file at `path`, if one is given, and the environment.
 ///
@@ -81,7 +81,7 @@ pub fn load(path: Option<&Path>) -> Result<Settings, ConfigError> {
 ///
 /// # Errors
 /// The file cannot be read or is not TOML.
-pub fn load_explained(path: Option<&Path>) -> Result<Explained, ConfigError> {
+pub(crate) fn load_explained(path: Option<&Path>) -> Result<Explained, ConfigError> {
     let file = match path {
         None => TomlFile::default(),
         Some(path) => {

@@ -45,7 +45,15 @@
 //! | `daemon` (default) | the program `resumed`: commands, configuration, control socket, HTTP, the exporter of metrics, the probe, warnings about secret files | clap, axum, comfy-table, config, toml, metrics-exporter-prometheus, sd-notify, tracing-subscriber |
 //!
 //! A server that embeds a node asks for `default-features = false, features = ["rustls"]`.
+//!
+//! # The rooms
+//!
+//! The modules are the rooms of `docs/architecture.md`. What in them is public is so for the project's own tests, benchmark and
+//! fuzzers, which live in other packages and name it by its path: that may be another one in the next release. For a server that
+//! embeds a node, everything stands at the root.
 #![forbid(unsafe_code)]
+// Tests tell their story in one piece.
+#![cfg_attr(test, allow(clippy::too_many_lines, unreachable_pub))]
 
 pub mod bus;
 #[cfg(feature = "daemon")]

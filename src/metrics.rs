@@ -13,14 +13,16 @@ mod table;
 #[cfg(feature = "daemon")]
 mod totals;
 
+pub(crate) use exporter::upkeep;
 #[cfg(feature = "daemon")]
-pub use exporter::{MetricsError, install, upkeep};
+pub use exporter::{MetricsError, install};
 pub use handles::{Counter, CounterBy, Gauge, GaugeBy, Histogram};
-pub use labels::{Label, Plane, Release};
+pub(crate) use labels::Plane;
+pub use labels::{Label, Release};
 pub use row::{Kind, LabelValues, Row, Unit};
 pub use table::*;
 #[cfg(feature = "daemon")]
-pub use totals::{Totals, totals};
+pub(crate) use totals::{Totals, totals};
 
 /// Tells the recorder of now of every metric, and has it show every series that is known beforehand. The daemon does so; a
 /// server with a recorder of its own calls it once that is there.

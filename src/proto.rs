@@ -13,31 +13,31 @@ pub mod limits;
 include!(concat!(env!("OUT_DIR"), "/resumed.v1.rs"));
 
 /// Ticket keys in a ring that is read: four times [`Ring::CAP`](crate::keys::Ring::CAP).
-pub const MOST_KEYS: usize = 256;
+pub(crate) const MOST_KEYS: usize = 256;
 /// Ids of epoch keys or of farm secrets in a message that is read: a node sends 16 at most.
-pub const MOST_IDS: usize = 64;
+pub(crate) const MOST_IDS: usize = 64;
 /// Proxies of one node in a message that is read: a node reports 16 at most, and a leader shows all of its own.
-pub const MOST_PROXIES: usize = 128;
+pub(crate) const MOST_PROXIES: usize = 128;
 /// Warnings of all proxies of a node that it tells of: a leader refuses a report with more.
-pub const MOST_WARNINGS_TOLD: usize = 16;
+pub(crate) const MOST_WARNINGS_TOLD: usize = 16;
 /// Bytes of these in all.
-pub const MOST_WARNING_BYTES: usize = 2048;
+pub(crate) const MOST_WARNING_BYTES: usize = 2048;
 /// Warnings of one proxy in a message that is read.
-pub const MOST_WARNINGS: usize = 64;
+pub(crate) const MOST_WARNINGS: usize = 64;
 /// Requests of operators that one node tells of in a message that is read: a node tells of 8.
-pub const MOST_AUDIT_ENTRIES: usize = 32;
+pub(crate) const MOST_AUDIT_ENTRIES: usize = 32;
 /// Sessions, removals or tombstones in a message that is read: twice
 /// [`MAX_BATCH_ENTRIES`](crate::sessions::MAX_BATCH_ENTRIES).
-pub const MOST_ENTRIES: usize = 65_536;
+pub(crate) const MOST_ENTRIES: usize = 65_536;
 /// Members in a member table, and so in one part of it. More nodes than this are not kept: names come from authentic
 /// messages, but memory stays bounded whatever happens.
-pub const MOST_MEMBERS: usize = 20_000;
+pub(crate) const MOST_MEMBERS: usize = 20_000;
 
 /// Sites in an announcement: more than any release tells of.
 const MOST_SITES: usize = 64;
 
 /// What an [`Envelope`] may hold: every field once.
-pub static ENVELOPE: Limits = Limits(&[
+pub(crate) static ENVELOPE: Limits = Limits(&[
     Limit::once(1, "version", &FLAT),
     Limit::once(2, "secret_id", &FLAT),
     Limit::once(3, "epoch", &FLAT),
@@ -117,7 +117,7 @@ pub mod local {
     const MOST_NAMES: usize = 100_000;
 
     /// What a [`FromProxy`] may hold.
-    pub static FROM_PROXY: Limits = Limits(&[
+    pub(crate) static FROM_PROXY: Limits = Limits(&[
         Limit::once(1, "hello", &Limits(&[Limit::repeated(6, "warnings", MOST_WARNINGS, size_of::<String>(), &FLAT)])),
         Limit::once(
             4,
@@ -157,7 +157,7 @@ pub mod local {
 impl SessionEntry {
     /// The removal of the session `id`, as a proxy is told of it.
     #[must_use]
-    pub fn removal(id: &[u8]) -> Self {
+    pub(crate) fn removal(id: &[u8]) -> Self {
         Self { id: Bytes::copy_from_slice(id), session: Bytes::new(), at: 0 }
     }
 

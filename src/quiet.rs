@@ -8,7 +8,7 @@ const EVERY_MS: u64 = 60_000;
 
 /// Decides which lines may be written. Counters count everything; this is for people who read logs.
 #[derive(Clone, Debug, Default)]
-pub struct Quiet {
+pub(crate) struct Quiet {
     /// One entry for each reason ever seen: reasons are words of the program, so these are few.
     lines: BTreeMap<(&'static str, &'static str), Line>,
 }
@@ -22,7 +22,7 @@ struct Line {
 impl Quiet {
     /// Whether a line may be written at `now` about something, such as a `message`, and what is wrong with it; if so, how
     /// many were held back since the last one.
-    pub fn pass(&mut self, what: &'static str, reason: &'static str, now: Now) -> Option<u64> {
+    pub(crate) fn pass(&mut self, what: &'static str, reason: &'static str, now: Now) -> Option<u64> {
         match self.lines.get_mut(&(what, reason)) {
             Some(line) if now.mono.saturating_sub(line.written_at) < EVERY_MS => {
                 line.held_back += 1;

@@ -35,7 +35,7 @@ pub type Randomness = Box<dyn FnMut(&mut [u8]) + Send>;
 const SOURCE_BYTES: usize = 32;
 
 /// What a draw is made of.
-pub trait Sources {
+pub(crate) trait Sources {
     /// Bytes of the kernel's generator.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ pub trait Sources {
 }
 
 /// The sources of this host.
-pub struct ThisHost;
+pub(crate) struct ThisHost;
 
 impl Sources for ThisHost {
     /// `getrandom(2)`; waits, early at boot, until the kernel has enough entropy.
@@ -89,14 +89,14 @@ pub enum NoRandomness {
 }
 
 /// Draws from all of its sources at once.
-pub struct Mixed<S> {
+pub(crate) struct Mixed<S> {
     sources: S,
     drawn: AtomicU64,
 }
 
 impl<S: Sources> Mixed<S> {
     /// Draws from `sources`.
-    pub const fn of(sources: S) -> Self {
+    pub(crate) const fn of(sources: S) -> Self {
         Self { sources, drawn: AtomicU64::new(0) }
     }
 
@@ -104,7 +104,7 @@ impl<S: Sources> Mixed<S> {
     ///
     /// # Errors
     /// If a source fails. What is in `bytes` then is not random.
-    pub fn try_fill(&self, bytes: &mut [u8]) -> Result<(), NoRandomness> {
+    pub(crate) fn try_fill(&self, bytes: &mut [u8]) -> Result<(), NoRandomness> {
         bytes.chunks_mut(MOST_BYTES).try_for_each(|some| self.draw(some))
     }
 
@@ -131,7 +131,7 @@ static HOST: Mixed<ThisHost> = Mixed::of(ThisHost);
 ///
 /// # Errors
 /// If the kernel or OpenSSL has none to give. What is in `bytes` then is not random.
-pub fn try_fill(bytes: &mut [u8]) -> Result<(), NoRandomness> {
+pub(crate) fn try_fill(bytes: &mut [u8]) -> Result<(), NoRandomness> {
     HOST.try_fill(bytes)
 }
 

@@ -14,10 +14,10 @@ macro_rules! labelled {
 
         impl $name {
             /// All of them.
-            pub const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
+            pub(crate) const ALL: [Self; [$($label),+].len()] = [$(Self::$variant),+];
 
             /// The label of each.
-            pub const LABELS: [&'static str; Self::ALL.len()] = [$($label),+];
+            pub(crate) const LABELS: [&'static str; Self::ALL.len()] = [$($label),+];
 
             /// Its label.
             #[must_use]

@@ -27,12 +27,12 @@ impl Seat {
 
     /// The seat behind it, if it is not the last.
     #[must_use]
-    pub fn next(self) -> Option<Self> {
+    pub(crate) fn next(self) -> Option<Self> {
         Self::numbered(self.number() + 1)
     }
 
     /// Those before it, the first one first.
-    pub fn before(self) -> impl Iterator<Item = Self> {
+    pub(crate) fn before(self) -> impl Iterator<Item = Self> {
         (0..self.0).map(Self)
     }
 }
@@ -108,7 +108,7 @@ impl Names {
 
     /// The leader's queue of a seat.
     #[must_use]
-    pub fn seat(&self, seat: Seat) -> &str {
+    pub(crate) fn seat(&self, seat: Seat) -> &str {
         let further = usize::from(seat.0).checked_sub(1).and_then(|place| self.further_seats.get(place));
         further.unwrap_or(&self.leader)
     }
@@ -131,7 +131,7 @@ impl Names {
 
     /// Whether `queue` is an inbox of this farm: answers go nowhere else, whatever a request says.
     #[must_use]
-    pub fn is_inbox(&self, queue: &str) -> bool {
+    pub(crate) fn is_inbox(&self, queue: &str) -> bool {
         queue.len() <= LONGEST_NAME && queue.starts_with(&self.inbox_prefix)
     }
 

@@ -177,7 +177,7 @@ pub enum AuditAction {
 impl AuditAction {
     /// Its word in `status --json` and in the log.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Rotate => "rotate",
             Self::Revoke => "revoke",
@@ -208,7 +208,7 @@ pub enum AuditOutcome {
 impl AuditOutcome {
     /// Its word in `status --json` and in the log.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
             Self::Pending => "pending",
@@ -308,7 +308,7 @@ impl SecretsStatus {
     /// Where the rotation of the farm secret stands and when its next step is safe, if one is under way. Names of nodes
     /// stand in it as they came.
     #[must_use]
-    pub fn in_words(&self) -> Option<String> {
+    pub(crate) fn in_words(&self) -> Option<String> {
         let Self { sealing, next_step, other, safe, waiting_for } = self;
         let other = other.as_deref()?;
         let next = match next_step {
@@ -396,11 +396,11 @@ pub struct BrokerStatus {
 
 impl BrokerStatus {
     /// What stands in place of a URI if there is no broker, and the bus is within the process.
-    pub const IN_PROCESS: &str = "in-process";
+    pub(crate) const IN_PROCESS: &str = "in-process";
 
     /// Whether there is no broker.
     #[must_use]
-    pub fn is_in_process(&self) -> bool {
+    pub(crate) fn is_in_process(&self) -> bool {
         self.uri == Self::IN_PROCESS
     }
 }

@@ -6,7 +6,7 @@ use crate::clock::{Now, millis};
 
 /// A token bucket: full at first, a token taken for each time, one more every so often until it is full again.
 #[derive(Clone, Copy, Debug)]
-pub struct TokenBucket {
+pub(crate) struct TokenBucket {
     burst: u64,
     every_ms: u64,
     /// When all tokens will be there again, on the monotonic clock in milliseconds.
@@ -16,25 +16,25 @@ pub struct TokenBucket {
 impl TokenBucket {
     /// `burst` tokens, and one more `every` so often, in whole milliseconds. At least one of each.
     #[must_use]
-    pub fn new(burst: u32, every: Duration) -> Self {
+    pub(crate) fn new(burst: u32, every: Duration) -> Self {
         Self { burst: u64::from(burst.max(1)), every_ms: millis(every).max(1), full_at: 0 }
     }
 
     /// How long it is from `now` until there is a token: zero if there is one.
     #[must_use]
-    pub fn empty_for(&self, now: Now) -> Duration {
+    pub(crate) fn empty_for(&self, now: Now) -> Duration {
         let tokens_from = self.full_at.saturating_sub((self.burst - 1) * self.every_ms);
         Duration::from_millis(tokens_from.saturating_sub(now.mono))
     }
 
     /// Whether all tokens are there at `now`, as in a new bucket.
     #[must_use]
-    pub fn is_full(&self, now: Now) -> bool {
+    pub(crate) fn is_full(&self, now: Now) -> bool {
         self.full_at <= now.mono
     }
 
     /// Takes a token. One that is not there is owed.
-    pub fn take(&mut self, now: Now) {
+    pub(crate) fn take(&mut self, now: Now) {
         self.full_at = self.full_at.max(now.mono).saturating_add(self.every_ms);
     }
 }

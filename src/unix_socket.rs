@@ -14,11 +14,11 @@ use tokio::net::UnixListener;
 use tracing::warn;
 
 /// The longest path of a socket, in bytes: `sun_path` has 108, the last of which is zero.
-pub const LONGEST_PATH: usize = 107;
+pub(crate) const LONGEST_PATH: usize = 107;
 
 /// How a socket is to be.
 #[derive(Clone, Copy, Debug)]
-pub struct SocketOptions {
+pub(crate) struct SocketOptions {
     /// Its permission bits.
     pub mode: u32,
     /// The group that it is given to, if any.
@@ -68,7 +68,7 @@ pub enum SocketError {
 
 /// A listening Unix socket. Dropped, it removes its file, unless another has taken the name since.
 #[derive(Debug)]
-pub struct FreshSocket {
+pub(crate) struct FreshSocket {
     listener: UnixListener,
     path: PathBuf,
     inode: (u64, u64),
@@ -77,13 +77,14 @@ pub struct FreshSocket {
 impl FreshSocket {
     /// The listener.
     #[must_use]
-    pub fn listener(&self) -> &UnixListener {
+    pub(crate) fn listener(&self) -> &UnixListener {
         &self.listener
     }
 
     /// Where it listens.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    #[cfg(test)]
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -104,7 +105,7 @@ impl Drop for FreshSocket {
 ///
 /// # Errors
 /// If another process listens at `path`, or something that is no socket is there, or the system refuses.
-pub fn bind_fresh(path: &Path, options: SocketOptions) -> Result<FreshSocket, SocketError> {
+pub(crate) fn bind_fresh(path: &Path, options: SocketOptions) -> Result<FreshSocket, SocketError> {
     if options.makes_directory {
         make_directory(path)?;
     }

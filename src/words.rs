@@ -25,7 +25,7 @@ pub fn listed(names: &[&str], most: usize, rest: &str) -> String {
 
 /// `ms` milliseconds in their two largest units, for a table: `3h 12m`, `45s`, `350ms`.
 #[must_use]
-pub fn brief(ms: u64) -> String {
+pub(crate) fn brief(ms: u64) -> String {
     if ms < 1000 {
         return format!("{ms}ms");
     }
@@ -39,7 +39,7 @@ pub fn brief(ms: u64) -> String {
 /// `ms` milliseconds for a sentence: to the minute from ten minutes on, to the second above ten seconds. `1day 3h 12m`,
 /// `45s`, `3s 350ms`.
 #[must_use]
-pub fn rounded(ms: u64) -> String {
+pub(crate) fn rounded(ms: u64) -> String {
     let ms = match ms {
         600_000.. => ms - ms % 60_000,
         10_001.. => ms - ms % 1000,

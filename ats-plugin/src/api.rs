@@ -14,11 +14,11 @@ use crate::libssl::{self, Foreign, SSL_SESSION_is_resumable, SSL_get_state};
 use crate::session::{MASTER_KEY_BYTES, SessionId};
 
 /// A `TSEventFunc`.
-pub type EventFunction = unsafe extern "C" fn(cont: *mut c_void, event: c_int, data: *mut c_void) -> c_int;
+pub(crate) type EventFunction = unsafe extern "C" fn(cont: *mut c_void, event: c_int, data: *mut c_void) -> c_int;
 
 /// `TSSslSessionID`: the same in every version that has it.
 #[repr(C)]
-pub struct RawSessionId {
+pub(crate) struct RawSessionId {
     len: usize,
     bytes: [u8; 32],
 }
@@ -31,17 +31,17 @@ impl RawSessionId {
     }
 
     /// The ID; none if ATS hands over a length that cannot be.
-    pub fn get(&self) -> Option<SessionId> {
+    pub(crate) fn get(&self) -> Option<SessionId> {
         SessionId::new(self.bytes.get(..self.len)?)
     }
 }
 
 /// Events of the session hook.
-pub const SESSION_GET: c_int = 2000;
+pub(crate) const SESSION_GET: c_int = 2000;
 /// A full handshake has made a session.
-pub const SESSION_NEW: c_int = 2001;
+pub(crate) const SESSION_NEW: c_int = 2001;
 /// OpenSSL has dropped a session.
-pub const SESSION_REMOVE: c_int = 2002;
+pub(crate) const SESSION_REMOVE: c_int = 2002;
 
 const SUCCESS: c_int = 0;
 const LIFECYCLE_SHUTDOWN_HOOK: c_int = 7;
@@ -59,7 +59,7 @@ struct Registration {
 }
 
 /// What of the API this ATS offers.
-pub struct Api {
+pub(crate) struct Api {
     major: c_int,
     version: String,
     register: Option<unsafe extern "C" fn(*const Registration) -> c_int>,
@@ -116,7 +116,7 @@ unsafe fn function<F: Copy>(names: &[&CStr]) -> Option<F> {
 
 impl Api {
     /// Looks everything up.
-    pub fn resolve() -> Self {
+    pub(crate) fn resolve() -> Self {
         // SAFETY: the types are those of ts/ts.h in 9.2 and 10.1, with opaque pointers as void pointers, enums as int
         // and TSMgmtInt as int64_t; the mangled names spell the same types out.
         unsafe {
@@ -157,17 +157,17 @@ impl Api {
     }
 
     /// The whole version, as `9.2.9`.
-    pub fn version(&self) -> &str {
+    pub(crate) fn version(&self) -> &str {
         &self.version
     }
 
     /// The first number of the version; 0 if it does not say.
-    pub fn major(&self) -> i32 {
+    pub(crate) fn major(&self) -> i32 {
         self.major
     }
 
     /// What this ATS lacks without which the plugin can do nothing.
-    pub fn missing(&self) -> Option<String> {
+    pub(crate) fn missing(&self) -> Option<String> {
         if self.major < 9 {
             return Some(format!("Traffic Server {:?} is older than 9", self.version));
         }
@@ -181,17 +181,17 @@ impl Api {
     }
 
     /// Whether this ATS lets plugins share its session-ID cache.
-    pub fn has_sessions(&self) -> bool {
+    pub(crate) fn has_sessions(&self) -> bool {
         self.sessions.is_some()
     }
 
     /// Why the sessions that this ATS would share are left alone.
-    pub fn foreign(&self) -> Option<&Foreign> {
+    pub(crate) fn foreign(&self) -> Option<&Foreign> {
         self.foreign.as_ref()
     }
 
     /// Tells ATS who this plugin is.
-    pub fn register(&self) -> bool {
+    pub(crate) fn register(&self) -> bool {
         let Some(register) = self.register else { return true };
         let registration = Registration {
             plugin_name: c"resumed".as_ptr(),
@@ -204,7 +204,7 @@ impl Api {
 
     /// Makes the calling thread one that may call ATS. For threads that live as long as ATS: it keeps a megabyte and a file
     /// descriptor for each thread that was made one, also when the thread has ended. Another call by the same thread does nothing.
-    pub fn thread_init(&self) {
+    pub(crate) fn thread_init(&self) {
         thread_local! {
             static IS_ONE: Cell<bool> = const { Cell::new(false) };
         }
@@ -217,7 +217,7 @@ impl Api {
     }
 
     /// Has ATS call `function` for every event of the session hook. No effect without session functions.
-    pub fn on_session(&self, function: EventFunction) {
+    pub(crate) fn on_session(&self, function: EventFunction) {
         if let (Some(sessions), Some(cont)) = (&self.sessions, self.continuation(function)) {
             // SAFETY: a continuation that is never destroyed, and this version's number of the hook.
             unsafe { (sessions.hook_add)(sessions.hook, cont) };
@@ -226,7 +226,7 @@ impl Api {
 
     /// Has ATS call `function` when a client's TLS connection ends, before its TLS state is freed. It must end with
     /// [`Self::go_on`]. No effect without session functions.
-    pub fn on_close(&self, function: EventFunction) {
+    pub(crate) fn on_close(&self, function: EventFunction) {
         if let (Some(sessions), Some(cont)) = (&self.sessions, self.continuation(function)) {
             // SAFETY: a continuation that is never destroyed, and this version's number of the hook.
             unsafe { (sessions.hook_add)(sessions.close_hook, cont) };
@@ -237,7 +237,7 @@ impl Api {
     ///
     /// # Safety
     /// `connection` is what ATS has handed to this call of the hook.
-    pub unsafe fn go_on(&self, connection: *mut c_void) {
+    pub(crate) unsafe fn go_on(&self, connection: *mut c_void) {
         if let Some(sessions) = &self.sessions {
             // SAFETY: by this function's contract.
             unsafe { (sessions.reenable)(connection) };
@@ -248,7 +248,7 @@ impl Api {
     ///
     /// # Safety
     /// `connection` is what ATS has handed to this call of the hook of a connection's end.
-    pub unsafe fn dropped_session(&self, connection: *mut c_void) -> Option<Dropped> {
+    pub(crate) unsafe fn dropped_session(&self, connection: *mut c_void) -> Option<Dropped> {
         let tls_of = self.sessions.as_ref()?.tls_of;
         // SAFETY: a live connection by this function's contract; ATS gives null or the SSL that it frees later.
         let ssl = unsafe { tls_of(connection) }.cast::<openssl_sys::SSL>();
@@ -270,7 +270,7 @@ impl Api {
     }
 
     /// Has ATS call `function` after an operator had it read its configuration again.
-    pub fn on_reload(&self, function: EventFunction) {
+    pub(crate) fn on_reload(&self, function: EventFunction) {
         let (Some(register), Some(cont)) = (&self.update_register, self.continuation(function)) else { return };
         // SAFETY: a continuation that is never destroyed and a string that lives for ever; the third may be null.
         unsafe {
@@ -282,7 +282,7 @@ impl Api {
     }
 
     /// Has ATS call `function` when it begins to stop.
-    pub fn on_shutdown(&self, function: EventFunction) {
+    pub(crate) fn on_shutdown(&self, function: EventFunction) {
         if let (Some(add), Some(cont)) = (self.lifecycle_hook_add, self.continuation(function)) {
             // SAFETY: a continuation that is never destroyed; the hook has this number in 9.0 to 11.
             unsafe { add(LIFECYCLE_SHUTDOWN_HOOK, cont) };
@@ -295,7 +295,7 @@ impl Api {
     }
 
     /// Replaces ATS's ticket keys by `records`: 48 bytes each, the first seals. False if ATS refused.
-    pub fn set_ticket_keys(&self, records: &[u8]) -> bool {
+    pub(crate) fn set_ticket_keys(&self, records: &[u8]) -> bool {
         let (Some(update), Ok(len)) = (self.ticket_key_update, c_int::try_from(records.len())) else { return false };
         // SAFETY: ATS reads `len` bytes and copies them; that its argument is not const is an oversight.
         unsafe { update(records.as_ptr().cast_mut().cast(), len) == SUCCESS }
@@ -303,7 +303,7 @@ impl Api {
 
     /// Copies the DER of a session from ATS's cache into `into` and returns its whole length, which may be larger; 0 if
     /// ATS does not have it.
-    pub fn session_der(&self, id: &SessionId, into: &mut [u8]) -> usize {
+    pub(crate) fn session_der(&self, id: &SessionId, into: &mut [u8]) -> usize {
         let Some(sessions) = &self.sessions else { return 0 };
         let raw = RawSessionId::new(id);
         let mut len = c_int::try_from(into.len()).unwrap_or(c_int::MAX);
@@ -313,7 +313,7 @@ impl Api {
     }
 
     /// Puts a session into ATS's cache.
-    pub fn insert_session(&self, id: &SessionId, session: &OpensslSession) -> bool {
+    pub(crate) fn insert_session(&self, id: &SessionId, session: &OpensslSession) -> bool {
         let Some(sessions) = &self.sessions else { return false };
         let raw = RawSessionId::new(id);
         // SAFETY: a live SSL_SESSION, of which ATS keeps a copy; no connection belongs to it.
@@ -321,7 +321,7 @@ impl Api {
     }
 
     /// Takes a session out of ATS's cache, if it is there.
-    pub fn remove_session(&self, id: &SessionId) {
+    pub(crate) fn remove_session(&self, id: &SessionId) {
         if let Some(sessions) = &self.sessions {
             let raw = RawSessionId::new(id);
             // SAFETY: ATS reads the ID.
@@ -330,7 +330,7 @@ impl Api {
     }
 
     /// An integer of `records.config`; none if this ATS does not know the name.
-    pub fn setting(&self, name: &CStr) -> Option<i64> {
+    pub(crate) fn setting(&self, name: &CStr) -> Option<i64> {
         let get = self.mgmt_int_get?;
         let mut value = 0;
         // SAFETY: a name that ends in zero, and room for the value.
@@ -338,7 +338,7 @@ impl Api {
     }
 
     /// A text of `records.config`; none if it is unset or this ATS does not know the name.
-    pub fn text_setting(&self, name: &CStr) -> Option<String> {
+    pub(crate) fn text_setting(&self, name: &CStr) -> Option<String> {
         let get = self.mgmt_string_get?;
         let mut value = ptr::null_mut();
         // SAFETY: a name that ends in zero, and room for the pointer.
@@ -355,20 +355,20 @@ impl Api {
     }
 
     /// The folder of ATS's configuration.
-    pub fn config_dir(&self) -> Option<String> {
+    pub(crate) fn config_dir(&self) -> Option<String> {
         // SAFETY: no arguments; the string that it returns ends in zero and lives for ever.
         self.config_dir_get.map(|get| unsafe { text(get()) })
     }
 
     /// Makes a statistic; none if ATS has no room for it.
-    pub fn new_statistic(&self, name: &CStr) -> Option<Statistic> {
+    pub(crate) fn new_statistic(&self, name: &CStr) -> Option<Statistic> {
         // SAFETY: a name that ends in zero, and values of ATS's enumerations.
         let number = unsafe { self.stat_create?(name.as_ptr(), RECORD_INT, STAT_NON_PERSISTENT, STAT_SYNC_SUM) };
         (number >= 0).then_some(Statistic(number))
     }
 
     /// Sets a statistic.
-    pub fn set_statistic(&self, statistic: &Statistic, value: u64) {
+    pub(crate) fn set_statistic(&self, statistic: &Statistic, value: u64) {
         if let Some(set) = self.stat_int_set {
             // SAFETY: the number of a statistic that ATS has made.
             unsafe { set(statistic.0, i64::try_from(value).unwrap_or(i64::MAX)) };
@@ -398,7 +398,7 @@ impl Sessions {
 }
 
 /// A statistic that ATS has made.
-pub struct Statistic(c_int);
+pub(crate) struct Statistic(c_int);
 
 /// # Safety
 /// `pointer` is null or a string that ends in zero.
@@ -411,7 +411,7 @@ unsafe fn text(pointer: *const c_char) -> String {
 }
 
 /// A session that OpenSSL has dropped in the course of a connection.
-pub struct Dropped {
+pub(crate) struct Dropped {
     pub id: SessionId,
     /// The connection came back to it; else it was made for the connection.
     pub resumed: bool,
@@ -445,11 +445,11 @@ impl Dropped {
 }
 
 /// A session that OpenSSL has decoded in full.
-pub struct OpensslSession(*mut openssl_sys::SSL_SESSION);
+pub(crate) struct OpensslSession(*mut openssl_sys::SSL_SESSION);
 
 impl OpensslSession {
     /// None if OpenSSL does not take `der`.
-    pub fn decode(der: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(der: &[u8]) -> Option<Self> {
         let mut at = der.as_ptr();
         let len = std::ffi::c_long::try_from(der.len()).ok()?;
         // SAFETY: reads at most `len` bytes and allocates the result.
@@ -472,7 +472,7 @@ impl Drop for OpensslSession {
 }
 
 /// Fills `bytes` with random ones from the kernel; false if it has none. Waits, early at boot, until it has enough entropy.
-pub fn kernel_random(bytes: &mut [u8; 32]) -> bool {
+pub(crate) fn kernel_random(bytes: &mut [u8; 32]) -> bool {
     loop {
         // SAFETY: writes at most as many bytes. So few come all at once.
         let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
@@ -486,7 +486,7 @@ pub fn kernel_random(bytes: &mut [u8; 32]) -> bool {
 }
 
 /// Fills `bytes` with random ones from OpenSSL; false if it has none.
-pub fn openssl_random(bytes: &mut [u8; 32]) -> bool {
+pub(crate) fn openssl_random(bytes: &mut [u8; 32]) -> bool {
     // SAFETY: writes 32 bytes.
     let filled = unsafe { openssl_sys::RAND_bytes(bytes.as_mut_ptr(), 32) == 1 };
     if !filled {
@@ -497,7 +497,7 @@ pub fn openssl_random(bytes: &mut [u8; 32]) -> bool {
 }
 
 /// Fills `out`, at most 8,160 bytes, by HKDF-SHA256 (RFC 5869) of `secret`, without a salt. False if OpenSSL cannot.
-pub fn hkdf_sha256(secret: &[u8], info: &[u8], out: &mut [u8]) -> bool {
+pub(crate) fn hkdf_sha256(secret: &[u8], info: &[u8], out: &mut [u8]) -> bool {
     let (Ok(secret_len), Ok(info_len)) = (c_int::try_from(secret.len()), c_int::try_from(info.len())) else {
         return false;
     };
@@ -521,14 +521,14 @@ pub fn hkdf_sha256(secret: &[u8], info: &[u8], out: &mut [u8]) -> bool {
 }
 
 /// Whether two secrets are the same, in a time that does not say where they differ.
-pub fn same_secret(one: &[u8], other: &[u8]) -> bool {
+pub(crate) fn same_secret(one: &[u8], other: &[u8]) -> bool {
     // SAFETY: both are `one.len()` bytes long.
     one.len() == other.len()
         && unsafe { openssl_sys::CRYPTO_memcmp(one.as_ptr().cast(), other.as_ptr().cast(), one.len()) } == 0
 }
 
 /// SHA-256.
-pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut digest = [0; 32];
     // SAFETY: reads the bytes and writes 32.
     unsafe { openssl_sys::SHA256(bytes.as_ptr(), bytes.len(), digest.as_mut_ptr()) };
@@ -537,7 +537,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 /// Keeps signals that are meant for ATS away from the calling thread and from those that it starts, and SIGPIPE with
 /// them. What a fault of the thread itself raises still reaches ATS's crash log.
-pub fn leave_signals_to_ats() {
+pub(crate) fn leave_signals_to_ats() {
     // SAFETY: sigfillset makes the set, sigdelset changes it, and only this thread's mask is set from it.
     unsafe {
         let mut signals = std::mem::zeroed();
@@ -553,7 +553,7 @@ pub fn leave_signals_to_ats() {
 ///
 /// # Safety
 /// `argv` points to `argc` strings that end in zero.
-pub unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<String> {
+pub(crate) unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<String> {
     let count = usize::try_from(argc).unwrap_or(0);
     // SAFETY: by this function's contract.
     (1..count).map(|at| unsafe { text(*argv.add(at)) }).collect()
@@ -563,14 +563,14 @@ pub unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<String> 
 ///
 /// # Safety
 /// `data` is null or what ATS passes to the session hook.
-pub unsafe fn session_id(data: *mut c_void) -> Option<SessionId> {
+pub(crate) unsafe fn session_id(data: *mut c_void) -> Option<SessionId> {
     // SAFETY: by this function's contract; ATS leaves it alone during the call.
     unsafe { data.cast::<RawSessionId>().as_ref() }.and_then(RawSessionId::get)
 }
 
 /// How loud a message is.
 #[derive(Clone, Copy)]
-pub enum Level {
+pub(crate) enum Level {
     /// Worth knowing.
     Note,
     /// Worth a look.
@@ -580,7 +580,7 @@ pub enum Level {
 }
 
 /// Writes one line to ATS's `diags.log`, or to standard error if this ATS offers no way there.
-pub fn say(level: Level, message: &str) {
+pub(crate) fn say(level: Level, message: &str) {
     static PRINTERS: OnceLock<[Option<Print>; 3]> = OnceLock::new();
     // SAFETY: all take a printf format and its arguments, in every version.
     let printers = PRINTERS.get_or_init(|| unsafe {

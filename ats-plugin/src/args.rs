@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// What an operator may say after `resumed.so`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Args {
+pub(crate) struct Args {
     /// The daemon's socket.
     pub socket: PathBuf,
     /// How long ATS's start may wait for the first ticket keys.
@@ -15,7 +15,7 @@ pub struct Args {
 
 /// An argument that cannot be meant.
 #[derive(Debug, PartialEq, Eq)]
-pub struct BadArgument {
+pub(crate) struct BadArgument {
     argument: String,
     wanted: &'static str,
 }
@@ -32,7 +32,7 @@ const LONGEST_WAIT_MS: u64 = 60_000;
 
 impl Args {
     /// Reads the arguments that follow the plugin's own name.
-    pub fn parse(arguments: &[String]) -> Result<Self, BadArgument> {
+    pub(crate) fn parse(arguments: &[String]) -> Result<Self, BadArgument> {
         let mut args = Self { socket: PathBuf::from("/run/resumed/ats.sock"), wait: Duration::from_millis(1000) };
         for argument in arguments {
             let bad = |wanted| BadArgument { argument: argument.clone(), wanted };

@@ -106,7 +106,7 @@ pub(crate) mod tests {
     use crate::report::tests::report;
 
     /// What the daemon makes of a frame.
-    pub fn read(frame: &[u8]) -> Vec<SessionEntry> {
+    pub(crate) fn read(frame: &[u8]) -> Vec<SessionEntry> {
         let (length, message) = frame.split_first_chunk().expect("a length");
         assert_eq!(u32::from_be_bytes(*length) as usize, message.len());
         let message = FromProxy::decode(message).expect("a message");
@@ -115,7 +115,7 @@ pub(crate) mod tests {
     }
 
     /// The times of all reports of a batch.
-    pub fn times(batch: &mut Batch) -> Vec<u64> {
+    pub(crate) fn times(batch: &mut Batch) -> Vec<u64> {
         read(batch.frame()).iter().map(|entry| entry.at).collect()
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a report waits at most under load.
-pub const LONGEST: Duration = Duration::from_millis(20);
+pub(crate) const LONGEST: Duration = Duration::from_millis(20);
 const SHORTEST: Duration = Duration::from_millis(2);
 /// So many reports at a time make what a wake-up costs small beside their handshakes.
 const TOGETHER: u64 = 8;
@@ -20,7 +20,7 @@ const FALL: Duration = Duration::from_millis(400);
 const FEW: u64 = 40;
 
 /// What it is to be now.
-pub struct Coalescer {
+pub(crate) struct Coalescer {
     start: Instant,
     collects: AtomicBool,
     /// The number of the stretch that is counted. Threads of ATS that meet at its end may count too little, or make collecting
@@ -33,7 +33,7 @@ pub struct Coalescer {
 
 /// What the writing thread does next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Sends what is there.
     Send,
     /// Lets reports come together for this long.
@@ -44,7 +44,7 @@ pub enum Next {
 
 impl Coalescer {
     /// At first every report goes by itself.
-    pub fn new(start: Instant) -> Self {
+    pub(crate) fn new(start: Instant) -> Self {
         Self {
             start,
             collects: AtomicBool::new(false),
@@ -60,7 +60,7 @@ impl Coalescer {
     }
 
     /// The hook has a report: whether it may go by itself.
-    pub fn goes_alone(&self, now: Instant) -> bool {
+    pub(crate) fn goes_alone(&self, now: Instant) -> bool {
         if self.collects() {
             return false;
         }
@@ -80,7 +80,7 @@ impl Coalescer {
     }
 
     /// What to do after reports were taken, of which there are `more`.
-    pub fn next(&self, more: bool) -> Next {
+    pub(crate) fn next(&self, more: bool) -> Next {
         match (more, self.collects()) {
             (true, _) => Next::Send,
             (false, true) => Next::Collect(Duration::from_micros(self.pause.load(Ordering::Relaxed))),
@@ -89,7 +89,7 @@ impl Coalescer {
     }
 
     /// The writing thread has taken `reports`.
-    pub fn collected(&self, reports: u64, now: Instant) {
+    pub(crate) fn collected(&self, reports: u64, now: Instant) {
         if !self.collects() {
             return;
         }

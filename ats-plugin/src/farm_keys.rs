@@ -20,7 +20,7 @@ const FAR_AHEAD_MS: u64 = 60 * 60 * 1000;
 /// - it tells of a revocation that was unknown here: a key that it does not name may be one of those revoked;
 /// - it is of another farm.
 #[derive(Default)]
-pub struct FarmKeys {
+pub(crate) struct FarmKeys {
     farm: String,
     /// The daemon that speaks has sent no timetable yet.
     first: bool,
@@ -38,7 +38,7 @@ pub struct FarmKeys {
 
 impl FarmKeys {
     /// A daemon has said welcome. It is one of `farm`.
-    pub fn greeted(&mut self, farm: &str) {
+    pub(crate) fn greeted(&mut self, farm: &str) {
         if self.farm != farm {
             *self = Self { farm: farm.to_owned(), ..Self::default() };
         }
@@ -46,12 +46,12 @@ impl FarmKeys {
     }
 
     /// How many keys of earlier daemons stay beside those of the present one.
-    pub fn kept(&self) -> usize {
+    pub(crate) fn kept(&self) -> usize {
         self.former.len()
     }
 
     /// Takes in what the daemon says at `wall` (UTC milliseconds), and returns what holds from now on.
-    pub fn hear(&mut self, said: &Timetable, wall: u64) -> Timetable {
+    pub(crate) fn hear(&mut self, said: &Timetable, wall: u64) -> Timetable {
         let names_one_of =
             |entries: &[Entry]| entries.iter().any(|ours| said.entries().iter().any(|key| key.name == ours.name));
         // A floor that is below the known one, and not 0, is a revocation too, where a wrong clock set the known one.

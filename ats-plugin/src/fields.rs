@@ -7,17 +7,17 @@ use saphyr_parser::{Event, Parser};
 
 /// One entry: names and their values, in the file's order.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Fields(Vec<(String, String)>);
+pub(crate) struct Fields(Vec<(String, String)>);
 
 impl Fields {
     /// The value under `name`, unless it is empty. ATS takes names in either case.
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
     /// Whether the value under `name` is a number, and this one.
-    pub fn is(&self, name: &str, number: i64) -> bool {
+    pub(crate) fn is(&self, name: &str, number: i64) -> bool {
         self.get(name).and_then(|value| value.parse().ok()) == Some(number)
     }
 }
@@ -26,7 +26,7 @@ impl Fields {
 ///
 /// # Errors
 /// Why ATS or this plugin cannot read it.
-pub fn certificates(name: &str, text: &str) -> Result<Vec<Fields>, String> {
+pub(crate) fn certificates(name: &str, text: &str) -> Result<Vec<Fields>, String> {
     let is_yaml = name.ends_with(".yaml") || name.ends_with(".yml");
     let entries = if is_yaml { entries(text, "ssl_multicert")? } else { lines(text)? };
     let is_known = |entry: &Fields| entry.get("ssl_cert_name").is_some() || entry.get("action").is_some();
@@ -72,7 +72,7 @@ fn pairs(line: &str) -> Fields {
 ///
 /// # Errors
 /// Where it is not YAML, or not of this form; and where it has an alias (`*name`), which is not followed.
-pub fn entries(text: &str, top: &'static str) -> Result<Vec<Fields>, String> {
+pub(crate) fn entries(text: &str, top: &'static str) -> Result<Vec<Fields>, String> {
     let mut walk = Walk { top, open: Vec::new(), found: false, nothing: true, entries: Vec::new() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| error.to_string())?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 /// Calls that took at most so many nanoseconds, as Prometheus counts them: each holds those of the one before, too. The last
 /// holds every call.
-pub const BOUNDS: [(u64, &CStr); 16] = [
+pub(crate) const BOUNDS: [(u64, &CStr); 16] = [
     (250, c"plugin.resumed.hook_ns.250"),
     (500, c"plugin.resumed.hook_ns.500"),
     (1_000, c"plugin.resumed.hook_ns.1000"),
@@ -29,17 +29,17 @@ pub const BOUNDS: [(u64, &CStr); 16] = [
 
 /// The counts since the start of ATS.
 #[derive(Default)]
-pub struct HookTimes([AtomicU64; BOUNDS.len()]);
+pub(crate) struct HookTimes([AtomicU64; BOUNDS.len()]);
 
 /// A call of the hook; it is over when this is dropped.
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     times: &'a HookTimes,
     since: Instant,
 }
 
 impl HookTimes {
     /// A call begins.
-    pub fn call(&self) -> Call<'_> {
+    pub(crate) fn call(&self) -> Call<'_> {
         Call { times: self, since: Instant::now() }
     }
 
@@ -51,7 +51,7 @@ impl HookTimes {
     }
 
     /// How many calls took at most as long as each of [`BOUNDS`].
-    pub fn up_to(&self) -> [u64; BOUNDS.len()] {
+    pub(crate) fn up_to(&self) -> [u64; BOUNDS.len()] {
         let mut sum = 0;
         self.0.each_ref().map(|count| {
             sum += count.load(Ordering::Relaxed);
@@ -62,7 +62,7 @@ impl HookTimes {
 
 impl Call<'_> {
     /// When it began.
-    pub fn since(&self) -> Instant {
+    pub(crate) fn since(&self) -> Instant {
         self.since
     }
 }

@@ -15,7 +15,7 @@ const COMPILED_FOR: u32 = parse(env!("RESUMED_OPENSSL_SERIES"));
 
 /// Why ATS's sessions are not the plugin's to touch.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Foreign {
+pub(crate) enum Foreign {
     /// ATS and its libraries export no such function: OpenSSL is inside ATS, or under other names.
     Hidden(&'static str),
     /// ATS's own calls of this function go elsewhere than the plugin's.
@@ -50,7 +50,7 @@ impl fmt::Display for Foreign {
 }
 
 /// Why this process's sessions must be left alone; none if ATS and the plugin call one library, of the right series.
-pub fn foreign() -> Option<Foreign> {
+pub(crate) fn foreign() -> Option<Foreign> {
     // SAFETY: takes no argument and reads a constant.
     let runs = unsafe { openssl_sys::OpenSSL_version_num() };
     decide(runs, called().into_iter().map(|(name, ours)| (name_of(name), ours, at_ats(name))))
@@ -92,9 +92,9 @@ fn called() -> [(&'static CStr, usize); 10] {
 // What openssl-sys leaves out.
 unsafe extern "C" {
     /// Whether OpenSSL would still resume it.
-    pub fn SSL_SESSION_is_resumable(session: *const openssl_sys::SSL_SESSION) -> c_int;
+    pub(crate) fn SSL_SESSION_is_resumable(session: *const openssl_sys::SSL_SESSION) -> c_int;
     /// The state of the handshake.
-    pub fn SSL_get_state(ssl: *const openssl_sys::SSL) -> c_int;
+    pub(crate) fn SSL_get_state(ssl: *const openssl_sys::SSL) -> c_int;
 }
 
 /// Where calls of `name` go that ATS and the libraries that it was linked to make. The plugin's own libraries are not asked.
@@ -114,7 +114,7 @@ fn at_ats(name: &CStr) -> Option<usize> {
 
 /// A digest of the name of each authority in the PEM file `path`: each once, in the file's order, as ATS hashes them into its session
 /// ID context. None if there is none.
-pub fn authorities(path: &CStr) -> Option<Vec<[u8; 32]>> {
+pub(crate) fn authorities(path: &CStr) -> Option<Vec<[u8; 32]>> {
     // SAFETY: a path that ends in zero.
     let names = unsafe { openssl_sys::SSL_load_client_CA_file(path.as_ptr()) };
     let digests = (!names.is_null()).then(|| Names(names).digests());

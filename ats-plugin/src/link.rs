@@ -21,7 +21,7 @@ use crate::settings::Shown;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Talks to the daemon until ATS stops.
-pub fn run(plugin: &'static Plugin) {
+pub(crate) fn run(plugin: &'static Plugin) {
     plugin.api.thread_init();
     let mut backoff = BACKOFF.0;
     let path = plugin.socket.display();

@@ -6,14 +6,14 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// Decides whether a line may pass.
 #[derive(Default)]
-pub struct LogLimiter {
+pub(crate) struct LogLimiter {
     last: Option<Instant>,
     held_back: u32,
 }
 
 impl LogLimiter {
     /// What to append to the line, if it may pass at `now`.
-    pub fn pass(&mut self, now: Instant) -> Option<String> {
+    pub(crate) fn pass(&mut self, now: Instant) -> Option<String> {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < EVERY) {
             self.held_back += 1;
             return None;

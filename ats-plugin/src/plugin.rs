@@ -26,7 +26,7 @@ const REPLICA_BYTES: usize = 256 << 20;
 
 /// The counters of `local.proto` that events move.
 #[derive(Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     pub too_large_for_proxy: AtomicU64,
     pub inserted: AtomicU64,
     pub apply_errors: AtomicU64,
@@ -45,7 +45,7 @@ struct Counts {
 type Counted = fn(&Counts) -> u64;
 
 /// The plugin in one ATS process. Lives for ever.
-pub struct Plugin {
+pub(crate) struct Plugin {
     pub api: Api,
     pub socket: PathBuf,
     shown: Mutex<(Shown, u64)>,
@@ -74,13 +74,13 @@ thread_local! {
 }
 
 /// UTC milliseconds.
-pub fn wall_ms() -> u64 {
+pub(crate) fn wall_ms() -> u64 {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Plugin {
-    pub fn new(api: Api, socket: PathBuf, shown: Shown) -> Self {
+    pub(crate) fn new(api: Api, socket: PathBuf, shown: Shown) -> Self {
         let names: [(_, Counted); 8] = [
             (c"plugin.resumed.queued", |counts| counts.told.queued),
             (c"plugin.resumed.dropped_full", |counts| counts.told.dropped_full),
@@ -117,7 +117,7 @@ impl Plugin {
     }
 
     /// What this ATS shows of its settings now, with what the plugin itself has to say of it.
-    pub fn look(api: &Api) -> Shown {
+    pub(crate) fn look(api: &Api) -> Shown {
         let mut shown = settings::look(api, api.has_sessions());
         let foreign = api.foreign().map(ToString::to_string);
         shown.warnings.splice(0..0, foreign);
@@ -125,7 +125,7 @@ impl Plugin {
     }
 
     /// What was seen last of ATS's settings, and a number that is another whenever that is.
-    pub fn shown(&self) -> (Shown, u64) {
+    pub(crate) fn shown(&self) -> (Shown, u64) {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -144,19 +144,19 @@ impl Plugin {
     }
 
     /// Whether ATS is stopping.
-    pub fn stops(&self) -> bool {
+    pub(crate) fn stops(&self) -> bool {
         self.shutdown.is_shut()
     }
 
     /// Writes a line to ATS's log, unless ATS is stopping: then it may be taking its log apart.
-    pub fn say(&self, level: Level, message: &str) {
+    pub(crate) fn say(&self, level: Level, message: &str) {
         if let Some(_running) = self.shutdown.enter() {
             say(level, message);
         }
     }
 
     /// Takes over what the daemon says about itself.
-    pub fn welcome(&self, welcome: &proto::Welcome) {
+    pub(crate) fn welcome(&self, welcome: &proto::Welcome) {
         self.replicate.store(welcome.replicate, Ordering::Relaxed);
         self.removals.store(welcome.removals, Ordering::Relaxed);
         if !welcome.replicate {
@@ -166,12 +166,12 @@ impl Plugin {
     }
 
     /// From now on no session created before `from` (UTC milliseconds; 0: no such limit) is resumed here.
-    pub fn flush_sessions(&self, from: u64) {
+    pub(crate) fn flush_sessions(&self, from: u64) {
         self.sessions_from.store(from, Ordering::Relaxed);
     }
 
     /// The counters now.
-    pub fn count(&self) -> proto::Counters {
+    pub(crate) fn count(&self) -> proto::Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         proto::Counters {
             queued: self.outgoing.sent(),
@@ -184,7 +184,7 @@ impl Plugin {
     }
 
     /// Shows the counters as ATS statistics.
-    pub fn show_statistics(&self) {
+    pub(crate) fn show_statistics(&self) {
         let counts = Counts { told: self.count(), replica: self.replica.size() };
         for (statistic, value) in &self.statistics {
             self.api.set_statistic(statistic, value(&counts));
@@ -200,7 +200,7 @@ impl Plugin {
     }
 
     /// Runs `change` such that the hook takes no notice of what it does to ATS's cache.
-    pub fn silently(&self, change: impl FnOnce()) {
+    pub(crate) fn silently(&self, change: impl FnOnce()) {
         struct Heard<'a>(&'a AtomicUsize);
         // Also if `change` panics: this thread is ATS's, and must not stay deaf.
         impl Drop for Heard<'_> {
@@ -222,7 +222,7 @@ impl Plugin {
     }
 
     /// The session hook, on one of ATS's network threads, inside a handshake.
-    pub fn on_session(&self, event: std::ffi::c_int, id: &SessionId) {
+    pub(crate) fn on_session(&self, event: std::ffi::c_int, id: &SessionId) {
         if self.is_silent() {
             return;
         }
@@ -319,14 +319,14 @@ impl Plugin {
     }
 
     /// Whether the end of a connection may be the end of its session.
-    pub fn shares_removals(&self) -> bool {
+    pub(crate) fn shares_removals(&self) -> bool {
         self.removals.load(Ordering::Relaxed) && self.replicate.load(Ordering::Relaxed)
     }
 
     /// A connection ends whose session OpenSSL has dropped. The farm hears of it if the connection was this session's: both ends have
     /// shown that they have its key.
     #[inline(never)]
-    pub fn on_dropped(&self, dropped: &Dropped) {
+    pub(crate) fn on_dropped(&self, dropped: &Dropped) {
         let call = self.hook_times.call();
         let shared = if dropped.resumed { self.is_keyed(dropped) } else { dropped.der_len <= LARGEST_FOR_ATS };
         if !shared {
@@ -354,7 +354,7 @@ impl Plugin {
 }
 
 /// Keeps ATS's ticket keys what they should be.
-pub struct TicketKeeper {
+pub(crate) struct TicketKeeper {
     plugin: &'static Plugin,
     timetable: Timetable,
     own: OwnKeys,
@@ -376,7 +376,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 impl TicketKeeper {
-    pub fn new(plugin: &'static Plugin) -> Self {
+    pub(crate) fn new(plugin: &'static Plugin) -> Self {
         Self {
             plugin,
             timetable: Timetable::default(),
@@ -392,7 +392,7 @@ impl TicketKeeper {
     }
 
     /// Waits for the farm's keys for at most `patience`, then gives ATS its first keys.
-    pub fn begin(&mut self, patience: Duration) {
+    pub(crate) fn begin(&mut self, patience: Duration) {
         // ATS reads an operator's key file only after its plugins have begun.
         self.reloaded_at = settings::ticket_key_file(&self.plugin.api).map(|_| Instant::now() + patience);
         // A node that starts with ATS has no keys at first, and says so.
@@ -408,7 +408,7 @@ impl TicketKeeper {
     }
 
     /// Keeps on until ATS stops.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         self.plugin.api.thread_init();
         let mut swept = Instant::now();
         loop {

@@ -52,7 +52,7 @@ impl Drawn {
 
 /// Fills `bytes`, at most 8,160, with random ones. The error says which source has none; what is in `bytes` then is not
 /// random.
-pub fn fill(bytes: &mut [u8]) -> Result<(), &'static str> {
+pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), &'static str> {
     Drawn::now()?.mix(bytes)
 }
 

@@ -86,7 +86,7 @@ pub(crate) mod tests {
     use crate::proto::{SessionEntry, Sessions};
 
     /// One of a session of 160 bytes.
-    pub fn report(at: u64) -> Report {
+    pub(crate) fn report(at: u64) -> Report {
         of(&[1; 32], &[2; 160], at).expect("room for it")
     }
 

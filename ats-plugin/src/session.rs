@@ -127,7 +127,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// A session as OpenSSL lays it out, with `id`, made at `time`, for `timeout` seconds.
-    pub fn der(id: &[u8], time: u32, timeout: u32) -> Vec<u8> {
+    pub(crate) fn der(id: &[u8], time: u32, timeout: u32) -> Vec<u8> {
         fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
             let mut all = vec![tag];
             if content.len() > 0x7f {

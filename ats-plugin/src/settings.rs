@@ -10,7 +10,7 @@ use crate::fields::{self, Fields};
 use crate::libssl;
 
 /// Where settings come from: ATS, or a test.
-pub trait Source {
+pub(crate) trait Source {
     /// An integer of `records.config` or `records.yaml`.
     fn number(&self, name: &CStr) -> Option<i64>;
     /// A text of them, not empty.
@@ -41,7 +41,7 @@ impl Source for Api {
 
 /// What a node is told of its proxy's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shown {
+pub(crate) struct Shown {
     /// Equal on two hosts only if ATS derives the same session ID contexts on them; none if a file that it depends on cannot be
     /// read.
     pub certificate_digest: Option<[u8; 8]>,
@@ -50,7 +50,7 @@ pub struct Shown {
 }
 
 /// Looks at ATS's settings as they are now. `sessions`: this ATS shares session IDs with plugins at all.
-pub fn look(source: &impl Source, sessions: bool) -> Shown {
+pub(crate) fn look(source: &impl Source, sessions: bool) -> Shown {
     let files = Files::read(source);
     Shown { certificate_digest: certificate_digest(&files), warnings: warnings(source, &files, sessions) }
 }
@@ -280,7 +280,7 @@ impl File<Vec<Fields>> {
 }
 
 /// The file from which ATS reads its ticket keys, if the operator named one.
-pub fn ticket_key_file(source: &impl Source) -> Option<String> {
+pub(crate) fn ticket_key_file(source: &impl Source) -> Option<String> {
     source.text(c"proxy.config.ssl.server.ticket_key.filename").filter(|name| name != "NULL")
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Counts the threads that are inside.
 #[derive(Default)]
-pub struct ShutdownGuard {
+pub(crate) struct ShutdownGuard {
     state: Mutex<State>,
     left: Condvar,
 }
@@ -17,11 +17,11 @@ struct State {
 }
 
 /// Somebody is inside.
-pub struct Inside<'a>(&'a ShutdownGuard);
+pub(crate) struct Inside<'a>(&'a ShutdownGuard);
 
 impl ShutdownGuard {
     /// Enters; none once ATS stops.
-    pub fn enter(&self) -> Option<Inside<'_>> {
+    pub(crate) fn enter(&self) -> Option<Inside<'_>> {
         let mut state = self.lock();
         (!state.shut).then(|| {
             state.inside += 1;
@@ -30,7 +30,7 @@ impl ShutdownGuard {
     }
 
     /// Lets no thread enter any more, and waits until all have left, for at most `patience`.
-    pub fn shut(&self, patience: Duration) {
+    pub(crate) fn shut(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
         state.shut = true;
@@ -44,7 +44,7 @@ impl ShutdownGuard {
     }
 
     /// Whether it is shut.
-    pub fn is_shut(&self) -> bool {
+    pub(crate) fn is_shut(&self) -> bool {
         self.lock().shut
     }
 

@@ -5,16 +5,16 @@ use std::time::Duration;
 use crate::clock::millis;
 
 /// The first pause after a link that was steady is at most this long, the first one after a failure about as long.
-pub const FIRST: Duration = Duration::from_millis(100);
+pub(crate) const FIRST: Duration = Duration::from_millis(100);
 
 /// No pause is longer. Below the five seconds within which a node has to be back after its broker, so that connecting
 /// still fits.
-pub const LONGEST: Duration = Duration::from_millis(4_500);
+pub(crate) const LONGEST: Duration = Duration::from_millis(4_500);
 
 /// A link that lasted so long was a good one. One that ended sooner counts as a failed attempt: a broker that
 /// accepts and drops is dialled no more often than one that refuses. Longer than [`LONGEST`], so that a link lost again and
 /// again is dialled more slowly the sooner it ends.
-pub const STEADY: Duration = Duration::from_secs(10);
+pub(crate) const STEADY: Duration = Duration::from_secs(10);
 
 /// The pauses between attempts to reach a broker, over the whole life of a node.
 ///
@@ -25,7 +25,7 @@ pub const STEADY: Duration = Duration::from_secs(10);
 /// It decides alone: its driver says what happened, hands in monotonic milliseconds and a random number, all equally
 /// likely, and dials when it says.
 #[derive(Clone, Debug, Default)]
-pub struct Redial {
+pub(crate) struct Redial {
     /// Attempts and short links in a row.
     failures: u32,
     /// Since when there has been a link, if there is one.
@@ -34,12 +34,12 @@ pub struct Redial {
 
 impl Redial {
     /// The attempt brought a link.
-    pub fn linked(&mut self, now: u64) {
+    pub(crate) fn linked(&mut self, now: u64) {
         self.linked_at = Some(now);
     }
 
     /// The attempt failed, or the link ended, whichever side ended it. Returns when to dial again.
-    pub fn again_at(&mut self, now: u64, random: u32) -> u64 {
+    pub(crate) fn again_at(&mut self, now: u64, random: u32) -> u64 {
         let steady = self.linked_at.take().is_some_and(|since| now.saturating_sub(since) >= millis(STEADY));
         let part = f64::from(random) / f64::from(u32::MAX);
         let pause = if steady {

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
 
 /// What an in-process hub calls itself where RabbitMQ has a URI.
-pub const PEER: &str = "in-process";
+pub(crate) const PEER: &str = "in-process";
 
 const CLOSED_HERE: &str = "closed by this node";
 
@@ -116,7 +116,8 @@ impl Hub {
 
     /// The queues there are, in no order.
     #[must_use]
-    pub fn queues(&self) -> Vec<String> {
+    #[cfg(test)]
+    pub(crate) fn queues(&self) -> Vec<String> {
         lock(&self.state).queues.keys().cloned().collect()
     }
 

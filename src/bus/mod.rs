@@ -4,7 +4,7 @@
 //! Whoever publishes seals immediately before, see [`Link::writable`].
 
 mod address;
-pub mod backoff;
+pub(crate) mod backoff;
 pub mod in_process;
 pub mod rabbitmq;
 pub mod refusals;

@@ -41,7 +41,7 @@ pub use settings::{BadFile, BrokerFile, FileFault, RabbitMqSettings};
 use target::Target;
 
 /// Deliveries of the inbox, and of the leader's queue, that are under way to this node at any time.
-pub const KEY_PREFETCH: u16 = 64;
+pub(crate) const KEY_PREFETCH: u16 = 64;
 /// Deliveries of the session feed under way at any time: with batches of 96 KiB at most 12 MiB, and enough for 2,500
 /// batches a second over a round trip of 50 ms.
 pub const FEED_PREFETCH: u16 = 128;
@@ -50,10 +50,10 @@ pub const FEED_PREFETCH: u16 = 128;
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(50);
 /// What an inbox or the leader's queue holds: messages, bytes, and for how long. Announcements and reports older than
 /// that have been overtaken by later ones.
-pub const KEY_QUEUE: (u32, u32, Duration) = (4_096, 16 << 20, Duration::from_secs(30));
+pub(crate) const KEY_QUEUE: (u32, u32, Duration) = (4_096, 16 << 20, Duration::from_secs(30));
 /// What a session feed holds beside [`RabbitMqSettings::feed_max_bytes`]: messages (each costs the broker about a
 /// kilobyte beside its body), and for how long.
-pub const FEED_QUEUE: (u32, Duration) = (50_000, Duration::from_secs(60));
+pub(crate) const FEED_QUEUE: (u32, Duration) = (50_000, Duration::from_secs(60));
 /// Largest AMQP frame. lapin keeps 32 of them for each direction of a connection.
 const FRAME_MAX: u32 = 64 << 10;
 /// Messages on the key plane that may wait for the broker's answer at the same time.

@@ -59,7 +59,7 @@ fn shown(words: &str) -> String {
 
 /// What to do about a refusal in the broker's `words` while a link is open or opens, if that can be told.
 #[must_use]
-pub fn remedy(words: &str, names: &Names) -> Option<String> {
+pub(crate) fn remedy(words: &str, names: &Names) -> Option<String> {
     match Cause::of(words) {
         Cause::Permission => {
             let (farm, vhost) = (&names.farm, quoted(words, "vhost").unwrap_or("/"));
@@ -101,7 +101,7 @@ pub fn remedy(words: &str, names: &Names) -> Option<String> {
 
 /// What to do about a login of `user` to `vhost` that the broker refuses with these `words`, if that can be told.
 #[must_use]
-pub fn remedy_at_login(words: &str, user: &str, vhost: &str) -> Option<String> {
+pub(crate) fn remedy_at_login(words: &str, user: &str, vhost: &str) -> Option<String> {
     const NEEDS: &str = "a farm needs two connections for each node, and a third for the leader";
     let has = |part| words.contains(part);
     if vhost.is_empty() {
@@ -138,11 +138,11 @@ pub(super) const SILENT_AT_LOGIN: &str = "it may hang, or connection_max in its 
                                           connections for each node, and a third for the leader";
 
 /// How the URI of somebody who meant `/` should end.
-pub const EMPTY_VHOST_REMEDY: &str = "if / is meant, end the URI in %2f, or leave out its last /";
+pub(crate) const EMPTY_VHOST_REMEDY: &str = "if / is meant, end the URI in %2f, or leave out its last /";
 
 /// `words`, and what to do about them if that can be told.
 #[must_use]
-pub fn with_remedy(words: &str, remedy: Option<String>) -> String {
+pub(crate) fn with_remedy(words: &str, remedy: Option<String>) -> String {
     match remedy {
         Some(remedy) => format!("{words} ({remedy})"),
         None => words.to_owned(),
@@ -196,19 +196,19 @@ impl Standing {
 
 /// What brokers refuse this node now: at most one for each kind of route and of reason.
 #[derive(Debug, Default)]
-pub struct Refusals {
+pub(crate) struct Refusals {
     standing: BTreeMap<(Towards, Cause), Standing>,
 }
 
 impl Refusals {
     /// Takes in that a publish failed. Returns what is to be said now: nothing if it was said within the hour and has
     /// lasted since then, nor for an error that is no refusal.
-    pub fn refused(&mut self, route: &Route, error: &BusError, names: &Names, now: Now) -> Option<String> {
+    pub(crate) fn refused(&mut self, route: &Route, error: &BusError, names: &Names, now: Now) -> Option<String> {
         self.refused_towards(Towards::of(route), error, names, now)
     }
 
     /// As [`Self::refused`], of a publish on the session plane.
-    pub fn sessions_refused(&mut self, error: &BusError, names: &Names, now: Now) -> Option<String> {
+    pub(crate) fn sessions_refused(&mut self, error: &BusError, names: &Names, now: Now) -> Option<String> {
         self.refused_towards(Towards::Pod, error, names, now)
     }
 
@@ -231,22 +231,22 @@ impl Refusals {
     }
 
     /// Takes in that a message went through.
-    pub fn published(&mut self, route: &Route) {
+    pub(crate) fn published(&mut self, route: &Route) {
         self.published_towards(Towards::of(route));
     }
 
     /// As [`Self::refused`], of an attempt at the lease: it shows until another attempt was answered.
-    pub fn lease_refused(&mut self, error: &BusError, names: &Names, now: Now) -> Option<String> {
+    pub(crate) fn lease_refused(&mut self, error: &BusError, names: &Names, now: Now) -> Option<String> {
         self.refused_towards(Towards::Lease, error, names, now)
     }
 
     /// Takes in that an attempt at the lease was answered: had, or held by another node.
-    pub fn lease_answered(&mut self) {
+    pub(crate) fn lease_answered(&mut self) {
         self.standing.retain(|(towards, _), _| *towards != Towards::Lease);
     }
 
     /// As [`Self::published`], of a message on the session plane.
-    pub fn sessions_published(&mut self) {
+    pub(crate) fn sessions_published(&mut self) {
         self.published_towards(Towards::Pod);
     }
 
@@ -257,7 +257,7 @@ impl Refusals {
 
     /// What is refused at `now`, in sentences.
     #[must_use]
-    pub fn sentences(&self, now: Now) -> Vec<String> {
+    pub(crate) fn sentences(&self, now: Now) -> Vec<String> {
         let lasting = self.standing.values().filter(|standing| !standing.is_over(now));
         lasting.map(|standing| standing.sentence.clone()).collect()
     }

@@ -82,7 +82,7 @@ pub fn mistakes(mistakes: &[Mistake]) -> String {
 
 /// Every file that the settings name and that cannot be used.
 #[must_use]
-pub fn file_problems(problems: &[FileProblem]) -> String {
+pub(crate) fn file_problems(problems: &[FileProblem]) -> String {
     let mut text = format!("{} cannot be used\n", counted(problems.len(), "file"));
     for FileProblem { key, path, reason, accepted } in problems {
         line(&mut text, format_args!("\n{key} = {}", path.display()));
@@ -110,7 +110,7 @@ pub fn warnings(warnings: &[Warning]) -> String {
 /// Every URI that names a virtual host that is hardly meant: nothing that keeps the daemon from running. Empty if there is
 /// none.
 #[must_use]
-pub fn uri_warnings(uris: &[BrokerUri]) -> String {
+pub(crate) fn uri_warnings(uris: &[BrokerUri]) -> String {
     let nameless: Vec<_> = uris.iter().filter(|uri| uri.has_nameless_vhost()).collect();
     if nameless.is_empty() {
         return String::new();
@@ -131,7 +131,7 @@ pub fn uri_warnings(uris: &[BrokerUri]) -> String {
 ///
 /// # Errors
 /// OpenSSL failed, which says nothing about a file.
-pub fn problems(settings: &Settings) -> Result<Vec<FileProblem>, SecretError> {
+pub(crate) fn problems(settings: &Settings) -> Result<Vec<FileProblem>, SecretError> {
     let mut problems = unreadable_files(settings);
     let readable = |path: &Path| problems.iter().all(|problem| problem.path != path);
     let mut found = Vec::new();

@@ -19,7 +19,7 @@ const MAX_FRAME: usize = 64 * 1024 * 1024;
 
 /// Why a command got no answer from the daemon.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
+pub(crate) enum ControlError {
     /// Nobody listens.
     #[error("no daemon answers at {}: is `resumed run` running on this host, with this as its control.socket?", path.display())]
     NotRunning {
@@ -67,7 +67,7 @@ pub enum ControlError {
 
 /// A connection to the daemon beside this command.
 #[derive(Debug)]
-pub struct Control {
+pub(crate) struct Control {
     stream: UnixStream,
     path: PathBuf,
 }
@@ -77,7 +77,7 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError::NotRunning`], [`ControlError::Permission`] or [`ControlError::Io`].
-    pub fn connect(path: &Path) -> Result<Self, ControlError> {
+    pub(crate) fn connect(path: &Path) -> Result<Self, ControlError> {
         let stream = UnixStream::connect(path).map_err(|source| not_connected(path, source))?;
         Ok(Self { stream, path: path.to_owned() })
     }
@@ -86,7 +86,7 @@ impl Control {
     ///
     /// # Errors
     /// If the daemon does not answer within `limit`, or not with a status.
-    pub fn status(&mut self, limit: Duration) -> Result<FarmStatus, ControlError> {
+    pub(crate) fn status(&mut self, limit: Duration) -> Result<FarmStatus, ControlError> {
         let until = Instant::now() + limit;
         self.send(control_request::Kind::Status(StatusCommand {}), until, limit)?;
         match self.receive(until, limit)? {
@@ -102,7 +102,7 @@ impl Control {
     ///
     /// # Errors
     /// If the daemon cannot, or does not answer within `wait` and [`GRACE`].
-    pub fn follow(
+    pub(crate) fn follow(
         &mut self,
         request: control_request::Kind,
         wait: Duration,
@@ -129,7 +129,7 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError::Daemon`] says why it refused them; otherwise it did not answer within `limit`, or not with that.
-    pub fn reload(&mut self, limit: Duration) -> Result<Vec<String>, ControlError> {
+    pub(crate) fn reload(&mut self, limit: Duration) -> Result<Vec<String>, ControlError> {
         let until = Instant::now() + limit;
         self.send(control_request::Kind::Reload(ReloadCommand {}), until, limit)?;
         match self.receive(until, limit)? {
@@ -211,7 +211,7 @@ fn not_connected(path: &Path, source: io::Error) -> ControlError {
 }
 
 /// How much longer than it was told to wait the daemon may take to answer.
-pub const GRACE: Duration = Duration::from_secs(5);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 fn remaining(until: Instant) -> io::Result<Duration> {
     let left = until.saturating_duration_since(Instant::now());
@@ -239,7 +239,7 @@ pub(super) mod daemon {
 
     impl Daemon {
         /// `answer` gives the replies to each request.
-        pub fn answering(
+        pub(crate) fn answering(
             mut answer: impl FnMut(control_request::Kind) -> Vec<control_reply::Kind> + Send + 'static,
         ) -> Self {
             let directory = crate::temporary::Folder::new();
@@ -269,7 +269,7 @@ pub(super) mod daemon {
             Self { directory, stop, thread: Some(thread) }
         }
 
-        pub fn socket(&self) -> PathBuf {
+        pub(crate) fn socket(&self) -> PathBuf {
             self.directory.path().join("control.sock")
         }
     }

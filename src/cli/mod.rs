@@ -184,7 +184,7 @@ impl SocketArg {
     ///
     /// # Errors
     /// If it is not given and the configuration cannot be used.
-    pub fn path(&self, config: Option<&Path>) -> Result<PathBuf, Failure> {
+    pub(crate) fn path(&self, config: Option<&Path>) -> Result<PathBuf, Failure> {
         match &self.socket {
             Some(path) => Ok(path.clone()),
             None => match read_settings(config) {
@@ -211,7 +211,7 @@ impl SocketArg {
     ///
     /// # Errors
     /// If it is not given and the configuration cannot be read.
-    pub fn path_despite_mistakes(&self, config: Option<&Path>) -> Result<PathBuf, Failure> {
+    pub(crate) fn path_despite_mistakes(&self, config: Option<&Path>) -> Result<PathBuf, Failure> {
         if self.socket.is_some() {
             return self.path(config);
         }
@@ -235,13 +235,13 @@ pub enum Failure {
 impl Failure {
     /// A failure for `error` and all that caused it.
     #[must_use]
-    pub fn of(error: impl Error) -> Self {
+    pub(crate) fn of(error: impl Error) -> Self {
         Self::Failed(in_full(&error))
     }
 
     /// 1 or 2.
     #[must_use]
-    pub fn code(&self) -> u8 {
+    pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
@@ -307,7 +307,7 @@ impl Cli {
     ///
     /// # Errors
     /// If it failed, or was used wrongly.
-    pub fn run(&self, out: &mut impl Write) -> Result<(), Failure> {
+    pub(crate) fn run(&self, out: &mut impl Write) -> Result<(), Failure> {
         let level = if matches!(self.command, Command::Run) { "info" } else { "warn" };
         start_logging(self.log.as_deref(), level)?;
         let config = self.config.as_deref();
@@ -335,7 +335,7 @@ fn config_file(config: Option<&Path>) -> Option<&Path> {
 ///
 /// # Errors
 /// If the file cannot be read, or there are mistakes.
-pub fn read_settings(config: Option<&Path>) -> Result<Settings, ConfigError> {
+pub(crate) fn read_settings(config: Option<&Path>) -> Result<Settings, ConfigError> {
     config::load(config_file(config))
 }
 
@@ -373,7 +373,7 @@ fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If it says nothing that can be understood, or if something logs already.
-pub fn start_logging(log: Option<&str>, default: &str) -> Result<(), Failure> {
+pub(crate) fn start_logging(log: Option<&str>, default: &str) -> Result<(), Failure> {
     let from_env = std::env::var("RESUMED_LOG").ok().filter(|text| !text.is_empty());
     let (origin, text) = match (log, &from_env) {
         (Some(text), _) => ("--log", text),

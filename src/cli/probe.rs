@@ -12,7 +12,7 @@ use super::table::{plain, table};
 use crate::probe::{Cell, Client, Matrix, Mode, Options, Outcome, ProbeError, Target, TargetFault, matrix};
 
 /// The end of `resumed probe --help`.
-pub const LONG_HELP: &str = "\
+pub(crate) const LONG_HELP: &str = "\
 Makes a session at each host with a full handshake, then offers it at every host, its own included. Prints one table a \
 mode, with the host that made the session at the left and the host that it was offered to at the top:
 

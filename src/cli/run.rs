@@ -34,7 +34,7 @@ pub fn run(settings: Settings, config: Option<&Path>) -> Result<(), Failure> {
 /// # Errors
 /// If a resumption failed, or it did not come to its end.
 #[cfg(feature = "rustls")]
-pub fn run_demo() -> Result<(), Failure> {
+pub(crate) fn run_demo() -> Result<(), Failure> {
     match runtime()?.block_on(demo()) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failure::Failed("not every session was resumed: see the tables".to_owned())),

@@ -88,7 +88,7 @@ fn print(status: &FarmStatus, json: bool, out: &mut impl Write) -> Result<(), Fa
 
 /// Who keeps the farm from being in step, in one sentence; `None` if there is a leader and every node is in step.
 #[must_use]
-pub fn out_of_step(status: &FarmStatus) -> Option<String> {
+pub(crate) fn out_of_step(status: &FarmStatus) -> Option<String> {
     if status.leader.is_none() {
         return Some(format!("{} hears no leader", plain(&status.asked)));
     }

@@ -3,14 +3,14 @@
 use comfy_table::{Cell, Table, presets::UTF8_FULL_CONDENSED};
 
 /// A table with the look that all commands share.
-pub fn table<T: Into<Cell>>(header: impl IntoIterator<Item = T>) -> Table {
+pub(super) fn table<T: Into<Cell>>(header: impl IntoIterator<Item = T>) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header(header);
     table
 }
 
 /// `text` with control characters as `?`: what other hosts call themselves shall not steer the terminal.
-pub fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

@@ -32,13 +32,13 @@ pub enum Origin {
 impl Origin {
     /// Whether it is the configuration file.
     #[must_use]
-    pub fn is_file(&self) -> bool {
+    pub(crate) fn is_file(&self) -> bool {
         matches!(self, Self::File(_))
     }
 
     /// The same where the file's name stands already: `line 3`.
     #[must_use]
-    pub fn within_the_file(&self) -> String {
+    pub(crate) fn within_the_file(&self) -> String {
         match self {
             Self::File(place) => format!("line {}", place.line),
             other => other.to_string(),

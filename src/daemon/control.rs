@@ -31,7 +31,7 @@ use crate::reason::ControlReason;
 use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
 
 /// The longest frame in either direction, in bytes, its length not included: the status of some 100,000 nodes.
-pub const MAX_FRAME: usize = 64 * 1024 * 1024;
+pub(crate) const MAX_FRAME: usize = 64 * 1024 * 1024;
 
 /// The longest request, in bytes: far more than any has, far less than 64 connections could make the daemon hold.
 const MAX_REQUEST: usize = 4096;
@@ -58,7 +58,7 @@ pub struct ControlCall {
 
 /// A control socket that is open, but not yet served.
 #[derive(Debug)]
-pub struct ControlSocket {
+pub(crate) struct ControlSocket {
     socket: FreshSocket,
     idle: Duration,
 }
@@ -69,7 +69,7 @@ impl ControlSocket {
     ///
     /// # Errors
     /// If another daemon serves it, or it cannot be made.
-    pub fn open(settings: &ControlSettings) -> Result<Self, SocketError> {
+    pub(crate) fn open(settings: &ControlSettings) -> Result<Self, SocketError> {
         let ControlSettings { socket: path, group } = settings;
         let alone = SocketOptions { mode: 0o600, group: None, backlog: Backlog::MAXCONN, makes_directory: true };
         let socket = match group.as_deref().and_then(found) {
@@ -88,7 +88,7 @@ impl ControlSocket {
 
     /// Serves the socket until `stop`: each request goes to `calls`. When this returns all connections are closed and
     /// the socket's file is gone.
-    pub async fn serve(self, calls: mpsc::Sender<ControlCall>, clock: SystemClock, stop: CancellationToken) {
+    pub(crate) async fn serve(self, calls: mpsc::Sender<ControlCall>, clock: SystemClock, stop: CancellationToken) {
         let mut connections = JoinSet::new();
         let door = Arc::new(Door { quiet: Mutex::default(), clock, idle: self.idle });
         loop {
@@ -169,7 +169,7 @@ pub enum Refusal {
 impl Refusal {
     /// The counted reason.
     #[must_use]
-    pub fn reason(self) -> ControlReason {
+    pub(crate) fn reason(self) -> ControlReason {
         match self {
             Self::Malformed => ControlReason::Malformed,
             Self::TooLarge => ControlReason::TooLarge,

@@ -16,7 +16,7 @@ const MOST_REASON_BYTES: usize = 256;
 
 /// Why the secrets of before stay in use. No text holds any of a secret file's contents.
 #[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
+pub(crate) enum ReloadError {
     /// A secret file cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretFileError),
@@ -32,7 +32,7 @@ impl ReloadError {
     /// Why, in one line of at most 256 bytes, for anyone who sees the farm's state: mistakes in the configuration are not for
     /// all of them.
     #[must_use]
-    pub fn in_a_line(&self) -> String {
+    pub(crate) fn in_a_line(&self) -> String {
         let text = match self {
             Self::Configuration(_) => {
                 "the configuration cannot be used; `resumed check` on that host says why".to_owned()
@@ -47,7 +47,7 @@ impl ReloadError {
 
 /// A request to read them again, with the way back for the ids of the secrets that are in use then.
 #[derive(Debug)]
-pub struct ReloadCall {
+pub(crate) struct ReloadCall {
     /// Who asks.
     pub user: String,
     /// Where the verdict goes.
@@ -55,7 +55,7 @@ pub struct ReloadCall {
 }
 
 /// Reads the farm secrets again.
-pub struct Reloader<F> {
+pub(crate) struct Reloader<F> {
     /// Finds out which files the configuration names now, or why it cannot be known.
     files: F,
     /// Whether there were any when the daemon started.
@@ -66,7 +66,7 @@ pub struct Reloader<F> {
 
 impl<F: Fn() -> Result<Vec<PathBuf>, String>> Reloader<F> {
     /// One that puts what it reads into `secrets`, and what became of it into `last`.
-    pub fn new(
+    pub(crate) fn new(
         files: F,
         had_files: bool,
         secrets: watch::Sender<Arc<Secrets>>,
@@ -80,7 +80,7 @@ impl<F: Fn() -> Result<Vec<PathBuf>, String>> Reloader<F> {
     ///
     /// # Errors
     /// Why those of before stay in use.
-    pub fn reload(&self, user: &str, at: u64) -> Result<Vec<String>, ReloadError> {
+    pub(crate) fn reload(&self, user: &str, at: u64) -> Result<Vec<String>, ReloadError> {
         let read = read_again((self.files)(), self.had_files);
         let refused = read.as_ref().err().map(ReloadError::in_a_line);
         self.last.send_replace(LastReload { at, refused });

@@ -34,7 +34,7 @@ const TAKEN_WITHIN: Duration = Duration::from_millis(200);
 
 /// One thing to say to the service manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Message {
+pub(super) enum Message {
     /// The node serves.
     Ready,
     /// It reads its secrets again; [`Message::Ready`] follows.
@@ -68,7 +68,7 @@ impl Message {
 
 /// What the service manager has been told, and so what it is to be told next.
 #[derive(Debug)]
-pub struct Service {
+pub(crate) struct Service {
     /// How often it wants to hear that the node is alive, at most, in milliseconds.
     feed_every: Option<u64>,
     fed_at: Option<u64>,
@@ -82,14 +82,14 @@ pub struct Service {
 impl Service {
     /// A service that has said nothing yet. With `watchdog` it says at half of that time that it is alive.
     #[must_use]
-    pub fn new(watchdog: Option<Duration>) -> Self {
+    pub(crate) fn new(watchdog: Option<Duration>) -> Self {
         let feed_every = watchdog.map(|within| (millis(within) / 2).max(1));
         Self { feed_every, fed_at: None, asked_at: None, ready: false, status: String::new(), refused: None }
     }
 
     /// What to say of a node that shows `view` and `health` at `now`. The sockets listen already. A node that does not
     /// turn is neither ready nor alive nor given more time.
-    pub fn look(&mut self, view: &NodeView, health: Health, now: Now) -> Vec<Message> {
+    pub(crate) fn look(&mut self, view: &NodeView, health: Health, now: Now) -> Vec<Message> {
         let mut messages = Vec::new();
         let alive = health.alive_until >= now.mono;
         if alive && health.ring && !self.ready {
@@ -123,7 +123,7 @@ impl Service {
 
     /// When to look again if the node shows nothing new, given that the last look was at `now`. Monotonic milliseconds.
     #[must_use]
-    pub fn due(&self, now: Now) -> u64 {
+    pub(crate) fn due(&self, now: Now) -> u64 {
         let ask_at = (!self.ready).then(|| self.asked_at.unwrap_or(now.mono) + ASK_EVERY_MS);
         let feed_at = self.feed_every.map(|every| self.fed_at.unwrap_or(now.mono) + every);
         // Not earlier than a moment from now: a node that is not alive is not fed, however long that is due.
@@ -131,20 +131,20 @@ impl Service {
     }
 
     /// What was said did not arrive: the next look says all of it again.
-    pub fn not_heard(&mut self) {
+    pub(crate) fn not_heard(&mut self) {
         *self = Self { feed_every: self.feed_every, refused: self.refused.take(), ..Self::new(None) };
     }
 
     /// What to say before the secrets are read again. Nothing before the node is ready: with the reload's end it would be
     /// taken to be ready.
     #[must_use]
-    pub fn reloads(&self) -> Option<Message> {
+    pub(crate) fn reloads(&self) -> Option<Message> {
         self.ready.then_some(Message::Reloading)
     }
 
     /// What to say after they were, to a service manager that has heard of it: the verdict first, because the reload is over
     /// with the last message. `refused` says why those of before stay in use, if they do; it is told until a reload is taken.
-    pub fn reloaded(&mut self, refused: Option<String>, view: &NodeView) -> Vec<Message> {
+    pub(crate) fn reloaded(&mut self, refused: Option<String>, view: &NodeView) -> Vec<Message> {
         self.refused = refused;
         self.new_status(view).into_iter().chain([Message::Ready]).collect()
     }
@@ -152,7 +152,7 @@ impl Service {
 
 /// How the node is, in a line.
 #[must_use]
-pub fn status(view: &NodeView) -> String {
+pub(super) fn status(view: &NodeView) -> String {
     let keys = match view.active_generation() {
         Some(generation) => format!("generation {generation}"),
         None => "no ticket key yet".to_owned(),
@@ -171,7 +171,7 @@ pub fn status(view: &NodeView) -> String {
 
 /// Says to the service manager what [`Service`] decides.
 #[derive(Debug)]
-pub struct Notifier {
+pub(crate) struct Notifier {
     service: Service,
     /// None: there is no service manager.
     socket: Option<SocketAddr>,
@@ -185,7 +185,7 @@ impl Notifier {
     ///
     /// # Errors
     /// If `NOTIFY_SOCKET` is no name of a socket: a service manager that expects messages would wait in vain.
-    pub fn from_environment() -> io::Result<Self> {
+    pub(crate) fn from_environment() -> io::Result<Self> {
         let socket = match std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) {
             Some(name) => Some(address(&name)?),
             None => None,
@@ -195,7 +195,7 @@ impl Notifier {
     }
 
     /// Tells how the node is, once the node shows something new or it is time to. Nothing is lost when it is cancelled.
-    pub async fn follow(
+    pub(crate) async fn follow(
         &mut self,
         health: &mut watch::Receiver<Health>,
         view: &watch::Receiver<NodeView>,
@@ -219,7 +219,7 @@ impl Notifier {
 
     /// Does `reload`, and says before that it is being done, and afterwards what became of it and that it is over. Hands on
     /// what `reload` returns once that is said, so that a command that waits for it ends after the service manager has heard.
-    pub async fn around_reload<T>(
+    pub(crate) async fn around_reload<T>(
         &mut self,
         view: &watch::Receiver<NodeView>,
         reload: impl FnOnce() -> Result<T, ReloadError>,
@@ -236,7 +236,7 @@ impl Notifier {
     }
 
     /// Says that the daemon ends.
-    pub async fn stopping(&mut self) {
+    pub(crate) async fn stopping(&mut self) {
         self.say([Message::Stopping]).await;
     }
 

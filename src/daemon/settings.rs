@@ -48,7 +48,7 @@ pub struct Settings {
 impl Settings {
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         if !self.broker.uris.is_empty() && self.secret_files.is_empty() {
             faults.compared(Fault {
@@ -75,7 +75,7 @@ impl Settings {
 
     /// The files of the broker that hold a secret, each with the setting that names it.
     #[must_use]
-    pub fn broker_secrets(&self) -> Vec<(&'static str, &Path)> {
+    pub(crate) fn broker_secrets(&self) -> Vec<(&'static str, &Path)> {
         let files = [
             ("broker.password_file", &self.broker.password_file),
             ("broker.key_file", &self.broker.key_file),

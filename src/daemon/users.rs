@@ -11,7 +11,7 @@ const MOST_BYTES: u64 = 2 << 20;
 /// The name of the user `uid` in `/etc/passwd`, or else the number. Directories of users behind NSS are not asked: one that
 /// does not answer would hold the daemon up.
 #[must_use]
-pub fn user_name(uid: u32) -> String {
+pub(crate) fn user_name(uid: u32) -> String {
     let mut text = String::new();
     let read = File::open("/etc/passwd").and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text));
     read.ok().and_then(|_| name_in(&text, uid)).unwrap_or_else(|| uid.to_string())

@@ -87,7 +87,7 @@ impl fmt::Debug for EpochKey {
 
 /// An epoch's id as logs show it: 16 hex digits.
 #[must_use]
-pub fn epoch_name(id: EpochId) -> String {
+pub(crate) fn epoch_name(id: EpochId) -> String {
     hex(&id)
 }
 
@@ -129,7 +129,7 @@ impl Epochs {
     }
 
     /// Takes a key that opens and is not to seal, beside the current one. Without any, it becomes the current one.
-    pub fn open_too(&mut self, key: EpochKey, now: Now) -> bool {
+    pub(crate) fn open_too(&mut self, key: EpochKey, now: Now) -> bool {
         let at = self.held.len().saturating_sub(1);
         if !self.insert(at, key, now) {
             return false;
@@ -139,7 +139,7 @@ impl Epochs {
     }
 
     /// Makes a key that is held the current one; whether it is held.
-    pub fn follow(&mut self, id: EpochId, now: Now) -> bool {
+    pub(crate) fn follow(&mut self, id: EpochId, now: Now) -> bool {
         let Some(at) = self.held.iter().position(|held| held.key.id == id) else { return false };
         let held = self.held.remove(at);
         self.held.push(held);
@@ -149,14 +149,14 @@ impl Epochs {
 
     /// A leader at another broker still seals with this key: it counts as superseded just now, unless it is the current
     /// one. Whether it is held.
-    pub fn still_used(&mut self, id: EpochId, now: Now) -> bool {
+    pub(crate) fn still_used(&mut self, id: EpochId, now: Now) -> bool {
         let Some(held) = self.held.iter_mut().find(|held| held.key.id == id) else { return false };
         held.superseded = held.superseded.map(|_| now.mono);
         true
     }
 
     /// Erases keys that were superseded more than `after_ms` ago; whether there were any.
-    pub fn expire(&mut self, after_ms: u64, now: Now) -> bool {
+    pub(crate) fn expire(&mut self, after_ms: u64, now: Now) -> bool {
         let before = self.held.len();
         self.held.retain(|held| held.superseded.is_none_or(|at| now.mono.saturating_sub(at) <= after_ms));
         self.held.len() != before
@@ -164,7 +164,7 @@ impl Epochs {
 
     /// Whether the node holds none.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
@@ -187,14 +187,14 @@ impl Epochs {
 
     /// Since when the node has had the current key, monotonic milliseconds.
     #[must_use]
-    pub fn current_since(&self) -> Option<u64> {
+    pub(crate) fn current_since(&self) -> Option<u64> {
         self.held.last().map(|held| held.since)
     }
 
     /// The newest key that the node has held for `settle`, so that its peers have it too; if none was held that long, the
     /// one that came first.
     #[must_use]
-    pub fn settled(&self, now: Now) -> Option<&EpochKey> {
+    pub(crate) fn settled(&self, now: Now) -> Option<&EpochKey> {
         let is_settled = |held: &&EpochEntry| now.mono.saturating_sub(held.since) >= self.settle;
         let settled = self.held.iter().rev().find(is_settled);
         settled.or_else(|| self.held.iter().min_by_key(|held| held.since)).map(|held| &*held.key)
@@ -306,7 +306,7 @@ impl fmt::Debug for JoinKey {
 ///
 /// # Errors
 /// [`GrantFault::PublicKey`] if nothing can be sealed to `public_key`.
-pub fn seal_grant(
+pub(crate) fn seal_grant(
     key: &EpochKey,
     farm: &str,
     boot_id: &[u8; 16],
@@ -358,7 +358,7 @@ pub enum GrantFault {
 impl GrantFault {
     /// The counted reason.
     #[must_use]
-    pub fn reason(&self) -> Reason {
+    pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::PublicKey => Reason::BadPublicKey,
             Self::Sealed => Reason::BadGrant,

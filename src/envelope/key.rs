@@ -40,7 +40,7 @@ impl Source<'_> {
 pub(super) struct SealingKey(CipherCtx);
 
 impl SealingKey {
-    pub fn derive(source: Source<'_>, route: &str, salt: &[u8; 16]) -> Result<Self, ErrorStack> {
+    pub(crate) fn derive(source: Source<'_>, route: &str, salt: &[u8; 16]) -> Result<Self, ErrorStack> {
         let key = source.message_key(route, salt)?;
         let mut context = CipherCtx::new()?;
         context.encrypt_init(Some(Cipher::aes_256_gcm()), Some(&key[..]), None)?;
@@ -48,7 +48,7 @@ impl SealingKey {
     }
 
     /// Encrypts `text` in place and returns its tag.
-    pub fn seal(&mut self, header: &Header, text: &mut [u8]) -> Result<[u8; TAG_BYTES], ErrorStack> {
+    pub(crate) fn seal(&mut self, header: &Header, text: &mut [u8]) -> Result<[u8; TAG_BYTES], ErrorStack> {
         let mut tag = [0; TAG_BYTES];
         self.0.encrypt_init(None, None, Some(&header.nonce()))?;
         self.0.cipher_update(&header.associated_data(), None)?;
@@ -64,7 +64,7 @@ impl SealingKey {
 pub(super) struct OpeningKey(CipherCtx);
 
 impl OpeningKey {
-    pub fn derive(source: Source<'_>, route: &str, salt: &[u8; 16]) -> Result<Self, ErrorStack> {
+    pub(crate) fn derive(source: Source<'_>, route: &str, salt: &[u8; 16]) -> Result<Self, ErrorStack> {
         let key = source.message_key(route, salt)?;
         let mut context = CipherCtx::new()?;
         context.decrypt_init(Some(Cipher::aes_256_gcm()), Some(&key[..]), None)?;
@@ -72,7 +72,7 @@ impl OpeningKey {
     }
 
     /// Decrypts `text` in place and says whether header, text and tag belong together. If not, `text` is garbage.
-    pub fn open(&mut self, header: &Header, text: &mut [u8], tag: &[u8; TAG_BYTES]) -> Result<bool, ErrorStack> {
+    pub(crate) fn open(&mut self, header: &Header, text: &mut [u8], tag: &[u8; TAG_BYTES]) -> Result<bool, ErrorStack> {
         self.0.decrypt_init(None, None, Some(&header.nonce()))?;
         self.0.set_tag(tag)?;
         self.0.cipher_update(&header.associated_data(), None)?;

@@ -70,11 +70,14 @@ mod seal;
 mod secret;
 mod wire;
 
-pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, epoch_name, seal_grant, travels_open};
-pub use open::{MOST_TRACKED, Opened, Opener, Refusal};
+pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, travels_open};
+pub(crate) use epoch::{epoch_name, seal_grant};
+pub(crate) use open::MOST_TRACKED;
+pub use open::{Opened, Opener, Refusal};
 pub use seal::{SealError, Sealer};
-pub use secret::{FarmSecret, SECRET_TEXT_BYTES, SecretError, SecretId, Secrets};
-pub use wire::{MAX_ENVELOPE_BYTES, is_node_name};
+pub(crate) use secret::SECRET_TEXT_BYTES;
+pub use secret::{FarmSecret, SecretError, Secrets};
+pub use wire::is_node_name;
 
 #[cfg(test)]
 mod tests {

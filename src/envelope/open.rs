@@ -32,7 +32,7 @@ use crate::reason::Reason;
 /// then), which are 6 MiB more. Every other node follows 24, and 12 for each node of the pod.
 ///
 /// All taken, they are 33 MiB (50 while the hash table grows), and those in use another 33 MiB. A node has two openers.
-pub const MOST_TRACKED: usize = 16 * 20_000;
+pub(crate) const MOST_TRACKED: usize = 16 * 20_000;
 
 pub(super) const LIMITS: Limits = Limits { windows: MOST_TRACKED, live: 40_000 };
 
@@ -82,7 +82,7 @@ impl Opener {
     /// Opens with any of `secrets` from now on, and forgets every key derived from a secret that is not among them.
     ///
     /// Which sequences were seen under it is remembered for as long as they could be replayed, should it come back.
-    pub fn set_secrets(&mut self, secrets: Arc<Secrets>) {
+    pub(crate) fn set_secrets(&mut self, secrets: Arc<Secrets>) {
         self.secrets = secrets;
         self.forget_keys();
     }
@@ -96,7 +96,7 @@ impl Opener {
 
     /// Whether it holds any epoch key. Without, [`Refusal::UnknownEpoch`] is what every node meets until it has joined.
     #[must_use]
-    pub fn has_epochs(&self) -> bool {
+    pub(crate) fn has_epochs(&self) -> bool {
         !self.epochs.is_empty()
     }
 

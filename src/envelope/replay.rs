@@ -34,7 +34,7 @@ pub(super) struct Window {
 
 impl Window {
     /// A window that has seen `first` and nothing else.
-    pub fn starting_at(first: u64) -> Self {
+    pub(crate) fn starting_at(first: u64) -> Self {
         let mut window = Self { highest: first, seen: [0; WORDS] };
         window.mark(first);
         window
@@ -42,7 +42,7 @@ impl Window {
 
     /// Marks `sequence` as seen and says how many were skipped to get to it; `None` if it was seen before, or is so
     /// far back that nobody knows.
-    pub fn admit(&mut self, sequence: u64) -> Option<u64> {
+    pub(crate) fn admit(&mut self, sequence: u64) -> Option<u64> {
         if sequence > self.highest {
             let step = sequence - self.highest;
             if step >= WINDOW {
@@ -244,7 +244,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub fn new(limits: Limits, max_clock_offset: Duration) -> Self {
+    pub(crate) fn new(limits: Limits, max_clock_offset: Duration) -> Self {
         let max_clock_offset = millis(max_clock_offset);
         let live = Places { taken: 0, most: limits.live };
         Self {
@@ -259,20 +259,20 @@ impl Table {
     }
 
     /// Windows kept.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// The derived key for `sender` on `route` in `epoch`, if the table has it. It has the one that was used last:
     /// senders change from one epoch key to the next, and rarely back.
-    pub fn key(&mut self, route: &str, sender: &Sender, epoch: EpochId) -> Option<&mut OpeningKey> {
+    pub(crate) fn key(&mut self, route: &str, sender: &Sender, epoch: EpochId) -> Option<&mut OpeningKey> {
         let (of, key) = self.routes.get_mut(route)?.get_mut(sender)?.live_mut()?.key.as_mut()?;
         (*of == epoch).then_some(key)
     }
 
     /// Admits an authentic message whose clock is right, once, and says how many sequences were skipped before it.
     /// `derived` is its key, if the table did not have it.
-    pub fn admit(
+    pub(crate) fn admit(
         &mut self,
         route: &str,
         sender: Sender,
@@ -301,7 +301,7 @@ impl Table {
 
     /// Erases the derived keys but those for whose secret and epoch `known` holds. Their windows stay until they are due,
     /// for the case that a secret comes back soon.
-    pub fn keep_keys(&mut self, known: impl Fn(SecretId, EpochId) -> bool) {
+    pub(crate) fn keep_keys(&mut self, known: impl Fn(SecretId, EpochId) -> bool) {
         for (sender, tracked) in self.routes.values_mut().flatten() {
             let Some(live) = tracked.live_mut() else { continue };
             if live.key.as_ref().is_some_and(|(epoch, _)| !known(sender.secret_id, *epoch)) {

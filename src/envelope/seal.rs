@@ -49,7 +49,7 @@ impl Sealer {
     }
 
     /// Goes on with a new salt, sequences starting at 0. Given the salt in use it changes nothing.
-    pub fn resalt(&mut self, salt: [u8; 16]) {
+    pub(crate) fn resalt(&mut self, salt: [u8; 16]) {
         if salt != self.salt {
             self.salt = salt;
             self.routes.clear();
@@ -58,7 +58,7 @@ impl Sealer {
 
     /// Seals with the first of `secrets` from now on. Sequences go on: going back to an earlier secret under the same
     /// salt must not repeat one.
-    pub fn set_secrets(&mut self, secrets: Arc<Secrets>) {
+    pub(crate) fn set_secrets(&mut self, secrets: Arc<Secrets>) {
         if secrets.sealing().id() != self.secrets.sealing().id() {
             for sealing in self.routes.values_mut() {
                 sealing.key = None;

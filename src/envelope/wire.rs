@@ -8,7 +8,7 @@ use crate::proto;
 use crate::proto::limits::decode_within;
 
 /// The most bytes of one envelope on the broker, header and tag included.
-pub const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
+pub(crate) const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
 
 /// The version of the format that this release writes and reads.
 pub(super) const VERSION: u32 = 1;
@@ -46,7 +46,7 @@ pub(super) struct Header {
 
 impl Header {
     /// The associated data: every field in order, preceded by its length. Its layout is part of the format.
-    pub fn associated_data(&self) -> [u8; 64] {
+    pub(crate) fn associated_data(&self) -> [u8; 64] {
         let mut data = [0; 64];
         let mut rest = &mut data[..];
         let version = VERSION.to_be_bytes();
@@ -60,14 +60,14 @@ impl Header {
     }
 
     /// The sequence as AES-GCM's nonce: 96 bits, big endian.
-    pub fn nonce(&self) -> [u8; 12] {
+    pub(crate) fn nonce(&self) -> [u8; 12] {
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&self.sequence.to_be_bytes());
         nonce
     }
 
     /// Everything that precedes a ciphertext of `ciphertext_bytes` (tag included) in the canonical encoding.
-    pub fn encode(&self, ciphertext_bytes: usize) -> Vec<u8> {
+    pub(crate) fn encode(&self, ciphertext_bytes: usize) -> Vec<u8> {
         let header = proto::Envelope {
             version: VERSION,
             secret_id: Bytes::copy_from_slice(&self.secret_id),
@@ -86,7 +86,7 @@ impl Header {
     /// Takes an envelope apart: its header and where the ciphertext begins; it reaches to the end of `body`.
     ///
     /// The error names the field at fault.
-    pub fn decode(body: &Bytes) -> Result<(Self, usize), &'static str> {
+    pub(crate) fn decode(body: &Bytes) -> Result<(Self, usize), &'static str> {
         let envelope: proto::Envelope = decode_within(body.clone(), &proto::ENVELOPE).map_err(|_| "encoding")?;
         if envelope.version != VERSION {
             return Err("version");

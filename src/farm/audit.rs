@@ -10,14 +10,14 @@ use crate::envelope::is_node_name;
 use crate::proto::{self, AuditAction, AuditOutcome};
 
 /// A node keeps and tells so many entries at most: the last ones.
-pub const MOST_AUDITED: usize = 8;
+pub(crate) const MOST_AUDITED: usize = 8;
 
 /// Bytes in the name of a user.
 const LONGEST_USER: usize = 64;
 
 /// Whether `user` can stand for the user who asked: at most 64 bytes of printable ASCII, blanks too. Empty: not said.
 #[must_use]
-pub fn is_user(user: &str) -> bool {
+pub(crate) fn is_user(user: &str) -> bool {
     user.len() <= LONGEST_USER && user.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 

@@ -80,13 +80,13 @@ impl Farm {
     }
 
     /// What the next reports say of this host.
-    pub fn set_local(&mut self, local: LocalState) {
+    pub(crate) fn set_local(&mut self, local: LocalState) {
         self.local = local;
     }
 
     /// Whether the broker has said that it takes no messages now (`connection.blocked`). Until it does again, silence is
     /// no sign of a broken inbox, lease or leader.
-    pub fn set_blocked(&mut self, blocked: bool) {
+    pub(crate) fn set_blocked(&mut self, blocked: bool) {
         self.standing.link.blocked = blocked;
     }
 
@@ -112,7 +112,7 @@ impl Farm {
 
     /// Takes in that a message which is about to be handed in as [`Event::Message`] comes [`Via::Federated`], from the site that
     /// its broker calls `site`.
-    pub fn comes_from(&mut self, site: &str, payload: &proto::Payload, now: Now) {
+    pub(crate) fn comes_from(&mut self, site: &str, payload: &proto::Payload, now: Now) {
         if self.hears(Via::Federated)
             && payload.boot_id != self.cx.settings.boot_id
             && let Some(Kind::Announcement(announcement)) = &payload.kind
@@ -123,7 +123,7 @@ impl Farm {
 
     /// The other sites of the farm, as this node hears them if it leads, or else as its leader said last.
     #[must_use]
-    pub fn sites(&self, now: Now) -> Vec<Site> {
+    pub(crate) fn sites(&self, now: Now) -> Vec<Site> {
         self.sites.list(now)
     }
 
@@ -151,14 +151,14 @@ impl Farm {
 
     /// Whether this node leads, or hears the one that does and holds the ring that was announced last.
     #[must_use]
-    pub fn is_in_step(&self, now: Now) -> bool {
+    pub(crate) fn is_in_step(&self, now: Now) -> bool {
         let holds = |last: &Announced| self.mint.ring().fingerprint(last.as_of) == last.fingerprint;
         self.leads() || (self.leader(now).is_some() && self.standing.announcements.last().is_some_and(holds))
     }
 
     /// The leader's clock minus ours, in milliseconds; 0 at the leader and before the first announcement.
     #[must_use]
-    pub fn clock_offset_ms(&self) -> i64 {
+    pub(crate) fn clock_offset_ms(&self) -> i64 {
         self.standing.announcements.last().filter(|_| !self.leads()).map_or(0, |last| last.offset_ms)
     }
 

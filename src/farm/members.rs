@@ -57,7 +57,7 @@ pub struct Member {
 impl Member {
     /// The member's clock minus ours in milliseconds: the smallest over a window, because delay is not skew.
     #[must_use]
-    pub fn clock_offset_ms(&self) -> i64 {
+    pub(crate) fn clock_offset_ms(&self) -> i64 {
         self.offsets.iter().copied().min_by_key(|offset| offset.unsigned_abs()).unwrap_or(0)
     }
 
@@ -170,13 +170,13 @@ pub struct Members {
 impl Members {
     /// Whether this report finds room, in place of the last one of that node.
     #[must_use]
-    pub fn has_room_for(&self, name: &str, boot_id: [u8; 16], report: &proto::Report) -> bool {
+    pub(crate) fn has_room_for(&self, name: &str, boot_id: [u8; 16], report: &proto::Report) -> bool {
         let earlier = self.table.get(&(name.to_owned(), boot_id)).map_or(0, |member| member.bytes);
         self.bytes - earlier + report_footprint(report) <= MOST_REPORT_BYTES
     }
 
     /// Notes an authentic report that [has room](Self::has_room_for). Returns whether the node was unknown until now.
-    pub fn on_report(
+    pub(crate) fn on_report(
         &mut self,
         name: &str,
         boot_id: [u8; 16],
@@ -205,7 +205,7 @@ impl Members {
     ///
     /// Not if a node of that name reported in time within three beats. Else these are old messages, held up or replayed,
     /// and whoever has the broker but no farm secret could make a leader doubt its clock.
-    pub fn on_skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, beat: u64, now: Now) {
+    pub(crate) fn on_skewed(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, beat: u64, now: Now) {
         let key = (name.to_owned(), boot_id);
         if self.doubts.len() >= MOST_MEMBERS && !self.doubts.contains_key(&key) {
             return;
@@ -286,14 +286,14 @@ impl Members {
     }
 
     /// The node said farewell.
-    pub fn on_farewell(&mut self, name: &str, boot_id: [u8; 16]) {
+    pub(crate) fn on_farewell(&mut self, name: &str, boot_id: [u8; 16]) {
         let key = (name.to_owned(), boot_id);
         self.remove(&key);
         self.doubts.remove(&key);
     }
 
     /// Forgets nodes that were silent for long.
-    pub fn forget_silent(&mut self, now: Now) {
+    pub(crate) fn forget_silent(&mut self, now: Now) {
         self.table.retain(|_, member| now.mono.saturating_sub(member.heard_at) < FORGET_AFTER_MS);
         self.bytes = self.table.values().map(|member| member.bytes).sum();
         // The slowest beat is as long as that.
@@ -301,7 +301,7 @@ impl Members {
     }
 
     /// Forgets everybody, at the end of a lead.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.table.clear();
         self.bytes = 0;
         self.doubts.clear();
@@ -336,26 +336,27 @@ impl Members {
     }
 
     /// All members by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Member> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Member> {
         self.table.values()
     }
 
     /// How many members there are.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.table.len()
     }
 
     /// Whether nobody was heard.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
     /// Whether a strict majority of the farm, of which `own` is one, has a clock more than `limit_ms` from ours, all
     /// in the same direction. Farms of fewer than three nodes have no majority worth following.
     #[must_use]
-    pub fn majority_disagrees(&self, own: [u8; 16], limit_ms: u64) -> bool {
+    pub(crate) fn majority_disagrees(&self, own: [u8; 16], limit_ms: u64) -> bool {
         let limit = i64::try_from(limit_ms).unwrap_or(i64::MAX);
         let (mut total, mut ahead, mut behind) = (1, 0, 0);
         let mut others = self.table.values().filter(|member| member.boot_id != own).peekable();

@@ -31,7 +31,7 @@ mod testing;
 mod timers;
 mod walk;
 
-pub use audit::{MOST_AUDITED, is_user};
+pub(crate) use audit::is_user;
 pub use event::{Action, Event, Note, Via};
 pub use machine::Farm;
 pub use members::{Member, Members};

@@ -14,11 +14,11 @@ use crate::proto;
 /// A site is silent after so many of its own beats.
 const SILENT_BEATS: u64 = 3;
 /// A site that was silent for so long is forgotten, in milliseconds: it is thought to be gone for good.
-pub const FORGET_AFTER_MS: u64 = 24 * 60 * 60 * 1000;
+pub(crate) const FORGET_AFTER_MS: u64 = 24 * 60 * 60 * 1000;
 /// Most sites that are remembered.
-pub const MOST_SITES: usize = 16;
+pub(crate) const MOST_SITES: usize = 16;
 /// Longest name of a site, in bytes; the rest of a longer one is cut off.
-pub const LONGEST_NAME: usize = 128;
+pub(crate) const LONGEST_NAME: usize = 128;
 /// A beat, in milliseconds, is taken for no shorter and no longer than any farm's.
 const BEATS_MS: std::ops::RangeInclusive<u64> = 100..=10 * 60 * 1000;
 
@@ -38,7 +38,7 @@ pub struct Site {
 impl Site {
     /// Whether three of its beats have passed without a word.
     #[must_use]
-    pub fn is_silent(&self) -> bool {
+    pub(crate) fn is_silent(&self) -> bool {
         self.silent_ms > SILENT_BEATS * self.beat_ms
     }
 }
@@ -70,7 +70,7 @@ pub struct Sites {
 impl Sites {
     /// Takes in whether this node leads now, and forgets who was silent for a day. A node that begins to lead counts silence
     /// on from what it was told: what was said while no node listened, it could not hear.
-    pub fn listen(&mut self, listening: bool, now: Now) {
+    pub(crate) fn listen(&mut self, listening: bool, now: Now) {
         self.entries.retain(|_, entry| entry.silence(now) < FORGET_AFTER_MS);
         if listening && !self.listening {
             for entry in self.entries.values_mut().filter(|entry| entry.told) {
@@ -81,7 +81,7 @@ impl Sites {
     }
 
     /// Takes in an authentic announcement from the site that its broker calls `name`.
-    pub fn on_heard(&mut self, name: &str, leader: &str, report_every_ms: u64, now: Now) {
+    pub(crate) fn on_heard(&mut self, name: &str, leader: &str, report_every_ms: u64, now: Now) {
         let name = presentable(name);
         if self.entries.len() >= MOST_SITES && !self.entries.contains_key(&name) && !self.forget_a_silent_one(now) {
             return;
@@ -100,7 +100,7 @@ impl Sites {
 
     /// Takes in which sites the leader that this node follows hears. What it does not know of is kept out of sight, in
     /// case this node leads before it is forgotten: that leader may have just started.
-    pub fn on_told(&mut self, sites: &[proto::FarSite], now: Now) {
+    pub(crate) fn on_told(&mut self, sites: &[proto::FarSite], now: Now) {
         self.entries.values_mut().for_each(|entry| entry.told = false);
         for site in sites.iter().take(MOST_SITES) {
             self.on_heard(&site.name, &site.leader, site.report_every_ms, now);
@@ -112,7 +112,7 @@ impl Sites {
 
     /// What this node tells its followers, if it leads.
     #[must_use]
-    pub fn to_proto(&self, now: Now) -> Vec<proto::FarSite> {
+    pub(crate) fn to_proto(&self, now: Now) -> Vec<proto::FarSite> {
         let told = |(name, entry): (&String, &Entry)| proto::FarSite {
             name: name.clone(),
             leader: entry.leader.clone(),
@@ -124,7 +124,7 @@ impl Sites {
 
     /// The sites by name: as this leader hears them, or as the leader that is followed said last.
     #[must_use]
-    pub fn list(&self, now: Now) -> Vec<Site> {
+    pub(crate) fn list(&self, now: Now) -> Vec<Site> {
         let known = self.entries.iter().filter(|(_, entry)| self.listening || entry.told);
         let site = |(name, entry): (&String, &Entry)| Site {
             name: name.clone(),

@@ -40,15 +40,16 @@ pub enum KeyState {
 
 impl KeyState {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Next, Self::Active, Self::Previous, Self::Expired];
+    pub(crate) const ALL: [Self; 4] = [Self::Next, Self::Active, Self::Previous, Self::Expired];
 
     /// The words of all of them, in that order.
-    pub const WORDS: [&str; Self::ALL.len()] =
+    #[cfg(test)]
+    pub(crate) const WORDS: [&str; Self::ALL.len()] =
         [Self::Next.as_str(), Self::Active.as_str(), Self::Previous.as_str(), Self::Expired.as_str()];
 
     /// The state as a metric label, and as `status` shows it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Next => "next",
             Self::Active => "active",
@@ -93,7 +94,7 @@ impl HeldRing {
 
     /// Whether no key opens any ticket now: such a ring is as good as none.
     #[must_use]
-    pub fn is_empty(&self, now: Now) -> bool {
+    pub(crate) fn is_empty(&self, now: Now) -> bool {
         self.ring.open_at(now.wall).next().is_none()
     }
 
@@ -112,13 +113,13 @@ impl HeldRing {
     /// The ring as a message to other nodes: every key that is not due to be erased. One that opens no longer still says
     /// when those below it close, and without it another node would keep those open.
     #[must_use]
-    pub fn to_proto(&self, now: Now) -> proto::Ring {
+    pub(crate) fn to_proto(&self, now: Now) -> proto::Ring {
         self.ring.to_proto(now.wall.saturating_sub(self.settings.max_clock_offset_ms()))
     }
 
     /// Drops what is impossible by this node's own clock: call it at every beat. It heals a ring that was made while
     /// the clock was ahead.
-    pub fn drop_faulty(&mut self, now: Now) -> RingFaults {
+    pub(crate) fn drop_faulty(&mut self, now: Now) -> RingFaults {
         let settings = self.settings;
         self.change(now, |ring| ring.drop_faulty(now, &settings))
     }
@@ -152,7 +153,7 @@ impl HeldRing {
     }
 
     /// Flushes the session-ID sessions created before now, wherever the ring comes. Returns the session floor.
-    pub fn flush_sessions(&mut self, now: Now) -> u64 {
+    pub(crate) fn flush_sessions(&mut self, now: Now) -> u64 {
         self.ring.flush_sessions(now.wall);
         self.ring.sessions_from()
     }
@@ -185,7 +186,7 @@ impl HeldRing {
 
     /// What `key` is doing now. One that is not held has expired.
     #[must_use]
-    pub fn state_of(&self, key: &TicketKey, now: Now) -> KeyState {
+    pub(crate) fn state_of(&self, key: &TicketKey, now: Now) -> KeyState {
         let times = self.times(now);
         let place = self.ring.keys().iter().position(|held| held.name == key.name);
         let Some(place) = place.filter(|&place| times[place].opens_at(now.wall)) else {
@@ -206,7 +207,7 @@ impl HeldRing {
     /// without a key that opens: an empty farm's first key is not a successor, and seals at once. See also
     /// [`HeldRing::stranded`], which comes first.
     #[must_use]
-    pub fn mint_due(&self, now: Now) -> Option<u64> {
+    pub(crate) fn mint_due(&self, now: Now) -> Option<u64> {
         if self.is_empty(now) {
             return None;
         }
@@ -224,7 +225,7 @@ impl HeldRing {
     /// Whether this node has keys but none of them may seal, nor begins within `settle`: nobody minted a successor in
     /// time. It then mints one for itself that begins now, leader or not: forward secrecy before resumption.
     #[must_use]
-    pub fn stranded(&self, now: Now) -> bool {
+    pub(crate) fn stranded(&self, now: Now) -> bool {
         let soon = now.wall.saturating_add(self.settings.settle_ms());
         let times = self.times(now);
         let begins_soon = times.iter().any(|key| can_come_at(key, now.wall) && key.seal_from <= soon);
@@ -233,7 +234,7 @@ impl HeldRing {
 
     /// The generation of the key that takes over within `settle`, if one does: a rotation asked for now is that one.
     #[must_use]
-    pub fn rotation_pending(&self, now: Now) -> Option<u64> {
+    pub(crate) fn rotation_pending(&self, now: Now) -> Option<u64> {
         let soon = now.wall.saturating_add(self.settings.settle_ms());
         let times = self.times(now);
         let active = sealing(times.iter().copied(), now.wall).unwrap_or(times.len());

@@ -64,7 +64,7 @@ pub enum KeyFault {
 impl KeyFault {
     /// The counted reason.
     #[must_use]
-    pub fn reason(self) -> KeyReason {
+    pub(crate) fn reason(self) -> KeyReason {
         match self {
             Self::WrongLength => KeyReason::WrongLength,
             Self::SealFromFarAhead => KeyReason::SealFromFarAhead,

@@ -55,7 +55,7 @@ pub enum RingFault {
 impl RingFault {
     /// The counted reason.
     #[must_use]
-    pub fn reason(&self) -> KeyReason {
+    pub(crate) fn reason(&self) -> KeyReason {
         match self {
             Self::Key { fault, .. } => fault.reason(),
             Self::FloorFarAhead(_) => KeyReason::FloorFarAhead,
@@ -90,7 +90,7 @@ impl RingFaults {
     }
 
     /// The first fault of each reason, with the number of those of its reason.
-    pub fn iter(&self) -> impl Iterator<Item = (&RingFault, u64)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&RingFault, u64)> {
         self.0.iter().map(|(fault, count)| (fault, *count))
     }
 }
@@ -204,7 +204,7 @@ impl Ring {
     }
 
     /// Drops what [`Ring::read`] would skip now. It heals a ring that was made while the clock was ahead.
-    pub fn drop_faulty(&mut self, now: Now, settings: &KeySettings) -> RingFaults {
+    pub(crate) fn drop_faulty(&mut self, now: Now, settings: &KeySettings) -> RingFaults {
         let mut faults = RingFaults::default();
         if is_far_ahead(self.floor, now, settings) {
             faults.add(RingFault::FloorFarAhead(self.floor));
@@ -227,7 +227,7 @@ impl Ring {
     /// When the key called `name` opens its last ticket, UTC milliseconds, as far as is known now: a key that is still
     /// to come may make it sooner, never later. `None` if there is no such key.
     #[must_use]
-    pub fn open_until(&self, name: &[u8; 16]) -> Option<u64> {
+    pub(crate) fn open_until(&self, name: &[u8; 16]) -> Option<u64> {
         let place = self.keys.iter().position(|key| key.name == *name)?;
         self.closings().nth(place)
     }
@@ -279,7 +279,7 @@ impl Ring {
 
     /// Erases the keys that have opened nothing for more than `max_clock_offset` at `wall`, UTC milliseconds. Until
     /// then another node's clock may say that they still open. Returns how many went.
-    pub fn erase_expired(&mut self, wall: u64, max_clock_offset: Duration) -> usize {
+    pub(crate) fn erase_expired(&mut self, wall: u64, max_clock_offset: Duration) -> usize {
         let offset = millis(max_clock_offset);
         let kept = self.closings().take_while(|until| wall <= until.saturating_add(offset)).count();
         let erased = self.keys.len() - kept;
@@ -294,14 +294,14 @@ pub(super) mod testing {
 
     use super::*;
 
-    pub const NOW: Now = Now { wall: 1_000_000_000, mono: 0 };
+    pub(crate) const NOW: Now = Now { wall: 1_000_000_000, mono: 0 };
 
-    pub fn key(name: u8, generation: u64, seal_from: u64, seal_until: u64, open_for: u64) -> TicketKey {
+    pub(crate) fn key(name: u8, generation: u64, seal_from: u64, seal_until: u64, open_for: u64) -> TicketKey {
         let message = message(name, name, generation, seal_from, seal_until, open_for);
         TicketKey::read(&message, Now { wall: u64::MAX, mono: 0 }, &KeySettings::default()).unwrap()
     }
 
-    pub fn message(
+    pub(crate) fn message(
         name: u8,
         secret: u8,
         generation: u64,
@@ -313,7 +313,7 @@ pub(super) mod testing {
         proto::TicketKey { name, hmac, aes, generation, seal_from, seal_until, open_for }
     }
 
-    pub fn ring(floor: u64, keys: &[TicketKey]) -> Ring {
+    pub(crate) fn ring(floor: u64, keys: &[TicketKey]) -> Ring {
         let mut ring = Ring { floor, ..Ring::default() };
         for key in keys {
             ring.add(key.clone());
@@ -322,7 +322,7 @@ pub(super) mod testing {
     }
 
     /// Any key as it may come over the wire, good or bad, with names and generations that often collide.
-    pub fn any_message() -> impl Strategy<Value = proto::TicketKey> {
+    pub(crate) fn any_message() -> impl Strategy<Value = proto::TicketKey> {
         let ahead = NOW.wall + 300_000;
         let generation = prop_oneof![8 => 0..200_u64, 1 => ahead - 1..ahead + 2];
         let seal_from = prop_oneof![8 => 0..50_u64, 1 => Just(u64::MAX)];
@@ -340,7 +340,7 @@ pub(super) mod testing {
     }
 
     /// Any ring as it may come over the wire. Large ones pass the cap.
-    pub fn any_ring() -> impl Strategy<Value = proto::Ring> {
+    pub(crate) fn any_ring() -> impl Strategy<Value = proto::Ring> {
         let floor = prop_oneof![6 => 0..60_u64, 1 => Just(u64::MAX)];
         let size = prop_oneof![0..8_usize, 60..110_usize];
         let sessions_from = prop_oneof![2 => Just(0), 3 => 0..60_u64, 1 => Just(NOW.wall + 300_001)];

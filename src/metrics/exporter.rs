@@ -53,7 +53,7 @@ pub(super) fn recorder() -> Result<PrometheusRecorder, BuildError> {
 }
 
 /// Keeps the memory of histograms bounded, also without any scrape. Returns when `stop` is cancelled.
-pub async fn upkeep(handle: PrometheusHandle, stop: CancellationToken) {
+pub(crate) async fn upkeep(handle: PrometheusHandle, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         handle.run_upkeep();

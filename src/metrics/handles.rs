@@ -27,12 +27,12 @@ impl Counter {
 
     /// The metric's name.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         self.name
     }
 
     /// Counts `more`.
-    pub fn add(self, more: u64) {
+    pub(crate) fn add(self, more: u64) {
         counter!(self.name).increment(more);
     }
 }
@@ -61,7 +61,7 @@ impl<L: Label> CounterBy<L> {
     }
 
     /// Counts `more` of those with `label`.
-    pub fn add(self, label: L, more: u64) {
+    pub(crate) fn add(self, label: L, more: u64) {
         counter!(self.name, L::KEY => label.value()).increment(more);
     }
 }
@@ -82,14 +82,8 @@ impl Gauge {
         Row { name: self.name, kind: Kind::Gauge, unit: self.unit, label: None, help }
     }
 
-    /// The metric's name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        self.name
-    }
-
     /// Shows `value`; of a flag, 1 for true.
-    pub fn set(self, value: impl Into<f64>) {
+    pub(crate) fn set(self, value: impl Into<f64>) {
         gauge!(self.name).set(value.into());
     }
 }
@@ -113,12 +107,13 @@ impl<L: Label> GaugeBy<L> {
 
     /// The metric's name.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    #[cfg(test)]
+    pub(crate) const fn name(self) -> &'static str {
         self.name
     }
 
     /// Shows `value` of those with `label`.
-    pub fn set(self, label: L, value: impl Into<f64>) {
+    pub(crate) fn set(self, label: L, value: impl Into<f64>) {
         gauge!(self.name, L::KEY => label.value()).set(value.into());
     }
 }
@@ -140,14 +135,8 @@ impl Histogram {
         Row { name: self.name, kind: Kind::Histogram(self.buckets), unit: self.unit, label: None, help }
     }
 
-    /// The metric's name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        self.name
-    }
-
     /// Counts `value`, in the metric's unit, so many times.
-    pub fn record_many(self, value: f64, times: usize) {
+    pub(crate) fn record_many(self, value: f64, times: usize) {
         histogram!(self.name).record_many(value, times);
     }
 }

@@ -56,7 +56,7 @@ fn changed(refused: &BTreeMap<DropReason, u64>, evicted: Evictions, store: &Stor
 }
 
 /// Shows what `store` holds.
-pub fn occupancy(store: &Store) {
+pub(crate) fn occupancy(store: &Store) {
     let Occupancy { sessions, bytes, tombstones } = store.occupancy();
     CACHE_ENTRIES.set(sessions as f64);
     CACHE_BYTES.set(bytes as f64);

@@ -16,7 +16,7 @@ use super::{
 
 /// What was counted since this process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// Sessions of this node's proxies sent to the pod.
     pub published: u64,
     /// Sessions that came from the pod.
@@ -35,7 +35,7 @@ pub struct Totals {
 
 /// What the installed recorder has counted; nothing if none is installed.
 #[must_use]
-pub fn totals() -> Totals {
+pub(crate) fn totals() -> Totals {
     KEPT.totals()
 }
 

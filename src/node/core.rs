@@ -268,7 +268,7 @@ impl NodeCore {
     }
 
     /// Says whether the ring of [`Effect::SaveRing`] was saved at `now`. Returns whether it had not been the last time.
-    pub fn on_ring_saved(&mut self, saved: bool, now: Now) -> bool {
+    pub(crate) fn on_ring_saved(&mut self, saved: bool, now: Now) -> bool {
         let after = if saved { Saving::On } else { Saving::AgainAt(now.mono + SAVE_AGAIN_MS) };
         matches!(std::mem::replace(&mut self.saving, after), Saving::AgainAt(_))
     }
@@ -281,7 +281,7 @@ impl NodeCore {
 
     /// Which farm secrets this node has had.
     #[must_use]
-    pub fn secret_history(&self) -> &SecretHistory {
+    pub(crate) fn secret_history(&self) -> &SecretHistory {
         &self.secret_history
     }
 

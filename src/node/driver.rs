@@ -26,7 +26,7 @@ use super::view::NodeView;
 use crate::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
 use crate::clock::{Now, SystemClock, millis};
 use crate::envelope::{Epochs, Refusal, Secrets};
-use crate::farm::{Ask, LocalState, Note, Reply};
+use crate::farm::{Ask, Farm, LocalState, Note, Reply};
 use crate::keys::Timetable;
 use crate::metrics::{self, Plane};
 use crate::proto::AuditEntry;
@@ -44,7 +44,10 @@ const FEED_EVENTS: usize = 16;
 const LONGEST_SLEEP_MS: u64 = 1_000;
 
 /// Longer than that without a turn, and the node is taken for dead.
-pub(super) const ALIVE_FOR_MS: u64 = 10_000;
+const ALIVE_FOR_MS: u64 = 10_000;
+
+/// Questions of operators that wait for a turn.
+const QUESTIONS: usize = 64;
 
 /// Farewell and what was queued before it must be out by then.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(1_000);
@@ -60,8 +63,64 @@ pub struct Question {
     pub reply: oneshot::Sender<Reply>,
 }
 
+/// The driver's ends of the channels to the rest of the node.
+pub(super) struct DriverEnds {
+    /// The epoch keys, for all who seal and open.
+    pub epochs: watch::Sender<Arc<Epochs>>,
+    /// Says that a session batch of an unknown epoch arrived.
+    pub unknown_epoch: Arc<Notify>,
+    /// What reports say of this host.
+    pub local: watch::Receiver<LocalState>,
+    /// Operators' questions.
+    pub questions: mpsc::Receiver<Question>,
+    /// The proxies' keys.
+    pub timetable: watch::Sender<Arc<Timetable>>,
+    /// What the node shows of itself.
+    pub view: watch::Sender<NodeView>,
+    /// Whether it is fit to serve.
+    pub health: watch::Sender<Health>,
+    /// The ring's session floor, UTC milliseconds.
+    pub sessions_from: watch::Sender<u64>,
+}
+
+/// The other ends: see [`DriverEnds`].
+pub(super) struct NodeEnds {
+    pub epochs: watch::Receiver<Arc<Epochs>>,
+    pub unknown_epoch: Arc<Notify>,
+    pub local: watch::Sender<LocalState>,
+    pub questions: mpsc::Sender<Question>,
+    pub timetable: watch::Receiver<Arc<Timetable>>,
+    pub view: watch::Receiver<NodeView>,
+    pub health: watch::Receiver<Health>,
+    pub sessions_from: watch::Receiver<u64>,
+}
+
+/// Both ends of the channels between the driver of a node with this `farm` and the rest of it.
+pub(super) fn ends(farm: &Farm, clock: SystemClock) -> (DriverEnds, NodeEnds) {
+    let now = clock.now();
+    let (timetable, read_timetable) = watch::channel(Arc::new(farm.held().timetable(now)));
+    let (health, read_health) = watch::channel(Health { ring: false, alive_until: now.mono + ALIVE_FOR_MS });
+    let (view, read_view) = watch::channel(NodeView::default());
+    let (write_local, local) = watch::channel(LocalState::default());
+    let (sessions_from, read_sessions_from) = watch::channel(farm.held().ring().sessions_from());
+    let (epochs, read_epochs) = watch::channel(Arc::new(farm.epochs().clone()));
+    let (ask, questions) = mpsc::channel(QUESTIONS);
+    let unknown_epoch = Arc::new(Notify::new());
+    let node = NodeEnds {
+        epochs: read_epochs,
+        unknown_epoch: Arc::clone(&unknown_epoch),
+        local: write_local,
+        questions: ask,
+        timetable: read_timetable,
+        view: read_view,
+        health: read_health,
+        sessions_from: read_sessions_from,
+    };
+    (DriverEnds { epochs, unknown_epoch, local, questions, timetable, view, health, sessions_from }, node)
+}
+
 /// Everything that the driver needs; it owns all of it.
-pub struct Driver<B: Bus> {
+pub(crate) struct Driver<B: Bus> {
     /// What decides.
     pub core: NodeCore,
     /// The way to the other nodes.
@@ -76,34 +135,20 @@ pub struct Driver<B: Bus> {
     pub refused: Refused,
     /// See [`super::key_plane::confirm_within`].
     pub confirm_within: Duration,
-    /// The epoch keys, for all who seal and open.
-    pub epochs: watch::Sender<Arc<Epochs>>,
-    /// Says that a session batch of an unknown epoch arrived.
-    pub unknown_epoch: Arc<Notify>,
+    /// Its ends of the channels to the rest of the node.
+    pub ends: DriverEnds,
     /// This host's clocks.
     pub clock: SystemClock,
     /// Where the ring is kept across restarts, if anywhere.
     pub ring_file: Option<RingFile>,
-    /// What reports say of this host.
-    pub local: watch::Receiver<LocalState>,
     /// Why the last attempt to connect failed, until it is known when the next one is due.
     pub not_connected: Option<BusError>,
-    /// Operators' questions.
-    pub questions: mpsc::Receiver<Question>,
     /// Who waits for which answer.
     pub replies: HashMap<u64, oneshot::Sender<Reply>>,
-    /// The proxies' keys.
-    pub timetable: watch::Sender<Arc<Timetable>>,
-    /// What the node shows of itself.
-    pub view: watch::Sender<NodeView>,
-    /// Whether it is fit to serve.
-    pub health: watch::Sender<Health>,
     /// Counts this node's connections.
     pub connections: Connections,
     /// Starts the session plane of each link.
     pub sessions: Arc<SessionPlane<B::Link>>,
-    /// The ring's session floor, UTC milliseconds.
-    pub sessions_from: watch::Sender<u64>,
     /// Keeps errors of this host and its broker from flooding the log.
     pub quiet: Quiet,
     /// Ends the driver, with a farewell.
@@ -157,9 +202,9 @@ enum Happened<L: Link> {
 
 impl<B: Bus> Driver<B> {
     /// Runs until `stop` is cancelled, then says farewell and closes the link.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         self.connections.show(false);
-        self.local.mark_changed();
+        self.ends.local.mark_changed();
         let now = self.clock.now();
         let mut connection = Connection::Down { dial_at: Instant::now() };
         let effects = self.core.start(now);
@@ -190,11 +235,11 @@ impl<B: Bus> Driver<B> {
         let input = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Happened::Stop,
-            Some(question) = self.questions.recv() => self.asked(question),
+            Some(question) = self.ends.questions.recv() => self.asked(question),
             Ok(()) = self.secrets.changed() => Input::Secrets(Arc::clone(&self.secrets.borrow_and_update())),
-            Ok(()) = self.local.changed() => Input::Local(self.local.borrow_and_update().clone()),
+            Ok(()) = self.ends.local.changed() => Input::Local(self.ends.local.borrow_and_update().clone()),
             happened = from_connection(connection) => return happened,
-            () = self.unknown_epoch.notified() => Input::UnknownEpoch,
+            () = self.ends.unknown_epoch.notified() => Input::UnknownEpoch,
             () = tokio::time::sleep_until(wake) => Input::Wake,
         };
         Happened::Input(input)
@@ -288,7 +333,7 @@ impl<B: Bus> Driver<B> {
         // Every connection has salts of its own.
         let sealing = || {
             let (identity, secrets) = (self.identity.clone(), self.secrets.clone());
-            Sealing::new(identity, secrets, self.epochs.subscribe(), random::system(), self.clock.now())
+            Sealing::new(identity, secrets, self.ends.epochs.subscribe(), random::system(), self.clock.now())
         };
         let (plane_sender, plane_events) = mpsc::channel(16);
         let (names, timing) = (self.spec.names.clone(), (self.clock, self.confirm_within));
@@ -328,12 +373,12 @@ impl<B: Bus> Driver<B> {
                 }
                 Effect::CloseLink => close(connection),
                 Effect::Keys { timetable, sessions_from } => {
-                    self.timetable.send_replace(Arc::new(timetable));
+                    self.ends.timetable.send_replace(Arc::new(timetable));
                     let replace = |last: &mut u64| std::mem::replace(last, sessions_from) != sessions_from;
-                    self.sessions_from.send_if_modified(replace);
+                    self.ends.sessions_from.send_if_modified(replace);
                 }
                 Effect::SaveRing(contents) => self.save_ring(&contents),
-                Effect::Epochs(epochs) => drop(self.epochs.send_replace(epochs)),
+                Effect::Epochs(epochs) => drop(self.ends.epochs.send_replace(epochs)),
                 Effect::Reply { id, reply } => {
                     if let Some(waiting) = self.replies.remove(&id) {
                         // The asker may have gone away.
@@ -402,11 +447,11 @@ impl<B: Bus> Driver<B> {
         };
         let (secret_history, refused) = (self.core.secret_history().clone(), self.refused.sentences(now));
         let view = NodeView { secret_history, refused, ..NodeView::of(self.core.farm(), broker, now) };
-        gauges::show(&view, self.view.borrow().active_generation(), now);
-        tell_of_sites(&self.view.borrow(), &view);
+        gauges::show(&view, self.ends.view.borrow().active_generation(), now);
+        tell_of_sites(&self.ends.view.borrow(), &view);
         let alive_until = now.mono + ALIVE_FOR_MS;
-        self.health.send_replace(Health { ring: view.active_generation().is_some(), alive_until });
-        self.view.send_replace(view);
+        self.ends.health.send_replace(Health { ring: view.active_generation().is_some(), alive_until });
+        self.ends.view.send_replace(view);
     }
 
     async fn stop(mut self, mut connection: Connection<B::Link>) {

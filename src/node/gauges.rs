@@ -13,20 +13,20 @@ use crate::metrics::{
 use crate::status::SiteStatus;
 
 /// Shows the settings that the ages of keys and the offsets of clocks are measured against.
-pub fn settings(keys: &KeySettings) {
+pub(super) fn settings(keys: &KeySettings) {
     KEY_INTERVAL.set(keys.interval.as_secs_f64());
     KEY_SETTLE.set(keys.settle.as_secs_f64());
 }
 
 /// Shows whether one node is connected to a broker, and counts its reconnects.
 #[derive(Debug, Default)]
-pub struct Connections {
+pub(super) struct Connections {
     was_connected: bool,
 }
 
 impl Connections {
     /// Shows whether the broker is connected; every connection after the node's first counts as a reconnect.
-    pub fn show(&mut self, connected: bool) {
+    pub(crate) fn show(&mut self, connected: bool) {
         BROKER_CONNECTED.set(connected);
         if connected && std::mem::replace(&mut self.was_connected, true) {
             BROKER_RECONNECTS.add(1);
@@ -35,18 +35,18 @@ impl Connections {
 }
 
 /// Shows whether a restart of the node would find its ring.
-pub fn show_ring_saved(saved: bool) {
+pub(crate) fn show_ring_saved(saved: bool) {
     RING_SAVED.set(saved);
 }
 
 /// Counts a ring that could not be saved.
-pub fn ring_not_saved() {
+pub(crate) fn ring_not_saved() {
     RING_SAVE_ERRORS.add(1);
     show_ring_saved(false);
 }
 
 /// Shows everything else. `sealed_before` is the generation that sealed when this was last called.
-pub fn show(view: &NodeView, sealed_before: Option<u64>, now: Now) {
+pub(super) fn show(view: &NodeView, sealed_before: Option<u64>, now: Now) {
     LEADER.set(view.leads);
     MEMBERS.set(view.members);
     MEMBERS_IN_STEP.set(view.members_in_step);

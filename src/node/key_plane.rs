@@ -28,7 +28,7 @@ pub(super) fn confirm_within(report_every: Duration) -> Duration {
 
 /// What the plane tells the driver.
 #[derive(Debug)]
-pub enum KeyPlaneEvent {
+pub(crate) enum KeyPlaneEvent {
     /// What the broker answered to a message for the leader at this seat.
     Told(Seat, Published),
 }
@@ -45,7 +45,7 @@ pub struct Waiting {
 impl Waiting {
     /// How many wait for a broker that is blocked or slow, to all and to one each. Reports and announcements repeat every
     /// beat; a new leader answers each of some hundred nodes with a grant and an announcement.
-    pub const MOST: usize = 1_024;
+    pub(crate) const MOST: usize = 1_024;
     /// Routes written to at a time: as many as a link has channels for it.
     const ROUTES: usize = 8;
 
@@ -94,7 +94,7 @@ impl Waiting {
 
     /// Whether nothing waits and nothing is under way.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.to_all.is_empty() && self.to_one.is_empty() && self.under_way.is_empty()
     }
 }
@@ -131,14 +131,14 @@ impl Shared {
 
 /// The sending half; dropping it ends the plane once everything queued was written.
 #[derive(Debug)]
-pub struct KeyPlane {
+pub(crate) struct KeyPlane {
     shared: Arc<Shared>,
     task: Option<JoinHandle<()>>,
 }
 
 impl KeyPlane {
     /// Starts the plane of one link; `timing` is this host's clock and [`confirm_within`].
-    pub fn start<L: Link>(
+    pub(crate) fn start<L: Link>(
         link: Arc<L>,
         names: Names,
         sealing: Sealing,
@@ -152,7 +152,7 @@ impl KeyPlane {
     }
 
     /// Queues a message. A full queue drops it: the broker is blocked, and the next beat repeats what matters.
-    pub fn send(&self, route: Route, kind: Kind) {
+    pub(crate) fn send(&self, route: Route, kind: Kind) {
         if self.shared.waiting().push(route, kind) {
             self.shared.stirred.notify_one();
         } else {
@@ -161,7 +161,7 @@ impl KeyPlane {
     }
 
     /// Writes out what is queued and ends.
-    pub async fn finish(mut self) {
+    pub(crate) async fn finish(mut self) {
         self.shared.close();
         if let Some(task) = self.task.take() {
             // A panic in the task is reported by the runtime; there is nothing left to write then.

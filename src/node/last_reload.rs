@@ -14,7 +14,7 @@ pub struct LastReload {
 impl LastReload {
     /// As reports tell it.
     #[must_use]
-    pub fn to_proto(&self) -> proto::LastReload {
+    pub(crate) fn to_proto(&self) -> proto::LastReload {
         proto::LastReload { at: self.at, refused: self.refused.clone().unwrap_or_default() }
     }
 }

@@ -18,17 +18,17 @@ enum Question {
 }
 
 /// The broker's answer to an attempt at the lease of a seat.
-pub type Answer = (Seat, Result<LeaseAnswer, BusError>);
+pub(super) type Answer = (Seat, Result<LeaseAnswer, BusError>);
 
 /// The questions of one link. Dropping it ends the asking after those that were put.
 #[derive(Debug)]
-pub struct Lease {
+pub(super) struct Lease {
     questions: mpsc::Sender<Question>,
 }
 
 impl Lease {
     /// Starts asking on `link`; what the broker says to each [`Lease::try_take`] goes to `answers`.
-    pub fn start<L: Link>(link: Arc<L>, answers: mpsc::Sender<Answer>) -> Self {
+    pub(crate) fn start<L: Link>(link: Arc<L>, answers: mpsc::Sender<Answer>) -> Self {
         let (questions, mut waiting) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             while let Some(question) = waiting.recv().await {
@@ -52,13 +52,13 @@ impl Lease {
     }
 
     /// Tries to take the lease of a seat, after what was asked before.
-    pub fn try_take(&self, seat: Seat) {
+    pub(crate) fn try_take(&self, seat: Seat) {
         self.put(Question::Try(seat));
     }
 
     /// Gives the lease up, after what was asked before, whether or not somebody waits for what is returned: it ends when
     /// the broker has answered or the link has ended.
-    pub fn release(&self, seat: Seat) -> oneshot::Receiver<()> {
+    pub(crate) fn release(&self, seat: Seat) -> oneshot::Receiver<()> {
         let (done, released) = oneshot::channel();
         self.put(Question::Release { seat, done });
         released

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::core::{NodeCore, Saving};
-use self::driver::{ALIVE_FOR_MS, Driver};
+use self::driver::{Driver, NodeEnds};
 use self::key_plane::confirm_within;
 use self::refused::Refused;
 use self::ring_file::RingFile;
@@ -50,7 +50,8 @@ pub use driver::Question;
 pub use health::Health;
 pub use last_reload::LastReload;
 pub use secret_history::SecretHistory;
-pub use settings::{GROUP_NAME, NODE_NAME, NodeSettings, group_name, node_name};
+pub(crate) use settings::{GROUP_NAME, NODE_NAME, group_name};
+pub use settings::{NodeSettings, node_name};
 pub use view::NodeView;
 
 /// Batches from the farm that a slow proxy may be behind; what it misses beyond is counted.
@@ -96,95 +97,59 @@ impl Node {
         let (stop, stop_sessions) = (CancellationToken::new(), CancellationToken::new());
         let (broken_sender, broken) = watch::channel(None);
         let (tasks, publisher) = (NodeTasks::new(broken_sender.clone()), NodeTasks::new(broken_sender));
-        let boot_id = random::random();
+        let identity = Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id: random::random() };
         let names = Names::new(&settings.farm, &settings.pod);
         let (ring_file, held) = saved_ring(&settings, clock);
         gauges::settings(&settings.keys);
         gauges::show_ring_saved(ring_file.is_some());
-        let farm = Farm::new(farm_settings(&settings, boot_id, &names), held, random::system(), clock.now());
+        let farm = Farm::new(farm_settings(&settings, identity.boot_id, &names), held, random::system(), clock.now());
+        let (driver_ends, ends) = driver::ends(&farm, clock);
 
-        let (timetable_sender, timetable) = watch::channel(Arc::new(farm.held().timetable(clock.now())));
-        let (health_sender, health) =
-            watch::channel(Health { ring: false, alive_until: clock.now().mono + ALIVE_FOR_MS });
-        let (view_sender, view) = watch::channel(NodeView::default());
-        let (local_sender, local) = watch::channel(LocalState::default());
-        let (sessions_from_sender, sessions_from) = watch::channel(farm.held().ring().sessions_from());
-        let (epoch_sender, epochs) = watch::channel(Arc::new(farm.epochs().clone()));
-        let unknown_epoch = Arc::new(Notify::new());
-        let (question_sender, questions) = mpsc::channel(64);
-        let reloads = watch::Sender::new(LastReload::default());
-
-        let proxies = Arc::new(proxy_plane(&settings, timetable, clock));
+        let proxies = Arc::new(proxy_plane(&settings, ends.timetable, clock));
         let refused = Refused::default();
-        let opener = || Opener::new(Arc::clone(&secrets.borrow()), &settings.farm, settings.keys.max_clock_offset);
         let parts = SessionParts {
             proxies: Arc::clone(&proxies),
             secrets: secrets.clone(),
-            epochs,
-            unknown_epoch: Arc::clone(&unknown_epoch),
+            epochs: ends.epochs,
+            unknown_epoch: ends.unknown_epoch,
             names: names.clone(),
-            boot_id,
+            boot_id: identity.boot_id,
             batch_bytes: as_size(settings.sessions.batch_bytes),
             refused: refused.clone(),
             clock,
             tasks: tasks.clone(),
             stop: stop_sessions.clone(),
         };
-        let sessions = Arc::new(SessionPlane::new(parts, opener(), settings.sessions.replicate));
-        let identity = Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id };
-        let saving = if ring_file.is_some() { Saving::On } else { Saving::Off };
-        let initial = Arc::clone(&secrets.borrow());
-        let core = NodeCore::new(farm, (opener(), &initial), identity.clone(), saving, random::system());
+        let sessions = SessionPlane::new(parts, opener(&settings, &secrets), settings.sessions.replicate);
+        let sessions = Arc::new(sessions);
         let driver = Driver {
-            core,
+            core: core(&settings, farm, &secrets, identity.clone(), ring_file.is_some()),
             bus,
-            spec: LinkSpec {
-                names: names.clone(),
-                node: settings.name.clone(),
-                sessions: settings.sessions.replicate,
-                elsewhere_than: None,
-            },
+            spec: link_spec(&settings, names),
             identity,
             secrets: secrets.clone(),
             refused,
             confirm_within: confirm_within(settings.report_every),
-            epochs: epoch_sender,
-            unknown_epoch,
+            ends: driver_ends,
             clock,
             ring_file,
-            local,
             not_connected: None,
-            questions,
             replies: HashMap::new(),
-            timetable: timetable_sender,
-            view: view_sender,
-            health: health_sender,
             connections: gauges::Connections::default(),
             sessions: Arc::clone(&sessions),
-            sessions_from: sessions_from_sender,
             quiet: Quiet::default(),
             stop: stop.clone(),
         };
         publisher.spawn("the publisher of sessions", Arc::clone(&sessions).publish());
         tasks.spawn("the driver", driver.run());
         tasks.spawn("the opener's keys", sessions.follow_keys());
-        tasks.spawn("the flush", flush(Arc::clone(&proxies), sessions_from, stop.clone()));
+        tasks.spawn("the flush", flush(Arc::clone(&proxies), ends.sessions_from, stop.clone()));
         tasks.spawn("the sweep", sweep(Arc::clone(&proxies), clock, stop.clone()));
-        let look = watch_local(Arc::clone(&proxies), (secrets, reloads.subscribe()), local_sender, stop.clone());
+        let reloads = watch::Sender::new(LastReload::default());
+        let look = watch_local(Arc::clone(&proxies), (secrets, reloads.subscribe()), ends.local, stop.clone());
         tasks.spawn("the look at the proxies", look);
-        Ok(Self {
-            proxies,
-            view,
-            questions: question_sender,
-            settings,
-            reloads,
-            health,
-            broken,
-            stop_sessions,
-            publisher,
-            stop,
-            tasks,
-        })
+        let NodeEnds { view, questions, health, .. } = ends;
+        Ok(Self { proxies, view, questions, settings, reloads, health, broken, stop_sessions, publisher, stop, tasks })
     }
 
     /// Sends what the outbox holds, says farewell, so that the lease moves at once, and ends every task.
@@ -223,6 +188,27 @@ fn saved_ring(settings: &NodeSettings, clock: SystemClock) -> (Option<RingFile>,
         }
     };
     (Some(file), held)
+}
+
+/// What opens the envelopes of this farm. Key plane and session plane have one each: their windows against replays are apart.
+fn opener(settings: &NodeSettings, secrets: &watch::Receiver<Arc<Secrets>>) -> Opener {
+    Opener::new(Arc::clone(&secrets.borrow()), &settings.farm, settings.keys.max_clock_offset)
+}
+
+fn core(
+    settings: &NodeSettings,
+    farm: Farm,
+    secrets: &watch::Receiver<Arc<Secrets>>,
+    identity: Identity,
+    saves: bool,
+) -> NodeCore {
+    let saving = if saves { Saving::On } else { Saving::Off };
+    let initial = Arc::clone(&secrets.borrow());
+    NodeCore::new(farm, (opener(settings, secrets), &initial), identity, saving, random::system())
+}
+
+fn link_spec(settings: &NodeSettings, names: Names) -> LinkSpec {
+    LinkSpec { names, node: settings.name.clone(), sessions: settings.sessions.replicate, elsewhere_than: None }
 }
 
 /// What the adapters of proxies share, without a proxy so far.

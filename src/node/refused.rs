@@ -10,7 +10,7 @@ use crate::clock::Now;
 
 /// What the broker refuses this node. Copies share it; it outlives the links, which such a refusal may end.
 #[derive(Clone, Debug, Default)]
-pub struct Refused(Arc<Mutex<Refusals>>);
+pub(crate) struct Refused(Arc<Mutex<Refusals>>);
 
 impl Refused {
     fn refusals(&self) -> MutexGuard<'_, Refusals> {
@@ -18,7 +18,7 @@ impl Refused {
     }
 
     /// Takes in what became of a publish, and warns of a refusal that is news.
-    pub fn note(&self, route: &Route, result: &Result<Published, BusError>, names: &Names, now: Now) {
+    pub(crate) fn note(&self, route: &Route, result: &Result<Published, BusError>, names: &Names, now: Now) {
         let news = match result {
             Ok(_) => {
                 self.refusals().published(route);
@@ -32,7 +32,7 @@ impl Refused {
     }
 
     /// The same of a publish on the session plane.
-    pub fn note_sessions(&self, result: &Result<(), BusError>, names: &Names, now: Now) {
+    pub(crate) fn note_sessions(&self, result: &Result<(), BusError>, names: &Names, now: Now) {
         let news = match result {
             Ok(()) => {
                 self.refusals().sessions_published();
@@ -46,7 +46,7 @@ impl Refused {
     }
 
     /// The same of an attempt at the lease. Whether it was refused.
-    pub fn note_lease(&self, answer: &Result<LeaseAnswer, BusError>, names: &Names, now: Now) -> bool {
+    pub(crate) fn note_lease(&self, answer: &Result<LeaseAnswer, BusError>, names: &Names, now: Now) -> bool {
         let Err(error) = answer else {
             self.refusals().lease_answered();
             return false;
@@ -59,7 +59,7 @@ impl Refused {
 
     /// What is refused at `now`, in sentences.
     #[must_use]
-    pub fn sentences(&self, now: Now) -> Vec<String> {
+    pub(crate) fn sentences(&self, now: Now) -> Vec<String> {
         self.refusals().sentences(now)
     }
 }

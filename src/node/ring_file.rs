@@ -24,7 +24,7 @@ const LARGEST: u64 = 64 * 1024;
 
 /// Where one node saves its ring.
 #[derive(Clone, Debug)]
-pub struct RingFile {
+pub(crate) struct RingFile {
     directory: PathBuf,
     farm: String,
     allow_disk: bool,
@@ -32,7 +32,7 @@ pub struct RingFile {
 
 /// Why a ring could not be saved or read. No case is fatal: a node without a file starts with an empty ring.
 #[derive(Debug, thiserror::Error)]
-pub enum RingFileError {
+pub(crate) enum RingFileError {
     /// The directory is not in memory that cannot be swapped out.
     #[error(
         "keys.directory {}: {found}; ticket keys are saved only on ramfs, or on tmpfs with the mount option noswap or \
@@ -71,7 +71,7 @@ impl RingFile {
     ///
     /// # Errors
     /// `Unsafe` if it is not, saying what was found; `Io` if that cannot be told.
-    pub fn open(directory: &Path, farm: &str, allow_disk: bool) -> Result<Self, RingFileError> {
+    pub(crate) fn open(directory: &Path, farm: &str, allow_disk: bool) -> Result<Self, RingFileError> {
         let file = Self { directory: directory.to_owned(), farm: farm.to_owned(), allow_disk };
         file.check()?;
         Ok(file)
@@ -79,7 +79,7 @@ impl RingFile {
 
     /// The file's path.
     #[must_use]
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.directory.join(FILE)
     }
 
@@ -89,7 +89,7 @@ impl RingFile {
     ///
     /// # Errors
     /// `Unsafe` or `Io`.
-    pub fn save(&self, contents: &[u8]) -> Result<(), RingFileError> {
+    pub(crate) fn save(&self, contents: &[u8]) -> Result<(), RingFileError> {
         if let Err(error) = self.check() {
             self.remove()?;
             return Err(error);
@@ -105,7 +105,7 @@ impl RingFile {
     ///
     /// # Errors
     /// `Foreign` if the file is damaged, of another farm, or open to others; `Io` if it cannot be read.
-    pub fn load(&self, settings: KeySettings, now: Now) -> Result<Option<Restored>, RingFileError> {
+    pub(crate) fn load(&self, settings: KeySettings, now: Now) -> Result<Option<Restored>, RingFileError> {
         let path = self.path();
         let contents = match read(&path) {
             Err(RingFileError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -119,7 +119,7 @@ impl RingFile {
     ///
     /// # Errors
     /// `Io`.
-    pub fn remove(&self) -> Result<(), RingFileError> {
+    pub(crate) fn remove(&self) -> Result<(), RingFileError> {
         let path = self.path();
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("remove", &path, error)),

@@ -15,7 +15,7 @@ pub struct SecretHistory {
 
 impl SecretHistory {
     /// Takes the ids that the node opens from now on, the one that seals first. The first call is the start.
-    pub fn note(&mut self, ids: Vec<String>) {
+    pub(crate) fn note(&mut self, ids: Vec<String>) {
         if !self.now.is_empty() {
             self.came.extend(ids.iter().filter(|id| !self.now.contains(id)).cloned());
         }

@@ -37,7 +37,7 @@ const ORDINARY: [DropReason; 4] =
     [DropReason::Duplicate, DropReason::Tombstone, DropReason::RemovalKept, DropReason::Flushed];
 
 /// What the session plane has of the node.
-pub struct SessionParts {
+pub(crate) struct SessionParts {
     /// The proxies' side: outbox, cache, and the way to the replicas.
     pub proxies: Arc<ProxyPlane>,
     /// The farm secrets.
@@ -63,7 +63,7 @@ pub struct SessionParts {
 }
 
 /// A node's sessions on their way, whatever link they take.
-pub struct SessionPlane<L: Link> {
+pub(crate) struct SessionPlane<L: Link> {
     pub(super) node: SessionParts,
     /// Who warms up whom.
     pub(super) warmups: Warmups,
@@ -101,7 +101,7 @@ impl Receiving {
 }
 
 /// The session plane of one link, which ends when this is dropped.
-pub struct LinkedSessions<L: Link> {
+pub(crate) struct LinkedSessions<L: Link> {
     plane: Arc<SessionPlane<L>>,
     link: Arc<SessionLink<L>>,
 }
@@ -116,7 +116,7 @@ impl<L: Link> Drop for LinkedSessions<L> {
 impl<L: Link> SessionPlane<L> {
     /// The plane of a node that shares sessions if it `replicates`, without a link so far. `opener` opens what feeds deliver.
     #[must_use]
-    pub fn new(node: SessionParts, opener: Opener, replicates: bool) -> Self {
+    pub(crate) fn new(node: SessionParts, opener: Opener, replicates: bool) -> Self {
         let (mut secrets, mut epochs) = (node.secrets.clone(), node.epochs.clone());
         secrets.mark_changed();
         epochs.mark_changed();
@@ -133,7 +133,7 @@ impl<L: Link> SessionPlane<L> {
 
     /// Starts the tasks of a link that has just come up, whose feed delivers to `feed`.
     #[must_use]
-    pub fn start(
+    pub(crate) fn start(
         self: &Arc<Self>,
         link: Arc<L>,
         sealing: Sealing,
@@ -171,7 +171,7 @@ impl<L: Link> SessionPlane<L> {
 
     /// Publishes what the proxies report until `stop`. A blocked or absent broker makes it drop, counted: handshakes and
     /// memory never wait for it.
-    pub async fn publish(self: Arc<Self>) {
+    pub(crate) async fn publish(self: Arc<Self>) {
         let (outbox, batch_bytes) = (&self.node.proxies.outbox, self.node.batch_bytes);
         while let Some(batch) = self.node.stop.run_until_cancelled(outbox.next_batch(batch_bytes)).await {
             self.publish_batch(batch).await;
@@ -242,7 +242,7 @@ impl<L: Link> SessionPlane<L> {
     }
 
     /// Has the opener follow secrets and epochs until `stop`.
-    pub async fn follow_keys(self: Arc<Self>) {
+    pub(crate) async fn follow_keys(self: Arc<Self>) {
         let (mut secrets, mut epochs) = (self.node.secrets.clone(), self.node.epochs.clone());
         loop {
             self.receiving().refresh();
@@ -350,7 +350,7 @@ impl<L: Link> SessionPlane<L> {
 
 /// Follows the ring's session floor until `stop`: when it rises, the older sessions leave the cache, and the proxies are told to
 /// forget them.
-pub async fn flush(proxies: Arc<ProxyPlane>, mut floor: watch::Receiver<u64>, stop: CancellationToken) {
+pub(super) async fn flush(proxies: Arc<ProxyPlane>, mut floor: watch::Receiver<u64>, stop: CancellationToken) {
     loop {
         let sessions_from = *floor.borrow_and_update();
         let plane = Arc::clone(&proxies);
@@ -377,7 +377,7 @@ pub async fn flush(proxies: Arc<ProxyPlane>, mut floor: watch::Receiver<u64>, st
 }
 
 /// Sweeps expired sessions and tombstones out, now and then.
-pub async fn sweep(proxies: Arc<ProxyPlane>, clock: SystemClock, stop: CancellationToken) {
+pub(super) async fn sweep(proxies: Arc<ProxyPlane>, clock: SystemClock, stop: CancellationToken) {
     let mut every = tokio::time::interval(std::time::Duration::from_secs(10));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

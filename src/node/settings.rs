@@ -38,9 +38,10 @@ pub struct NodeSettings {
 
 impl NodeSettings {
     /// How long a beat may be.
-    pub const REPORT_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5 * 60);
+    pub(crate) const REPORT_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5 * 60);
     /// How long a node may wait before it starts alone.
-    pub const START_ALONE_AFTER: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60 * 60);
+    pub(crate) const START_ALONE_AFTER: RangeInclusive<Duration> =
+        Duration::from_millis(100)..=Duration::from_secs(60 * 60);
 
     /// The node `name` of a farm, with every setting at its default but one: the ring is saved nowhere.
     #[must_use]
@@ -63,13 +64,13 @@ impl NodeSettings {
     ///
     /// # Errors
     /// All of [`NodeSettings::faults`].
-    pub fn validate(&self) -> Result<(), SettingsError> {
+    pub(crate) fn validate(&self) -> Result<(), SettingsError> {
         refuse(self.faults())
     }
 
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.text("node.name", &self.name, node_name(&self.name), NODE_NAME);
         faults.text("node.farm", &self.farm, group_name(&self.farm), GROUP_NAME);
@@ -83,10 +84,10 @@ impl NodeSettings {
 }
 
 /// What a node may be called, in words.
-pub const NODE_NAME: &str = "1 to 128 printable ASCII characters without spaces";
+pub(crate) const NODE_NAME: &str = "1 to 128 printable ASCII characters without spaces";
 
 /// What a farm or a pod may be called, in words.
-pub const GROUP_NAME: &str = "1 to 63 of a-z, 0-9 and -";
+pub(crate) const GROUP_NAME: &str = "1 to 63 of a-z, 0-9 and -";
 
 /// Checks the name of a node.
 ///
@@ -100,7 +101,7 @@ pub fn node_name(text: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn group_name(text: &str) -> Result<(), String> {
+pub(crate) fn group_name(text: &str) -> Result<(), String> {
     name(text, 63, |c| matches!(c, 'a'..='z' | '0'..='9' | '-'))
 }
 

@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 /// Tasks of a node. One that panics is named, and the node is good for nothing then.
 #[derive(Clone)]
-pub struct NodeTasks {
+pub(crate) struct NodeTasks {
     tracker: TaskTracker,
     broken: watch::Sender<Option<&'static str>>,
 }
@@ -15,17 +15,17 @@ pub struct NodeTasks {
 impl NodeTasks {
     /// None so far. `broken` is told of the first one that panics.
     #[must_use]
-    pub fn new(broken: watch::Sender<Option<&'static str>>) -> Self {
+    pub(crate) fn new(broken: watch::Sender<Option<&'static str>>) -> Self {
         Self { tracker: TaskTracker::new(), broken }
     }
 
     /// Runs `task`, which is `what`.
-    pub fn spawn(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(watched(what, self.broken.clone(), Box::pin(task)));
     }
 
     /// Waits until all have ended.
-    pub async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }

@@ -44,7 +44,7 @@ pub struct NodeView {
 impl NodeView {
     /// What `farm` shows now.
     #[must_use]
-    pub fn of(farm: &Farm, broker: BrokerStatus, now: Now) -> Self {
+    pub(crate) fn of(farm: &Farm, broker: BrokerStatus, now: Now) -> Self {
         let (members, members_in_step) = farm.member_counts();
         let mut own = farm.own_member();
         let audit = own.operators.as_mut().map(|trail| std::mem::take(&mut trail.audit)).unwrap_or_default();
@@ -68,7 +68,7 @@ impl NodeView {
 
     /// Generation of the key that seals now.
     #[must_use]
-    pub fn active_generation(&self) -> Option<u64> {
+    pub(crate) fn active_generation(&self) -> Option<u64> {
         self.ring.active().map(|key| key.generation)
     }
 }

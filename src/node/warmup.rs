@@ -29,7 +29,7 @@ const CHUNK_BYTES: usize = 32 * 1024;
 const MAX_PENDING: usize = 1024;
 
 /// Both sides of a node's warm-ups.
-pub struct Warmups {
+pub(crate) struct Warmups {
     machines: Mutex<Machines>,
     stirred: Notify,
 }
@@ -45,7 +45,7 @@ struct Machines {
 
 impl Warmups {
     /// Those of a node that has just started: it lacks everything, if it `replicates` sessions at all.
-    pub fn new(replicates: bool) -> Self {
+    pub(crate) fn new(replicates: bool) -> Self {
         let machines = Machines {
             joiner: Joiner::new(random::system()),
             donor: Donor::default(),
@@ -131,7 +131,7 @@ enum Next {
 }
 
 /// A message of a warm-up.
-pub enum Message {
+pub(super) enum Message {
     /// To the pod.
     Call(WarmupCall),
     /// To the caller.

@@ -8,7 +8,7 @@ use crate::metrics::Totals;
 use crate::status::{HistoryStatus, HistoryStep};
 
 /// How often totals are to be noted.
-pub const STEP: Duration = Duration::from_secs(5);
+pub(crate) const STEP: Duration = Duration::from_secs(5);
 
 /// How far back the history reaches.
 const WINDOW: Duration = Duration::from_secs(600);
@@ -18,21 +18,21 @@ const MOST: usize = 121;
 
 /// Totals of the last minutes.
 #[derive(Debug, Default)]
-pub struct History {
+pub(crate) struct History {
     /// Monotonic milliseconds and what had been counted until then; oldest first.
     noted: VecDeque<(u64, Totals)>,
 }
 
 impl History {
     /// Notes what has been counted until `now`.
-    pub fn note(&mut self, totals: Totals, now: Now) {
+    pub(crate) fn note(&mut self, totals: Totals, now: Now) {
         self.noted.push_back((now.mono, totals));
         self.noted.drain(..self.noted.len().saturating_sub(MOST));
     }
 
     /// The last minutes, seen from `now`. Nothing, until totals were noted twice.
     #[must_use]
-    pub fn seen_from(&self, now: Now) -> HistoryStatus {
+    pub(crate) fn seen_from(&self, now: Now) -> HistoryStatus {
         let window_ms = millis(WINDOW);
         let steps = self.noted.iter().zip(self.noted.iter().skip(1));
         let steps = steps.map(|((from, before), (until, after))| {

@@ -107,7 +107,7 @@ impl Operator {
 
     /// The same for `user`, who is named where requests are kept: see [`is_user`](crate::farm::is_user).
     #[must_use]
-    pub fn for_user(self, user: String) -> Self {
+    pub(crate) fn for_user(self, user: String) -> Self {
         Self { user, ..self }
     }
 
@@ -121,7 +121,7 @@ impl Operator {
     }
 
     /// The whole farm's state, from its leader; without one, what this node knows.
-    pub async fn status(&self) -> FarmStatus {
+    pub(crate) async fn status(&self) -> FarmStatus {
         let reply = self.ask(Ask::Status).await;
         let view = self.view.borrow().clone();
         let mut requests = view.audit.clone();
@@ -185,7 +185,7 @@ impl Operator {
     ///
     /// # Errors
     /// If no leader took the request.
-    pub async fn revoke(
+    pub(crate) async fn revoke(
         &self,
         flush_sessions: bool,
         wait: Duration,
@@ -206,7 +206,7 @@ impl Operator {
     ///
     /// # Errors
     /// If the node is stopping.
-    pub async fn revoke_local(&self, flush_sessions: bool) -> Result<Rotation, RotateError> {
+    pub(crate) async fn revoke_local(&self, flush_sessions: bool) -> Result<Rotation, RotateError> {
         match self.ask(Ask::RevokeLocal { flush_sessions }).await {
             Reply::Revoked { floor, .. } => {
                 let have = BTreeSet::from([self.view.borrow().own.name.clone()]);
@@ -277,7 +277,7 @@ fn holders(members: &[proto::Member], wanted: Wanted) -> (BTreeSet<String>, BTre
 
 /// A rotation or a revocation as the control socket reports it.
 #[must_use]
-pub fn rotate_progress(rotation: &Rotation, done: bool) -> proto::local::RotateProgress {
+pub(crate) fn rotate_progress(rotation: &Rotation, done: bool) -> proto::local::RotateProgress {
     proto::local::RotateProgress {
         generation: rotation.generation,
         have: rotation.have.iter().cloned().collect(),

@@ -33,7 +33,7 @@ pub fn overview(mut status: FarmStatus, history: HistoryStatus, now: Now) -> Ove
 
 /// For how long the state of a farm of `nodes` nodes is not asked for again.
 #[must_use]
-pub fn refresh_after(nodes: usize) -> Duration {
+pub(crate) fn refresh_after(nodes: usize) -> Duration {
     REFRESH.max(REFRESH_PER_NODE * u32::try_from(nodes).unwrap_or(u32::MAX))
 }
 

@@ -13,7 +13,7 @@ type Predicate<'a> = Box<dyn Fn(&NodeStatus) -> bool + 'a>;
 /// What `nodes`, the whole farm, open and seal with, and what may be done next. `history` is that of the node that is
 /// asked.
 #[must_use]
-pub fn secrets_status(nodes: &[NodeStatus], history: &SecretHistory) -> SecretsStatus {
+pub(crate) fn secrets_status(nodes: &[NodeStatus], history: &SecretHistory) -> SecretsStatus {
     let sealing: BTreeSet<&String> = nodes.iter().filter_map(|node| node.secret_ids.first()).collect();
     let all: BTreeSet<&String> = nodes.iter().flat_map(|node| &node.secret_ids).collect();
     let (first, last) = (sealing.first().copied(), sealing.last().copied());
@@ -59,7 +59,7 @@ pub fn secrets_status(nodes: &[NodeStatus], history: &SecretHistory) -> SecretsS
 
 /// Who refuses whose messages now, in sentences.
 #[must_use]
-pub fn refusals(nodes: &[NodeStatus]) -> Vec<String> {
+pub(super) fn refusals(nodes: &[NodeStatus]) -> Vec<String> {
     let reports = |node: &&NodeStatus| !node.secret_ids.is_empty();
     let sealing: BTreeSet<&String> = nodes.iter().filter_map(|node| node.secret_ids.first()).collect();
     let names = |nodes: Vec<&NodeStatus>| nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ");

@@ -92,7 +92,7 @@ impl Matrix {
 
     /// How many cells are [`Outcome::Resumed`], and how many there are.
     #[must_use]
-    pub fn count(&self) -> (usize, usize) {
+    pub(crate) fn count(&self) -> (usize, usize) {
         let cells = self.rows.iter().flat_map(|row| &row.cells);
         (cells.clone().filter(|cell| cell.outcome == Outcome::Resumed).count(), cells.count())
     }

@@ -67,7 +67,7 @@ impl Mode {
 
     /// The mode in words: `TLS 1.2 by session ID`.
     #[must_use]
-    pub fn title(self) -> &'static str {
+    pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Id => "TLS 1.2 by session ID",
             Self::Ticket12 => "TLS 1.2 by ticket",
@@ -202,12 +202,6 @@ impl Client {
         let context = |mode| context(mode, options.ca_file.as_deref(), mailbox);
         let contexts = [context(Mode::Id)?, context(Mode::Ticket12)?, context(Mode::Ticket13)?];
         Ok(Self { options: Arc::new(options), contexts, mailbox })
-    }
-
-    /// The options that this client was made with.
-    #[must_use]
-    pub fn options(&self) -> &Options {
-        &self.options
     }
 
     /// Makes a new session at `target`. For [`Mode::Ticket13`] this waits for the first NewSessionTicket; a server that

@@ -24,7 +24,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
         let mut name = X509NameBuilder::new().unwrap();
         name.append_entry_by_text("CN", "edge.example").unwrap();
@@ -47,7 +47,7 @@ impl Identity {
     }
 
     /// An OpenSSL server's context with its own ticket keys and session cache. `change` adjusts it.
-    pub fn context(&self, change: impl FnOnce(&mut SslContextBuilder)) -> SslContext {
+    pub(crate) fn context(&self, change: impl FnOnce(&mut SslContextBuilder)) -> SslContext {
         let mut context = SslContext::builder(SslMethod::tls_server()).unwrap();
         context.set_certificate(&self.certificate).unwrap();
         context.set_private_key(&self.key).unwrap();
@@ -58,7 +58,7 @@ impl Identity {
     }
 
     /// A rustls server's configuration that seals tickets with `ticketer`.
-    pub fn rustls(&self, ticketer: Arc<dyn rustls::server::ProducesTickets>) -> Arc<rustls::ServerConfig> {
+    pub(crate) fn rustls(&self, ticketer: Arc<dyn rustls::server::ProducesTickets>) -> Arc<rustls::ServerConfig> {
         let certificate = self.certificate.to_der().unwrap().into();
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(self.key.private_key_to_pkcs8().unwrap());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -70,7 +70,7 @@ impl Identity {
     }
 }
 
-pub fn no_tickets(context: &mut SslContextBuilder) {
+pub(crate) fn no_tickets(context: &mut SslContextBuilder) {
     context.set_options(SslOptions::NO_TICKET | SslOptions::NO_TLSV1_3);
 }
 
@@ -83,7 +83,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, connections) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -103,7 +103,7 @@ impl Server {
     }
 
     /// An OpenSSL server that answers a request with a short page and closes in order.
-    pub fn openssl(context: SslContext) -> Self {
+    pub(crate) fn openssl(context: SslContext) -> Self {
         Self::start(move |tcp| {
             let mut stream = SslStream::new(Ssl::new(&context).unwrap(), tcp).unwrap();
             // A connection that just breaks also reads as an end, but without close_notify: then there is no answer to it.
@@ -115,7 +115,7 @@ impl Server {
     }
 
     /// An OpenSSL server whose tickets stay behind until it answers a request.
-    pub fn openssl_with_late_tickets(context: SslContext) -> Self {
+    pub(crate) fn openssl_with_late_tickets(context: SslContext) -> Self {
         Self::start(move |tcp| {
             let mut stream = SslStream::new(Ssl::new(&context).unwrap(), HoldsBack::new(tcp)).unwrap();
             if stream.accept().is_ok() {
@@ -128,7 +128,7 @@ impl Server {
         })
     }
 
-    pub fn rustls(config: Arc<rustls::ServerConfig>) -> Self {
+    pub(crate) fn rustls(config: Arc<rustls::ServerConfig>) -> Self {
         Self::start(move |mut tcp| {
             let mut connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
             let mut stream = rustls::Stream::new(&mut connection, &mut tcp);
@@ -138,11 +138,11 @@ impl Server {
         })
     }
 
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    pub fn target(&self) -> super::Target {
+    pub(crate) fn target(&self) -> super::Target {
         self.addr.into()
     }
 }

@@ -55,7 +55,7 @@ impl Session {
 
     /// The name that was sent as SNI when the session was made, and is sent whenever it is offered.
     #[must_use]
-    pub fn server_name(&self) -> Option<&str> {
+    pub(crate) fn server_name(&self) -> Option<&str> {
         self.server_name.as_deref()
     }
 
@@ -99,22 +99,22 @@ fn ticket_of(der: &[u8]) -> Option<&[u8]> {
 
 /// Where OpenSSL's callback leaves the session of one connection.
 #[derive(Default)]
-pub struct Mailbox {
+pub(crate) struct Mailbox {
     has_session: AtomicBool,
     session: Mutex<Option<Vec<u8>>>,
 }
 
 impl Mailbox {
-    pub fn put(&self, der: Vec<u8>) {
+    pub(crate) fn put(&self, der: Vec<u8>) {
         *self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(der);
         self.has_session.store(true, Ordering::Release);
     }
 
-    pub fn has_session(&self) -> bool {
+    pub(crate) fn has_session(&self) -> bool {
         self.has_session.load(Ordering::Acquire)
     }
 
-    pub fn take(&self) -> Option<Vec<u8>> {
+    pub(crate) fn take(&self) -> Option<Vec<u8>> {
         self.has_session.store(false, Ordering::Release);
         self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
     }

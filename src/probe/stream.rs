@@ -9,7 +9,7 @@ use super::session::Mailbox;
 
 /// Past its limit every read and write is `WouldBlock`, which OpenSSL hands on as WANT_READ or WANT_WRITE.
 #[derive(Debug)]
-pub struct Timed {
+pub(crate) struct Timed {
     tcp: TcpStream,
     until: Instant,
     mailbox: Arc<Mailbox>,
@@ -17,26 +17,26 @@ pub struct Timed {
 }
 
 impl Timed {
-    pub fn new(tcp: TcpStream, until: Instant, mailbox: Arc<Mailbox>) -> Self {
+    pub(crate) fn new(tcp: TcpStream, until: Instant, mailbox: Arc<Mailbox>) -> Self {
         Self { tcp, until, mailbox, stop_at_ticket: false }
     }
 
-    pub fn set_until(&mut self, until: Instant) {
+    pub(crate) fn set_until(&mut self, until: Instant) {
         self.until = until;
     }
 
     /// From now on a read does not wait once a ticket has come. OpenSSL would: it takes a ticket for no answer to
     /// SSL_read and reads on for application data, which a server need not send.
-    pub fn stop_at_ticket(&mut self) {
+    pub(crate) fn stop_at_ticket(&mut self) {
         self.stop_at_ticket = true;
     }
 
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         Instant::now() >= self.until
     }
 
     /// Ends the sending side and discards what comes until the other side ends its own, or the limit.
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         self.stop_at_ticket = false;
         let mut bytes = [0; 4096];
         if self.tcp.shutdown(Shutdown::Write).is_ok() {

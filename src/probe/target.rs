@@ -36,14 +36,14 @@ pub struct Target {
 
 impl Target {
     /// The port that stands for none.
-    pub const DEFAULT_PORT: u16 = 443;
+    pub(crate) const DEFAULT_PORT: u16 = 443;
 
     /// Reads `HOST`, `HOST:PORT`, an IPv4 or IPv6 address, or `[IPV6]:PORT`, and resolves names. `timeout` limits each
     /// connection made to choose between several addresses of a name.
     ///
     /// # Errors
     /// If `input` is none of these, or the name has no address.
-    pub fn resolve(input: &str, timeout: Duration) -> Result<Self, TargetFault> {
+    pub(crate) fn resolve(input: &str, timeout: Duration) -> Result<Self, TargetFault> {
         let (host, port) = split(input).map_err(|why| TargetFault::Malformed { input: input.to_owned(), why })?;
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(Self::from(SocketAddr::new(ip, port)));
@@ -62,31 +62,31 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetFault::Malformed`].
-    pub fn check(input: &str) -> Result<(), TargetFault> {
+    pub(crate) fn check(input: &str) -> Result<(), TargetFault> {
         split(input).map(|_| ()).map_err(|why| TargetFault::Malformed { input: input.to_owned(), why })
     }
 
     /// `HOST:PORT` as it was given, with the port.
     #[must_use]
-    pub fn label(&self) -> &str {
+    pub(crate) fn label(&self) -> &str {
         &self.label
     }
 
     /// The name or address without the port, and without brackets.
     #[must_use]
-    pub fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         &self.host
     }
 
     /// The host name; `None` if the host was given by address.
     #[must_use]
-    pub fn name(&self) -> Option<&str> {
+    pub(crate) fn name(&self) -> Option<&str> {
         self.host.parse::<IpAddr>().is_err().then_some(self.host.as_str()).filter(|host| !host.contains('%'))
     }
 
     /// The address that is connected to.
     #[must_use]
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 }

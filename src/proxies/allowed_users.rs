@@ -13,11 +13,11 @@ use crate::clock::{Now, millis};
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What the user database said of each name: its id, none for a user that does not exist, or why it did not say.
-pub type Answers<E> = Vec<(String, Result<Option<u32>, E>)>;
+pub(crate) type Answers<E> = Vec<(String, Result<Option<u32>, E>)>;
 
 /// The users that may connect, and when to ask for their ids.
 #[derive(Debug)]
-pub struct AllowedUsers {
+pub(crate) struct AllowedUsers {
     own: u32,
     /// Each name's id. None while there is no such user, as far as is known.
     ids: BTreeMap<String, Option<u32>>,
@@ -29,13 +29,13 @@ pub struct AllowedUsers {
 impl AllowedUsers {
     /// Root, the user with the id `own`, and those called `names`, whose ids are not known yet.
     #[must_use]
-    pub fn new(own: u32, names: impl IntoIterator<Item = String>) -> Self {
+    pub(crate) fn new(own: u32, names: impl IntoIterator<Item = String>) -> Self {
         let ids = names.into_iter().map(|name| (name, None)).collect();
         Self { own, ids, asked_at: None, is_asking: false, ask_again: true }
     }
 
     /// Whether the user with the id `uid`, who connects at `now`, may. Root and the own user always may.
-    pub fn admit(&mut self, uid: u32, now: Now) -> bool {
+    pub(crate) fn admit(&mut self, uid: u32, now: Now) -> bool {
         if uid == 0 || uid == self.own {
             return true;
         }
@@ -46,12 +46,12 @@ impl AllowedUsers {
     }
 
     /// The user database may have changed.
-    pub fn ask_again(&mut self) {
+    pub(crate) fn ask_again(&mut self) {
         self.ask_again = true;
     }
 
     /// The names to ask the user database for, if it is to be asked now; then the answers are to be [taken](Self::take).
-    pub fn begin_asking(&mut self, now: Now) -> Option<Vec<String>> {
+    pub(crate) fn begin_asking(&mut self, now: Now) -> Option<Vec<String>> {
         if self.is_asking || !self.ask_again || self.ids.is_empty() {
             return None;
         }
@@ -60,7 +60,7 @@ impl AllowedUsers {
     }
 
     /// Takes answers over. A name that there is no answer for keeps its id.
-    pub fn take<E>(&mut self, answers: &Answers<E>) {
+    pub(crate) fn take<E>(&mut self, answers: &Answers<E>) {
         self.is_asking = false;
         for (name, answer) in answers {
             if let (Some(id), Ok(found)) = (self.ids.get_mut(name), answer) {

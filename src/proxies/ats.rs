@@ -61,7 +61,7 @@ const SOCKET_MODE: u32 = 0o666;
 /// How many proxies may be connected at once.
 pub const MAX_PROXIES: usize = 64;
 /// How long a new connection may take to introduce itself.
-pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// How long a proxy may leave a message unread before it loses its connection.
 pub const READS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -114,7 +114,7 @@ impl Socket {
 
     /// What to notify when the ids of `ats.users` are to be looked up again, as on a reload.
     #[must_use]
-    pub fn users_changed(&self) -> Arc<Notify> {
+    pub(crate) fn users_changed(&self) -> Arc<Notify> {
         Arc::clone(&self.users_changed)
     }
 

@@ -16,7 +16,7 @@
 //! An adapter is a file or a folder here, with settings of its own that `validate` (as `ats::AtsSettings`), started by
 //! `daemon::servers` or by the server that embeds the node.
 
-pub mod allowed_users;
+pub(crate) mod allowed_users;
 pub mod ats;
 mod outbox;
 #[cfg(feature = "rustls")]
@@ -171,7 +171,7 @@ impl Room {
 
 impl Registered {
     /// The proxy's settings have changed.
-    pub fn update(&self, certificate_digest: Vec<u8>, warnings: Vec<String>) {
+    pub(crate) fn update(&self, certificate_digest: Vec<u8>, warnings: Vec<String>) {
         let mut connected = self.registry.lock();
         if let Some(proxy) = connected.proxies.get_mut(&self.number) {
             (proxy.certificate_digest, proxy.warnings) = (certificate_digest, warnings);

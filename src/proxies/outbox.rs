@@ -53,16 +53,16 @@ impl SharedOutbox {
         self.lock().take(batch_bytes)
     }
 
+    /// Whether no entry waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many entries wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.lock().len()
-    }
-
-    /// Whether nothing waits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// What the waiting entries are counted for, in bytes: never more than the bound.

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The modes that are taken, for messages.
-pub const ACCEPTED_MODES: &str = "mode 0640 or tighter: 0600, 0440, 0400";
+pub(crate) const ACCEPTED_MODES: &str = "mode 0640 or tighter: 0600, 0440, 0400";
 
 /// The most that a mode may grant: the owner writes, its group reads.
 const LOOSEST: u32 = 0o640;
@@ -15,7 +15,7 @@ const LOOSEST_HANDED_OVER: u32 = 0o7770;
 
 /// Who may do what with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
+pub(crate) struct Access {
     /// Its permission bits, up to 07777. Where it has an ACL, those of the group are the ACL's mask.
     pub mode: u32,
     /// Its owner.
@@ -30,7 +30,7 @@ pub struct Access {
 impl Access {
     /// Who may do what with the file at `path`, which has `metadata`.
     #[must_use]
-    pub fn of(path: &Path, metadata: &Metadata) -> Self {
+    pub(crate) fn of(path: &Path, metadata: &Metadata) -> Self {
         let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let handed_over = folder.is_some_and(|folder| lies_in(path, &folder));
         Self { mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid(), handed_over }
@@ -38,7 +38,7 @@ impl Access {
 
     /// Whether the mode grants more than a secret's may. What is tighter is fine, so long as the file can be opened.
     #[must_use]
-    pub fn is_too_open(self) -> bool {
+    pub(crate) fn is_too_open(self) -> bool {
         let loosest = if self.handed_over { LOOSEST_HANDED_OVER } else { LOOSEST };
         self.mode & !loosest != 0
     }

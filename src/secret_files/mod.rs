@@ -9,6 +9,6 @@ pub mod farm_secret;
 #[cfg(feature = "daemon")]
 mod warnings;
 
-pub use access::{ACCEPTED_MODES, Access};
+pub(crate) use access::ACCEPTED_MODES;
 #[cfg(feature = "daemon")]
-pub use warnings::{Daemon, Exposure, Readers, Warning, exposures, warnings};
+pub use warnings::{Daemon, Exposure, Warning, warnings};

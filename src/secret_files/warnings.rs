@@ -10,7 +10,7 @@ use super::access::{ACCEPTED_MODES, Access};
 
 /// A file's group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Readers {
+pub(crate) struct Readers {
     /// Its name, or its number if it has none.
     pub group: String,
     /// The users in it, whether it is their first group or a further one.
@@ -64,7 +64,7 @@ pub enum Exposure {
 impl Exposure {
     /// What to do about it.
     #[must_use]
-    pub fn remedy(&self) -> String {
+    pub(crate) fn remedy(&self) -> String {
         match self {
             Self::Mode { .. } => format!("give it {ACCEPTED_MODES}"),
             Self::Owner { .. } => "give it to root, or to the daemon's user".to_owned(),
@@ -89,7 +89,7 @@ impl Exposure {
 
 /// How a file with this `access`, whose group is `readers`, exposes its secret to others than `daemon`.
 #[must_use]
-pub fn exposures(access: Access, readers: &Readers, daemon: &Daemon) -> Vec<Exposure> {
+pub(crate) fn exposures(access: Access, readers: &Readers, daemon: &Daemon) -> Vec<Exposure> {
     let mut found = Vec::new();
     if access.is_too_open() {
         found.push(Exposure::Mode { mode: access.mode });

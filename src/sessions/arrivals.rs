@@ -16,7 +16,7 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     /// Notes that at `mono` the next session gets the number `next`, unless that was noted lately.
-    pub fn mark(&mut self, next: u64, mono: u64) {
+    pub(crate) fn mark(&mut self, next: u64, mono: u64) {
         if self.marks.back().is_some_and(|(marked, _)| mono.saturating_sub(*marked) < MARK_EVERY_MS) {
             return;
         }
@@ -27,7 +27,7 @@ impl Arrivals {
     }
 
     /// The arrival number from which on sessions arrived after `mono`, and some before.
-    pub fn after(&self, mono: u64) -> u64 {
+    pub(crate) fn after(&self, mono: u64) -> u64 {
         let later = self.marks.partition_point(|(marked, _)| *marked <= mono);
         later.checked_sub(1).map_or(0, |at| self.marks[at].1)
     }

@@ -22,7 +22,7 @@ use super::{Session, SessionId};
 
 /// What one session is counted for besides its ID and its DER, in bytes: the slot (32, and up to a quarter more in
 /// reserve), the index (10 to 21), the ID's length, and its share of the end of a segment.
-pub const ENTRY_OVERHEAD: u64 = 60;
+pub(crate) const ENTRY_OVERHEAD: u64 = 60;
 
 /// The size of a segment in bytes; a larger session has one to itself.
 const SEGMENT_BYTES: usize = 256 * 1024;

@@ -61,10 +61,11 @@ pub(super) struct Encoded<'a> {
 impl<'a> Encoded<'a> {
     /// Reads it as the derived reader does, which asks for each of the twenty optional elements whether it comes next. This
     /// one goes by the tags that are there: every node reads every session of its pod.
-    pub fn read(der: &'a [u8]) -> ParseResult<Self> {
+    pub(crate) fn read(der: &'a [u8]) -> ParseResult<Self> {
         parse_single::<Sequence<'a>>(der)?.parse(Self::read_elements)
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table: a line for each element of the structure")]
     fn read_elements(parser: &mut Parser<'a>) -> ParseResult<Self> {
         let mut read = Self {
             version: parser.read_element()?,

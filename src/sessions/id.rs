@@ -15,7 +15,7 @@ pub struct SessionId {
 
 impl SessionId {
     /// The longest session ID, in bytes.
-    pub const MAX: usize = 32;
+    pub(crate) const MAX: usize = 32;
 
     /// The ID's 1 to 32 bytes.
     #[must_use]

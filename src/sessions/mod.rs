@@ -20,14 +20,16 @@ mod store;
 mod tombstones;
 pub mod warmup;
 
-pub use cache::{Cache, ENTRY_OVERHEAD};
+pub use cache::Cache;
+#[cfg(test)]
+pub(crate) use cache::ENTRY_OVERHEAD;
 pub use id::SessionId;
-pub use outbox::Outbox;
-pub use session::{MAX_AHEAD_SECONDS, Session, SessionFault, validate};
+pub(crate) use outbox::Outbox;
+pub use session::{Session, SessionFault, validate};
 pub use settings::SessionSettings;
-pub use store::{Applied, Change, Evictions, Occupancy, Refill, Removals, Reported, Store, StoreSettings};
-pub use tombstones::MAX_TOMBSTONES;
-pub use warmup::donation::{Donation, Position};
+pub(crate) use store::Occupancy;
+pub use store::{Applied, Evictions, Refill, Removals, Reported, Store, StoreSettings};
+pub(crate) use tombstones::MAX_TOMBSTONES;
 
 /// The most entries that a batch may have; those behind are dropped, one by one. A megabyte of removals has 22,000.
-pub const MAX_BATCH_ENTRIES: usize = 32_768;
+pub(crate) const MAX_BATCH_ENTRIES: usize = 32_768;

@@ -16,7 +16,7 @@ const ENTRY_OVERHEAD: usize = 128;
 /// The consumer takes whatever is there: one entry when the farm is idle, at once, and large batches when entries
 /// arrive faster than batches leave.
 #[derive(Debug)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     max_bytes: usize,
     entries: VecDeque<SessionEntry>,
     bytes: usize,
@@ -25,14 +25,14 @@ pub struct Outbox {
 impl Outbox {
     /// An outbox for at most `max_bytes`, every entry counted with 128 bytes beside its ID and session.
     #[must_use]
-    pub fn new(max_bytes: usize) -> Self {
+    pub(crate) fn new(max_bytes: usize) -> Self {
         Self { max_bytes, entries: VecDeque::new(), bytes: 0 }
     }
 
     /// The first of `entries`, as many as there is room for. What does not fit need not be copied: under load a full outbox
     /// would have that done for nothing.
     #[must_use]
-    pub fn fitting<'a>(&self, entries: &'a [SessionEntry]) -> &'a [SessionEntry] {
+    pub(crate) fn fitting<'a>(&self, entries: &'a [SessionEntry]) -> &'a [SessionEntry] {
         let room = self.max_bytes.saturating_sub(self.bytes);
         let mut cost_of_all = 0;
         let fits = |entry: &&SessionEntry| {
@@ -44,7 +44,7 @@ impl Outbox {
 
     /// The entries as slices of a copy, one allocation that lives until the last of them has gone: what they were slices of is not
     /// kept in memory.
-    pub fn copies(entries: &[SessionEntry]) -> impl Iterator<Item = SessionEntry> {
+    pub(crate) fn copies(entries: &[SessionEntry]) -> impl Iterator<Item = SessionEntry> {
         let mut copy = Vec::with_capacity(entries.iter().map(|entry| entry.id.len() + entry.session.len()).sum());
         for entry in entries {
             copy.extend_from_slice(&entry.id);
@@ -59,7 +59,7 @@ impl Outbox {
     }
 
     /// Adds entries at the end until one does not fit; returns how many were added. What waits already stays.
-    pub fn push_all(&mut self, entries: impl IntoIterator<Item = SessionEntry>) -> usize {
+    pub(crate) fn push_all(&mut self, entries: impl IntoIterator<Item = SessionEntry>) -> usize {
         let before = self.entries.len();
         for entry in entries {
             let cost = cost(&entry);
@@ -74,7 +74,7 @@ impl Outbox {
 
     /// Takes the oldest entries, as many as encode to `batch_bytes` but at least one and at most [`MAX_BATCH_ENTRIES`]; none if
     /// nothing waits.
-    pub fn take(&mut self, batch_bytes: usize) -> Option<SessionBatch> {
+    pub(crate) fn take(&mut self, batch_bytes: usize) -> Option<SessionBatch> {
         let (mut count, mut bytes, mut encoded) = (0, 0, 0);
         for entry in self.entries.iter().take(MAX_BATCH_ENTRIES) {
             // As a field of the batch: a tag, a length, the entry.
@@ -99,19 +99,20 @@ impl Outbox {
 
     /// How many entries wait.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Whether nothing waits.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
     /// What the waiting entries are counted for, in bytes: never more than the bound.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }

@@ -13,7 +13,7 @@ use crate::reason::DropReason;
 
 /// How far ahead of this node's clock a session's creation time may lie, in seconds: one hour, twelve times the
 /// default `node.max_clock_offset`. A session from further ahead would outlive its timeout here by as much.
-pub const MAX_AHEAD_SECONDS: u64 = 60 * 60;
+pub(crate) const MAX_AHEAD_SECONDS: u64 = 60 * 60;
 
 /// The longest session ID context (`SSL_MAX_SID_CTX_LENGTH`), in bytes.
 const MAX_ID_CONTEXT: usize = 32;
@@ -115,7 +115,7 @@ pub enum SessionFault {
 impl SessionFault {
     /// The counted reason.
     #[must_use]
-    pub fn reason(&self) -> DropReason {
+    pub(crate) fn reason(&self) -> DropReason {
         match self {
             Self::BadId { .. } => DropReason::BadId,
             Self::TooLarge { .. } => DropReason::TooLarge,

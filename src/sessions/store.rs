@@ -55,7 +55,7 @@ pub struct StoreSettings {
 
 /// A session or a removal that passed every check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// A session was made.
     New(Session),
     /// A session was removed.
@@ -67,7 +67,7 @@ impl Change {
     ///
     /// # Errors
     /// As [`validate`]; for a removal only [`SessionFault::BadId`].
-    pub fn read(id: &[u8], der: &[u8], now: Now, max_bytes: usize) -> Result<Self, SessionFault> {
+    pub(crate) fn read(id: &[u8], der: &[u8], now: Now, max_bytes: usize) -> Result<Self, SessionFault> {
         if der.is_empty() {
             return SessionId::try_from(id).map(Self::Removed);
         }
@@ -102,7 +102,7 @@ pub struct Evictions {
 
 /// What a store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Occupancy {
+pub(crate) struct Occupancy {
     /// Sessions, those included that expired since the last sweep.
     pub sessions: usize,
     /// What these are counted for, in bytes: never more than `max_bytes`.
@@ -148,7 +148,7 @@ impl StoreState {
     }
 
     /// Applies a change, or says why not: a tombstone, or nothing new. `der` is a new session's.
-    pub fn apply(
+    pub(crate) fn apply(
         &mut self,
         change: &Change,
         der: &[u8],
@@ -212,7 +212,7 @@ impl Store {
     /// the session is in the cache, or its tombstone stands. Nor is there for the removal of a session that is not held here:
     /// see [`SessionFault::RemovalUnknown`].
     #[must_use]
-    pub fn local(&self, entries: Vec<SessionEntry>, now: Now) -> Reported {
+    pub(crate) fn local(&self, entries: Vec<SessionEntry>, now: Now) -> Reported {
         let mut reported = Reported { news: Vec::with_capacity(entries.len()), ..Reported::default() };
         self.in_turns(
             entries,
@@ -337,7 +337,7 @@ impl Store {
 
     /// Whether [`Self::apply_tombstones`] has something to look for.
     #[must_use]
-    pub fn has_pending_tombstones(&self) -> bool {
+    pub(crate) fn has_pending_tombstones(&self) -> bool {
         self.lock().pending_tombstones
     }
 
@@ -386,7 +386,7 @@ impl Store {
     /// Returns how many went.
     ///
     /// A session knows the second in which it was created, and no more: those of the floor's own second go, too.
-    pub fn flush(&self, sessions_from: u64, mut removals: impl FnMut(Vec<SessionEntry>)) -> usize {
+    pub(crate) fn flush(&self, sessions_from: u64, mut removals: impl FnMut(Vec<SessionEntry>)) -> usize {
         let before = std::mem::replace(&mut self.lock().sessions_from, sessions_from);
         if sessions_from <= before {
             return 0;
@@ -419,7 +419,7 @@ impl Store {
     /// chunk is taken, and those that arrive after this call: so whoever also forwards what [`Self::remote`] returns
     /// must listen for that before this call, and send each chunk before what arrived after the chunk was taken.
     #[must_use]
-    pub fn refill(&self, chunk_bytes: usize) -> Refill<'_> {
+    pub(crate) fn refill(&self, chunk_bytes: usize) -> Refill<'_> {
         let until = self.lock().cache.next_arrival();
         Refill { store: self, chunk_bytes, next: Some(0), until }
     }
@@ -450,7 +450,7 @@ impl Store {
 
     /// All that [`Self::len`], [`Self::bytes`] and [`Self::tombstones`] say, at one moment.
     #[must_use]
-    pub fn occupancy(&self) -> Occupancy {
+    pub(crate) fn occupancy(&self) -> Occupancy {
         let state = self.lock();
         Occupancy { sessions: state.cache.len(), bytes: state.cache.bytes(), tombstones: state.tombstones.len() }
     }
@@ -512,7 +512,7 @@ pub struct Refill<'a> {
 
 impl Refill<'_> {
     /// The next sessions, those left out that have expired by `now`; `None` after the last.
-    pub fn next_chunk(&mut self, now: Now) -> Option<Vec<SessionEntry>> {
+    pub(crate) fn next_chunk(&mut self, now: Now) -> Option<Vec<SessionEntry>> {
         let mut chunk = Vec::new();
         let mut encoded = 0;
         let mut full = false;

@@ -13,7 +13,7 @@ use crate::clock::millis;
 
 /// The most tombstones that a node keeps, about 20 MB of them. A pod that removes more than 430 sessions a second
 /// forgets the oldest before their time.
-pub const MAX_TOMBSTONES: usize = 1 << 18;
+pub(crate) const MAX_TOMBSTONES: usize = 1 << 18;
 
 /// The first 16 bytes of SHA-256 over a session ID: enough to know it again, and no use to anybody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,16 +21,16 @@ pub(super) struct TombstoneHash([u8; 16]);
 
 impl TombstoneHash {
     /// Its bytes, as another node sent them; none unless there are 16.
-    pub fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
     /// Its bytes.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    pub fn of(id: &SessionId) -> Self {
+    pub(crate) fn of(id: &SessionId) -> Self {
         let mut hash = [0; 16];
         hash.copy_from_slice(&sha256(id.as_bytes())[..16]);
         Self(hash)
@@ -56,40 +56,40 @@ pub(super) struct Standing {
 
 impl Tombstones {
     /// At most `max` tombstones that stand for `lasting` each.
-    pub fn new(lasting: Duration, max: usize) -> Self {
+    pub(crate) fn new(lasting: Duration, max: usize) -> Self {
         Self { lasting: millis(lasting), max, standing: BTreeSet::new(), known: HashSet::new() }
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.standing.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.standing.is_empty()
     }
 
     /// Whether a tombstone stands at the monotonic time `mono`.
-    pub fn holds(&mut self, hash: &TombstoneHash, mono: u64) -> bool {
+    pub(crate) fn holds(&mut self, hash: &TombstoneHash, mono: u64) -> bool {
         self.expire(mono);
         self.stands(hash)
     }
 
     /// Whether a tombstone stood when [`Self::expire`] was last called.
-    pub fn stands(&self, hash: &TombstoneHash) -> bool {
+    pub(crate) fn stands(&self, hash: &TombstoneHash) -> bool {
         self.known.contains(hash)
     }
 
     /// Adds a tombstone. A second one for the same session changes nothing and gives `None`; otherwise the number of
     /// tombstones that had to go before their time is returned: one if there were too many, else none.
-    pub fn insert(&mut self, hash: TombstoneHash, mono: u64) -> Option<usize> {
+    pub(crate) fn insert(&mut self, hash: TombstoneHash, mono: u64) -> Option<usize> {
         self.insert_for(hash, self.lasting, mono)
     }
 
     /// The same for one that another node made and that has `remaining` milliseconds left; never more than one of this
     /// node's own would have.
-    pub fn insert_for(&mut self, hash: TombstoneHash, remaining: u64, mono: u64) -> Option<usize> {
+    pub(crate) fn insert_for(&mut self, hash: TombstoneHash, remaining: u64, mono: u64) -> Option<usize> {
         self.expire(mono);
         let until = mono.saturating_add(remaining.min(self.lasting));
         if until <= mono || !self.known.insert(hash) {
@@ -106,7 +106,12 @@ impl Tombstones {
 
     /// The tombstones behind `after` in the order in which they go, those of the last `within` milliseconds if that is
     /// given.
-    pub fn behind(&self, after: Option<Standing>, within: Option<u64>, mono: u64) -> impl Iterator<Item = &Standing> {
+    pub(crate) fn behind(
+        &self,
+        after: Option<Standing>,
+        within: Option<u64>,
+        mono: u64,
+    ) -> impl Iterator<Item = &Standing> {
         // One made `within` ago stands until then.
         let since = within.map(|within| mono.saturating_add(self.lasting).saturating_sub(within));
         let first = Standing { until: since.unwrap_or(0).max(mono + 1), hash: TombstoneHash([0; 16]) };
@@ -118,7 +123,7 @@ impl Tombstones {
     }
 
     /// Takes away those whose time is over.
-    pub fn expire(&mut self, mono: u64) {
+    pub(crate) fn expire(&mut self, mono: u64) {
         while self.standing.first().is_some_and(|standing| standing.until <= mono) {
             self.drop_first();
         }

@@ -25,7 +25,7 @@ const LONGEST_PIECE: usize = 4096;
 /// A listener that takes at most so many connections at a time. More wait in the system's backlog, without a file
 /// descriptor of the daemon's.
 #[derive(Debug)]
-pub struct BoundedListener {
+pub(crate) struct BoundedListener {
     listener: TcpListener,
     room: Arc<Semaphore>,
     arrivals: Turns,
@@ -36,7 +36,7 @@ impl BoundedListener {
     /// Takes up to `connections` at a time from `listener`, each in its turn. One on which nothing was written for `patience`
     /// ends.
     #[must_use]
-    pub fn new(listener: TcpListener, connections: usize, arrivals: Turns, patience: Duration) -> Self {
+    pub(crate) fn new(listener: TcpListener, connections: usize, arrivals: Turns, patience: Duration) -> Self {
         Self { listener, room: Arc::new(Semaphore::new(connections)), arrivals, patience }
     }
 }
@@ -62,7 +62,7 @@ impl Listener for BoundedListener {
 /// A connection of a [`BoundedListener`]. Reading does not prolong it: who sends a request byte by byte gets no answer
 /// and no time.
 #[derive(Debug)]
-pub struct BoundedStream {
+pub(crate) struct BoundedStream {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
     patience: Duration,

@@ -32,7 +32,7 @@ use crate::clock::SystemClock;
 use crate::node::Health;
 
 mod bounded_listener;
-pub mod page;
+pub(super) mod page;
 mod turns;
 
 /// Why metrics are not served.
@@ -53,7 +53,7 @@ pub enum HttpError {
 
 /// A server that listens and does not answer yet.
 #[derive(Debug)]
-pub struct HttpServer {
+pub(crate) struct HttpServer {
     listener: TcpListener,
     address: SocketAddr,
 }
@@ -88,7 +88,7 @@ impl HttpServer {
     ///
     /// # Errors
     /// [`HttpError::Bind`].
-    pub async fn bind(address: SocketAddr) -> Result<Self, HttpError> {
+    pub(crate) async fn bind(address: SocketAddr) -> Result<Self, HttpError> {
         let bind = |source| HttpError::Bind { address, source };
         let listener = match TcpListener::bind(address).await {
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
@@ -104,7 +104,7 @@ impl HttpServer {
 
     /// Where it listens; the port is a real one also if 0 was asked for.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
@@ -112,7 +112,7 @@ impl HttpServer {
     ///
     /// # Errors
     /// [`HttpError::Serve`].
-    pub async fn serve(self, observed: Observed, stop: CancellationToken) -> Result<(), HttpError> {
+    pub(crate) async fn serve(self, observed: Observed, stop: CancellationToken) -> Result<(), HttpError> {
         let clock = observed.clock;
         let (page, hint) = match observed.page.clone() {
             Some(page) => (page.routes(), "not found: try /, /farm.json, /metrics or /healthz\n"),
@@ -151,7 +151,7 @@ fn listen_ahead(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// What the server shows.
 #[derive(Clone)]
-pub struct Observed {
+pub(crate) struct Observed {
     /// Every metric.
     pub metrics: PrometheusHandle,
     /// How the node is.

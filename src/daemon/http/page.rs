@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What requests see of the task that asks.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub(crate) struct Page {
     wanted: Arc<Notify>,
     answers: watch::Receiver<Option<Answer>>,
     patience: Duration,
@@ -55,7 +55,7 @@ struct Answer {
 
 impl Page {
     /// The page, and the task that answers for it until `stop`. `ask` says how the farm is.
-    pub fn new<F: Future<Output = FarmStatus>>(
+    pub(crate) fn new<F: Future<Output = FarmStatus>>(
         ask: impl Fn() -> F,
         clock: SystemClock,
         stop: CancellationToken,
@@ -83,7 +83,7 @@ impl Page {
     }
 
     /// The routes `/` and `/farm.json`.
-    pub fn routes(self) -> Router {
+    pub(crate) fn routes(self) -> Router {
         Router::new().route("/", get(document)).route("/farm.json", get(farm)).with_state(self)
     }
 

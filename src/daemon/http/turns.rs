@@ -10,7 +10,7 @@ use crate::token_bucket::TokenBucket;
 
 /// Turns, for any number of tasks.
 #[derive(Debug)]
-pub struct Turns {
+pub(crate) struct Turns {
     /// Tokio's, which serves those who wait in the order in which they came.
     bucket: Mutex<TokenBucket>,
     clock: SystemClock,
@@ -19,12 +19,12 @@ pub struct Turns {
 impl Turns {
     /// `burst` turns at once, and one more `every` so often.
     #[must_use]
-    pub fn new(burst: u32, every: Duration, clock: SystemClock) -> Self {
+    pub(crate) fn new(burst: u32, every: Duration, clock: SystemClock) -> Self {
         Self { bucket: Mutex::new(TokenBucket::new(burst, every)), clock }
     }
 
     /// Waits for a turn. One that is no longer waited for is not taken.
-    pub async fn next(&self) {
+    pub(crate) async fn next(&self) {
         let mut bucket = self.bucket.lock().await;
         loop {
             let now = self.clock.now();

@@ -16,11 +16,11 @@ use crate::{
 
 /// A node that was away takes some time to notice that it is, two heartbeats of its connection to the broker (10 s by
 /// default); so what arrived this much earlier is handed on as well.
-pub const AWAY_SLACK: Duration = Duration::from_secs(30);
+pub(crate) const AWAY_SLACK: Duration = Duration::from_secs(30);
 
 /// What a donor hands on: everything that it held when it began, or what is new since the joiner went away.
 #[derive(Clone, Copy, Debug)]
-pub struct Donation {
+pub(crate) struct Donation {
     /// Tombstones laid within so many milliseconds; all without.
     within: Option<u64>,
     /// Sessions up to this arrival number.
@@ -34,7 +34,7 @@ pub struct Donation {
 
 /// How far a donor has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position(At);
+pub(crate) struct Position(At);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
@@ -46,7 +46,7 @@ enum At {
 impl Store {
     /// What this node can hand on to one that was away for as long as that, or that has nothing at all.
     #[must_use]
-    pub fn donation(&self, away: Option<Duration>, now: Now) -> Donation {
+    pub(crate) fn donation(&self, away: Option<Duration>, now: Now) -> Donation {
         let state = self.lock();
         let within = away.map(|away| millis(away.saturating_add(AWAY_SLACK)));
         let begin = within.map_or(0, |within| state.arrivals.after(now.mono.saturating_sub(within)));
@@ -60,7 +60,13 @@ impl Store {
     /// set in the last one, which may be empty. Sessions that have expired by `now`, were removed or replaced meanwhile
     /// are left out.
     #[must_use]
-    pub fn donate(&self, donation: &Donation, from: Position, chunk_bytes: usize, now: Now) -> (Warmup, Position) {
+    pub(crate) fn donate(
+        &self,
+        donation: &Donation,
+        from: Position,
+        chunk_bytes: usize,
+        now: Now,
+    ) -> (Warmup, Position) {
         let mut chunk = Warmup { format: SessionFormat::OpensslDer.into(), ..Warmup::default() };
         let mut left = chunk_bytes;
         let mut at = from.0;

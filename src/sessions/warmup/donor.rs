@@ -105,7 +105,7 @@ impl Donor {
     }
 
     /// The session feed is gone, and with it the joiner's way to ask for more.
-    pub fn feed_down(&mut self) -> Vec<Action> {
+    pub(crate) fn feed_down(&mut self) -> Vec<Action> {
         self.feed = None;
         self.end("this node lost the broker");
         std::mem::take(&mut self.out)

@@ -153,7 +153,7 @@ impl Joiner {
     }
 
     /// The session feed is gone, and what the pod makes from now on is missed; if the node stalled, from then on.
-    pub fn feed_down(&mut self, now: Now) {
+    pub(crate) fn feed_down(&mut self, now: Now) {
         self.note_liveness(now);
         self.feed = None;
         let lost_at = match self.stalled {
@@ -167,13 +167,13 @@ impl Joiner {
 
     /// Whether this node lacks sessions; then it is no donor to be preferred.
     #[must_use]
-    pub fn lacks(&self) -> bool {
+    pub(crate) fn lacks(&self) -> bool {
         self.lack.is_some()
     }
 
     /// Whether a donor is sending what this node lacks.
     #[must_use]
-    pub fn is_receiving(&self) -> bool {
+    pub(crate) fn is_receiving(&self) -> bool {
         matches!(self.state, State::Receiving(_))
     }
 
@@ -274,7 +274,7 @@ impl Joiner {
 
     /// Monotonic milliseconds at which [`Self::wake`] is due; none without a feed.
     #[must_use]
-    pub fn next_wake(&self) -> Option<u64> {
+    pub(crate) fn next_wake(&self) -> Option<u64> {
         let note_at = self.alive_at.filter(|_| self.feed.is_some()).map(|alive| alive.mono + NOTE_LIVENESS_EVERY_MS);
         let due = match &self.state {
             State::Idle => None,

@@ -38,7 +38,7 @@ pub(super) struct RequestLimiter {
 
 impl RequestLimiter {
     /// Whether a request of the node that started as `boot_id` is to be answered. One that is not does not count.
-    pub fn admit(&mut self, boot_id: [u8; 16], now: Now) -> Admission {
+    pub(crate) fn admit(&mut self, boot_id: [u8; 16], now: Now) -> Admission {
         if self.nodes.len() >= MOST_NODES && !self.nodes.contains_key(&boot_id) {
             self.nodes.retain(|_, bucket| !bucket.is_full(now));
             if self.nodes.len() >= MOST_NODES {
@@ -71,7 +71,7 @@ impl Default for SendRate {
 
 impl SendRate {
     /// How many milliseconds to wait before the next message: 0 if it may be sent now.
-    pub fn wait_ms(&mut self, now: Now) -> u64 {
+    pub(crate) fn wait_ms(&mut self, now: Now) -> u64 {
         let earned = now.mono.saturating_sub(self.counted_to).min(1_000) * BYTES_A_SECOND / 1_000;
         self.allowance = self.allowance.saturating_add_unsigned(earned).min(BYTE_BURST as i64);
         self.counted_to = now.mono;
@@ -79,7 +79,7 @@ impl SendRate {
     }
 
     /// A message of so many bytes goes out.
-    pub fn spend(&mut self, bytes: usize) {
+    pub(crate) fn spend(&mut self, bytes: usize) {
         self.allowance = self.allowance.saturating_sub_unsigned(bytes as u64);
     }
 }
