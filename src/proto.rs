@@ -65,8 +65,10 @@ pub static PAYLOAD: Limits = Limits(&[
 /// What a [`Ring`] may hold.
 pub static RING: Limits = Limits(&[Limit::repeated(2, "keys", MOST_KEYS, size_of::<TicketKey>(), &FLAT)]);
 
-static ANNOUNCEMENT: Limits =
-    Limits(&[Limit::once(1, "ring", &RING), Limit::repeated(40, "sites", MOST_SITES, size_of::<FarSite>(), &FLAT)]);
+static ANNOUNCEMENT: Limits = Limits(&[
+    Limit::once(1, "ring", &RING),
+    Limit::repeated(40, "sites", MOST_SITES, size_of::<FederatedSite>(), &FLAT),
+]);
 
 static REPORT: Limits = Limits(&[
     Limit::once(7, "ring", &RING),

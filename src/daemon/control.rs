@@ -23,10 +23,10 @@ use tracing::{info, warn};
 
 use super::settings::ControlSettings;
 use crate::clock::SystemClock;
+use crate::log_limiter::LogLimiter;
 use crate::metrics::CONTROL_REFUSED;
 use crate::proto::limits::decode_within;
 use crate::proto::local::{CONTROL_REQUEST, ControlReply, ControlRequest, control_reply, control_request};
-use crate::quiet::Quiet;
 use crate::reason::ControlReason;
 use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
 
@@ -90,14 +90,14 @@ impl ControlSocket {
     /// the socket's file is gone.
     pub(crate) async fn serve(self, calls: mpsc::Sender<ControlCall>, clock: SystemClock, stop: CancellationToken) {
         let mut connections = JoinSet::new();
-        let door = Arc::new(Door { quiet: Mutex::default(), clock, idle: self.idle });
+        let acceptor = Arc::new(Acceptor { log_limiter: Mutex::default(), clock, idle: self.idle });
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = self.socket.listener().accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                     Ok((stream, _)) => {
-                        let (calls, door) = (calls.clone(), Arc::clone(&door));
-                        connections.spawn(async move { door.admit(stream, &calls).await });
+                        let (calls, acceptor) = (calls.clone(), Arc::clone(&acceptor));
+                        connections.spawn(async move { acceptor.admit(stream, &calls).await });
                     }
                     Err(error) => {
                         // Out of file descriptors, most likely: it would fail again at once.
@@ -124,13 +124,13 @@ fn found(name: &str) -> Option<Group> {
 }
 
 /// What all connections share.
-struct Door {
-    quiet: Mutex<Quiet>,
+struct Acceptor {
+    log_limiter: Mutex<LogLimiter>,
     clock: SystemClock,
     idle: Duration,
 }
 
-impl Door {
+impl Acceptor {
     async fn admit(&self, stream: UnixStream, calls: &mpsc::Sender<ControlCall>) {
         let who = match stream.peer_cred() {
             Ok(peer) => format!("process {} of user {}", peer.pid().unwrap_or_default(), peer.uid()),
@@ -138,7 +138,7 @@ impl Door {
         };
         let Err(refusal) = converse(stream, calls, self.idle).await else { return };
         CONTROL_REFUSED.add(refusal.reason(), 1);
-        let passed = self.quiet.lock().unwrap_or_else(PoisonError::into_inner).pass(
+        let passed = self.log_limiter.lock().unwrap_or_else(PoisonError::into_inner).pass(
             "connection",
             refusal.reason().as_str(),
             self.clock.now(),

@@ -1,6 +1,6 @@
 //! Epoch keys: what makes recorded traffic useless to somebody who steals the farm secret later.
 //!
-//! A leader draws an [`EpochKey`]; everything but a few kinds that carry nothing secret ([`travels_open`]) is sealed under
+//! A leader draws an [`EpochKey`]; everything but a few kinds that carry nothing secret ([`is_sealed_without_epoch`]) is sealed under
 //! farm secret and epoch key together. A node that lacks the key draws a [`JoinKey`] and sends its public half in a
 //! `Join`; the leader answers with an `EpochGrant` ([`seal_grant`]), which only the holder of that key opens
 //! ([`JoinKey::open_grant`]). Both halves of the exchange are erased soon after, so that nothing on any disk, and soon
@@ -42,7 +42,7 @@ const MOST_HELD: usize = 4;
 /// stop before it does. They say who is there, and nothing that could open a ticket, a session or another message.
 /// A kind that this list does not name is never opened outside an epoch.
 #[must_use]
-pub fn travels_open(kind: &Kind) -> bool {
+pub fn is_sealed_without_epoch(kind: &Kind) -> bool {
     matches!(kind, Kind::Join(_) | Kind::EpochGrant(_) | Kind::Farewell(_))
 }
 
@@ -205,7 +205,7 @@ impl Epochs {
     #[must_use]
     pub fn sealing(&self, kind: &Kind, now: Now) -> Option<&EpochKey> {
         match kind {
-            kind if travels_open(kind) => None,
+            kind if is_sealed_without_epoch(kind) => None,
             Kind::Report(_) | Kind::Request(_) => self.current(),
             _ => self.settled(now),
         }

@@ -54,7 +54,7 @@
 //! Once on each [`Opener`], within the largest clock offset of its stamp. Checks come in this order, and the first that
 //! fails is the refusal: size, encoding and field lengths, secret, epoch, tag, how much the payload holds
 //! ([`PAYLOAD`](crate::proto::PAYLOAD)), payload, whether its kind may travel without
-//! an epoch key ([`travels_open`]), clock, replay. Only an envelope
+//! an epoch key ([`is_sealed_without_epoch`]), clock, replay. Only an envelope
 //! that passed all of them leaves a trace in the replay table.
 //!
 //! What is left: a node that never saw the original accepts a replay of it, for as long as its stamp is fresh. A sender's
@@ -70,7 +70,7 @@ mod seal;
 mod secret;
 mod wire;
 
-pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, travels_open};
+pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, is_sealed_without_epoch};
 pub(crate) use epoch::{epoch_name, seal_grant};
 pub(crate) use open::MOST_TRACKED;
 pub use open::{Opened, Opener, Refusal};

@@ -9,7 +9,7 @@ use openssl::error::ErrorStack;
 use prost::Message;
 use zeroize::Zeroize;
 
-use super::epoch::{EpochId, Epochs, travels_open};
+use super::epoch::{EpochId, Epochs, is_sealed_without_epoch};
 use super::key::{OpeningKey, Source};
 use super::replay::{Limits, Mark, NotAdmitted, Sender, Table};
 use super::secret::Secrets;
@@ -121,7 +121,7 @@ impl Opener {
             return true;
         }
         // Of a kind that nobody knows nothing is acted on.
-        epoch != NO_EPOCH || payload.kind.as_ref().is_none_or(travels_open)
+        epoch != NO_EPOCH || payload.kind.as_ref().is_none_or(is_sealed_without_epoch)
     }
 
     /// How many (secret, salt, route) are followed now, of at most [`MOST_TRACKED`].

@@ -178,7 +178,7 @@ pub enum SealError {
         &'static str,
     ),
     /// The node holds no epoch key, and the message is of a kind that never travels without
-    /// ([`travels_open`](super::travels_open)).
+    /// ([`is_sealed_without_epoch`](super::is_sealed_without_epoch)).
     #[error("no epoch key yet")]
     NoEpoch,
     /// The salt has been used for 2^64 messages on this route, or for 8,192 routes. [`Sealer::resalt`], then seal again.

@@ -100,7 +100,7 @@ impl Sites {
 
     /// Takes in which sites the leader that this node follows hears. What it does not know of is kept out of sight, in
     /// case this node leads before it is forgotten: that leader may have just started.
-    pub(crate) fn on_told(&mut self, sites: &[proto::FarSite], now: Now) {
+    pub(crate) fn on_told(&mut self, sites: &[proto::FederatedSite], now: Now) {
         self.entries.values_mut().for_each(|entry| entry.told = false);
         for site in sites.iter().take(MOST_SITES) {
             self.on_heard(&site.name, &site.leader, site.report_every_ms, now);
@@ -112,8 +112,8 @@ impl Sites {
 
     /// What this node tells its followers, if it leads.
     #[must_use]
-    pub(crate) fn to_proto(&self, now: Now) -> Vec<proto::FarSite> {
-        let told = |(name, entry): (&String, &Entry)| proto::FarSite {
+    pub(crate) fn to_proto(&self, now: Now) -> Vec<proto::FederatedSite> {
+        let told = |(name, entry): (&String, &Entry)| proto::FederatedSite {
             name: name.clone(),
             leader: entry.leader.clone(),
             silent_ms: entry.silence(now),
@@ -228,11 +228,11 @@ mod tests {
         sites.on_heard("new", "n", u64::MAX, at(10_000));
         let names: Vec<_> = sites.list(at(10_000)).into_iter().map(|site| (site.name, site.beat_ms)).collect();
         assert!(names.len() == MOST_SITES && names.contains(&("new".to_owned(), 600_000)), "{names:?}");
-        let far = |silent_ms| proto::FarSite { name: "x\n\u{1b}y".into(), silent_ms, ..Default::default() };
+        let far = |silent_ms| proto::FederatedSite { name: "x\n\u{1b}y".into(), silent_ms, ..Default::default() };
         let mut follower = Sites::default();
         follower.on_told(&vec![far(u64::MAX); 100], at(0));
         assert_eq!(follower.list(at(0))[0].name, "x\u{fffd}\u{fffd}y");
-        follower.on_told(&[proto::FarSite::default()], at(0));
+        follower.on_told(&[proto::FederatedSite::default()], at(0));
         assert_eq!(follower.list(at(0))[0].name, "unnamed");
         // A cut between two letters, not within one.
         assert_eq!(presentable(&"é".repeat(100)).len(), LONGEST_NAME);

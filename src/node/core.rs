@@ -18,9 +18,9 @@ use crate::envelope::{Epochs, Opener, Refusal, Secrets};
 use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
 use crate::hex::hex;
 use crate::keys::{Timetable, saved};
+use crate::log_limiter::LogLimiter;
 use crate::proto::AuditOutcome;
 use crate::proto::payload::Kind;
-use crate::quiet::Quiet;
 use crate::random::Randomness;
 use crate::reason::{KeyReason, Reason};
 
@@ -194,7 +194,7 @@ pub struct NodeCore {
     redial: Redial,
     random: Randomness,
     /// Keeps what others can cause from flooding the log.
-    quiet: Quiet,
+    log_limiter: LogLimiter,
     linked: bool,
     saving: Saving,
     /// Until then messages that do not open may come without a turn of the machine, in monotonic milliseconds.
@@ -224,8 +224,8 @@ impl NodeCore {
     ) -> Self {
         let mut secret_history = SecretHistory::default();
         secret_history.note(ids(secrets));
-        let (redial, quiet) = (Redial::default(), Quiet::default());
-        Self { farm, opener, identity, secret_history, redial, random, quiet, linked: false, saving, due: 0 }
+        let (redial, log_limiter) = (Redial::default(), LogLimiter::default());
+        Self { farm, opener, identity, secret_history, redial, random, log_limiter, linked: false, saving, due: 0 }
     }
 
     /// What is to be done first.
@@ -363,7 +363,7 @@ impl NodeCore {
         };
         // Ordinary for a node that has just started, until it has joined.
         let counted = refusal != Refusal::UnknownEpoch || self.opener.has_epochs();
-        let logged = counted.then(|| self.quiet.pass("message", refusal.reason().as_str(), now)).flatten();
+        let logged = counted.then(|| self.log_limiter.pass("message", refusal.reason().as_str(), now)).flatten();
         let event = match &refusal {
             Refusal::Clock { node, boot_id, offset_ms } => {
                 Some(Event::Skewed { node: node.clone(), boot_id: *boot_id, offset_ms: *offset_ms, via })
@@ -472,7 +472,7 @@ impl NodeCore {
             Note::BrokerKeepsReports => Some(("broker", "keeps_reports")),
         };
         let logged = match limited {
-            Some((what, reason)) => self.quiet.pass(what, reason, now),
+            Some((what, reason)) => self.log_limiter.pass(what, reason, now),
             None => Some(0),
         };
         effects.push(Effect::Note { note, logged });

@@ -28,9 +28,9 @@ use crate::clock::{Now, SystemClock, millis};
 use crate::envelope::{Epochs, Refusal, Secrets};
 use crate::farm::{Ask, Farm, LocalState, Note, Reply};
 use crate::keys::Timetable;
+use crate::log_limiter::LogLimiter;
 use crate::metrics::{self, Plane};
 use crate::proto::AuditEntry;
-use crate::quiet::Quiet;
 use crate::random;
 use crate::status::{AuditStatus, BrokerStatus};
 
@@ -150,7 +150,7 @@ pub(crate) struct Driver<B: Bus> {
     /// Starts the session plane of each link.
     pub sessions: Arc<SessionPlane<B::Link>>,
     /// Keeps errors of this host and its broker from flooding the log.
-    pub quiet: Quiet,
+    pub log_limiter: LogLimiter,
     /// Ends the driver, with a farewell.
     pub stop: CancellationToken,
 }
@@ -301,7 +301,7 @@ impl<B: Bus> Driver<B> {
         };
         let unanswered = matches!(error, BusError::Unanswered { .. });
         let what = if unanswered { "unanswered" } else { "failed" };
-        if !is_told && let Some(held_back) = self.quiet.pass("lease", what, now) {
+        if !is_told && let Some(held_back) = self.log_limiter.pass("lease", what, now) {
             warn!(held_back, %error, "could not try the lease");
         }
         if unanswered { LeaseTried::Unanswered } else { LeaseTried::Failed }
@@ -432,7 +432,7 @@ impl<B: Bus> Driver<B> {
             Err(error) => {
                 self.core.on_ring_saved(false, now);
                 gauges::ring_not_saved();
-                if let Some(held_back) = self.quiet.pass("ring", "not_saved", now) {
+                if let Some(held_back) = self.log_limiter.pass("ring", "not_saved", now) {
                     warn!(held_back, %error, "the ring is not saved: a restart of this daemon would forget it");
                 }
             }

@@ -21,9 +21,9 @@ use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
 use crate::farm::{Farm, FarmSettings, LocalState};
 use crate::keys::{HeldRing, Timetable};
+use crate::log_limiter::LogLimiter;
 use crate::proto;
 use crate::proxies::{ProxyPlane, Registry, SharedOutbox};
-use crate::quiet::Quiet;
 use crate::random;
 use crate::sessions::{Removals, Store, StoreSettings};
 use crate::settings::SettingsError;
@@ -137,7 +137,7 @@ impl Node {
             replies: HashMap::new(),
             connections: gauges::Connections::default(),
             sessions: Arc::clone(&sessions),
-            quiet: Quiet::default(),
+            log_limiter: LogLimiter::default(),
             stop: stop.clone(),
         };
         publisher.spawn("the publisher of sessions", Arc::clone(&sessions).publish());

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::clock::Now;
-use crate::envelope::{Epochs, SealError, Sealer, Secrets, travels_open};
+use crate::envelope::{Epochs, SealError, Sealer, Secrets, is_sealed_without_epoch};
 use crate::proto::{self, payload::Kind};
 use crate::random::Randomness;
 
@@ -76,7 +76,7 @@ impl Sealing {
         let epochs = Arc::clone(&self.epochs.borrow());
         let kind = payload.kind.as_ref().expect("just set");
         let epoch = epochs.sealing(kind, now);
-        if epoch.is_none() && !travels_open(kind) {
+        if epoch.is_none() && !is_sealed_without_epoch(kind) {
             return Err(SealError::NoEpoch);
         }
         match self.sealer.seal(epoch, route, &payload) {

@@ -20,11 +20,11 @@ use super::warmup::{Message, Warmups};
 use crate::bus::{BusError, Link, LinkEvent, Names};
 use crate::clock::{Now, SystemClock};
 use crate::envelope::{Epochs, Opener, Refusal, SealError, Secrets};
+use crate::log_limiter::LogLimiter;
 use crate::metrics::{self, Plane};
 use crate::proto::SessionBatch;
 use crate::proto::payload::Kind;
 use crate::proxies::ProxyPlane;
-use crate::quiet::Quiet;
 use crate::reason::{DropReason, Reason};
 use crate::sessions::Applied;
 use crate::sessions::warmup::Peer;
@@ -83,7 +83,7 @@ pub(super) struct SessionLink<L: Link> {
 /// What opens batches. Its windows against replays last longer than a link.
 struct Receiving {
     opener: Opener,
-    quiet: Quiet,
+    log_limiter: LogLimiter,
     secrets: watch::Receiver<Arc<Secrets>>,
     epochs: watch::Receiver<Arc<Epochs>>,
 }
@@ -120,7 +120,7 @@ impl<L: Link> SessionPlane<L> {
         let (mut secrets, mut epochs) = (node.secrets.clone(), node.epochs.clone());
         secrets.mark_changed();
         epochs.mark_changed();
-        let mut receiving = Receiving { opener, quiet: Quiet::default(), secrets, epochs };
+        let mut receiving = Receiving { opener, log_limiter: LogLimiter::default(), secrets, epochs };
         receiving.refresh();
         Self {
             node,
@@ -275,7 +275,7 @@ impl<L: Link> SessionPlane<L> {
     fn take_in(&self, route: &str, body: Bytes) {
         let mut receiving = self.receiving();
         receiving.refresh();
-        let Receiving { opener, quiet, .. } = &mut *receiving;
+        let Receiving { opener, log_limiter, .. } = &mut *receiving;
         let now = self.node.clock.now();
         let opened = match opener.open(route, body, now) {
             Ok(opened) => opened,
@@ -289,7 +289,7 @@ impl<L: Link> SessionPlane<L> {
                     }
                 }
                 metrics::MESSAGES_REFUSED.add(refusal.reason(), 1);
-                if let Some(held_back) = quiet.pass("message", refusal.reason().as_str(), now) {
+                if let Some(held_back) = log_limiter.pass("message", refusal.reason().as_str(), now) {
                     // Whoever may write to the broker chooses the route: it is quoted.
                     warn!(held_back, ?route, "refused a session batch ({}): {refusal}", refusal.reason());
                 }
@@ -319,7 +319,7 @@ impl<L: Link> SessionPlane<L> {
             Some(Kind::Warmup(chunk)) => return warmup(node, Message::Chunk(chunk)),
             _ => {
                 metrics::MESSAGES_REFUSED.add(Reason::UnknownKind, 1);
-                if let Some(held_back) = quiet.pass("message", Reason::UnknownKind.as_str(), now) {
+                if let Some(held_back) = log_limiter.pass("message", Reason::UnknownKind.as_str(), now) {
                     warn!(held_back, "ignored a message of unknown kind from {node} among the sessions");
                 }
                 return;
@@ -330,14 +330,14 @@ impl<L: Link> SessionPlane<L> {
             metrics::sessions::replicated(together[0].at, now.wall, together.len());
         }
         let applied = self.node.proxies.store.remote(batch, now);
-        self.hand_on(applied, &node, quiet, now);
+        self.hand_on(applied, &node, log_limiter, now);
     }
 
     /// Counts a change, logs what was skipped, and hands the rest to this node's proxies.
-    pub(super) fn hand_on(&self, applied: Applied, node: &str, quiet: &mut Quiet, now: Now) {
+    pub(super) fn hand_on(&self, applied: Applied, node: &str, log_limiter: &mut LogLimiter, now: Now) {
         metrics::sessions::applied(&applied, &self.node.proxies.store);
         for (reason, sessions) in applied.dropped.iter().filter(|(reason, _)| !ORDINARY.contains(reason)) {
-            if let Some(held_back) = quiet.pass("session", reason.as_str(), now) {
+            if let Some(held_back) = log_limiter.pass("session", reason.as_str(), now) {
                 warn!(held_back, "skipped {sessions} sessions of {node}: {reason}");
             }
         }

@@ -12,13 +12,13 @@ use tracing::{debug, info, warn};
 use super::session_plane::{SessionLink, SessionPlane};
 use crate::bus::Link;
 use crate::clock::Now;
+use crate::log_limiter::LogLimiter;
 use crate::metrics::{
     MESSAGES_REFUSED, MESSAGES_SENT, Plane, SESSIONS_RECEIVED, WARMUP_LACKING, WARMUP_RESTARTS, WARMUP_SECONDS,
     WARMUP_SESSIONS_RECEIVED, WARMUP_SESSIONS_SENT, WARMUP_TOMBSTONES_RECEIVED, WARMUP_TOMBSTONES_SENT, WARMUPS,
 };
 use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest};
-use crate::quiet::Quiet;
 use crate::random;
 use crate::reason::Reason;
 use crate::sessions::warmup::{Action, Donor, Due, Joiner, Note, Peer};
@@ -38,7 +38,7 @@ struct Machines {
     joiner: Joiner,
     donor: Donor,
     pending: VecDeque<Action>,
-    quiet: Quiet,
+    log_limiter: LogLimiter,
     /// A node that shares no sessions has no feed: nobody ever gives it any, and it lacks none.
     replicates: bool,
 }
@@ -50,7 +50,7 @@ impl Warmups {
             joiner: Joiner::new(random::system()),
             donor: Donor::default(),
             pending: VecDeque::new(),
-            quiet: Quiet::default(),
+            log_limiter: LogLimiter::default(),
             replicates,
         };
         machines.show();
@@ -106,7 +106,7 @@ impl Machines {
         match note {
             Note::Refused { reason, .. } => {
                 MESSAGES_REFUSED.add(*reason, 1);
-                if let Some(held_back) = self.quiet.pass("message", reason.as_str(), now) {
+                if let Some(held_back) = self.log_limiter.pass("message", reason.as_str(), now) {
                     warn!(held_back, "{note}");
                 }
                 return;
@@ -172,7 +172,7 @@ impl<L: Link> SessionPlane<L> {
                 if next {
                     let (sessions, tombstones) = (chunk.entries.len() as u64, chunk.tombstones.len() as u64);
                     let last = chunk.last;
-                    self.take_chunk(chunk, &peer, &mut machines.quiet, now);
+                    self.take_chunk(chunk, &peer, &mut machines.log_limiter, now);
                     actions.extend(machines.joiner.chunk_taken(sessions, tombstones, last, now));
                 }
                 actions
@@ -183,13 +183,13 @@ impl<L: Link> SessionPlane<L> {
         self.warmups.stirred.notify_one();
     }
 
-    fn take_chunk(&self, chunk: Warmup, peer: &Peer, quiet: &mut Quiet, now: Now) {
+    fn take_chunk(&self, chunk: Warmup, peer: &Peer, log_limiter: &mut LogLimiter, now: Now) {
         WARMUP_SESSIONS_RECEIVED.add(chunk.entries.len() as u64);
         WARMUP_TOMBSTONES_RECEIVED.add(chunk.tombstones.len() as u64);
         SESSIONS_RECEIVED.add(chunk.entries.len() as u64);
         let tombstones_over = chunk.last || !chunk.entries.is_empty();
         let applied = self.node.proxies.store.warm(chunk, now);
-        self.hand_on(applied, &peer.node, quiet, now);
+        self.hand_on(applied, &peer.node, log_limiter, now);
         if tombstones_over && self.node.proxies.store.has_pending_tombstones() {
             let proxies = Arc::clone(&self.node.proxies);
             // It looks at every session. Its removals may come late: nothing brings these sessions back.

@@ -40,13 +40,13 @@ use super::allowed_users::{AllowedUsers, Answers};
 use super::{ProxyInfo, ProxyPlane, Registered};
 use crate::clock::Now;
 use crate::keys::Timetable;
+use crate::log_limiter::LogLimiter;
 use crate::metrics::{
     APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
 };
 use crate::proto::SessionEntry;
 use crate::proto::limits::{Undecodable, decode_within};
 use crate::proto::local::{self, FROM_PROXY, FromProxy, ToProxy, from_proxy, to_proxy};
-use crate::quiet::Quiet;
 use crate::reason::{DropReason, ProxyReason};
 use crate::sessions::SessionFault;
 use crate::token_bucket::TokenBucket;
@@ -122,15 +122,15 @@ impl Socket {
     /// most.
     pub async fn serve(self, plane: Arc<ProxyPlane>, stop: CancellationToken) {
         let Self { socket, users, users_changed } = self;
-        let door = Arc::new(Door { plane, quiet: Mutex::default(), last: Mutex::default() });
-        let mut users = Users::new(users, users_changed, Arc::clone(&door));
+        let acceptor = Arc::new(Acceptor { plane, log_limiter: Mutex::default(), last: Mutex::default() });
+        let mut users = Users::new(users, users_changed, Arc::clone(&acceptor));
         if users.is_asking() {
             stop.run_until_cancelled(timeout(USERS_WITHIN, users.turn())).await;
         }
         let mut connections = JoinSet::new();
         let mut refusals = TokenBucket::new(REFUSALS.0, REFUSALS.1);
         loop {
-            let rest = refusals.empty_for(door.now());
+            let rest = refusals.empty_for(acceptor.now());
             let stream = tokio::select! {
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next() => continue,
@@ -139,7 +139,7 @@ impl Socket {
                 accepted = socket.listener().accept(), if rest.is_zero() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        door.complain("connection", "accept", &error);
+                        acceptor.complain("connection", "accept", &error);
                         sleep(ACCEPT_AGAIN).await;
                         continue;
                     }
@@ -147,12 +147,12 @@ impl Socket {
             };
             match users.admit(&stream, &mut connections) {
                 Ok(who) => {
-                    let door = Arc::clone(&door);
-                    connections.spawn(async move { door.serve(stream, &who.to_string()).await });
+                    let acceptor = Arc::clone(&acceptor);
+                    connections.spawn(async move { acceptor.serve(stream, &who.to_string()).await });
                 }
                 Err((refusal, who)) => {
-                    door.refuse(&refusal, &who);
-                    refusals.take(door.now());
+                    acceptor.refuse(&refusal, &who);
+                    refusals.take(acceptor.now());
                 }
             }
         }
@@ -182,12 +182,13 @@ struct Users {
     changed: Arc<Notify>,
     /// The answer to the question under way.
     answers: Option<oneshot::Receiver<Answers<Errno>>>,
-    door: Arc<Door>,
+    acceptor: Arc<Acceptor>,
 }
 
 impl Users {
-    fn new(names: Vec<String>, changed: Arc<Notify>, door: Arc<Door>) -> Self {
-        let mut users = Self { allowed: AllowedUsers::new(geteuid().as_raw(), names), changed, answers: None, door };
+    fn new(names: Vec<String>, changed: Arc<Notify>, acceptor: Arc<Acceptor>) -> Self {
+        let mut users =
+            Self { allowed: AllowedUsers::new(geteuid().as_raw(), names), changed, answers: None, acceptor };
         users.ask();
         users
     }
@@ -201,7 +202,7 @@ impl Users {
     fn admit(&mut self, stream: &UnixStream, connections: &mut JoinSet<()>) -> Result<Who, (Refusal, Who)> {
         let peer = stream.peer_cred().map_err(|error| (Refusal::Io(error), Who::Unknown))?;
         let (uid, who) = (peer.uid(), Who::Known { pid: peer.pid().unwrap_or_default(), uid: peer.uid() });
-        let allowed = self.allowed.admit(uid, self.door.now());
+        let allowed = self.allowed.admit(uid, self.acceptor.now());
         self.ask();
         if !allowed {
             return Err((Refusal::Peer { uid }, who));
@@ -222,14 +223,14 @@ impl Users {
         let answers = answers.await.unwrap_or_default();
         self.answers = None;
         self.allowed.take(&answers);
-        self.door.tell_of(&answers);
+        self.acceptor.tell_of(&answers);
         self.ask();
     }
 
     /// Begins to ask if there is something to ask. The thread may hang for as long as the user database does, also beyond the
     /// end of the daemon.
     fn ask(&mut self) {
-        let Some(names) = self.allowed.begin_asking(self.door.now()) else { return };
+        let Some(names) = self.allowed.begin_asking(self.acceptor.now()) else { return };
         let (sender, receiver) = oneshot::channel();
         let ask = || {
             let answers = names.into_iter().map(answer_for).collect();
@@ -237,7 +238,7 @@ impl Users {
             let _gone = sender.send(answers);
         };
         if let Err(error) = thread::Builder::new().name("users".into()).spawn(ask) {
-            self.door.complain("users", "thread", &error);
+            self.acceptor.complain("users", "thread", &error);
         }
         self.answers = Some(receiver);
     }
@@ -254,8 +255,8 @@ fn answer_for(name: String) -> (String, Result<Option<u32>, Errno>) {
 /// # Errors
 /// The counted reason for which this side ended it.
 pub async fn converse(stream: UnixStream, plane: Arc<ProxyPlane>) -> Result<(), ProxyReason> {
-    let door = Door { plane, quiet: Mutex::default(), last: Mutex::default() };
-    door.talk(stream, "a proxy").await.map_err(|refusal| refusal.reason())
+    let acceptor = Acceptor { plane, log_limiter: Mutex::default(), last: Mutex::default() };
+    acceptor.talk(stream, "a proxy").await.map_err(|refusal| refusal.reason())
 }
 
 /// Why a connection is refused or ended: one counted reason each.
@@ -301,10 +302,10 @@ impl Refusal {
 }
 
 /// What all connections share.
-struct Door {
+struct Acceptor {
     plane: Arc<ProxyPlane>,
     /// Strangers can cause most of what goes wrong here.
-    quiet: Mutex<Quiet>,
+    log_limiter: Mutex<LogLimiter>,
     /// The last counters of each proxy process, so that a new connection of the same process counts nothing twice.
     last: Mutex<BTreeMap<u32, local::Counters>>,
 }
@@ -312,7 +313,7 @@ struct Door {
 /// The messages of one proxy.
 type Messages = FramedRead<OwnedReadHalf, LengthDelimitedCodec>;
 
-impl Door {
+impl Acceptor {
     fn now(&self) -> Now {
         self.plane.clock.now()
     }
@@ -324,7 +325,7 @@ impl Door {
 
     fn complain(&self, what: &'static str, reason: &'static str, text: &dyn Display) {
         let passed =
-            self.quiet.lock().unwrap_or_else(PoisonError::into_inner).pass(what, reason, self.plane.clock.now());
+            self.log_limiter.lock().unwrap_or_else(PoisonError::into_inner).pass(what, reason, self.plane.clock.now());
         if let Some(held_back) = passed {
             warn!(held_back, "ATS socket: {text}");
         }

@@ -12,7 +12,9 @@ use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
 use resumed::bus::{Names, Seat};
 use resumed::clock::Now;
-use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Refusal, Secrets, is_node_name, travels_open};
+use resumed::envelope::{
+    EpochKey, Epochs, FarmSecret, Opener, Refusal, Secrets, is_node_name, is_sealed_without_epoch,
+};
 use resumed::farm::{Ask, Event, Farm, FarmSettings, Via};
 use resumed::keys::saved::read_back;
 use resumed::keys::{HeldRing, KeySettings, Ring};
@@ -110,7 +112,11 @@ pub fn envelope(data: &[u8]) {
         Ok(opened) => {
             assert!(is_node_name(&opened.payload.node) && opened.payload.boot_id.len() == 16);
             assert!(opened.payload.sent_at.abs_diff(NOW.wall) <= 300_000);
-            assert!(in_epoch || opened.payload.kind.as_ref().is_none_or(travels_open), "{:?}", opened.payload.kind);
+            assert!(
+                in_epoch || opened.payload.kind.as_ref().is_none_or(is_sealed_without_epoch),
+                "{:?}",
+                opened.payload.kind
+            );
             let again = opener.open(&NAMES.keys, sealed, NOW);
             assert!(matches!(again, Err(Refusal::Replay { .. })), "opened twice: {again:?}");
         }

@@ -8,7 +8,7 @@ const EVERY_MS: u64 = 60_000;
 
 /// Decides which lines may be written. Counters count everything; this is for people who read logs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Quiet {
+pub(crate) struct LogLimiter {
     /// One entry for each reason ever seen: reasons are words of the program, so these are few.
     lines: BTreeMap<(&'static str, &'static str), Line>,
 }
@@ -19,7 +19,7 @@ struct Line {
     held_back: u64,
 }
 
-impl Quiet {
+impl LogLimiter {
     /// Whether a line may be written at `now` about something, such as a `message`, and what is wrong with it; if so, how
     /// many were held back since the last one.
     pub(crate) fn pass(&mut self, what: &'static str, reason: &'static str, now: Now) -> Option<u64> {
@@ -48,24 +48,24 @@ mod tests {
 
     #[test]
     fn one_line_a_minute_says_how_many_it_stands_for() {
-        let mut quiet = Quiet::default();
-        assert_eq!(quiet.pass("message", "replay", at(0)), Some(0));
+        let mut log_limiter = LogLimiter::default();
+        assert_eq!(log_limiter.pass("message", "replay", at(0)), Some(0));
         for ms in [0, 1, EVERY_MS - 1] {
-            assert_eq!(quiet.pass("message", "replay", at(ms)), None, "after {ms} ms");
+            assert_eq!(log_limiter.pass("message", "replay", at(ms)), None, "after {ms} ms");
         }
-        assert_eq!(quiet.pass("message", "replay", at(EVERY_MS)), Some(3));
-        assert_eq!(quiet.pass("message", "replay", at(EVERY_MS + 1)), None);
-        assert_eq!(quiet.pass("message", "replay", at(5 * EVERY_MS)), Some(1));
-        assert_eq!(quiet.pass("message", "replay", at(6 * EVERY_MS)), Some(0));
+        assert_eq!(log_limiter.pass("message", "replay", at(EVERY_MS)), Some(3));
+        assert_eq!(log_limiter.pass("message", "replay", at(EVERY_MS + 1)), None);
+        assert_eq!(log_limiter.pass("message", "replay", at(5 * EVERY_MS)), Some(1));
+        assert_eq!(log_limiter.pass("message", "replay", at(6 * EVERY_MS)), Some(0));
     }
 
     #[test]
     fn a_flood_for_one_reason_hides_no_other() {
-        let mut quiet = Quiet::default();
+        let mut log_limiter = LogLimiter::default();
         for ms in 0..10_000 {
-            let _written_or_not = quiet.pass("message", "malformed", at(ms));
+            let _written_or_not = log_limiter.pass("message", "malformed", at(ms));
         }
-        assert_eq!(quiet.pass("message", "bad_tag", at(10_000)), Some(0));
-        assert_eq!(quiet.pass("session", "malformed", at(10_000)), Some(0));
+        assert_eq!(log_limiter.pass("message", "bad_tag", at(10_000)), Some(0));
+        assert_eq!(log_limiter.pass("session", "malformed", at(10_000)), Some(0));
     }
 }
