@@ -58,7 +58,7 @@ impl SystemClock {
 
     /// The `Instant` at which the monotonic clock reads `mono` milliseconds.
     #[must_use]
-    pub(crate) fn instant(&self, mono: u64) -> Instant {
+    pub fn instant(&self, mono: u64) -> Instant {
         self.start + Duration::from_millis(mono.saturating_sub(MONO_START))
     }
 }

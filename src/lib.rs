@@ -97,7 +97,7 @@ pub use clock::SystemClock;
 pub use envelope::{FarmSecret, SecretError, Secrets};
 pub use keys::KeySettings;
 pub use node::{Health, Node, NodeSettings, NodeView};
-pub use operator::{Operator, RotateError, Rotation};
+pub use operator::{Operator, OperatorError, Rollout};
 pub use proxies::ProxyInfo;
 #[cfg(feature = "rustls")]
 pub use proxies::rustls::FarmTicketer;

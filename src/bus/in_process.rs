@@ -116,8 +116,7 @@ impl Hub {
 
     /// The queues there are, in no order.
     #[must_use]
-    #[cfg(test)]
-    pub(crate) fn queues(&self) -> Vec<String> {
+    pub fn queues(&self) -> Vec<String> {
         lock(&self.state).queues.keys().cloned().collect()
     }
 

@@ -24,7 +24,7 @@ use crate::cli::status;
 use crate::clock::SystemClock;
 use crate::envelope::{FarmSecret, SecretError, Secrets};
 use crate::node::{Node, NodeSettings, NodeView};
-use crate::operator::{Operator, RotateError};
+use crate::operator::{Operator, OperatorError};
 use crate::probe::{self, Client, Matrix, Mode, ProbeError, Session, Target};
 use crate::proxies::rustls::FarmTicketer;
 use crate::settings::SettingsError;
@@ -61,7 +61,7 @@ pub enum DemoError {
     Late(&'static str),
     /// The rotation found no leader.
     #[error(transparent)]
-    Rotate(#[from] RotateError),
+    Rotate(#[from] OperatorError),
     /// A part of the process ended in a panic.
     #[error("a task failed: {0}")]
     Task(#[from] tokio::task::JoinError),

@@ -8,7 +8,7 @@ use tracing::error;
 use super::control::ControlCall;
 use super::reload::ReloadCall;
 use super::users::user_name;
-use crate::operator::{Operator, RotateError, Rotation, rotate_progress, wait_of};
+use crate::operator::{Operator, OperatorError, Rollout, rotate_progress, wait_of};
 use crate::proto::local::{ControlReply, Reloaded, control_reply, control_request};
 
 /// Who answers commands.
@@ -39,10 +39,10 @@ async fn answer(call: ControlCall, Asked { operator, reload_calls }: Asked) {
     let operator = operator.for_user(user.clone());
     let reply = |kind| ControlReply { kind: Some(kind) };
     // An asker who has gone away, or is slow, does not hold up the change.
-    let progress = |rotation: &Rotation| {
+    let progress = |rotation: &Rollout| {
         let _gone = call.replies.try_send(reply(control_reply::Kind::Rotate(rotate_progress(rotation, false))));
     };
-    let done = |outcome: Result<Rotation, RotateError>| match outcome {
+    let done = |outcome: Result<Rollout, OperatorError>| match outcome {
         Ok(rotation) => control_reply::Kind::Rotate(rotate_progress(&rotation, true)),
         Err(error) => control_reply::Kind::Error(error.to_string()),
     };

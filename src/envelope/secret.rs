@@ -53,13 +53,13 @@ impl FarmSecret {
     /// # Errors
     /// [`SecretError::Text`] if it is anything else, without any of the text; [`SecretError::Library`] if OpenSSL cannot
     /// derive the secret's id.
-    pub(crate) fn from_text(text: &[u8]) -> Result<Self, SecretError> {
+    pub fn from_text(text: &[u8]) -> Result<Self, SecretError> {
         Self::new(parse(text).map_err(SecretError::Text)?)
     }
 
     /// The secret in the form that [`FarmSecret::from_text`] takes, in lower case.
     #[must_use]
-    pub(crate) fn to_text(&self) -> Box<Zeroizing<[u8; SECRET_TEXT_BYTES]>> {
+    pub fn to_text(&self) -> Box<Zeroizing<[u8; SECRET_TEXT_BYTES]>> {
         let mut text = Box::new(Zeroizing::new([b'\n'; SECRET_TEXT_BYTES]));
         for (pair, byte) in text.chunks_exact_mut(2).zip(self.bytes.iter()) {
             pair.copy_from_slice(&[hex_digit(byte >> 4), hex_digit(byte & 15)]);
@@ -69,7 +69,7 @@ impl FarmSecret {
 
     /// The secret's id.
     #[must_use]
-    pub(crate) fn id(&self) -> SecretId {
+    pub fn id(&self) -> SecretId {
         self.id
     }
 
@@ -143,7 +143,7 @@ impl Secrets {
     }
 
     /// The ids of all secrets in the set, the one that seals first.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = SecretId> + '_ {
+    pub fn ids(&self) -> impl Iterator<Item = SecretId> + '_ {
         self.0.iter().map(FarmSecret::id)
     }
 

@@ -41,20 +41,20 @@ impl Default for KeySettings {
 impl KeySettings {
     /// How long a key opens after it is superseded or may seal no longer: `keep` × `interval`.
     #[must_use]
-    pub(crate) fn open_for(&self) -> Duration {
+    pub fn open_for(&self) -> Duration {
         self.interval.saturating_mul(self.keep)
     }
 
     /// How long an interval may be.
-    pub(crate) const INTERVAL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(7 * 24 * 60 * 60);
+    pub const INTERVAL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(7 * 24 * 60 * 60);
     /// For how many intervals a key may go on opening.
-    pub(crate) const KEEP: RangeInclusive<u32> = 1..=32;
+    pub const KEEP: RangeInclusive<u32> = 1..=32;
     /// How long a key may settle, as long as that is less than half an interval.
-    pub(crate) const SETTLE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(7 * 24 * 60 * 60);
+    pub const SETTLE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(7 * 24 * 60 * 60);
     /// How long a key may seal, as long as that is at least two intervals.
-    pub(crate) const MAX_SEAL_AGE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(365 * 24 * 60 * 60);
+    pub const MAX_SEAL_AGE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(365 * 24 * 60 * 60);
     /// By how much clocks may be allowed to differ.
-    pub(crate) const MAX_CLOCK_OFFSET: RangeInclusive<Duration> = SECOND..=Duration::from_secs(60 * 60);
+    pub const MAX_CLOCK_OFFSET: RangeInclusive<Duration> = SECOND..=Duration::from_secs(60 * 60);
 
     /// Checks the limits.
     ///
@@ -66,7 +66,7 @@ impl KeySettings {
 
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub(crate) fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.span("keys.interval", self.interval, &Self::INTERVAL);
         faults.range("keys.keep", &self.keep, &Self::KEEP, u32::to_string);

@@ -17,7 +17,7 @@ impl Health {
     ///
     /// # Errors
     /// The reason, in words for an operator.
-    pub(crate) fn verdict(&self, now: Now) -> Result<(), String> {
+    pub fn verdict(&self, now: Now) -> Result<(), String> {
         let late = now.mono.saturating_sub(self.alive_until);
         if late > 0 {
             return Err(format!("not live: the node has not turned for {late} ms longer than it should"));

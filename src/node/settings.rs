@@ -38,10 +38,9 @@ pub struct NodeSettings {
 
 impl NodeSettings {
     /// How long a beat may be.
-    pub(crate) const REPORT_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5 * 60);
+    pub const REPORT_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5 * 60);
     /// How long a node may wait before it starts alone.
-    pub(crate) const START_ALONE_AFTER: RangeInclusive<Duration> =
-        Duration::from_millis(100)..=Duration::from_secs(60 * 60);
+    pub const START_ALONE_AFTER: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60 * 60);
 
     /// The node `name` of a farm, with every setting at its default but one: the ring is saved nowhere.
     #[must_use]
@@ -64,13 +63,13 @@ impl NodeSettings {
     ///
     /// # Errors
     /// All of [`NodeSettings::faults`].
-    pub(crate) fn validate(&self) -> Result<(), SettingsError> {
+    pub fn validate(&self) -> Result<(), SettingsError> {
         refuse(self.faults())
     }
 
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub(crate) fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.text("node.name", &self.name, node_name(&self.name), NODE_NAME);
         faults.text("node.farm", &self.farm, group_name(&self.farm), GROUP_NAME);

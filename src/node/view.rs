@@ -68,7 +68,7 @@ impl NodeView {
 
     /// Generation of the key that seals now.
     #[must_use]
-    pub(crate) fn active_generation(&self) -> Option<u64> {
+    pub fn active_generation(&self) -> Option<u64> {
         self.ring.active().map(|key| key.generation)
     }
 }

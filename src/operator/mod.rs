@@ -41,15 +41,18 @@ pub struct Operator {
 
 /// Why a rotation or a revocation did not happen.
 #[derive(Debug, thiserror::Error)]
-pub enum RotateError {
-    /// Nobody leads, or the leader did not answer.
+pub enum OperatorError {
+    /// The node that was asked is stopping.
+    #[error("this node is stopping: ask it again when it runs, or another one")]
+    Stopping,
+    /// No node leads, or the leader did not answer.
     #[error("no leader answered: is the broker reachable, and may any node lead (keys.can_lead)?")]
     NoLeader,
     /// The same for a revocation, which can be had without a leader.
     #[error(
         "no leader answered, and nothing was revoked that is known here; `resumed revoke --local` revokes on this host alone, and the rest follows when it is reached"
     )]
-    NobodyToRevoke,
+    NothingRevoked,
     /// The leader is of another release.
     #[error("the leader {0} cannot do this: is it of an older release?")]
     Refused(String),
@@ -60,7 +63,7 @@ pub enum RotateError {
 
 /// How far a rotation or a revocation has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rotation {
+pub struct Rollout {
     /// The generation of the new key.
     pub generation: u64,
     /// Whether another rotation was under way already; its key is the new one.
@@ -107,26 +110,25 @@ impl Operator {
 
     /// The same for `user`, who is named where requests are kept: see [`is_user`](crate::farm::is_user).
     #[must_use]
-    pub(crate) fn for_user(self, user: String) -> Self {
+    pub fn for_user(self, user: String) -> Self {
         Self { user, ..self }
     }
 
-    async fn ask(&self, ask: Ask) -> Reply {
+    /// Fails if the node is stopping.
+    async fn ask(&self, ask: Ask) -> Result<Reply, OperatorError> {
         let (reply, answer) = oneshot::channel();
         let user = self.user.clone();
-        if self.questions.send(Question { ask, user, reply }).await.is_err() {
-            return Reply::NoLeader; // the node is stopping
-        }
-        answer.await.unwrap_or(Reply::NoLeader)
+        self.questions.send(Question { ask, user, reply }).await.map_err(|_| OperatorError::Stopping)?;
+        answer.await.map_err(|_| OperatorError::Stopping)
     }
 
     /// The whole farm's state, from its leader; without one, what this node knows.
-    pub(crate) async fn status(&self) -> FarmStatus {
-        let reply = self.ask(Ask::Status).await;
+    pub async fn status(&self) -> FarmStatus {
+        let reply = self.ask(Ask::Status).await.unwrap_or(Reply::NoLeader);
         let view = self.view.borrow().clone();
         let mut requests = view.audit.clone();
         let bad_answer = match &reply {
-            Reply::BadAnswer { from } => Some(RotateError::BadAnswer(from.clone()).to_string()),
+            Reply::BadAnswer { from } => Some(OperatorError::BadAnswer(from.clone()).to_string()),
             _ => None,
         };
         let (leader, nodes) = match reply {
@@ -167,16 +169,16 @@ impl Operator {
     pub async fn rotate(
         &self,
         wait: Duration,
-        progress: impl FnMut(&Rotation) + Send,
-    ) -> Result<Rotation, RotateError> {
+        progress: impl FnMut(&Rollout) + Send,
+    ) -> Result<Rollout, OperatorError> {
         let give_up = Instant::now() + wait;
-        match self.ask(Ask::Rotate).await {
+        match self.ask(Ask::Rotate).await? {
             Reply::Rotating { generation, pending } => {
                 Ok(self.follow((generation, pending), Wanted::Key(generation), give_up, progress).await)
             }
-            Reply::Refused { leader } => Err(RotateError::Refused(leader)),
-            Reply::BadAnswer { from } => Err(RotateError::BadAnswer(from)),
-            Reply::Revoked { .. } | Reply::Members { .. } | Reply::NoLeader => Err(RotateError::NoLeader),
+            Reply::Refused { leader } => Err(OperatorError::Refused(leader)),
+            Reply::BadAnswer { from } => Err(OperatorError::BadAnswer(from)),
+            Reply::Revoked { .. } | Reply::Members { .. } | Reply::NoLeader => Err(OperatorError::NoLeader),
         }
     }
 
@@ -185,20 +187,20 @@ impl Operator {
     ///
     /// # Errors
     /// If no leader took the request.
-    pub(crate) async fn revoke(
+    pub async fn revoke(
         &self,
         flush_sessions: bool,
         wait: Duration,
-        progress: impl FnMut(&Rotation) + Send,
-    ) -> Result<Rotation, RotateError> {
+        progress: impl FnMut(&Rollout) + Send,
+    ) -> Result<Rollout, OperatorError> {
         let give_up = Instant::now() + wait;
-        match self.ask(Ask::Revoke { flush_sessions }).await {
+        match self.ask(Ask::Revoke { flush_sessions }).await? {
             Reply::Revoked { floor, sessions_from } => {
                 Ok(self.follow((floor, false), Wanted::Floors(floor, sessions_from), give_up, progress).await)
             }
-            Reply::Refused { leader } => Err(RotateError::Refused(leader)),
-            Reply::BadAnswer { from } => Err(RotateError::BadAnswer(from)),
-            Reply::Rotating { .. } | Reply::Members { .. } | Reply::NoLeader => Err(RotateError::NobodyToRevoke),
+            Reply::Refused { leader } => Err(OperatorError::Refused(leader)),
+            Reply::BadAnswer { from } => Err(OperatorError::BadAnswer(from)),
+            Reply::Rotating { .. } | Reply::Members { .. } | Reply::NoLeader => Err(OperatorError::NothingRevoked),
         }
     }
 
@@ -206,13 +208,13 @@ impl Operator {
     ///
     /// # Errors
     /// If the node is stopping.
-    pub(crate) async fn revoke_local(&self, flush_sessions: bool) -> Result<Rotation, RotateError> {
-        match self.ask(Ask::RevokeLocal { flush_sessions }).await {
+    pub async fn revoke_local(&self, flush_sessions: bool) -> Result<Rollout, OperatorError> {
+        match self.ask(Ask::RevokeLocal { flush_sessions }).await? {
             Reply::Revoked { floor, .. } => {
                 let have = BTreeSet::from([self.view.borrow().own.name.clone()]);
-                Ok(Rotation { generation: floor, pending: false, have, missing: BTreeSet::new() })
+                Ok(Rollout { generation: floor, pending: false, have, missing: BTreeSet::new() })
             }
-            _ => Err(RotateError::NoLeader),
+            _ => Err(OperatorError::NoLeader),
         }
     }
 
@@ -222,13 +224,13 @@ impl Operator {
         (generation, pending): (u64, bool),
         wanted: Wanted,
         give_up: Instant,
-        mut progress: impl FnMut(&Rotation) + Send,
-    ) -> Rotation {
+        mut progress: impl FnMut(&Rollout) + Send,
+    ) -> Rollout {
         let own = self.view.borrow().own.name.clone();
         let missing = BTreeSet::from([own]);
-        let mut rotation = Rotation { generation, pending, have: BTreeSet::new(), missing };
+        let mut rotation = Rollout { generation, pending, have: BTreeSet::new(), missing };
         loop {
-            if let Reply::Members { members, .. } = self.ask(Ask::Status).await {
+            if let Ok(Reply::Members { members, .. }) = self.ask(Ask::Status).await {
                 let (have, missing) = holders(&members, wanted);
                 if (&have, &missing) != (&rotation.have, &rotation.missing) {
                     (rotation.have, rotation.missing) = (have, missing);
@@ -277,7 +279,7 @@ fn holders(members: &[proto::Member], wanted: Wanted) -> (BTreeSet<String>, BTre
 
 /// A rotation or a revocation as the control socket reports it.
 #[must_use]
-pub(crate) fn rotate_progress(rotation: &Rotation, done: bool) -> proto::local::RotateProgress {
+pub(crate) fn rotate_progress(rotation: &Rollout, done: bool) -> proto::local::RotateProgress {
     proto::local::RotateProgress {
         generation: rotation.generation,
         have: rotation.have.iter().cloned().collect(),
@@ -296,6 +298,25 @@ pub fn wait_of(wait_ms: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::in_process::{Hub, InProcess};
+    use crate::envelope::{FarmSecret, Secrets};
+    use crate::node::NodeSettings;
+
+    #[tokio::test]
+    async fn a_node_that_is_stopping_says_so_and_blames_no_broker() {
+        let secrets = Secrets::new(vec![FarmSecret::generate().unwrap()]).unwrap();
+        let (_keep, secrets) = watch::channel(std::sync::Arc::new(secrets));
+        let bus = std::sync::Arc::new(InProcess::new(std::sync::Arc::new(Hub::default())));
+        let settings = NodeSettings::new("edge-1", "prod", "default");
+        let node = Node::start(settings, secrets, bus, SystemClock::start()).unwrap();
+        let operator = Operator::of(&node);
+        node.stop().await;
+        let rotated = operator.rotate(Duration::ZERO, |_| {}).await.unwrap_err();
+        for refused in [operator.revoke_local(true).await.unwrap_err(), rotated] {
+            assert_eq!(refused.to_string(), "this node is stopping: ask it again when it runs, or another one");
+        }
+        assert_eq!(operator.status().await.asked, "edge-1", "what it knew last is shown");
+    }
     use crate::status::{self, ProxyStatus, ReloadStatus};
 
     fn node(name: &str, digest: &str) -> NodeStatus {

@@ -37,11 +37,11 @@ impl Default for SessionSettings {
 
 impl SessionSettings {
     /// How large the cache may be.
-    pub(crate) const MAX_BYTES: RangeInclusive<u64> = MIB..=MIB * MIB;
+    pub const MAX_BYTES: RangeInclusive<u64> = MIB..=MIB * MIB;
     /// How large the largest session may be.
-    pub(crate) const MAX_SESSION_BYTES: RangeInclusive<u64> = 256..=512 * KIB;
+    pub const MAX_SESSION_BYTES: RangeInclusive<u64> = 256..=512 * KIB;
     /// How large a batch may be: with its headers it stays below an envelope's 1 MiB.
-    pub(crate) const BATCH_BYTES: RangeInclusive<u64> = KIB..=512 * KIB;
+    pub const BATCH_BYTES: RangeInclusive<u64> = KIB..=512 * KIB;
 
     /// Checks the limits.
     ///
@@ -53,7 +53,7 @@ impl SessionSettings {
 
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub(crate) fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.bytes("sessions.max_bytes", self.max_bytes, &Self::MAX_BYTES);
         faults.bytes("sessions.max_session_bytes", self.max_session_bytes, &Self::MAX_SESSION_BYTES);

@@ -54,12 +54,12 @@ impl Default for RabbitMqSettings {
 
 impl RabbitMqSettings {
     /// How long a heartbeat may be.
-    pub(crate) const HEARTBEAT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5 * 60);
+    pub const HEARTBEAT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5 * 60);
 
     /// Everything that cannot work, by the settings alone: no file is looked at. That there is no broker is no fault here: a
     /// node may run alone.
     #[must_use]
-    pub(crate) fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.span("broker.heartbeat", self.heartbeat, &Self::HEARTBEAT);
         if !self.uris.is_empty() {
@@ -107,7 +107,7 @@ impl RabbitMqSettings {
     ///
     /// # Errors
     /// All of [`RabbitMqSettings::faults`], or that there is no broker.
-    pub(crate) fn validate(&self) -> Result<(), SettingsError> {
+    pub fn validate(&self) -> Result<(), SettingsError> {
         let mut faults = self.faults();
         if self.uris.is_empty() {
             faults.push(Fault {
@@ -125,7 +125,7 @@ impl RabbitMqSettings {
     ///
     /// # Errors
     /// [`BusError::Settings`], or [`BusError::File`] with the first file that cannot be used.
-    pub(crate) fn check(&self) -> Result<(), BusError> {
+    pub fn check(&self) -> Result<(), BusError> {
         self.validate()?;
         self.targets()?;
         if self.uris.iter().any(BrokerUri::is_tls) {
@@ -136,7 +136,7 @@ impl RabbitMqSettings {
 
     /// Everything that is wrong with the files, each of them judged alone, and a key also beside its certificate.
     #[must_use]
-    pub(crate) fn bad_files(&self) -> Vec<BadFile> {
+    pub fn bad_files(&self) -> Vec<BadFile> {
         let mut bad = Vec::new();
         bad.extend(self.ca_file.as_deref().and_then(|path| tls::authorities(path).err()));
         if let (Some(cert), Some(key)) = (&self.cert_file, &self.key_file) {
