@@ -13,6 +13,7 @@ mod table;
 #[cfg(feature = "daemon")]
 mod totals;
 
+#[cfg(feature = "daemon")]
 pub(crate) use exporter::upkeep;
 #[cfg(feature = "daemon")]
 pub use exporter::{MetricsError, install};
