@@ -202,7 +202,7 @@ lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	shellcheck .ci/run scripts/*.sh $(wildcard etc/*/*.sh tests/*/*.sh tests/*/*/*.sh debian/resumed*/*)
 	scripts/check-test-programs.sh
-	scripts/check-rooms.sh
+	scripts/check-rooms.py
 	scripts/fuzz-corpus.sh check $(FUZZ_TARGETS)
 	scripts/check-ansible-variables.py
 	cd ansible && ansible-lint && ansible-playbook --inventory inventory/example --syntax-check *.yml

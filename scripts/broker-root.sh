@@ -65,7 +65,7 @@ fi
 
 mkdir -p "$dir"
 exec 9>"$root.lock"
-flock 9
+flock --nonblock 9 || { echo "broker-root: waiting for $root, which is made already" >&2; flock 9; }
 made_for=$(sha256sum <"$script")
 if [ "$(cat "$root.made-for" 2>/dev/null)" = "$made_for" ] && [ -d "$root" ]; then
   describe "$root"

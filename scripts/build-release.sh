@@ -57,9 +57,14 @@ mkdir -p "$out"
 cp "${copies[0]}"/target/debian/*.deb "$out/"
 # One for each package. The tool writes beside each manifest, and names components by the folder that it ran in.
 (cd "${copies[0]}" && "$cyclonedx" cyclonedx --format json --spec-version 1.5 --no-build-deps --quiet)
-bill() { sed "s|${copies[0]}|/usr/src/resumed|g" "${copies[0]}/$1.cdx.json" >"$out/$2_$version.cdx.json"; }
-bill resumed resumed
-bill ats-plugin/resumed-ats resumed-trafficserver
+# bill FILE CRATE PACKAGE
+bill() {
+  local to=$out/$3_$version.cdx.json
+  sed "s|${copies[0]}|/usr/src/resumed|g" "${copies[0]}/$1.cdx.json" >"$to"
+  (cd "${copies[0]}" && "${cargo[@]}" tree --locked --edges normal --prefix none --no-dedupe --package "$2") | scripts/reduce-bill.py "$to"
+}
+bill resumed resumed resumed
+bill ats-plugin/resumed-ats resumed-ats resumed-trafficserver
 {
   printf 'commit %s\n' "$commit"
   printf '%s\n' "$("${cargo[@]}" --version)" "$(rustc --version)" "$(gcc --version | head -n 1)"

@@ -380,34 +380,45 @@ pub(crate) fn start_logging(log: Option<&str>, default: &str) -> Result<(), Fail
         (None, Some(text)) => ("RESUMED_LOG", text.as_str()),
         (None, None) => ("", default),
     };
-    let filter = log_filter(text).map_err(|why| Failure::Usage(format!("{origin} {text:?}: {why}")))?;
+    let (filter, passed_over) = log_filter(text).map_err(|why| Failure::Usage(format!("{origin} {text:?}: {why}")))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     tracing_subscriber::registry()
         .with(lines)
         .with(filter)
         .try_init()
-        .map_err(|error| Failure::Failed(format!("cannot start logging: {error}")))
+        .map_err(|error| Failure::Failed(format!("cannot start logging: {error}")))?;
+    for why in passed_over {
+        tracing::warn!("{origin}: {why}");
+    }
+    Ok(())
 }
 
 /// Crates that log what they send to the broker and get from it: `lapin` every message that is returned, with its body,
 /// and at `trace` the login.
 const AMQP_CRATES: [&str; 2] = ["lapin", "amq_protocol"];
 
-fn log_filter(text: &str) -> Result<Targets, String> {
+/// What passes, and which directives were passed over: release 0.1.0 took them, and a daemon must start after its upgrade.
+fn log_filter(text: &str) -> Result<(Targets, Vec<String>), String> {
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
     let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
     // Left alone, the filter would take a misspelt level for the name of a module.
-    let parts: Vec<_> = text.split(',').map(str::trim).collect();
+    let is_of_spans = |part: &&str| part.contains(['[', '{', '}', ']']);
+    let (of_spans, parts): (Vec<_>, Vec<_>) = text.split(',').map(str::trim).partition(is_of_spans);
+    let mut passed_over: Vec<String> =
+        of_spans.iter().map(|part| format!("{part:?} is passed over: spans are not filtered any more")).collect();
     if let Some(part) = parts.iter().find(|part| !part.contains('=') && !is_level(part)) {
         return Err(format!("{part:?} is neither a level ({}) nor MODULE=LEVEL", LEVELS.join(", ")));
     }
     let asked: Targets = parts.join(",").parse().map_err(|error| format!("{error}"))?;
     let is_amqp = |target: &str| AMQP_CRATES.iter().any(|name| target.starts_with(name));
-    if let Some((target, _)) = asked.iter().find(|(target, level)| is_amqp(target) && *level != LevelFilter::OFF) {
-        return Err(format!("{target} logs the broker's password and messages, so it can only be off"));
-    }
-    // The most exact directive wins, so these hold whatever else was asked for.
-    Ok(asked.with_targets(AMQP_CRATES.map(|name| (name, LevelFilter::OFF))))
+    let (of_amqp, others): (Vec<_>, Vec<_>) = asked.iter().partition(|(target, _)| is_amqp(target));
+    let too_loud = of_amqp.iter().filter(|(_, level)| *level != LevelFilter::OFF);
+    let words = |(target, _): &(&str, LevelFilter)| {
+        format!("{target} stays off: it would log the broker's password and messages")
+    };
+    passed_over.extend(too_loud.map(words));
+    let filter = Targets::new().with_targets(others).with_targets(AMQP_CRATES.map(|name| (name, LevelFilter::OFF)));
+    Ok((asked.default_level().map_or(filter.clone(), |level| filter.with_default(level)), passed_over))
 }
 
 #[cfg(test)]
@@ -480,16 +491,25 @@ mod tests {
 
     #[test]
     fn no_directive_brings_the_messages_of_the_amqp_library_into_the_log() {
-        for bad in ["trace,lapin=trace", "lapin::channel=debug", "info,amq_protocol=trace", "lapin::generated=error"] {
-            assert!(log_filter(bad).is_err(), "{bad}");
-        }
-        for good in ["trace", "lapi=trace", "trace,lapin=off"] {
-            let filter = log_filter(good).unwrap();
+        let loud = ["trace,lapin=trace", "lapin::channel=debug", "info,amq_protocol=trace", "lapin::generated=error"];
+        for (text, warnings) in loud.map(|text| (text, 1)).into_iter().chain([("trace", 0), ("trace,lapin=off", 0)]) {
+            let (filter, passed_over) = log_filter(text).unwrap();
+            assert_eq!(passed_over.len(), warnings, "{text}: {passed_over:?}");
             for target in ["lapin", "lapin::channel", "amq_protocol::frame"] {
-                assert!(!filter.would_enable(target, &tracing::Level::ERROR), "{good}: {target}");
+                assert!(!filter.would_enable(target, &tracing::Level::ERROR), "{text}: {target}");
             }
-            assert!(filter.would_enable("resumed", &tracing::Level::INFO) == good.starts_with("trace"));
+            let asked = text.starts_with("trace") || text.starts_with("info");
+            assert!(filter.would_enable("resumed", &tracing::Level::INFO) == asked, "{text}");
         }
+    }
+
+    #[test]
+    fn what_the_release_before_took_for_spans_is_passed_over_with_a_warning() {
+        let (filter, passed_over) = log_filter("warn,[handshake]=debug,resumed[link{id=3}]=trace").unwrap();
+        assert_eq!(passed_over.len(), 2, "{passed_over:?}");
+        assert!(passed_over[0].starts_with("\"[handshake]=debug\" is passed over"), "{passed_over:?}");
+        assert!(filter.would_enable("resumed", &tracing::Level::WARN));
+        assert!(!filter.would_enable("resumed", &tracing::Level::INFO));
     }
 
     #[test]

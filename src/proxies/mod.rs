@@ -13,7 +13,7 @@
 //! 3. It **proves** it: what the proxy says that it holds, or a ticket of its own making, is compared with what it was given. Until
 //!    then, and where the proxy's settings break resumption, it says so in [`ProxyInfo::warnings`], which every operator sees.
 //!
-//! An adapter is a file or a folder here, with settings of its own that `validate` (as `ats::AtsSettings`), started by
+//! An adapter is a file or a folder here, with settings of its own (as `ats::AtsSettings`), started by
 //! `daemon::servers` or by the server that embeds the node.
 
 pub(crate) mod allowed_users;
