@@ -197,8 +197,8 @@ pub struct NodeCore {
     log_limiter: LogLimiter,
     linked: bool,
     saving: Saving,
-    /// Until then messages that do not open may come without a turn of the machine, in monotonic milliseconds.
-    due: u64,
+    /// When the machine turned last.
+    turned_at: Option<Now>,
 }
 
 /// Whether the ring is kept across restarts.
@@ -225,7 +225,18 @@ impl NodeCore {
         let mut secret_history = SecretHistory::default();
         secret_history.note(ids(secrets));
         let (redial, log_limiter) = (Redial::default(), LogLimiter::default());
-        Self { farm, opener, identity, secret_history, redial, random, log_limiter, linked: false, saving, due: 0 }
+        Self {
+            farm,
+            opener,
+            identity,
+            secret_history,
+            redial,
+            random,
+            log_limiter,
+            linked: false,
+            saving,
+            turned_at: None,
+        }
     }
 
     /// What is to be done first.
@@ -238,7 +249,7 @@ impl NodeCore {
         let mut effects = Vec::new();
         let event = match self.event_of(now, input, &mut effects) {
             // A flood of bad messages does not keep the node from what is due.
-            None if self.due <= now.mono => Some(Event::Wake),
+            None if self.due() <= now.mono => Some(Event::Wake),
             event => event,
         };
         if let Some(event) = event {
@@ -247,7 +258,7 @@ impl NodeCore {
             if matches!(self.saving, Saving::AgainAt(at) if at <= now.mono) {
                 self.save(now, &mut effects);
             }
-            self.due = self.next_wake(now).min(now.mono + LONGEST_TURN_MS);
+            self.turned_at = Some(now);
             effects.push(Effect::Show);
         }
         effects
@@ -260,6 +271,11 @@ impl NodeCore {
             Saving::AgainAt(at) => self.farm.next_wake(now).min(at),
             Saving::On | Saving::Off => self.farm.next_wake(now),
         }
+    }
+
+    /// Until then messages that do not open may come without a turn of the machine, in monotonic milliseconds.
+    fn due(&self) -> u64 {
+        self.turned_at.map_or(0, |at| self.next_wake(at).min(at.mono + LONGEST_TURN_MS))
     }
 
     /// Says whether the broker takes no messages at present.
