@@ -151,7 +151,7 @@ impl Acceptor {
 
 /// Why a connection was closed by the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum ControlRefusal {
     /// A frame that is no request, or one that this release does not know, or a second before the first was answered.
     #[error("sent something that is no request, or one before the last was answered")]
     Malformed,
@@ -166,7 +166,7 @@ pub enum Refusal {
     Idle,
 }
 
-impl Refusal {
+impl ControlRefusal {
     /// The counted reason.
     #[must_use]
     pub(crate) fn reason(self) -> ControlReason {
@@ -187,17 +187,21 @@ type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 ///
 /// # Errors
 /// Why this side ended it.
-pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>, idle: Duration) -> Result<(), Refusal> {
+pub async fn converse(
+    stream: UnixStream,
+    calls: &mpsc::Sender<ControlCall>,
+    idle: Duration,
+) -> Result<(), ControlRefusal> {
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_REQUEST).new_codec();
     let uid = stream.peer_cred().ok().map(|peer| peer.uid());
     let mut frames = Framed::new(stream, codec);
     loop {
-        let frame = tokio::time::timeout(idle, frames.next()).await.map_err(|_| Refusal::Idle)?;
+        let frame = tokio::time::timeout(idle, frames.next()).await.map_err(|_| ControlRefusal::Idle)?;
         let Some(frame) = whole(frame)? else { return Ok(()) };
         let Ok(ControlRequest { kind: Some(request) }) = decode_within(frame, &CONTROL_REQUEST) else {
             let text = "the daemon does not know this request; are the command and the daemon of the same release?";
             reply(&mut frames, &error(text), idle).await?;
-            return Err(Refusal::Malformed);
+            return Err(ControlRefusal::Malformed);
         };
         let (replies, mut answers) = mpsc::channel(16);
         if calls.send(ControlCall { request, uid, replies }).await.is_err() {
@@ -215,7 +219,7 @@ pub async fn converse(stream: UnixStream, calls: &mpsc::Sender<ControlCall>, idl
                     None => break,
                 },
                 // Dropping `answers` tells the daemon that nobody listens any more.
-                frame = frames.next() => return whole(frame)?.map_or(Ok(()), |_| Err(Refusal::Malformed)),
+                frame = frames.next() => return whole(frame)?.map_or(Ok(()), |_| Err(ControlRefusal::Malformed)),
             }
         }
         if !is_answered {
@@ -239,18 +243,18 @@ fn error(text: &str) -> ControlReply {
 }
 
 /// The frame; `None` if the other side has closed between frames.
-fn whole(frame: Option<io::Result<BytesMut>>) -> Result<Option<BytesMut>, Refusal> {
+fn whole(frame: Option<io::Result<BytesMut>>) -> Result<Option<BytesMut>, ControlRefusal> {
     match frame {
         None => Ok(None),
         Some(Ok(frame)) => Ok(Some(frame)),
         Some(Err(error)) if error.get_ref().is_some_and(|inner| inner.is::<LengthDelimitedCodecError>()) => {
-            Err(Refusal::TooLarge)
+            Err(ControlRefusal::TooLarge)
         }
-        Some(Err(_)) => Err(Refusal::Truncated),
+        Some(Err(_)) => Err(ControlRefusal::Truncated),
     }
 }
 
-async fn reply(frames: &mut Frames, reply: &ControlReply, idle: Duration) -> Result<(), Refusal> {
+async fn reply(frames: &mut Frames, reply: &ControlReply, idle: Duration) -> Result<(), ControlRefusal> {
     let mut bytes = reply.encode_to_vec();
     if bytes.len() > MAX_FRAME {
         bytes = error(&format!("the reply has {} bytes, over the {MAX_FRAME} of a frame", bytes.len())).encode_to_vec();
@@ -260,7 +264,7 @@ async fn reply(frames: &mut Frames, reply: &ControlReply, idle: Duration) -> Res
     let sent = tokio::time::timeout(idle, frames.send(Bytes::from(bytes))).await;
     frames.codec_mut().set_max_frame_length(MAX_REQUEST);
     // Who closes before the reply misses it, and that is all.
-    sent.map_err(|_| Refusal::Idle)?.map_err(|_| Refusal::Truncated)
+    sent.map_err(|_| ControlRefusal::Idle)?.map_err(|_| ControlRefusal::Truncated)
 }
 
 #[cfg(test)]

@@ -34,10 +34,10 @@ const TAKEN_WITHIN: Duration = Duration::from_millis(200);
 
 /// One thing to say to the service manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Message {
+pub(super) enum ServiceMessage {
     /// The node serves.
     Ready,
-    /// It reads its secrets again; [`Message::Ready`] follows.
+    /// It reads its secrets again; [`ServiceMessage::Ready`] follows.
     Reloading,
     /// It ends.
     Stopping,
@@ -49,7 +49,7 @@ pub(super) enum Message {
     MoreTime(Duration),
 }
 
-impl Message {
+impl ServiceMessage {
     /// One datagram.
     fn text(&self) -> io::Result<String> {
         Ok(match self {
@@ -89,35 +89,35 @@ impl Service {
 
     /// What to say of a node that shows `view` and `health` at `now`. The sockets listen already. A node that does not
     /// turn is neither ready nor alive nor given more time.
-    pub(crate) fn look(&mut self, view: &NodeView, health: Health, now: Now) -> Vec<Message> {
+    pub(crate) fn look(&mut self, view: &NodeView, health: Health, now: Now) -> Vec<ServiceMessage> {
         let mut messages = Vec::new();
         let alive = health.alive_until >= now.mono;
         if alive && health.ring && !self.ready {
             self.ready = true;
-            messages.push(Message::Ready);
+            messages.push(ServiceMessage::Ready);
         }
         messages.extend(self.new_status(view));
         let due = |last: Option<u64>, every: u64| last.is_none_or(|at| now.mono.saturating_sub(at) >= every);
         if alive && !self.ready && due(self.asked_at, ASK_EVERY_MS) {
             self.asked_at = Some(now.mono);
-            messages.push(Message::MoreTime(MORE_TIME));
+            messages.push(ServiceMessage::MoreTime(MORE_TIME));
         }
         if alive && self.feed_every.is_some_and(|every| due(self.fed_at, every)) {
             self.fed_at = Some(now.mono);
-            messages.push(Message::Watchdog);
+            messages.push(ServiceMessage::Watchdog);
         }
         messages
     }
 
     /// How the node is, if that is not what was said last.
-    fn new_status(&mut self, view: &NodeView) -> Option<Message> {
+    fn new_status(&mut self, view: &NodeView) -> Option<ServiceMessage> {
         let mut status = status(view);
         if let Some(why) = &self.refused {
             status = format!("RELOAD REFUSED, goes on with the farm secrets of before: {why}; {status}");
         }
         (status != self.status).then(|| {
             self.status.clone_from(&status);
-            Message::Status(status)
+            ServiceMessage::Status(status)
         })
     }
 
@@ -138,15 +138,15 @@ impl Service {
     /// What to say before the secrets are read again. Nothing before the node is ready: with the reload's end it would be
     /// taken to be ready.
     #[must_use]
-    pub(crate) fn reloads(&self) -> Option<Message> {
-        self.ready.then_some(Message::Reloading)
+    pub(crate) fn reloads(&self) -> Option<ServiceMessage> {
+        self.ready.then_some(ServiceMessage::Reloading)
     }
 
     /// What to say after they were, to a service manager that has heard of it: the verdict first, because the reload is over
     /// with the last message. `refused` says why those of before stay in use, if they do; it is told until a reload is taken.
-    pub(crate) fn reloaded(&mut self, refused: Option<String>, view: &NodeView) -> Vec<Message> {
+    pub(crate) fn reloaded(&mut self, refused: Option<String>, view: &NodeView) -> Vec<ServiceMessage> {
         self.refused = refused;
-        self.new_status(view).into_iter().chain([Message::Ready]).collect()
+        self.new_status(view).into_iter().chain([ServiceMessage::Ready]).collect()
     }
 }
 
@@ -176,7 +176,7 @@ pub(crate) struct Notifier {
     /// None: there is no service manager.
     socket: Option<SocketAddr>,
     /// Not sent yet: a send that is cancelled loses nothing.
-    waiting: VecDeque<Message>,
+    waiting: VecDeque<ServiceMessage>,
     complained: bool,
 }
 
@@ -231,16 +231,16 @@ impl Notifier {
         let refused = done.as_ref().err().map(ReloadError::in_a_line);
         let after = self.service.reloaded(refused, &view.borrow());
         // Without a reload that it knows of it would take the end of one for a node that is ready.
-        self.say(after.into_iter().filter(|message| is_heard || *message != Message::Ready)).await;
+        self.say(after.into_iter().filter(|message| is_heard || *message != ServiceMessage::Ready)).await;
         done
     }
 
     /// Says that the daemon ends.
     pub(crate) async fn stopping(&mut self) {
-        self.say([Message::Stopping]).await;
+        self.say([ServiceMessage::Stopping]).await;
     }
 
-    async fn say(&mut self, messages: impl IntoIterator<Item = Message>) {
+    async fn say(&mut self, messages: impl IntoIterator<Item = ServiceMessage>) {
         if self.socket.is_none() {
             return;
         }
@@ -337,14 +337,14 @@ mod tests {
         let (waits, has) = (view(false, None, None), view(false, Some("b"), Some(7)));
         assert_eq!(
             service.look(&waits, health(false, 5_000), at(0)),
-            [Message::Status("no leader: no ticket key yet".into()), Message::MoreTime(MORE_TIME)]
+            [ServiceMessage::Status("no leader: no ticket key yet".into()), ServiceMessage::MoreTime(MORE_TIME)]
         );
         assert_eq!(service.due(at(0)), 10_000);
         assert_eq!(service.look(&waits, health(false, 15_000), at(9_999)), []);
-        assert_eq!(service.look(&waits, health(false, 15_000), at(10_000)), [Message::MoreTime(MORE_TIME)]);
+        assert_eq!(service.look(&waits, health(false, 15_000), at(10_000)), [ServiceMessage::MoreTime(MORE_TIME)]);
         assert_eq!(
             service.look(&has, health(true, 15_000), at(10_001)),
-            [Message::Ready, Message::Status("follows b, generation 7, 3 members, 2 in step".into())]
+            [ServiceMessage::Ready, ServiceMessage::Status("follows b, generation 7, 3 members, 2 in step".into())]
         );
         assert_eq!(service.look(&has, health(true, 90_000), at(80_000)), [], "ready is said once");
         assert_eq!(service.due(at(80_000)), u64::MAX, "nothing is due without a watchdog");
@@ -355,9 +355,12 @@ mod tests {
         let mut service = Service::new(Some(Duration::from_secs(30)));
         let has = view(true, Some("a"), Some(7));
         let said = service.look(&has, health(true, 999), at(1_000));
-        assert_eq!(said, [Message::Status("leader, generation 7, 3 members, 2 in step".into())]);
+        assert_eq!(said, [ServiceMessage::Status("leader, generation 7, 3 members, 2 in step".into())]);
         assert_eq!(service.look(&has, health(false, 999), at(60_000)), []);
-        assert_eq!(service.look(&has, health(true, 60_001), at(60_001)), [Message::Ready, Message::Watchdog]);
+        assert_eq!(
+            service.look(&has, health(true, 60_001), at(60_001)),
+            [ServiceMessage::Ready, ServiceMessage::Watchdog]
+        );
     }
 
     #[test]
@@ -367,7 +370,8 @@ mod tests {
         let mut fed = Vec::new();
         for mono in (0..=20_000).step_by(100) {
             // The last turn was at 10 s, and is believed for 5 s.
-            if service.look(&has, health(true, mono.min(10_000) + 5_000), at(mono)).contains(&Message::Watchdog) {
+            if service.look(&has, health(true, mono.min(10_000) + 5_000), at(mono)).contains(&ServiceMessage::Watchdog)
+            {
                 fed.push(mono);
             }
         }
@@ -390,19 +394,19 @@ mod tests {
     #[test]
     fn what_became_of_a_reload_is_said_before_its_end_and_until_one_is_taken() {
         let (mut service, view) = (Service::new(None), view(false, Some("a"), Some(9)));
-        let plain = Message::Status(status(&view));
-        assert_eq!(service.look(&view, health(true, 1_000), at(0)), [Message::Ready, plain.clone()]);
-        let refused = Message::Status(format!(
+        let plain = ServiceMessage::Status(status(&view));
+        assert_eq!(service.look(&view, health(true, 1_000), at(0)), [ServiceMessage::Ready, plain.clone()]);
+        let refused = ServiceMessage::Status(format!(
             "RELOAD REFUSED, goes on with the farm secrets of before: mode 0644; {}",
             status(&view)
         ));
-        assert_eq!(service.reloaded(Some("mode 0644".into()), &view), [refused.clone(), Message::Ready]);
+        assert_eq!(service.reloaded(Some("mode 0644".into()), &view), [refused.clone(), ServiceMessage::Ready]);
         assert_eq!(service.look(&view, health(true, 1_000), at(1)), [], "it was said");
         // Also to a service manager that has forgotten everything.
         service.not_heard();
-        assert_eq!(service.look(&view, health(true, 1_000), at(2)), [Message::Ready, refused]);
-        assert_eq!(service.reloaded(None, &view), [plain, Message::Ready]);
-        assert_eq!(service.reloaded(None, &view), [Message::Ready]);
+        assert_eq!(service.look(&view, health(true, 1_000), at(2)), [ServiceMessage::Ready, refused]);
+        assert_eq!(service.reloaded(None, &view), [plain, ServiceMessage::Ready]);
+        assert_eq!(service.reloaded(None, &view), [ServiceMessage::Ready]);
     }
 
     #[test]
@@ -410,8 +414,8 @@ mod tests {
         let mut service = Service::new(None);
         assert_eq!(service.reloads(), None);
         service.look(&view(true, None, Some(1)), health(true, 1), at(0));
-        assert_eq!(service.reloads(), Some(Message::Reloading));
-        let text = Message::Reloading.text().unwrap();
+        assert_eq!(service.reloads(), Some(ServiceMessage::Reloading));
+        let text = ServiceMessage::Reloading.text().unwrap();
         let time: u64 = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
         assert!(time > 0);
     }
@@ -429,17 +433,17 @@ mod tests {
 
     #[test]
     fn a_name_from_the_farm_adds_no_message_of_its_own() {
-        let text = Message::Status("follows b\nMAINPID=1\0".into()).text().unwrap();
+        let text = ServiceMessage::Status("follows b\nMAINPID=1\0".into()).text().unwrap();
         assert_eq!(text, "STATUS=follows b?MAINPID=1?");
     }
 
     #[test]
     fn the_other_messages_are_as_sd_notify_has_them() {
         for (message, text) in [
-            (Message::Ready, "READY=1"),
-            (Message::Stopping, "STOPPING=1"),
-            (Message::Watchdog, "WATCHDOG=1"),
-            (Message::MoreTime(Duration::from_secs(30)), "EXTEND_TIMEOUT_USEC=30000000"),
+            (ServiceMessage::Ready, "READY=1"),
+            (ServiceMessage::Stopping, "STOPPING=1"),
+            (ServiceMessage::Watchdog, "WATCHDOG=1"),
+            (ServiceMessage::MoreTime(Duration::from_secs(30)), "EXTEND_TIMEOUT_USEC=30000000"),
         ] {
             assert_eq!(message.text().unwrap(), text);
         }

@@ -11,7 +11,7 @@ use zeroize::Zeroize;
 
 use super::epoch::{EpochId, Epochs, is_sealed_without_epoch};
 use super::key::{OpeningKey, Source};
-use super::replay::{Limits, Mark, NotAdmitted, Sender, Table};
+use super::replay::{Limits, Mark, NotAdmitted, SenderSalt, Table};
 use super::secret::Secrets;
 use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, is_node_name, payload_fault};
 use crate::clock::{Now, millis, offset_ms};
@@ -149,7 +149,7 @@ impl Opener {
             id => Some(self.epochs.get(id).ok_or(Refusal::UnknownEpoch)?),
         };
 
-        let sender = Sender { secret_id: header.secret_id, salt: header.salt };
+        let sender = SenderSalt { secret_id: header.secret_id, salt: header.salt };
         let mut derived = None;
         let key = match self.table.key(route, &sender, header.epoch) {
             Some(key) => key,

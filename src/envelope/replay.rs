@@ -111,7 +111,7 @@ impl Narrow {
 
 /// Who sealed a message, as far as sequences go.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Sender {
+pub(super) struct SenderSalt {
     pub secret_id: SecretId,
     pub salt: [u8; 16],
 }
@@ -174,7 +174,7 @@ struct Tracked {
 }
 
 /// What [`Limits`] promise of memory.
-const _: () = assert!(size_of::<(Sender, Tracked)>() == 64 && size_of::<Live>() <= 160);
+const _: () = assert!(size_of::<(SenderSalt, Tracked)>() == 64 && size_of::<Live>() <= 160);
 
 impl Tracked {
     fn live(&self) -> Option<&Live> {
@@ -231,7 +231,7 @@ pub(super) struct Limits {
 
 /// Windows and derived keys of all (secret, salt, route) that were heard of lately.
 pub(super) struct Table {
-    routes: HashMap<Box<str>, HashMap<Sender, Tracked>>,
+    routes: HashMap<Box<str>, HashMap<SenderSalt, Tracked>>,
     len: usize,
     limit: usize,
     live: Places,
@@ -265,7 +265,7 @@ impl Table {
 
     /// The derived key for `sender` on `route` in `epoch`, if the table has it. It has the one that was used last:
     /// senders change from one epoch key to the next, and rarely back.
-    pub(crate) fn key(&mut self, route: &str, sender: &Sender, epoch: EpochId) -> Option<&mut OpeningKey> {
+    pub(crate) fn key(&mut self, route: &str, sender: &SenderSalt, epoch: EpochId) -> Option<&mut OpeningKey> {
         let (of, key) = self.routes.get_mut(route)?.get_mut(sender)?.live_mut()?.key.as_mut()?;
         (*of == epoch).then_some(key)
     }
@@ -275,7 +275,7 @@ impl Table {
     pub(crate) fn admit(
         &mut self,
         route: &str,
-        sender: Sender,
+        sender: SenderSalt,
         mark: Mark,
         derived: Option<(EpochId, OpeningKey)>,
         now: Now,
@@ -448,8 +448,8 @@ mod tests {
         Table::new(Limits { windows, live: 2 }, OFFSET)
     }
 
-    fn sender(salt: u8) -> Sender {
-        Sender { secret_id: [0; 8], salt: [salt; 16] }
+    fn sender(salt: u8) -> SenderSalt {
+        SenderSalt { secret_id: [0; 8], salt: [salt; 16] }
     }
 
     fn admit(table: &mut Table, route: &str, salt: u8, sequence: u64, now: Now) -> Result<u64, NotAdmitted> {
@@ -514,7 +514,7 @@ mod tests {
     #[test]
     fn keys_of_a_secret_that_is_gone_are_erased_and_its_windows_stay() {
         let secret = FarmSecret::from_bytes(&[1; 32]).unwrap();
-        let sender = Sender { secret_id: secret.id(), salt: [1; 16] };
+        let sender = SenderSalt { secret_id: secret.id(), salt: [1; 16] };
         let mark = Mark { sequence: 0, sent_at: START.wall };
         let source = Source { secret: &secret, epoch: None, farm: "f" };
         let derive = || Some((NO_EPOCH, OpeningKey::derive(source, "a", &sender.salt).unwrap()));
@@ -600,7 +600,7 @@ mod tests {
     #[test]
     fn a_salt_that_rests_keeps_its_window_and_no_key() {
         let secret = FarmSecret::from_bytes(&[1; 32]).unwrap();
-        let sender = Sender { secret_id: secret.id(), salt: [1; 16] };
+        let sender = SenderSalt { secret_id: secret.id(), salt: [1; 16] };
         let source = Source { secret: &secret, epoch: None, farm: "f" };
         let derive = || Some((NO_EPOCH, OpeningKey::derive(source, "a", &sender.salt).unwrap()));
         let mut table = table(10);
@@ -659,7 +659,7 @@ mod tests {
             for _link in 0..if (5..8).contains(&minute) { 2 } else { 1 } {
                 for part in 0..4 {
                     for _node in 0..NODES / 4 {
-                        let sender = Sender { secret_id: [0; 8], salt: salts.to_be_bytes() };
+                        let sender = SenderSalt { secret_id: [0; 8], salt: salts.to_be_bytes() };
                         salts += 1;
                         let mark = Mark { sequence: 0, sent_at: now.wall };
                         assert_eq!(table.admit("leader", sender, mark, None, now), Ok(0), "minute {minute}, {part}");

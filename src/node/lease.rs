@@ -12,7 +12,7 @@ use crate::bus::{BusError, LeaseAnswer, Link, Seat};
 const QUEUE: usize = 8;
 
 #[derive(Debug)]
-enum Question {
+enum LeaseQuestion {
     Try(Seat),
     Release { seat: Seat, done: oneshot::Sender<()> },
 }
@@ -23,7 +23,7 @@ pub(super) type Answer = (Seat, Result<LeaseAnswer, BusError>);
 /// The questions of one link. Dropping it ends the asking after those that were put.
 #[derive(Debug)]
 pub(super) struct Lease {
-    questions: mpsc::Sender<Question>,
+    questions: mpsc::Sender<LeaseQuestion>,
 }
 
 impl Lease {
@@ -33,12 +33,12 @@ impl Lease {
         tokio::spawn(async move {
             while let Some(question) = waiting.recv().await {
                 match question {
-                    Question::Try(seat) => {
+                    LeaseQuestion::Try(seat) => {
                         let answer = link.try_lease(seat).await;
                         // The driver may have another link by now; then the answer matters to nobody.
                         let _gone = answers.send((seat, answer)).await;
                     }
-                    Question::Release { seat, done } => {
+                    LeaseQuestion::Release { seat, done } => {
                         if let Err(error) = link.release_lease(seat).await {
                             warn!(%error, "could not release the lease");
                         }
@@ -53,18 +53,18 @@ impl Lease {
 
     /// Tries to take the lease of a seat, after what was asked before.
     pub(crate) fn try_take(&self, seat: Seat) {
-        self.put(Question::Try(seat));
+        self.put(LeaseQuestion::Try(seat));
     }
 
     /// Gives the lease up, after what was asked before, whether or not somebody waits for what is returned: it ends when
     /// the broker has answered or the link has ended.
     pub(crate) fn release(&self, seat: Seat) -> oneshot::Receiver<()> {
         let (done, released) = oneshot::channel();
-        self.put(Question::Release { seat, done });
+        self.put(LeaseQuestion::Release { seat, done });
         released
     }
 
-    fn put(&self, question: Question) {
+    fn put(&self, question: LeaseQuestion) {
         if let Err(error) = self.questions.try_send(question) {
             warn!(%error, "the broker has left {QUEUE} questions about the lease unanswered; this one is not put");
         }

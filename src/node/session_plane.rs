@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use super::refused::Refused;
 use super::sealing::Sealing;
 use super::tasks::NodeTasks;
-use super::warmup::{Message, Warmups};
+use super::warmup::{WarmupMessage, Warmups};
 use crate::bus::{BusError, Link, LinkEvent, Names};
 use crate::clock::{Now, SystemClock};
 use crate::envelope::{Epochs, Opener, Refusal, SealError, Secrets};
@@ -313,10 +313,10 @@ impl<L: Link> SessionPlane<L> {
         let warmup = |node, message| self.take_in_warmup(Peer { node, boot_id }, message, now);
         let batch = match opened.payload.kind {
             Some(Kind::Sessions(batch)) => batch,
-            Some(Kind::WarmupCall(call)) => return warmup(node, Message::Call(call)),
-            Some(Kind::WarmupOffer(offer)) => return warmup(node, Message::Offer(offer)),
-            Some(Kind::WarmupRequest(request)) => return warmup(node, Message::Request(request)),
-            Some(Kind::Warmup(chunk)) => return warmup(node, Message::Chunk(chunk)),
+            Some(Kind::WarmupCall(call)) => return warmup(node, WarmupMessage::Call(call)),
+            Some(Kind::WarmupOffer(offer)) => return warmup(node, WarmupMessage::Offer(offer)),
+            Some(Kind::WarmupRequest(request)) => return warmup(node, WarmupMessage::Request(request)),
+            Some(Kind::Warmup(chunk)) => return warmup(node, WarmupMessage::Chunk(chunk)),
             _ => {
                 metrics::MESSAGES_REFUSED.add(Reason::UnknownKind, 1);
                 if let Some(held_back) = log_limiter.pass("message", Reason::UnknownKind.as_str(), now) {

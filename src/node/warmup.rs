@@ -131,7 +131,7 @@ enum Next {
 }
 
 /// A message of a warm-up.
-pub(super) enum Message {
+pub(super) enum WarmupMessage {
     /// To the pod.
     Call(WarmupCall),
     /// To the caller.
@@ -142,7 +142,7 @@ pub(super) enum Message {
     Chunk(Warmup),
 }
 
-impl Message {
+impl WarmupMessage {
     /// The session feed that an answer would go to.
     fn feed(&self) -> Option<&str> {
         match self {
@@ -156,7 +156,7 @@ impl Message {
 
 impl<L: Link> SessionPlane<L> {
     /// Takes in one message of a warm-up.
-    pub(super) fn take_in_warmup(&self, peer: Peer, message: Message, now: Now) {
+    pub(super) fn take_in_warmup(&self, peer: Peer, message: WarmupMessage, now: Now) {
         let store = &self.node.proxies.store;
         let mut machines = self.warmups.lock();
         let Machines { joiner, donor, .. } = &mut *machines;
@@ -164,10 +164,10 @@ impl<L: Link> SessionPlane<L> {
             message if message.feed().is_some_and(|feed| !self.node.names.is_feed(feed)) => {
                 vec![Action::Note(Note::Refused { node: peer.node, reason: Reason::WarmupBadFeed })]
             }
-            Message::Call(call) => donor.on_call(&peer, &call, joiner, store, now),
-            Message::Offer(offer) => joiner.on_offer(peer, offer, now),
-            Message::Request(request) => donor.on_request(peer, request, store, now),
-            Message::Chunk(chunk) => {
+            WarmupMessage::Call(call) => donor.on_call(&peer, &call, joiner, store, now),
+            WarmupMessage::Offer(offer) => joiner.on_offer(peer, offer, now),
+            WarmupMessage::Request(request) => donor.on_request(peer, request, store, now),
+            WarmupMessage::Chunk(chunk) => {
                 let (next, mut actions) = joiner.on_chunk(&peer, &chunk, now);
                 if next {
                     let (sessions, tombstones) = (chunk.entries.len() as u64, chunk.tombstones.len() as u64);

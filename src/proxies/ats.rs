@@ -199,17 +199,17 @@ impl Users {
     }
 
     /// Decides about one connection: before it is counted, and without waiting.
-    fn admit(&mut self, stream: &UnixStream, connections: &mut JoinSet<()>) -> Result<Who, (Refusal, Who)> {
-        let peer = stream.peer_cred().map_err(|error| (Refusal::Io(error), Who::Unknown))?;
+    fn admit(&mut self, stream: &UnixStream, connections: &mut JoinSet<()>) -> Result<Who, (ProxyRefusal, Who)> {
+        let peer = stream.peer_cred().map_err(|error| (ProxyRefusal::Io(error), Who::Unknown))?;
         let (uid, who) = (peer.uid(), Who::Known { pid: peer.pid().unwrap_or_default(), uid: peer.uid() });
         let allowed = self.allowed.admit(uid, self.acceptor.now());
         self.ask();
         if !allowed {
-            return Err((Refusal::Peer { uid }, who));
+            return Err((ProxyRefusal::Peer { uid }, who));
         }
         // Those that have ended hold no place.
         while connections.try_join_next().is_some() {}
-        if connections.len() >= MAX_PROXIES { Err((Refusal::TooMany, who)) } else { Ok(who) }
+        if connections.len() >= MAX_PROXIES { Err((ProxyRefusal::TooMany, who)) } else { Ok(who) }
     }
 
     /// Takes an answer or a change in. Nothing is lost if it is not waited for to its end.
@@ -261,7 +261,7 @@ pub async fn converse(stream: UnixStream, plane: Arc<ProxyPlane>) -> Result<(), 
 
 /// Why a connection is refused or ended: one counted reason each.
 #[derive(Debug, Error)]
-enum Refusal {
+enum ProxyRefusal {
     #[error("more than {MAX_PROXIES} connections")]
     TooMany,
     #[error("user {uid} is neither root, nor the daemon's own, nor one of ats.users")]
@@ -284,7 +284,7 @@ enum Refusal {
     Io(io::Error),
 }
 
-impl Refusal {
+impl ProxyRefusal {
     /// The counted reason.
     fn reason(&self) -> ProxyReason {
         match self {
@@ -318,7 +318,7 @@ impl Acceptor {
         self.plane.clock.now()
     }
 
-    fn refuse(&self, refusal: &Refusal, who: &dyn Display) {
+    fn refuse(&self, refusal: &ProxyRefusal, who: &dyn Display) {
         PROXIES_REFUSED.add(refusal.reason(), 1);
         self.complain("connection", refusal.reason().as_str(), &format_args!("{who}: {refusal}"));
     }
@@ -353,14 +353,14 @@ impl Acceptor {
         }
     }
 
-    async fn talk(&self, stream: UnixStream, who: &str) -> Result<(), Refusal> {
+    async fn talk(&self, stream: UnixStream, who: &str) -> Result<(), ProxyRefusal> {
         let (reader, writer) = stream.into_split();
         let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec();
         let mut messages = FramedRead::new(reader, codec);
-        let first = timeout(HELLO_WITHIN, next_message(&mut messages)).await.map_err(|_| Refusal::Silent)??;
+        let first = timeout(HELLO_WITHIN, next_message(&mut messages)).await.map_err(|_| ProxyRefusal::Silent)??;
         // It looked whether anybody is here, as a starting daemon does.
         let Some(first) = first else { return Ok(()) };
-        let Some(from_proxy::Kind::Hello(hello)) = first.kind else { return Err(Refusal::NoHello) };
+        let Some(from_proxy::Kind::Hello(hello)) = first.kind else { return Err(ProxyRefusal::NoHello) };
         let keeps_keys = hello.keeps_keys;
         let info = introduced(hello);
         let (pid, sessions) = (info.process_id, info.sessions);
@@ -382,10 +382,10 @@ impl Acceptor {
         pid: u32,
         who: &str,
         registered: &Registered,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ProxyRefusal> {
         while let Some(message) = next_message(messages).await? {
             match message.kind {
-                Some(from_proxy::Kind::Hello(_)) => return Err(Refusal::SecondHello),
+                Some(from_proxy::Kind::Hello(_)) => return Err(ProxyRefusal::SecondHello),
                 Some(from_proxy::Kind::Sessions(sessions)) => self.take(sessions.entries, who),
                 Some(from_proxy::Kind::Counters(counters)) => self.count(pid, counters),
                 Some(from_proxy::Kind::Settings(local::Settings { certificate_digest, warnings })) => {
@@ -449,7 +449,7 @@ impl Acceptor {
     }
 
     /// Greets, then sends keys, all sessions of the store, and what the farm makes from now on.
-    async fn speak(&self, mut writer: OwnedWriteHalf, sessions: bool, keeps_keys: bool) -> Result<(), Refusal> {
+    async fn speak(&self, mut writer: OwnedWriteHalf, sessions: bool, keeps_keys: bool) -> Result<(), ProxyRefusal> {
         let plane = &self.plane;
         let mut timetable = plane.timetable.clone();
         // Before the first look into the store: what the farm makes meanwhile is sent after it.
@@ -529,15 +529,15 @@ fn introduced(hello: local::Hello) -> ProxyInfo {
 }
 
 /// The next message; none at an orderly end.
-async fn next_message(messages: &mut Messages) -> Result<Option<FromProxy>, Refusal> {
+async fn next_message(messages: &mut Messages) -> Result<Option<FromProxy>, ProxyRefusal> {
     let Some(frame) = messages.next().await else { return Ok(None) };
     let frame = frame.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => Refusal::TooLarge,
+        io::ErrorKind::InvalidData => ProxyRefusal::TooLarge,
         // The codec's word for an end in the middle of a message.
-        io::ErrorKind::Other | io::ErrorKind::UnexpectedEof => Refusal::Truncated,
-        _ => Refusal::Io(error),
+        io::ErrorKind::Other | io::ErrorKind::UnexpectedEof => ProxyRefusal::Truncated,
+        _ => ProxyRefusal::Io(error),
     })?;
-    decode_within(frame.freeze(), &FROM_PROXY).map(Some).map_err(Refusal::Garbage)
+    decode_within(frame.freeze(), &FROM_PROXY).map(Some).map_err(ProxyRefusal::Garbage)
 }
 
 /// Whether a proxy is better off with `timetable`. A plugin of release 0.1.0 does not keep the farm's keys beside those that
@@ -566,7 +566,7 @@ fn message_of(timetable: &Timetable) -> local::Timetable {
 }
 
 /// Sends sessions in messages of about [`CHUNK_BYTES`].
-async fn send_sessions(writer: &mut OwnedWriteHalf, sessions: &[SessionEntry]) -> Result<(), Refusal> {
+async fn send_sessions(writer: &mut OwnedWriteHalf, sessions: &[SessionEntry]) -> Result<(), ProxyRefusal> {
     let mut rest = sessions;
     while !rest.is_empty() {
         let mut bytes = 0;
@@ -583,15 +583,15 @@ async fn send_sessions(writer: &mut OwnedWriteHalf, sessions: &[SessionEntry]) -
 }
 
 /// The message behind its length. It may hold keys: it is encoded once, into memory that is large enough from the start.
-fn frame_of(message: &ToProxy) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+fn frame_of(message: &ToProxy) -> Result<Zeroizing<Vec<u8>>, ProxyRefusal> {
     let length = message.encoded_len();
     let mut frame = Zeroizing::new(Vec::with_capacity(4 + length));
     frame.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-    message.encode(&mut *frame).map_err(|error| Refusal::Io(io::Error::other(error)))?;
+    message.encode(&mut *frame).map_err(|error| ProxyRefusal::Io(io::Error::other(error)))?;
     Ok(frame)
 }
 
-async fn send(writer: &mut OwnedWriteHalf, kind: to_proxy::Kind) -> Result<(), Refusal> {
+async fn send(writer: &mut OwnedWriteHalf, kind: to_proxy::Kind) -> Result<(), ProxyRefusal> {
     let mut message = ToProxy { kind: Some(kind) };
     let frame = frame_of(&message)?;
     if let Some(to_proxy::Kind::Timetable(timetable)) = &mut message.kind {
@@ -603,8 +603,8 @@ async fn send(writer: &mut OwnedWriteHalf, kind: to_proxy::Kind) -> Result<(), R
     match timeout(READS_WITHIN, writer.write_all(&frame)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Ok(Err(error)) => Err(Refusal::Io(error)),
-        Err(_) => Err(Refusal::StoppedReading),
+        Ok(Err(error)) => Err(ProxyRefusal::Io(error)),
+        Err(_) => Err(ProxyRefusal::StoppedReading),
     }
 }
 

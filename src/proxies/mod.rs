@@ -118,12 +118,12 @@ impl Registry {
     /// The connected proxies in the order in which they came, as reports carry them.
     #[must_use]
     pub fn list(&self) -> Vec<proto::Proxy> {
-        let mut room = Room { warnings: MOST_WARNINGS_TOLD, bytes: MOST_WARNING_BYTES };
+        let mut budget = WarningBudget { warnings: MOST_WARNINGS_TOLD, bytes: MOST_WARNING_BYTES };
         let proxy = |proxy: &ProxyInfo| proto::Proxy {
             kind: proxy.kind.clone(),
             version: proxy.version.clone(),
             certificate_digest: proxy.certificate_digest.clone(),
-            warnings: proxy.warnings.iter().filter(|warning| room.takes(warning)).cloned().collect(),
+            warnings: proxy.warnings.iter().filter(|warning| budget.takes(warning)).cloned().collect(),
         };
         self.lock().proxies.values().map(proxy).collect()
     }
@@ -151,14 +151,14 @@ pub struct Registered {
     number: u64,
 }
 
-/// What is left of a report's room for warnings.
-struct Room {
+/// What is left of a report's budget for warnings.
+struct WarningBudget {
     warnings: usize,
     bytes: usize,
 }
 
-impl Room {
-    /// Whether there is room for `warning`, which then is used.
+impl WarningBudget {
+    /// Whether `warning` still fits; if so, its part is used.
     fn takes(&mut self, warning: &str) -> bool {
         let fits = self.warnings > 0 && warning.len() <= self.bytes;
         if fits {

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::target::Target;
-use super::tls::{self, Refusal};
+use super::tls::{self, CertificateRefusal};
 use super::{RabbitMq, words};
 use crate::bus::address::certified;
 use crate::bus::refusals::{SILENT_AT_LOGIN, remedy_at_login, with_remedy};
@@ -83,7 +83,7 @@ impl RabbitMq {
         if uri.scheme == AMQPScheme::AMQP {
             return Ok((wire, stream));
         }
-        let refusal = Refusal::default();
+        let refusal = CertificateRefusal::default();
         let connector = tls::connector(&self.settings, &refusal).map_err(|error| error.to_string())?;
         match stream.into_openssl(&connector, certified(host)).await {
             Ok(stream) => Ok((wire, stream)),

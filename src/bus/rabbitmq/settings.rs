@@ -11,7 +11,7 @@ use openssl::error::ErrorStack;
 use zeroize::Zeroizing;
 
 use super::target::Target;
-use super::tls::{self, Refusal};
+use super::tls::{self, CertificateRefusal};
 use crate::bus::{BrokerUri, BusError};
 use crate::settings::{Fault, Faults, SettingsError, refuse};
 
@@ -129,7 +129,7 @@ impl RabbitMqSettings {
         self.validate()?;
         self.targets()?;
         if self.uris.iter().any(BrokerUri::is_tls) {
-            tls::connector(self, &Refusal::default())?;
+            tls::connector(self, &CertificateRefusal::default())?;
         }
         Ok(())
     }

@@ -14,9 +14,9 @@ use crate::bus::BusError;
 
 /// Why the broker's certificate was not accepted. OpenSSL's own error says only "certificate verify failed".
 #[derive(Clone, Debug, Default)]
-pub(super) struct Refusal(Arc<Mutex<Option<String>>>);
+pub(super) struct CertificateRefusal(Arc<Mutex<Option<String>>>);
 
-impl Refusal {
+impl CertificateRefusal {
     fn note(&self, subject: &str, why: &str) {
         let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert_with(|| format!("the broker's certificate was refused: {why} (certificate: {subject})"));
@@ -28,7 +28,7 @@ impl Refusal {
 }
 
 /// TLS as the broker's side is verified: chain, dates, host name. Whatever fails is put into `refusal`.
-pub(super) fn connector(settings: &RabbitMqSettings, refusal: &Refusal) -> Result<SslConnector, BusError> {
+pub(super) fn connector(settings: &RabbitMqSettings, refusal: &CertificateRefusal) -> Result<SslConnector, BusError> {
     let openssl = |error: ErrorStack| BusError::Unprepared(format!("OpenSSL: {error}"));
     let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(openssl)?;
     builder.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(openssl)?;
