@@ -138,7 +138,7 @@ pub enum Note {
     /// This node leads from now on.
     Leads,
     /// This node leads no longer, and why.
-    StepsDown(&'static str),
+    StepsDown(StepDown),
     /// This node announces without the lease: no leader was heard for long.
     ActsAlone,
     /// Another node is followed from now on.
@@ -147,8 +147,8 @@ pub enum Note {
     Minted {
         /// Its generation.
         generation: u64,
-        /// Why: `scheduled`, `first`, `requested`, or `alone`.
-        reason: &'static str,
+        /// Why.
+        reason: MintReason,
     },
     /// All keys but a new one were put out of use here, on an operator's request.
     Revoked {
@@ -209,6 +209,66 @@ pub enum Note {
     BrokerKeepsReports,
     /// The broker does not answer a declaration, as one does that is cut off from the majority of its cluster.
     BrokerCutOff,
+}
+
+/// Why a ticket key was minted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MintReason {
+    /// It was time.
+    Scheduled,
+    /// The farm had none.
+    First,
+    /// An operator asked for it.
+    Requested,
+    /// No leader's key may seal any more: this one is of use on this host alone.
+    Alone,
+}
+
+impl fmt::Display for MintReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scheduled => "scheduled",
+            Self::First => "first",
+            Self::Requested => "requested",
+            Self::Alone => "alone",
+        })
+    }
+}
+
+/// Why a node leads no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepDown {
+    /// The link is gone, and the lease with it.
+    Disconnected,
+    /// An attempt at its own lease found it taken.
+    LeaseTaken,
+    /// The broker says that the lease is gone.
+    LeaseLost,
+    /// Another node leads at a seat before its own.
+    Outranked,
+    /// It led without the lease, and another node announces that it yields to.
+    Yields,
+    /// Not even its own messages arrive in its inbox.
+    InboxSilent,
+    /// Its own reports do not come back through the lease's queue.
+    NoEcho,
+    /// Most of the farm disagrees with its clock.
+    ClockDoubted,
+}
+
+impl fmt::Display for StepDown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disconnected => "the connection to the broker is gone",
+            Self::LeaseTaken => "another node has the lease",
+            Self::LeaseLost => "the broker took the lease away",
+            Self::Outranked => "another node leads at a seat before its own",
+            Self::Yields => "another node announces",
+            Self::InboxSilent => "its inbox is silent",
+            Self::NoEcho => "its own reports do not come back",
+            Self::ClockDoubted => "most of the farm disagrees with its clock",
+        })
+    }
 }
 
 impl fmt::Display for Note {

@@ -4,7 +4,7 @@
 //! term. That a leader is gone is seen by its silence.
 
 use super::context::{Context, SILENT_BEATS};
-use super::event::{Action, Note};
+use super::event::{Action, Note, StepDown};
 use super::timers::Timer;
 use super::walk::{SURE_MS, Step, Walk};
 use crate::clock::{Now, millis};
@@ -162,7 +162,7 @@ impl Lease {
     }
 
     /// This node leads no longer. Returns whether it did.
-    pub(super) fn become_follower(&mut self, reason: &'static str, cx: &mut Context) -> bool {
+    pub(super) fn become_follower(&mut self, reason: StepDown, cx: &mut Context) -> bool {
         if !self.leads() {
             return false;
         }

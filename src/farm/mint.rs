@@ -1,7 +1,7 @@
 //! The ring that this node holds: what it takes in from others, and what it mints and revokes.
 
 use super::context::Context;
-use super::event::{Action, Note};
+use super::event::{Action, MintReason, Note};
 use super::timers::Timer;
 use crate::clock::{Now, millis};
 use crate::keys::{HeldRing, KeyMaterial, Ring, RingFaults};
@@ -96,7 +96,7 @@ impl Mint {
 
     /// Mints a key that seals from `seal_from`, UTC milliseconds, and announces it, if this node leads. Returns its
     /// generation.
-    pub(super) fn mint(&mut self, seal_from: u64, reason: &'static str, cx: &mut Context, now: Now) -> u64 {
+    pub(super) fn mint(&mut self, seal_from: u64, reason: MintReason, cx: &mut Context, now: Now) -> u64 {
         let generation = self.held.mint(seal_from, KeyMaterial::from_random(&cx.draw()), now).generation;
         cx.note(Note::Minted { generation, reason });
         cx.act(Action::RingChanged);
@@ -124,23 +124,23 @@ impl Mint {
         }
         if self.held.stranded(now) {
             // No successor was minted in time: forward secrecy before resumption.
-            self.mint(now.wall, "alone", cx, now);
+            self.mint(now.wall, MintReason::Alone, cx, now);
         }
         if cx.timers.is_due(Timer::Mint, now) {
             self.mint_due(cx, now);
         } else if self.held.is_empty(now) && !leased && cx.timers.is_due(Timer::StartAlone, now) {
             // No leader is there to mint, as far as this node can tell.
-            self.mint(now.wall, "alone", cx, now);
+            self.mint(now.wall, MintReason::Alone, cx, now);
         }
     }
 
     fn mint_due(&mut self, cx: &mut Context, now: Now) {
         if self.held.is_empty(now) {
-            self.mint(now.wall, "first", cx, now);
+            self.mint(now.wall, MintReason::First, cx, now);
         }
         match self.held.mint_due(now) {
             Some(seal_from) if self.is_its_turn(cx, now) => {
-                self.mint(seal_from, "scheduled", cx, now);
+                self.mint(seal_from, MintReason::Scheduled, cx, now);
             }
             Some(_) => {}
             None => cx.timers.stop(Timer::MintInPlaceOfSenior),

@@ -32,7 +32,7 @@ mod timers;
 mod walk;
 
 pub(crate) use audit::is_user;
-pub use event::{Action, Event, Note, Via};
+pub use event::{Action, Event, MintReason, Note, StepDown, Via};
 pub use machine::Farm;
 pub use members::{Member, Members};
 pub use requests::{Ask, Reply};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::audit::{Asked, AuditTrail, is_user};
 use super::context::Context;
-use super::event::{Action, Note, Sender};
+use super::event::{Action, MintReason, Note, Sender};
 use super::mint::{Mint, Revocation};
 use super::own::Own;
 use super::settings::LocalState;
@@ -390,7 +390,7 @@ fn rotate(id: u64, known: u64, mint: &mut Mint, cx: &mut Context, now: Now) -> p
         return stale(id, mint, now);
     }
     let seal_from = now.wall + millis(cx.settings.keys.settle);
-    let generation = mint.mint(seal_from, "requested", cx, now);
+    let generation = mint.mint(seal_from, MintReason::Requested, cx, now);
     proto::Answer { generation, ..answer(id, proto::Outcome::Done) }
 }
 

@@ -5,7 +5,7 @@
 
 use super::announce::Announcements;
 use super::context::Context;
-use super::event::{Action, Note, Sender};
+use super::event::{Action, Note, Sender, StepDown};
 use super::lease::{Lease, Told};
 use super::link::{Inbox, Link};
 use super::members::Members;
@@ -67,7 +67,7 @@ impl Standing {
     pub(super) fn on_disconnected(&mut self, cx: &mut Context, now: Now) {
         self.link.on_disconnected(cx);
         self.lease.on_disconnected();
-        self.step_down("the connection to the broker is gone", cx, now);
+        self.step_down(StepDown::Disconnected, cx, now);
     }
 
     /// Returns whether this node begins to lead.
@@ -85,7 +85,7 @@ impl Standing {
 
     pub(super) fn on_taken(&mut self, seat: Seat, cx: &mut Context, now: Now) {
         if self.lease.on_taken(seat) {
-            self.step_down("another node has the lease", cx, now);
+            self.step_down(StepDown::LeaseTaken, cx, now);
         }
         // The node that won wants to hear of us, once it is ready to.
         self.reports.hasten(50, 250, cx, now);
@@ -98,7 +98,7 @@ impl Standing {
 
     pub(super) fn on_lost(&mut self, seat: Seat, cx: &mut Context, now: Now) {
         if self.lease.own_seat() == Some(seat) {
-            self.step_down("the broker took the lease away", cx, now);
+            self.step_down(StepDown::LeaseLost, cx, now);
         }
         self.wish_for_lease(cx, now);
     }
@@ -111,7 +111,7 @@ impl Standing {
                 self.wish_for_lease_of(seat, if led { RECLAIM_MS } else { 0 }, cx, now);
             }
             Told::Outranked { own, other } => {
-                self.give_up_lease(own, "another node leads at a seat before its own", cx, now);
+                self.give_up_lease(own, StepDown::Outranked, cx, now);
                 self.lease.go_to(other);
             }
         }
@@ -134,7 +134,7 @@ impl Standing {
             // A follower notes only nodes whose clock is too far off: this one's is not, any more.
             self.members.on_farewell(&from.node, from.boot_id);
         } else if !self.lease.is_held() && (announcement.leased || from.node < cx.settings.node) {
-            self.step_down("another node announces", cx, now);
+            self.step_down(StepDown::Yields, cx, now);
         } else {
             self.lease.on_rival(announcement, cx, now);
             return Heard::Leads;
@@ -162,7 +162,7 @@ impl Standing {
     }
 
     /// This node leads no longer. Its lease, if it had one, is gone; where it is still held: [`Standing::give_up_lease`].
-    fn step_down(&mut self, reason: &'static str, cx: &mut Context, now: Now) {
+    fn step_down(&mut self, reason: StepDown, cx: &mut Context, now: Now) {
         if self.lease.become_follower(reason, cx) {
             self.members.clear();
             // While it led, nothing was to be heard of another leader.
@@ -170,7 +170,7 @@ impl Standing {
         }
     }
 
-    fn give_up_lease(&mut self, seat: Seat, reason: &'static str, cx: &mut Context, now: Now) {
+    fn give_up_lease(&mut self, seat: Seat, reason: StepDown, cx: &mut Context, now: Now) {
         self.step_down(reason, cx, now);
         cx.act(Action::ReleaseLease(seat));
     }
@@ -241,11 +241,11 @@ impl Standing {
         let members = u64::try_from(self.members.len()).unwrap_or(u64::MAX);
         cx.report_interval = cx.bounded_interval(members.saturating_mul(INTERVAL_PER_MEMBER_MS));
         if !self.lease.is_echoed(cx, now) {
-            self.give_up_lease(seat, "its own reports do not come back", cx, now);
+            self.give_up_lease(seat, StepDown::NoEcho, cx, now);
             // A broker that takes messages and does not deliver them is no good, as some are after a split.
             self.link.leave_broker(Note::BrokerKeepsReports, cx, now);
         } else if self.members.assessment().majority_disagrees {
-            self.give_up_lease(seat, "most of the farm disagrees with its clock", cx, now);
+            self.give_up_lease(seat, StepDown::ClockDoubted, cx, now);
             self.lease.on_own_clock_doubted(cx, now);
         }
     }
@@ -254,7 +254,7 @@ impl Standing {
     pub(super) fn advance_link(&mut self, cx: &mut Context, now: Now) -> Inbox {
         let inbox = self.link.look(cx, now);
         if inbox == Inbox::Broken {
-            self.step_down("its inbox is silent", cx, now);
+            self.step_down(StepDown::InboxSilent, cx, now);
             self.lease.forget_wish(cx);
             self.link.renew(cx);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use resumed::bus::Names;
 use resumed::clock::millis;
-use resumed::farm::{Ask, Note, Reply, Via};
+use resumed::farm::{Ask, MintReason, Note, Reply, Via};
 use resumed::keys::{HeldRing, Ring};
 use resumed::node::core::Input;
 use resumed::proto::{self, payload::Kind};
@@ -542,7 +542,7 @@ fn without_a_leader_no_key_seals_past_max_seal_age_and_the_node_goes_on_with_its
     for node in 0..3 {
         let active = world.active(node).expect("a key that seals");
         assert!(!held.contains(&active), "node{node} still seals with a key of the farm");
-        let alone = |note: &Note| matches!(note, Note::Minted { reason: "alone", .. });
+        let alone = |note: &Note| matches!(note, Note::Minted { reason: MintReason::Alone, .. });
         assert!(world.hosts[node].notes.iter().any(alone), "node{node}: {:?}", world.hosts[node].notes);
     }
     world.start_broker(0);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::envelope::EpochKey;
+use crate::farm::MintReason;
 use crate::farm::testing::{announcement, at, follower, node, own_report};
 
 /// Two brokers that hand on what is published to the keys exchange, with a leader at each and a follower at the first.
@@ -43,7 +44,7 @@ impl Federated {
         let now = self.now();
         for action in self.leaders[place].handle(now, event) {
             match action {
-                Action::Note(Note::Minted { reason: "scheduled", .. }) => self.scheduled[place] += 1,
+                Action::Note(Note::Minted { reason: MintReason::Scheduled, .. }) => self.scheduled[place] += 1,
                 Action::Note(note @ (Note::Refused { .. } | Note::UnknownKind { .. })) => panic!("{note}"),
                 Action::Send { to: Route::Inbox(inbox), .. } => panic!("sent to {inbox}"),
                 Action::Send { to: Route::Keys, kind } => self.hand_on(place, kind),

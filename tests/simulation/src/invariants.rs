@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use resumed::bus::Seat;
 use resumed::clock::{Now, millis};
 use resumed::envelope::Refusal;
-use resumed::farm::Note;
+use resumed::farm::{MintReason, Note};
 use resumed::keys::{Entry, KeyMaterial, KeySettings, Ring, TicketKey};
 use resumed::node::core::Effect;
 use resumed::proto;
@@ -266,7 +266,7 @@ impl World {
         if came_late {
             self.excuse();
         }
-        let generations: Vec<u64> = noted(effects).filter_map(minted).map(|(generation, _)| generation).collect();
+        let generations: Vec<u64> = noted(effects).filter_map(minted).collect();
         for key in ring.keys() {
             let known = before.get(&key.name).is_some_and(|(known, _)| known == key);
             if known || self.ledger.is_registered(key) {
@@ -636,12 +636,12 @@ impl World {
     pub fn noted(&mut self, index: usize, note: &Note) {
         match note {
             // No other node needs to know that key yet.
-            Note::Minted { reason: "alone", .. } => {
+            Note::Minted { reason: MintReason::Alone, .. } => {
                 self.hosts[index].standing.alone_at = self.t;
                 self.hosts[index].standing.joined = false;
             }
             // Nothing opened any more: what a dishonest member may bring about.
-            Note::Minted { reason: "first", .. } if self.ledger.tainted => self.excuse(),
+            Note::Minted { reason: MintReason::First, .. } if self.ledger.tainted => self.excuse(),
             _ => {}
         }
     }

@@ -859,11 +859,10 @@ pub fn noted(effects: &[Effect]) -> impl Iterator<Item = &Note> {
     effects.iter().filter_map(|effect| if let Effect::Note { note, .. } = effect { Some(note) } else { None })
 }
 
-/// Whether a note is about a key that was minted, and which.
-pub fn minted(note: &Note) -> Option<(u64, &'static str)> {
+/// The key that was minted, if a note is about one.
+pub fn minted(note: &Note) -> Option<u64> {
     match note {
-        Note::Minted { generation, reason } => Some((*generation, reason)),
-        Note::Revoked { generation, .. } => Some((*generation, "revoked")),
+        Note::Minted { generation, .. } | Note::Revoked { generation, .. } => Some(*generation),
         _ => None,
     }
 }
