@@ -12,6 +12,15 @@ pub fn digit(value: u8) -> u8 {
     b"0123456789abcdef"[usize::from(value & 0xf)]
 }
 
+/// The value of an ASCII hex digit, of either case.
+#[must_use]
+pub(crate) fn value(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        _ => (digit | 0x20) - b'a' + 10,
+    }
+}
+
 /// What the bytes behind the hex digits of `text` are; panics if it has something else in it.
 #[cfg(test)]
 pub fn unhex(text: &str) -> Vec<u8> {

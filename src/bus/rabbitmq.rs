@@ -34,6 +34,7 @@ use tokio_util::task::TaskTracker;
 
 use super::refusals::{NO_CHANNEL, remedy, with_remedy};
 use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
+use crate::hex::hex;
 use dial::{Wire, Wired};
 use leases::Leases;
 use session_channel::SessionChannel;
@@ -158,7 +159,7 @@ impl Declared {
     ) -> Result<Self, BusError> {
         let mut nonce = [0; 8];
         crate::random::try_fill(&mut nonce).map_err(|error| BusError::Unprepared(error.to_string()))?;
-        let nonce = format!("{:016x}", u64::from_ne_bytes(nonce));
+        let nonce = hex(&nonce);
         let sessions = open_channel(publishing).await?;
         let channel = open_channel(consuming).await?;
         for exchange in [&spec.names.keys].into_iter().chain(spec.sessions.then_some(&spec.names.sessions)) {

@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use super::Failure;
 use crate::envelope::FarmSecret;
+use crate::hex::hex;
 use crate::secret_files::farm_secret;
 
 /// The commands under `resumed secret`.
@@ -38,7 +39,7 @@ pub fn run(command: &SecretCommand, out: &mut impl Write) -> Result<(), Failure>
 fn new(file: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let secret = FarmSecret::generate().map_err(Failure::of)?;
     farm_secret::write_new(&secret, file).map_err(Failure::of)?;
-    writeln!(out, "{}: farm secret {:016x}, mode 0600", file.display(), u64::from_be_bytes(secret.id()))?;
+    writeln!(out, "{}: farm secret {}, mode 0600", file.display(), hex(&secret.id()))?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use openssl::error::ErrorStack;
 use zeroize::Zeroizing;
 
+use crate::hex::{digit, hex, value};
 use crate::hkdf::hkdf_sha256;
 use crate::random::{self, NoRandomness};
 
@@ -62,7 +63,7 @@ impl FarmSecret {
     pub fn to_text(&self) -> Box<Zeroizing<[u8; SECRET_TEXT_BYTES]>> {
         let mut text = Box::new(Zeroizing::new([b'\n'; SECRET_TEXT_BYTES]));
         for (pair, byte) in text.chunks_exact_mut(2).zip(self.bytes.iter()) {
-            pair.copy_from_slice(&[hex_digit(byte >> 4), hex_digit(byte & 15)]);
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
         }
         text
     }
@@ -80,7 +81,7 @@ impl FarmSecret {
 
 impl fmt::Debug for FarmSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FarmSecret").field("id", &hex(self.id)).finish_non_exhaustive()
+        f.debug_struct("FarmSecret").field("id", &hex(&self.id)).finish_non_exhaustive()
     }
 }
 
@@ -100,25 +101,9 @@ fn parse(text: &[u8]) -> Result<Box<Zeroizing<[u8; 32]>>, String> {
     }
     let mut bytes = Box::new(Zeroizing::new([0; 32]));
     for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = (hex_value(pair[0]) << 4) | hex_value(pair[1]);
+        *byte = (value(pair[0]) << 4) | value(pair[1]);
     }
     Ok(bytes)
-}
-
-fn hex_digit(value: u8) -> u8 {
-    b"0123456789abcdef"[usize::from(value)]
-}
-
-/// The value of an ASCII hex digit.
-fn hex_value(digit: u8) -> u8 {
-    match digit {
-        b'0'..=b'9' => digit - b'0',
-        _ => (digit | 0x20) - b'a' + 10,
-    }
-}
-
-fn hex(id: SecretId) -> String {
-    format!("{:016x}", u64::from_be_bytes(id))
 }
 
 /// The farm secrets that a node knows: at least one, all different. The first seals, all open.
@@ -136,7 +121,7 @@ impl Secrets {
         }
         for (place, secret) in secrets.iter().enumerate() {
             if secrets[..place].iter().any(|earlier| earlier.id == secret.id) {
-                return Err(SecretError::Twice { id: hex(secret.id) });
+                return Err(SecretError::Twice { id: hex(&secret.id) });
             }
         }
         Ok(Self(secrets))
@@ -231,7 +216,7 @@ mod tests {
     #[test]
     fn debug_shows_the_id_and_nothing_else() {
         let secret = FarmSecret::from_bytes(&[0xa5; 32]).unwrap();
-        let expected = format!("FarmSecret {{ id: \"{}\", .. }}", hex(secret.id()));
+        let expected = format!("FarmSecret {{ id: \"{}\", .. }}", hex(&secret.id()));
         assert_eq!(format!("{secret:?}"), expected);
         assert!(!expected.contains("a5a5") && !expected.contains("165"));
     }

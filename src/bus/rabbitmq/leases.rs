@@ -20,6 +20,7 @@ use super::{
     key_queue_arguments, open_channel, subscribe,
 };
 use crate::bus::{BusError, LeaseAnswer, LinkEvent, LinkSpec, Seat, Source};
+use crate::hex::hex;
 
 /// How long a broker that this node is connected to may take for one question. It takes milliseconds, but for a cluster that
 /// elects its own leader just then; one that does not answer by then has lost its majority, or stands still.
@@ -147,7 +148,7 @@ impl Leases {
     pub(super) async fn check(&self) -> Result<(), BusError> {
         let mut nonce = [0; 8];
         crate::random::try_fill(&mut nonce).map_err(|error| BusError::Unprepared(error.to_string()))?;
-        let queue = self.spec.names.inbox(&self.spec.node, &format!("check-{:016x}", u64::from_ne_bytes(nonce)));
+        let queue = self.spec.names.inbox(&self.spec.node, &format!("check-{}", hex(&nonce)));
         let wired = self.dial("check").await?;
         let declared = answered(format!("declare queue {queue}"), async {
             let channel = open_channel(&wired.connection).await?;
