@@ -69,7 +69,7 @@ pub enum Route {
 pub enum Published {
     /// At least one queue took it.
     Routed,
-    /// No queue did (AMQP 312 NO_ROUTE): nobody holds the lease, or the inbox is gone.
+    /// No queue did (AMQP 312 NO_ROUTE): no node holds the lease, or the inbox is gone.
     Unroutable,
     /// The broker does not answer for it (`basic.nack`): a queue that it is for is on a broker that is gone, or has
     /// crashed. Of several queues the others have it.

@@ -1,6 +1,6 @@
 //! What a node decides, without sockets, files and clocks.
 //!
-//! Whoever drives a [`NodeCore`] tells it what happened and carries out what it wants done: the daemon's driver, with a broker
+//! Its driver tells a [`NodeCore`] what happened, and carries out what it wants done. There are two: the daemon's, with a broker
 //! and a clock, and the simulator, which has neither. Opening, dialling again, saving the ring, answering and counting are
 //! decided here, so that both do the same.
 
@@ -156,7 +156,7 @@ pub enum Effect {
     },
     /// A message did not open.
     Refused {
-        /// Where it was published to, as whoever wrote it chose.
+        /// Where it was published to: the writer's choice, and not to be trusted.
         route: String,
         /// Why.
         refusal: Refusal,
@@ -404,7 +404,7 @@ impl NodeCore {
                 }
                 Action::Reply { id, reply } => effects.push(Effect::Reply { id, reply }),
                 Action::Note(note) => self.note(now, note, effects),
-                // Without a link there is nobody to tell, and no lease.
+                // Without a link no node can be told, and there is no lease.
                 _ if !self.linked => {}
                 Action::Send { to, kind } => effects.push(Effect::Send { to, kind }),
                 Action::TryLease(seat) => effects.push(Effect::TryLease(seat)),

@@ -398,7 +398,7 @@ impl<B: Bus> Driver<B> {
         }
     }
 
-    /// Does what needs a link. If it has just ended, there is nobody to tell, and no lease.
+    /// Does what needs a link. If it has just ended, no node can be told, and there is no lease.
     fn tell_broker(&self, effect: Effect, connection: &mut Connection<B::Link>) {
         let Connection::Up(up) = connection else { return };
         match effect {
@@ -507,7 +507,7 @@ fn refused(route: &str, refusal: &Refusal, counted: bool, logged: Option<u64>) {
         metrics::MESSAGES_REFUSED.add(refusal.reason(), 1);
     }
     if let Some(held_back) = logged {
-        // Whoever may write to the broker chooses the route: it is quoted.
+        // Any client that may write to the broker chooses the route: it is quoted.
         warn!(held_back, ?route, "refused a message ({}): {refusal}", refusal.reason());
     }
 }

@@ -317,17 +317,8 @@ mod tests {
         }
         assert_eq!(operator.status().await.asked, "edge-1", "what it knew last is shown");
     }
-    use crate::status::{self, ProxyStatus, ReloadStatus};
-
-    fn node(name: &str, digest: &str) -> NodeStatus {
-        let proxy = ProxyStatus {
-            kind: "ats".into(),
-            version: "9".into(),
-            certificate_digest: digest.into(),
-            ..ProxyStatus::default()
-        };
-        NodeStatus { name: name.into(), pod: "p".into(), in_step: true, proxies: vec![proxy], ..NodeStatus::default() }
-    }
+    use super::warnings::tests::node;
+    use crate::status::{self, ReloadStatus};
 
     #[test]
     fn what_an_older_leader_leaves_out_the_asked_node_says_of_its_own_proxies() {

@@ -68,7 +68,7 @@ fn refused_reloads(nodes: &[NodeStatus], now: u64) -> Vec<String> {
     refused.map(sentence).collect()
 }
 
-/// What becomes of the ticket keys if nobody leads for long (`keys.max_seal_age`).
+/// What becomes of the ticket keys if no node leads for long (`keys.max_seal_age`).
 fn without_a_leader(status: &FarmStatus, now: u64) -> String {
     let last = status.ring.keys.iter().filter(|key| key.state != KeyState::Expired).map(|key| key.seal_until).max();
     match last.and_then(|last| last.checked_sub(now)).filter(|left| *left > 0) {
@@ -145,11 +145,11 @@ fn proxies_warnings(status: &FarmStatus) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::status::{ProxyStatus, ReloadStatus};
 
-    fn node(name: &str, digest: &str) -> NodeStatus {
+    pub(in crate::operator) fn node(name: &str, digest: &str) -> NodeStatus {
         let proxy = ProxyStatus {
             kind: "ats".into(),
             version: "9".into(),

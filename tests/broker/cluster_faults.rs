@@ -584,6 +584,7 @@ fn a_broker_that_is_cut_off_from_its_cluster_loses_every_node_to_the_majority() 
 /// With a `rabbitmq.conf` that says nothing of clusters brokers notice a cut after a minute and more, and where there is
 /// Mnesia both halves go on. Measured without a bound, for `docs/faults.md`.
 #[test]
+// It asserts no bound that a run could fail by, and takes as long as all the others together: docs/faults.md says how to run it.
 #[ignore = "measures for up to ten minutes what other settings than those of docs/install.md cost"]
 fn a_cluster_with_settings_of_the_factory_loses_the_broker_of_the_leader_and_then_its_links() {
     apart(|| {
