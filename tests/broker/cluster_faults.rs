@@ -547,10 +547,11 @@ fn a_node_of_the_release_before_gets_every_ring_while_the_leaders_broker_is_dead
         });
         println!("killed: host{next} leads and counts {counted} nodes after {:?}", killed.elapsed());
         cluster.request(next, &["rotate"]);
-        let newest = daemon(next).generations().last().copied();
+        let newest = daemon(next).generations().last().copied().expect("a key");
+        // It holds a later one, too, if it hears of this one only when this one begins to seal: the next is minted then.
         let (_, took) = wait_for("the ring at the node of the release before", || {
             let held = daemon(OLD).generations();
-            if held.last().copied() == newest { Ok(()) } else { Err(format!("{held:?}")) }
+            if held.contains(&newest) { Ok(()) } else { Err(format!("{newest} is not among {held:?}")) }
         });
         println!("the node of the release before has its key {took:?} after rotate");
         cluster.is_where_it_can_be(dead);
