@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::time::Duration;
 
-use resumed::bus::Names;
+use resumed::bus::{Names, Seat};
 use resumed::clock::millis;
 use resumed::farm::{Ask, MintReason, Note, Reply, Via};
 use resumed::keys::{HeldRing, Ring};
@@ -713,6 +713,58 @@ fn two_leaders_of_a_healed_farm_open_each_others_rings_and_end_in_one_epoch() {
         let held = world.generations(one);
         assert!(minted.iter().all(|key| held.contains(key)), "seed {seed}: {minted:?} in {held:?}");
         world.assert_one_farm(&format!("seed {seed}"));
+    }
+}
+
+/// Runs until the nodes that lead are as many as `leading`, and returns how long that took.
+fn run_until_so_many_lead(world: &mut World, leading: usize, seed: u64) -> u64 {
+    const STEP: u64 = 10;
+    let mut took = 0;
+    while world.leading().len() != leading {
+        assert!(took < 30 * BEAT, "seed {seed}: these lead: {:?}", world.leading());
+        world.run_for(STEP);
+        took += STEP;
+    }
+    took
+}
+
+#[test]
+fn a_node_that_leads_without_the_lease_and_one_that_gets_it_are_one_leader_within_three_beats() {
+    for seed in 0..20 {
+        let mut world = farm(seed, 4);
+        world.run_for(3 * BEAT);
+        world.lock_lease();
+        world.crash(world.leaders()[0]);
+        world.run_for(20 * BEAT);
+        assert_eq!((world.leaders().len(), world.leading().len()), (0, 1), "seed {seed}");
+        let acting = world.leading()[0];
+        let other = world.running().find(|index| *index != acting).expect("three run");
+        world.unlock_lease();
+        world.grant(other, Seat::FIRST);
+        run_until_so_many_lead(&mut world, 2, seed);
+        let took = run_until_so_many_lead(&mut world, 1, seed);
+        assert!(took <= 3 * BEAT, "seed {seed}: two led for {took} ms");
+        assert_eq!((world.leading(), world.leaders()), (vec![other], vec![other]), "seed {seed}: the lease counts");
+        world.run_for(3 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn of_two_leaders_at_different_seats_the_one_at_the_first_is_left_within_three_beats() {
+    for seed in 0..20 {
+        let mut world = farm(seed, 4);
+        world.run_for(4 * BEAT);
+        let first = world.leaders()[0];
+        let other = (first + 1) % 4;
+        world.grant(other, Seat::numbered(1).expect("one of eight"));
+        run_until_so_many_lead(&mut world, 2, seed);
+        let took = run_until_so_many_lead(&mut world, 1, seed);
+        assert!(took <= 3 * BEAT, "seed {seed}: two led for {took} ms");
+        assert_eq!(world.leaders(), [first], "seed {seed}: the lower seat stays");
+        world.run_for(3 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+        assert_eq!(world.leaders(), [first], "seed {seed}");
     }
 }
 

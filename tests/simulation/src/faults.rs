@@ -2,7 +2,7 @@
 
 use resumed::bus::{Route, Seat};
 use resumed::clock::millis;
-use resumed::node::core::Input;
+use resumed::node::core::{Input, LeaseTried};
 use resumed::proto::{self, payload::Kind};
 
 use super::World;
@@ -276,6 +276,15 @@ impl World {
         self.cluster.will_stick = false;
         self.cluster.leases.retain(|queue| queue.owner.is_some() || queue.dead);
         self.cluster.leases.iter_mut().for_each(|queue| queue.silent = false);
+        self.ledger.unsettled = true;
+    }
+
+    /// The node has the lease of `seat`, if no other node has: as one that was granted it on its side of a split.
+    pub fn grant(&mut self, index: usize, seat: Seat) {
+        let Some(link) = self.hosts[index].link else { return };
+        let answer = self.cluster.try_lease(link, self.links[link].broker, seat);
+        let tried = answer.map_or(LeaseTried::Unanswered, LeaseTried::Answered);
+        self.downstream(link, Downstream::Lease(seat, tried));
         self.ledger.unsettled = true;
     }
 
