@@ -22,11 +22,14 @@ use serde_json::{Value, json};
 use testkit::watcher::Folder;
 use tokio::sync::watch;
 
-/// The runs of the one snapshot, after each other.
-const RUNS: [&str; 2] = ["one", "other"];
-/// Random values that each run draws, and messages that it seals under a link of before the snapshot, five seconds apart.
-const DRAWS: usize = 1_000;
-const MESSAGES: u64 = 1_000;
+/// The runs of the one snapshot, after each other, and by how much the clock of each is later: two in the same millisecond, and
+/// one a second after them.
+const RUNS: [(&str, Duration); 3] =
+    [("one", Duration::ZERO), ("other", Duration::ZERO), ("later", Duration::from_secs(1))];
+/// Random values that each run draws, and messages that it seals under a link of before the snapshot, five seconds apart: two
+/// runs have 100,000 of each.
+const DRAWS: usize = 50_000;
+const MESSAGES: u64 = 50_000;
 /// The first of them: when a salt of before the snapshot has served for its minute.
 const AFTERWARDS: Duration = Duration::from_secs(60);
 
@@ -35,11 +38,16 @@ fn runs_of_one_snapshot_share_openssls_randomness_and_neither_a_nonce_nor_a_draw
     assert!(geteuid().is_root(), "this test makes process id namespaces: run it as root");
     let folder = Folder::temporary("rs-");
     forked(|| copied(|| machine(folder.path())));
-    let [one, other] = RUNS.map(|run| {
+    let runs = RUNS.map(|(run, _)| {
         let text = fs::read(folder.path().join(run)).expect("what a run wrote");
         serde_json::from_slice::<Value>(&text).expect("JSON")
     });
+    for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+        have_nothing_in_common(&runs[one], &runs[other]);
+    }
+}
 
+fn have_nothing_in_common(one: &Value, other: &Value) {
     // Or it would show nothing.
     assert_eq!(one["pid"], other["pid"]);
     assert_eq!(one["openssl"], other["openssl"], "OpenSSL's generator went on from one state");
@@ -61,8 +69,8 @@ fn machine(folder: &Path) {
     let now = SystemClock::start().now();
     let mut sealing = sealing(now);
     nonce(&mut sealing, now);
-    for run in RUNS {
-        copied(|| go_on(&mut sealing, now, &folder.join(run)));
+    for (run, later) in RUNS {
+        copied(|| go_on(&mut sealing, now.after(later), &folder.join(run)));
     }
 }
 
