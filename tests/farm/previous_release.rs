@@ -279,6 +279,10 @@ fn a_leader_at_a_further_seat_gives_the_release_before_every_ring_and_counts_it_
         if held == leaders { Ok(()) } else { Err(format!("{held:?}, and {leaders:?} at the leader")) }
     });
     println!("the release before had the new key {took:?} after rotate");
+    assert!(
+        leads.metric("resumed_messages_nacked_total") > 0.0,
+        "what the broker refused at the first seat is counted"
+    );
     for by in RELEASES {
         let refused = old.command_of(by, &["rotate"]);
         assert_eq!(refused.status.code(), Some(1), "{refused:?}");
