@@ -1,5 +1,6 @@
 //! A broker that lets a node in no further: the log says which limit it is, and how to raise it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
@@ -146,6 +147,12 @@ fn a_limit_of_two_connections_for_each_node_leaves_a_leader_without_a_lease_and_
     farm.wait_in_step();
 }
 
+/// What a node logged of `channel_max`, each line from its level on.
+fn limits_said(log: &str) -> Vec<String> {
+    let lines = log.lines().filter(|line| line.contains("this limit is channel_max"));
+    lines.filter_map(|line| line.split_once("WARN")).map(|(_, said)| said.to_owned()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_with_too_few_channels_is_told_apart_from_one_that_is_gone() {
     let broker = tokio::task::block_in_place(|| {
@@ -159,15 +166,23 @@ async fn a_broker_with_too_few_channels_is_told_apart_from_one_that_is_gone() {
     assert!(matches!(&refused, BusError::Refused { reason, .. } if reason == "no channel is left"), "{refused}");
     link.close().await;
 
-    // A daemon there says so once.
-    let setup = FarmSetup { proxies: Proxies::None, ..FarmSetup::new(3, &broker.uri()) };
+    // A node there says so, and not again and again.
+    let broker_keys = "report_every = \"500ms\"\n".to_owned();
+    let setup = FarmSetup { proxies: Proxies::None, broker: broker_keys, ..FarmSetup::new(3, &broker.uri()) };
     tokio::task::block_in_place(|| {
         let farm = Farm::start(&setup);
         wait_for("a node that says which limit it is", || {
             let logs: Vec<String> = farm.hosts.iter().map(|host| host.daemon.log()).collect();
-            let said = logs.iter().any(|log| log.contains("WARN") && log.contains("this limit is channel_max"));
-            if said { Ok(()) } else { Err(logs.concat()) }
+            if logs.iter().any(|log| !limits_said(log).is_empty()) { Ok(()) } else { Err(logs.concat()) }
         });
+        const SENT: &str = "resumed_messages_sent_total{plane=\"keys\"}";
+        let sent: Vec<f64> = farm.hosts.iter().map(|host| host.daemon.metric(SENT)).collect();
+        for (host, sent) in farm.hosts.iter().zip(sent) {
+            // Those that find no channel are refused again.
+            host.daemon.wait_for_metric(SENT, |now| now >= sent + 6.0);
+            let said = limits_said(&host.daemon.log());
+            assert_eq!(said.len(), said.iter().collect::<BTreeSet<_>>().len(), "said again: {said:#?}");
+        }
     });
 }
 
