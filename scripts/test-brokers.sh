@@ -5,7 +5,8 @@
 # RELEASE is `own` for this machine's, or one that scripts/broker-root.sh makes in the folder ROOTS; with MAKE_ROOTS=no in the
 # environment, one that it has made there before. Says which broker and which
 # Erlang each run is on, and in the end what became of each. One whose root cannot be made is NOT RUN, with the reason; that
-# is no failure, and it does not count as passed. Fails if the command fails on any.
+# is no failure, and it does not count as passed. Nor does what the command itself said was NOT RUN. Fails if the command fails
+# on any.
 set -uo pipefail
 
 [ $# -ge 3 ] || { echo "usage: $0 \"RELEASE...\" ROOTS COMMAND..." >&2; exit 2; }
@@ -13,8 +14,8 @@ read -ra releases <<<"$1"
 roots=$2
 shift 2
 here=$(dirname "$0")
-why=$(mktemp)
-trap 'rm -f "$why"' EXIT
+why=$(mktemp) said=$(mktemp)
+trap 'rm -f "$why" "$said"' EXIT
 
 own() {
   local erlang
@@ -28,7 +29,8 @@ for release in "${releases[@]}"; do
   if [ "$release" = own ]; then
     broker=$(own) root=
   elif [ "${MAKE_ROOTS-}" = no ] && [ ! -e "$roots/$release.made-for" ]; then
-    summary+=("$release: NOT RUN: $roots/$release could not be made")
+    reason=$(grep -E '^(E|W|Err|dpkg): ?|rror' "$roots/$release.log" 2>/dev/null | tail -n 1)
+    summary+=("$release: NOT RUN: $roots/$release could not be made: ${reason:-no reason is in its log}")
     printf '==> %s\n' "${summary[-1]}"
     continue
   elif broker=$("$here/broker-root.sh" "$release" "$roots" 2> >(tee "$why" >&2)); then
@@ -41,8 +43,9 @@ for release in "${releases[@]}"; do
   broker+=${RABBITMQ_STORE:+ with $RABBITMQ_STORE}
   printf '==> tests on %s (%s)\n' "$broker" "$release"
   began=$SECONDS outcome=passed
-  RABBITMQ=${root:+$(realpath "$root")} "$@" || { outcome=FAILED failed=1; }
-  summary+=("$release: $broker: $outcome, $((SECONDS - began)) s")
+  RABBITMQ=${root:+$(realpath "$root")} "$@" 2>&1 | tee "$said" || { outcome=FAILED failed=1; }
+  not_run=$(sed -n 's/.*==> \(.*\): NOT RUN: .*/\1/p' "$said" | sort -u | paste -s -d ';' | sed 's/;/; /g')
+  summary+=("$release: $broker: $outcome, $((SECONDS - began)) s${not_run:+; NOT RUN: $not_run}")
 done
 printf '==> %s\n' "${summary[@]}"
 [ "$failed" -eq 0 ]

@@ -12,6 +12,7 @@ use testkit::broker::{Broker, BrokerOptions, Store};
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::load::SessionLoad;
 use testkit::namespaces::{NetHost, Network, apart};
+use testkit::rabbitmq::RabbitMq;
 use testkit::release::Release;
 
 /// From the death of the broker that serves the leader to another leader.
@@ -26,11 +27,9 @@ const HOME_WITHIN: Duration = Duration::from_secs(10);
 const FROZEN_REQUESTS_WITHIN: Duration = Duration::from_secs(40);
 /// From a cut to every node at the majority.
 const MAJORITY_WITHIN: Duration = Duration::from_secs(40);
-/// `rabbitmq_net_ticktime` of the role.
+/// `rabbitmq_net_ticktime` of the role, in seconds.
 const TICK_TIME: u32 = 15;
-/// Where there is Mnesia the side without a majority stops. From 4.3 on that setting is taken and does nothing.
-const PAUSE_MINORITY: &str = "cluster_partition_handling = pause_minority";
-/// What Erlang does without it.
+/// Erlang's own.
 const FACTORY_TICK_TIME: u32 = 60;
 /// The node of the release before, in a farm that has one.
 const OLD: usize = 2;
@@ -52,6 +51,32 @@ const RENEWS: &str = "opening a new connection";
 enum Loss {
     Killed,
     StoppedInOrder,
+}
+
+/// What `rabbitmq.conf` says of clusters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settings {
+    /// What the role writes for that version of the broker.
+    OfTheRole,
+    /// Nothing.
+    OfTheFactory,
+}
+
+impl Settings {
+    fn conf(self) -> String {
+        if self == Self::OfTheFactory {
+            return String::new();
+        }
+        let mut conf = format!("max_message_size = 2097152\nnet_ticktime = {TICK_TIME}\n");
+        if !RabbitMq::chosen().version().at_least(4, 3) {
+            conf.push_str("cluster_partition_handling = pause_minority\n");
+        }
+        conf
+    }
+
+    fn tick_time(self) -> u32 {
+        if self == Self::OfTheRole { TICK_TIME } else { FACTORY_TICK_TIME }
+    }
 }
 
 /// What a node changes that is disturbed. A leader that goes home to a lower seat changes none of it.
@@ -76,16 +101,20 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Self {
-        Self::start_with(PAUSE_MINORITY, TICK_TIME, [Release::Current; 3])
+        Self::start_with(Settings::OfTheRole, [Release::Current; 3])
     }
 
     /// Each node is of one of `releases`; those of the release before come last.
-    fn start_with(conf: &str, tick_time: u32, releases: [Release; 3]) -> Self {
+    fn start_with(settings: Settings, releases: [Release; 3]) -> Self {
         let network = Network::new(2);
         let hosts: Vec<NetHost> = (0..3).map(|_| network.host()).collect();
-        let (conf, tick_time) = (conf.to_owned(), Some(tick_time));
-        let options = BrokerOptions { conf, store: Store::chosen(), tick_time, ..BrokerOptions::default() };
+        // What the role writes, the broker has from its file alone.
+        let tick_time = (settings == Settings::OfTheFactory).then_some(FACTORY_TICK_TIME);
+        let options =
+            BrokerOptions { conf: settings.conf(), store: Store::chosen(), tick_time, ..BrokerOptions::default() };
         let brokers = Broker::cluster_with(&hosts, &options);
+        let ticks = brokers[0].ctl(&["eval", "net_kernel:get_net_ticktime()."]);
+        assert_eq!(ticks.trim(), settings.tick_time().to_string(), "seconds of silence that are a split");
         let store = brokers[0].store();
         println!("three brokers, {}, {store:?}", brokers[0].versions());
         let uris: Vec<String> = brokers.iter().map(Broker::uri).collect();
@@ -333,8 +362,15 @@ impl Cluster {
         println!("{what}: three brokers, seen after {:?}", start.elapsed());
         if self.store == Store::Khepri && !self.keeps_dead_queues() {
             // 4.0 and 4.1 delete the queue of the lease then, whichever node has it by now: docs/faults.md.
-            let (_, since) = self.settles();
+            let (after, since) = self.settles();
             println!("{what}: settled again after {:?}", since - start);
+            assert!(since - start < MAJORITY_WITHIN, "{what}: settled after {:?}", since - start);
+            assert_eq!(after.reconnects, before.reconnects, "{what}: a node connected anew");
+            let lost = |calm: &Calm| calm.step_downs.iter().sum::<usize>();
+            assert!(
+                lost(&after) <= lost(before) + 1,
+                "{what}: the lead moved more than once: {before:?}, then {after:?}"
+            );
         } else {
             self.undisturbed(what, before, 5 * BEAT);
         }
@@ -526,8 +562,7 @@ fn the_broker_of_the_leader_freezes_and_goes_on_after_a_minute() {
 #[test]
 fn a_node_of_the_release_before_gets_every_ring_while_the_leaders_broker_is_dead() {
     apart(|| {
-        let cluster =
-            Cluster::start_with(PAUSE_MINORITY, TICK_TIME, [Release::Current, Release::Current, Release::Previous]);
+        let cluster = Cluster::start_with(Settings::OfTheRole, [Release::Current, Release::Current, Release::Previous]);
         let leader = cluster.one_farm(&BTreeSet::new());
         assert_ne!(leader, OLD, "a node of this release came first");
         let dead = cluster.broker_of(leader).expect("the leader is connected");
@@ -589,7 +624,7 @@ fn a_broker_that_is_cut_off_from_its_cluster_loses_every_node_to_the_majority() 
 #[ignore = "measures for up to ten minutes what other settings than those of docs/install.md cost"]
 fn a_cluster_with_settings_of_the_factory_loses_the_broker_of_the_leader_and_then_its_links() {
     apart(|| {
-        let mut cluster = Cluster::start_with("", FACTORY_TICK_TIME, [Release::Current; 3]);
+        let mut cluster = Cluster::start_with(Settings::OfTheFactory, [Release::Current; 3]);
         let long = Duration::from_secs(180);
         let dead = cluster.broker_of(cluster.one_farm(&BTreeSet::new())).expect("a broker");
         let living: Vec<usize> = (0..3).filter(|host| cluster.broker_of(*host) != Some(dead)).collect();

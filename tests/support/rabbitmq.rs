@@ -54,6 +54,11 @@ pub enum RabbitMq {
     Root(PathBuf),
 }
 
+/// Says that `test` is not run, and why, past what the test runner withholds of a test that passes.
+pub fn say_not_run(test: &str, why: &str) {
+    let _told = writeln!(io::stderr(), "\n==> {test}: NOT RUN: {why}");
+}
+
 impl RabbitMq {
     /// The one that RABBITMQ in the environment names: a folder, by its path from the project's tree or from `/`.
     /// Panics if there is none.
@@ -65,11 +70,11 @@ impl RabbitMq {
         })
     }
 
-    /// The one that RABBITMQ_NEXT in the environment names, beside the chosen one; without it, says that `test` is not run,
-    /// past what the test runner withholds of a test that passes. Panics if there is none where it points to.
+    /// The one that RABBITMQ_NEXT in the environment names, beside the chosen one; without it, says that `test` is not run.
+    /// Panics if there is none where it points to.
     pub fn other(test: &str) -> Option<Self> {
         let Some(path) = std::env::var_os(OTHER).filter(|path| !path.is_empty()) else {
-            let _told = writeln!(io::stderr(), "\n==> {test}: NOT RUN: {OTHER} names no second RabbitMQ");
+            say_not_run(test, &format!("{OTHER} names no second RabbitMQ"));
             return None;
         };
         Some(Self::at(&tree().join(path)).unwrap_or_else(|fault| panic!("{OTHER}: {fault}")))
