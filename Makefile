@@ -57,11 +57,11 @@ TESTS := $(sort $(basename $(notdir $(TEST_FILES))))
 # `make test-brokers` runs.
 FARM_TESTS := $(filter-out rollout broker_move cluster_faults,$(TESTS))
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
-SIDE_BY_SIDE ?= 3
+SIDE_BY_SIDE ?= 4
 LONGEST_FIRST := federation prometheus_farm broker_faults broker_faults@trixie page ats_plugin ats_memory resumption \
   faults broker_move farm_simulated cluster_faults floods host_faults rabbitmq_faults emergencies
 # What is about the broker itself, and all that touches one.
-BROKER_TESTS := broker_faults broker_limits bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
+BROKER_TESTS := broker_addresses broker_faults broker_limits bus_contract installations rabbitmq_faults rabbitmq_leaves_nothing rabbitmq_permissions
 BROKER_TESTS_ASKED = $(if $(filter command%,$(origin BROKER_TESTS)),$(BROKER_TESTS),$(ALL_BROKER_TESTS))
 ALL_BROKER_TESTS := $(filter $(FARM_TESTS) broker_move cluster_faults,$(sort $(basename $(notdir $(shell grep -l testkit::broker $(TEST_FILES))))))
 # `make test` runs these on Debian 13's too, unless it is told of a broker.
@@ -97,7 +97,7 @@ demo: build dependencies-farm ## A broker and three proxies on loopback: probe, 
 
 # Documentation tests come first, the tests of whole farms last: quick answers early, and a test result as the last line.
 .PHONY: test
-test: previous-commit begin-next-root build deb previous dependencies-farm dependencies-test dependencies-brokers ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
+test: previous-commit begin-next-root build previous-and-packager deb dependencies-farm dependencies-test dependencies-brokers ## Every test, those against a real broker and real proxies too (TEST=name: only tests with that in their name)
 	$(SAY) 'building the tests: about 1 min when nothing of them is built'
 	$(CARGO) test $(RELEASE) --no-run --quiet --package resumed-tests
 	$(SAY) 'documentation and unit tests: about 1 min'
@@ -176,8 +176,10 @@ previous-commit:
 	@scripts/build-previous-release.sh '$(TARGET)' check
 
 # A peer for the tests of two releases in one farm. Its crates from the registry are those of the present build.
-.PHONY: previous
-previous: previous-commit build ## The release before this one, as tests/previous-release names it, in target/previous-release
+.PHONY: previous previous-built
+previous: previous-commit build previous-built ## The release before this one, as tests/previous-release names it, in target/previous-release
+
+previous-built:
 	$(SAY) 'the release before this one, beside which this one is tested: about 1 min the first time'
 	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' scripts/build-previous-release.sh '$(TARGET)' release
 
@@ -185,6 +187,11 @@ previous: previous-commit build ## The release before this one, as tests/previou
 deb-previous: deb previous ## The Debian packages of the release before this one
 	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' CARGO_DEB='$(CARGO_DEB)' \
 	  scripts/build-previous-release.sh '$(TARGET)' packages
+
+# Either leaves a processor idle now and then, and neither touches what the other builds.
+.PHONY: previous-and-packager
+previous-and-packager: previous-commit build
+	$(MAKE) --no-print-directory --jobs=2 previous-built $(CARGO_DEB)
 
 $(CARGO_DEB):
 	$(SAY) 'building cargo-deb: about 1 min, once'
@@ -235,15 +242,17 @@ notices: $(CARGO_ABOUT) ## Write the licence notices of the linked crates anew, 
 $(CARGO_ABOUT):
 	$(CARGO) install --locked --version $(CARGO_ABOUT_VERSION) --features cli --root $(TARGET)/tools cargo-about
 
+# An input is as long as the longest that its decoder takes: a reply to a command of this machine is up to 64 MiB.
 # Stable Rust has no sanitizers: libFuzzer's coverage alone, with overflow checks and debug assertions on. CARGO_FUZZ is
 # called as cargo would.
 .PHONY: fuzz
 fuzz: $(CARGO_FUZZ) dependencies-build ## Fuzz every decoder for SECONDS each, 60 by default (FUZZ_TARGETS=name: only that one)
 	scripts/fuzz-corpus.sh unpack fuzz/target/known $(FUZZ_TARGETS)
 	for target in $(FUZZ_TARGETS); do \
+	  case $$target in control) most=67108868 memory=2048;; *) most=1048704 memory=512;; esac; \
 	  mkdir -p fuzz/target/found/$$target; \
 	  $(CARGO_FUZZ) run -s none --target-dir fuzz/target $$target fuzz/target/found/$$target fuzz/target/known/$$target -- \
-	    -max_total_time=$(SECONDS) -max_len=1048704 -len_control=0 -rss_limit_mb=512 -timeout=10 -print_final_stats=1; \
+	    -max_total_time=$(SECONDS) -max_len=$$most -len_control=0 -rss_limit_mb=$$memory -timeout=10 -print_final_stats=1; \
 	done
 
 $(CARGO_FUZZ):
