@@ -276,7 +276,9 @@ pub enum ReloadState {
 /// One proxy beside a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProxyStatus {
-    /// `ats`; servers within the process, such as the demo's, do not report themselves.
+    /// What kind of server it is, as it says: `ats` is Traffic Server with the plugin, and a server that embeds a node says what
+    /// it registers, as `rustls` in `examples/embedded_node.rs`. Never more than 64 characters from a plugin. The servers of
+    /// `resumed demo` do not report themselves.
     pub kind: String,
     /// The proxy's release.
     pub version: String,

@@ -63,7 +63,7 @@ impl fmt::Debug for ProxyPlane {
 /// One connected proxy, as it introduced itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProxyInfo {
-    /// `ats` or `rustls`.
+    /// What kind of server it is: `ats`, or what a server that embeds the node calls itself, such as `rustls`.
     pub kind: String,
     /// The proxy's release.
     pub version: String,
