@@ -8,6 +8,7 @@ use std::fmt;
 use bytes::Bytes;
 use limits::{FLAT, Limit, Limits};
 
+pub mod frame;
 pub mod limits;
 
 include!(concat!(env!("OUT_DIR"), "/resumed.v1.rs"));

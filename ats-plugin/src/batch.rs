@@ -2,6 +2,7 @@
 
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::frame::{LENGTH_BYTES, length_of};
 use crate::report::{Report, varint};
 
 /// What a batch holds at most, in bytes.
@@ -10,7 +11,7 @@ pub const BATCH_BYTES: usize = 64 * 1024;
 /// Field 2 of `FromProxy`, of a length (Protocol Buffers, "Encoding": field number · 8 + wire type).
 const SESSIONS: u8 = 2 << 3 | 2;
 /// Room for the frame's length, the key of its only field, and that field's length below 2³⁵.
-const HEAD_BYTES: usize = 4 + 1 + 5;
+const HEAD_BYTES: usize = LENGTH_BYTES + 1 + 5;
 
 /// A `FromProxy` message with [`crate::proto::Sessions`] in the making.
 pub struct Batch {
@@ -90,10 +91,10 @@ pub fn frame_of(report: &Report) -> Zeroizing<Vec<u8>> {
 
 /// What comes before so many bytes of entries. Returns its length.
 fn write_head(head: &mut [u8; HEAD_BYTES], entries: usize) -> usize {
-    head[4] = SESSIONS;
-    let len = 5 + varint(&mut head[5..], entries as u64);
-    let message = len - 4 + entries;
-    head[..4].copy_from_slice(&(message as u32).to_be_bytes());
+    const SESSIONS_AT: usize = LENGTH_BYTES;
+    head[SESSIONS_AT] = SESSIONS;
+    let len = SESSIONS_AT + 1 + varint(&mut head[SESSIONS_AT + 1..], entries as u64);
+    head[..LENGTH_BYTES].copy_from_slice(&length_of(len - LENGTH_BYTES + entries));
     len
 }
 

@@ -1,16 +1,16 @@
 //! What the daemon sends: read off the socket, and its sessions kept.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 use bytes::{Bytes, BytesMut};
 use zeroize::Zeroize;
 
+use crate::frame::{self, MOST_PLUGIN_BYTES, ReadError};
 use crate::from_daemon::{self, FromDaemon};
 use crate::proto::SessionEntry;
 use crate::replica::Replica;
-use crate::sender::MAX_FRAME_BYTES;
 use crate::session::{LARGEST_FOR_ATS, SessionId, expiry};
 
 /// A buffer that a large message has left is not kept for small ones.
@@ -19,7 +19,8 @@ const KEPT_BYTES: usize = 256 * 1024;
 /// Reads one message after the other.
 #[derive(Default)]
 pub struct Incoming {
-    frame: BytesMut,
+    /// The buffer of the last message, for the next one.
+    message: BytesMut,
 }
 
 impl Incoming {
@@ -34,23 +35,23 @@ impl Incoming {
         take: impl FnOnce(Result<FromDaemon, String>) -> R,
     ) -> io::Result<R> {
         wait_for_news(stream)?;
-        let mut length = [0; 4];
-        stream.read_exact(&mut length)?;
-        let length = u32::from_be_bytes(length) as usize;
-        if length > MAX_FRAME_BYTES {
-            return Ok(take(Err(format!("a message of {length} bytes: at most {MAX_FRAME_BYTES} are allowed"))));
+        let mut message = std::mem::take(&mut self.message);
+        match frame::read(stream, MOST_PLUGIN_BYTES, &mut message) {
+            Ok(()) => {}
+            Err(ReadError::TooLong(length)) => {
+                let what = format!("a message of {length} bytes: at most {MOST_PLUGIN_BYTES} are allowed");
+                return Ok(take(Err(what)));
+            }
+            Err(ReadError::Io(error)) => {
+                message.as_mut().zeroize();
+                return Err(error);
+            }
         }
-        let mut frame = std::mem::take(&mut self.frame);
-        frame.resize(length, 0);
-        if let Err(error) = stream.read_exact(&mut frame) {
-            frame.as_mut().zeroize();
-            return Err(error);
-        }
-        let bytes = frame.freeze();
+        let bytes = message.freeze();
         let taken = take(from_daemon::decode(bytes.clone()));
-        self.frame = wiped(bytes);
-        if self.frame.capacity() > KEPT_BYTES {
-            self.frame = BytesMut::new();
+        self.message = wiped(bytes);
+        if self.message.capacity() > KEPT_BYTES {
+            self.message = BytesMut::new();
         }
         Ok(taken)
     }
@@ -71,8 +72,8 @@ fn wait_for_news(stream: &UnixStream) -> io::Result<()> {
 }
 
 /// The buffer of a message, for the next one.
-fn wiped(frame: Bytes) -> BytesMut {
-    let mut buffer = frame.try_into_mut().unwrap_or_default();
+fn wiped(message: Bytes) -> BytesMut {
+    let mut buffer = message.try_into_mut().unwrap_or_default();
     buffer.as_mut().zeroize();
     buffer
 }

@@ -12,6 +12,8 @@ pub mod batch;
 mod coalescer;
 mod farm_keys;
 mod fields;
+#[path = "../../src/proto/frame.rs"]
+pub mod frame;
 pub mod from_daemon;
 mod hook_times;
 pub mod incoming;

@@ -8,16 +8,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-use prost::Message;
 use zeroize::Zeroizing;
 
 use crate::batch::frame_of;
+use crate::frame::{MOST_PLUGIN_BYTES, encode};
 use crate::proto::{FromProxy, from_proxy};
 use crate::queue::Queue;
 use crate::report::Report;
-
-/// The largest message in either direction.
-pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 
 /// The sending side of the connection, if there is one. Whoever sends holds it.
 #[derive(Default)]
@@ -89,15 +86,7 @@ impl Sender {
 
 /// `kind` behind its length, as it travels.
 pub fn frame(kind: from_proxy::Kind) -> io::Result<Vec<u8>> {
-    let message = FromProxy { kind: Some(kind) };
-    let len = message.encoded_len();
-    if len > MAX_FRAME_BYTES {
-        return Err(io::Error::other(format!("a message of {len} bytes is too long to send")));
-    }
-    let mut frame = Vec::with_capacity(4 + len);
-    frame.extend_from_slice(&(len as u32).to_be_bytes());
-    message.encode(&mut frame).map_err(io::Error::other)?;
-    Ok(frame)
+    encode(&FromProxy { kind: Some(kind) }, MOST_PLUGIN_BYTES)
 }
 
 fn send_without_waiting(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {

@@ -5,17 +5,15 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use prost::Message;
+use bytes::BytesMut;
 
+use crate::proto::frame::{self, MOST_REPLY_BYTES, MOST_REQUEST_BYTES, ReadError};
 use crate::proto::limits::decode_within;
 use crate::proto::local::{
     CONTROL_REPLY, ControlReply, ControlRequest, ReloadCommand, Reloaded, RotateProgress, StatusCommand, control_reply,
     control_request,
 };
 use crate::status::FarmStatus;
-
-/// The longest reply that is read, in bytes: as much as the daemon sends.
-const MAX_FRAME: usize = 64 * 1024 * 1024;
 
 /// Why a command got no answer from the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -139,41 +137,26 @@ impl Control {
     }
 
     fn send(&mut self, request: control_request::Kind, until: Instant, limit: Duration) -> Result<(), ControlError> {
-        let body = ControlRequest { kind: Some(request) }.encode_to_vec();
-        let mut frame = u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes().to_vec();
-        frame.extend(body);
-        let sent = remaining(until).and_then(|left| self.stream.set_write_timeout(Some(left)));
-        sent.and_then(|()| self.stream.write_all(&frame)).map_err(|error| self.failed(error, limit))
+        let sent = frame::encode(&ControlRequest { kind: Some(request) }, MOST_REQUEST_BYTES).and_then(|frame| {
+            self.stream.set_write_timeout(Some(remaining(until)?))?;
+            self.stream.write_all(&frame)
+        });
+        sent.map_err(|error| self.failed(error, limit))
     }
 
     fn receive(&mut self, until: Instant, limit: Duration) -> Result<control_reply::Kind, ControlError> {
-        let mut length = [0; 4];
-        self.read(&mut length, until).map_err(|error| self.failed(error, limit))?;
-        let length = u32::from_be_bytes(length) as usize;
-        if length > MAX_FRAME {
-            return Err(self.nonsense(format!("{length} bytes at once")));
-        }
-        let mut body = vec![0; length];
-        self.read(&mut body, until).map_err(|error| self.failed(error, limit))?;
-        match decode_within(&body[..], &CONTROL_REPLY) {
+        let mut reply = BytesMut::new();
+        let read = frame::read(&mut Until { stream: &self.stream, until }, MOST_REPLY_BYTES, &mut reply);
+        read.map_err(|error| match error {
+            ReadError::TooLong(length) => self.nonsense(format!("{length} bytes at once")),
+            ReadError::Io(error) => self.failed(error, limit),
+        })?;
+        match decode_within(&reply[..], &CONTROL_REPLY) {
             Ok(ControlReply { kind: Some(control_reply::Kind::Error(text)) }) => Err(ControlError::Daemon(text)),
             Ok(ControlReply { kind: Some(kind) }) => Ok(kind),
             Ok(ControlReply { kind: None }) => Err(self.nonsense("a reply of an unknown kind".into())),
             Err(error) => Err(self.nonsense(format!("what is no reply ({error})"))),
         }
-    }
-
-    fn read(&mut self, mut bytes: &mut [u8], until: Instant) -> io::Result<()> {
-        while !bytes.is_empty() {
-            self.stream.set_read_timeout(Some(remaining(until)?))?;
-            match self.stream.read(bytes) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => bytes = &mut bytes[read..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 
     fn failed(&self, source: io::Error, limit: Duration) -> ControlError {
@@ -198,6 +181,19 @@ impl Control {
 
     fn nonsense(&self, what: String) -> ControlError {
         ControlError::Nonsense { path: self.path.clone(), what }
+    }
+}
+
+/// A stream that is read until that time and no longer, however often.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(remaining(self.until)?))?;
+        self.stream.read(bytes)
     }
 }
 
@@ -289,6 +285,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
+    use prost::Message;
+
     use super::daemon::Daemon;
     use super::*;
 
@@ -327,7 +325,7 @@ mod tests {
     #[test]
     fn replies_that_are_none_are_named_as_such() {
         let reply = |kind| ControlReply { kind: Some(kind) }.encode_to_vec();
-        let framed = |body: &[u8]| [&u32::try_from(body.len()).unwrap().to_be_bytes()[..], body].concat();
+        let framed = |body: &[u8]| [&frame::length_of(body.len())[..], body].concat();
         for (bytes, what) in [
             (b"HTTP/1.1 400 Bad Request".to_vec(), "bytes at once"),
             (framed(b"\xff\xff\xff"), "what is no reply"),

@@ -1,9 +1,8 @@
 //! The control socket, on which the commands `status`, `rotate`, `revoke` and `reload` reach the daemon.
 //!
-//! Each message is a protobuf ([`ControlRequest`], [`ControlReply`]) behind its length in bytes as a 32-bit big-endian
-//! number. A connection carries any number of requests, one at a time: the next may be sent when the last reply to the
-//! one before has come. Only root, the daemon's own user and the members of one group can open it: the file's rights
-//! say so.
+//! Each message is a protobuf ([`ControlRequest`], [`ControlReply`]) in a frame (`proto::frame`). A connection carries any
+//! number of requests, one at a time: the next may be sent when the last reply to the one before has come. Only root, the
+//! daemon's own user and the members of one group can open it: the file's rights say so.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,16 +24,11 @@ use super::settings::ControlSettings;
 use crate::clock::SystemClock;
 use crate::log_limiter::LogLimiter;
 use crate::metrics::CONTROL_REFUSED;
+use crate::proto::frame::{MOST_REPLY_BYTES, MOST_REQUEST_BYTES};
 use crate::proto::limits::decode_within;
 use crate::proto::local::{CONTROL_REQUEST, ControlReply, ControlRequest, control_reply, control_request};
 use crate::reason::ControlReason;
 use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
-
-/// The longest frame in either direction, in bytes, its length not included: the status of some 100,000 nodes.
-pub(crate) const MAX_FRAME: usize = 64 * 1024 * 1024;
-
-/// The longest request, in bytes: far more than any has, far less than 64 connections could make the daemon hold.
-const MAX_REQUEST: usize = 4096;
 
 /// The most connections at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -156,7 +150,7 @@ pub enum ControlRefusal {
     #[error("sent something that is no request, or one before the last was answered")]
     Malformed,
     /// A frame longer than any request.
-    #[error("sent a request of more than {MAX_REQUEST} bytes")]
+    #[error("sent a request of more than {MOST_REQUEST_BYTES} bytes")]
     TooLarge,
     /// The connection ended within a frame.
     #[error("ended in the middle of a message")]
@@ -192,7 +186,7 @@ pub async fn converse(
     calls: &mpsc::Sender<ControlCall>,
     idle: Duration,
 ) -> Result<(), ControlRefusal> {
-    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_REQUEST).new_codec();
+    let codec = LengthDelimitedCodec::builder().max_frame_length(MOST_REQUEST_BYTES).new_codec();
     let uid = stream.peer_cred().ok().map(|peer| peer.uid());
     let mut frames = Framed::new(stream, codec);
     loop {
@@ -256,13 +250,14 @@ fn whole(frame: Option<io::Result<BytesMut>>) -> Result<Option<BytesMut>, Contro
 
 async fn reply(frames: &mut Frames, reply: &ControlReply, idle: Duration) -> Result<(), ControlRefusal> {
     let mut bytes = reply.encode_to_vec();
-    if bytes.len() > MAX_FRAME {
-        bytes = error(&format!("the reply has {} bytes, over the {MAX_FRAME} of a frame", bytes.len())).encode_to_vec();
+    if bytes.len() > MOST_REPLY_BYTES {
+        bytes = error(&format!("the reply has {} bytes, over the {MOST_REPLY_BYTES} of a frame", bytes.len()))
+            .encode_to_vec();
     }
     // Limits in the codec hold for both directions; only what comes in is not trusted.
-    frames.codec_mut().set_max_frame_length(MAX_FRAME);
+    frames.codec_mut().set_max_frame_length(MOST_REPLY_BYTES);
     let sent = tokio::time::timeout(idle, frames.send(Bytes::from(bytes))).await;
-    frames.codec_mut().set_max_frame_length(MAX_REQUEST);
+    frames.codec_mut().set_max_frame_length(MOST_REQUEST_BYTES);
     // Who closes before the reply misses it, and that is all.
     sent.map_err(|_| ControlRefusal::Idle)?.map_err(|_| ControlRefusal::Truncated)
 }
@@ -277,6 +272,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::proto::frame::length_of;
     use crate::proto::local::{RotateCommand, RotateProgress, StatusCommand};
 
     struct Served {
@@ -313,7 +309,7 @@ mod tests {
 
     fn frame(request: control_request::Kind) -> Vec<u8> {
         let body = ControlRequest { kind: Some(request) }.encode_to_vec();
-        [&u32::try_from(body.len()).unwrap().to_be_bytes()[..], &body].concat()
+        [&length_of(body.len())[..], &body].concat()
     }
 
     async fn read_reply(stream: &mut UnixStream) -> Option<control_reply::Kind> {
@@ -422,11 +418,11 @@ mod tests {
         let mut stream = served.connect().await;
         stream.write_all(&frame(status())).await.unwrap();
         let call = served.calls.recv().await.unwrap();
-        let json = control_reply::Kind::StatusJson(vec![b' '; MAX_FRAME]);
+        let json = control_reply::Kind::StatusJson(vec![b' '; MOST_REPLY_BYTES]);
         call.replies.send(ControlReply { kind: Some(json) }).await.unwrap();
         let reply = read_reply(&mut stream).await;
         assert!(
-            matches!(&reply, Some(control_reply::Kind::Error(why)) if why.contains(&format!("over the {MAX_FRAME}"))),
+            matches!(&reply, Some(control_reply::Kind::Error(why)) if why.contains(&format!("over the {MOST_REPLY_BYTES}"))),
             "{reply:?}"
         );
     }

@@ -1,7 +1,7 @@
 //! The Unix socket on which Traffic Server's plugin meets its node.
 //!
 //! One task a connection reads, one writes. The writer of one proxy never waits for another, and a proxy that stops
-//! reading loses its connection. Messages are preceded by their length as a 32-bit big-endian number.
+//! reading loses its connection. Messages travel in frames: `proto::frame`.
 //!
 //! The socket's mode is 0666, so every process of the host can connect. Who it is says the kernel (`SO_PEERCRED`), and a
 //! stranger is turned away before it is counted or a task begins: it costs one accept, one getsockopt and one close. After a
@@ -45,15 +45,13 @@ use crate::metrics::{
     APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
 };
 use crate::proto::SessionEntry;
+use crate::proto::frame::{self, MOST_PLUGIN_BYTES};
 use crate::proto::limits::{Undecodable, decode_within};
 use crate::proto::local::{self, FROM_PROXY, FromProxy, ToProxy, from_proxy, to_proxy};
 use crate::reason::{DropReason, ProxyReason};
 use crate::sessions::SessionFault;
 use crate::token_bucket::TokenBucket;
 use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
-
-/// The largest message in either direction, in bytes.
-pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 
 /// Any local user may connect: the proxy runs as a user of its own, and shares no group with the daemon. Who it is says the
 /// kernel, and [`AllowedUsers`] decides before anything else is done.
@@ -272,7 +270,7 @@ enum ProxyRefusal {
     NoHello,
     #[error("a second introduction")]
     SecondHello,
-    #[error("a message of more than {MAX_FRAME_BYTES} bytes")]
+    #[error("a message of more than {MOST_PLUGIN_BYTES} bytes")]
     TooLarge,
     #[error("the connection ended in the middle of a message")]
     Truncated,
@@ -355,7 +353,7 @@ impl Acceptor {
 
     async fn talk(&self, stream: UnixStream, who: &str) -> Result<(), ProxyRefusal> {
         let (reader, writer) = stream.into_split();
-        let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec();
+        let codec = LengthDelimitedCodec::builder().max_frame_length(MOST_PLUGIN_BYTES).new_codec();
         let mut messages = FramedRead::new(reader, codec);
         let first = timeout(HELLO_WITHIN, next_message(&mut messages)).await.map_err(|_| ProxyRefusal::Silent)??;
         // It looked whether anybody is here, as a starting daemon does.
@@ -582,18 +580,9 @@ async fn send_sessions(writer: &mut OwnedWriteHalf, sessions: &[SessionEntry]) -
     Ok(())
 }
 
-/// The message behind its length. It may hold keys: it is encoded once, into memory that is large enough from the start.
-fn frame_of(message: &ToProxy) -> Result<Zeroizing<Vec<u8>>, ProxyRefusal> {
-    let length = message.encoded_len();
-    let mut frame = Zeroizing::new(Vec::with_capacity(4 + length));
-    frame.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-    message.encode(&mut *frame).map_err(|error| ProxyRefusal::Io(io::Error::other(error)))?;
-    Ok(frame)
-}
-
 async fn send(writer: &mut OwnedWriteHalf, kind: to_proxy::Kind) -> Result<(), ProxyRefusal> {
     let mut message = ToProxy { kind: Some(kind) };
-    let frame = frame_of(&message)?;
+    let frame = Zeroizing::new(frame::encode(&message, MOST_PLUGIN_BYTES).map_err(ProxyRefusal::Io)?);
     if let Some(to_proxy::Kind::Timetable(timetable)) = &mut message.kind {
         for key in &mut timetable.keys {
             key.hmac.zeroize();
@@ -605,23 +594,5 @@ async fn send(writer: &mut OwnedWriteHalf, kind: to_proxy::Kind) -> Result<(), P
         Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Ok(Err(error)) => Err(ProxyRefusal::Io(error)),
         Err(_) => Err(ProxyRefusal::StoppedReading),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-
-    #[test]
-    fn a_frame_is_its_length_and_the_message_in_memory_that_never_moved() {
-        let entry = SessionEntry { id: Bytes::from_static(&[1; 32]), session: vec![2; 40_000].into(), at: 0 };
-        let message = ToProxy { kind: Some(to_proxy::Kind::Sessions(local::Sessions { entries: vec![entry; 3] })) };
-        let frame = frame_of(&message).expect("a Vec grows");
-        let (length, rest) = frame.split_first_chunk().expect("a length");
-        assert_eq!(u32::from_be_bytes(*length) as usize, rest.len());
-        assert_eq!(ToProxy::decode(rest).expect("a message"), message);
-        assert_eq!(frame.capacity(), frame.len(), "it grew, and left a copy behind");
     }
 }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use openssl::ssl::SslSession;
 use prost::Message;
 use resumed::probe::{Client, Mode, Options};
+use resumed::proto::frame::MOST_PLUGIN_BYTES;
 use resumed::proto::local::{
     ControlRequest, Counters, FromProxy, Hello, RotateCommand, Sessions, StatusCommand, control_request, from_proxy,
 };
@@ -25,7 +26,7 @@ use resumed::proto::{
     Announcement, Answer, AuditEntry, EpochGrant, Farewell, Join, Member, OperatorTrail, Outcome, Payload, Proxy,
     Report, Request, Ring, Rotate, SessionBatch, SessionEntry, SessionFormat, TicketKey, request,
 };
-use resumed::proxies::ats::{MAX_FRAME_BYTES, MAX_PROXIES};
+use resumed::proxies::ats::MAX_PROXIES;
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
 use testkit::attacker::{Attacker, announcement, flipped, random};
 use testkit::broker::Broker;
@@ -887,7 +888,7 @@ impl Drop for Over<'_> {
 }
 
 fn on_the_plugins_socket(siege: &mut Siege<'_>, socket: &Path) {
-    let too_large = u32::try_from(MAX_FRAME_BYTES + 1).expect("a length").to_be_bytes();
+    let too_large = u32::try_from(MOST_PLUGIN_BYTES + 1).expect("a length").to_be_bytes();
     let sessions = |entries| from_proxy(from_proxy::Kind::Sessions(Sessions { entries }));
     let counters = from_proxy(from_proxy::Kind::Counters(Counters { queued: u64::MAX, ..Counters::default() }));
     let noise = [&[0xfe][..], &random::<500>()].concat();

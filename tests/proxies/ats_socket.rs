@@ -11,9 +11,10 @@ use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use prost::Message;
 use resumed::keys::Timetable;
+use resumed::proto::frame::MOST_PLUGIN_BYTES;
 use resumed::proto::local::{Counters, FromProxy, Hello, Sessions, Settings, ToProxy, from_proxy, to_proxy};
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
-use resumed::proxies::ats::{AtsSettings, MAX_FRAME_BYTES, MAX_PROXIES, Socket};
+use resumed::proxies::ats::{AtsSettings, MAX_PROXIES, Socket};
 use resumed::unix_socket::SocketError;
 use testkit::foreign_peer;
 use testkit::node::{Node, NodeSetup, key, until};
@@ -114,7 +115,7 @@ impl Proxy {
 
     async fn message(&mut self) -> Option<to_proxy::Kind> {
         let len = self.0.read_u32().await.ok()?;
-        assert!(len as usize <= MAX_FRAME_BYTES);
+        assert!(len as usize <= MOST_PLUGIN_BYTES);
         let mut bytes = vec![0; len as usize];
         self.0.read_exact(&mut bytes).await.ok()?;
         ToProxy::decode(&bytes[..]).expect("a message").kind
@@ -280,7 +281,7 @@ async fn each_bad_message_has_its_counted_reason_and_costs_one_connection() {
     let mut good = bench.proxy().await;
     good.hear().await;
     good.hear().await;
-    let too_large = u32::try_from(MAX_FRAME_BYTES + 1).expect("a length").to_be_bytes();
+    let too_large = u32::try_from(MOST_PLUGIN_BYTES + 1).expect("a length").to_be_bytes();
     let first_words: [(&[u8], &str); 5] = [
         (&too_large, "too_large"),
         (b"\xff\xff\xff\xff", "too_large"),
