@@ -22,6 +22,8 @@ mod libssl;
 pub mod limits;
 mod link;
 mod log_limiter;
+#[path = "../../src/log_limiter/line.rs"]
+mod log_line;
 pub mod outgoing;
 mod plugin;
 pub mod proto;

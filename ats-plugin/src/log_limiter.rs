@@ -1,41 +1,45 @@
 //! Log lines that may recur: the first at once, then at most one a minute that says how many were held back.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-const EVERY: Duration = Duration::from_secs(60);
+use crate::log_line::Line;
 
 /// Decides whether a line may pass.
-#[derive(Default)]
 pub(crate) struct LogLimiter {
-    last: Option<Instant>,
-    held_back: u32,
+    /// What times are told from.
+    start: Instant,
+    line: Line,
+}
+
+impl Default for LogLimiter {
+    fn default() -> Self {
+        Self { start: Instant::now(), line: Line::default() }
+    }
 }
 
 impl LogLimiter {
     /// What to append to the line, if it may pass at `now`.
     pub(crate) fn pass(&mut self, now: Instant) -> Option<String> {
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < EVERY) {
-            self.held_back += 1;
-            return None;
-        }
-        self.last = Some(now);
-        let held_back = std::mem::take(&mut self.held_back);
+        let held_back = self.line.pass(now.saturating_duration_since(self.start))?;
         Some(if held_back == 0 { String::new() } else { format!(" (and {held_back} times before)") })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn one_line_a_minute_says_how_many_it_stands_for() {
-        let start = Instant::now();
+    fn a_line_says_how_many_it_stands_for() {
+        let minute = Duration::from_secs(60);
         let mut limiter = LogLimiter::default();
+        let start = Instant::now();
         assert_eq!(limiter.pass(start).as_deref(), Some(""));
-        assert_eq!(limiter.pass(start + EVERY / 2), None);
-        assert_eq!(limiter.pass(start + EVERY / 2), None);
-        assert_eq!(limiter.pass(start + EVERY).as_deref(), Some(" (and 2 times before)"));
-        assert_eq!(limiter.pass(start + EVERY * 2).as_deref(), Some(""));
+        assert_eq!(limiter.pass(start + minute / 2), None);
+        assert_eq!(limiter.pass(start + minute / 2), None);
+        assert_eq!(limiter.pass(start + minute).as_deref(), Some(" (and 2 times before)"));
+        assert_eq!(limiter.pass(start + minute * 2).as_deref(), Some(""));
     }
 }
