@@ -22,9 +22,8 @@ macro_rules! labelled {
             /// Its label.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $label,)+
-                }
+                // They stand in the same order.
+                Self::LABELS[self as usize]
             }
         }
 

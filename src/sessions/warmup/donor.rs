@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::donation::{Donation, Position};
 use super::limiter::{Admission, RequestLimiter, SendRate};
-use super::{Action, Joiner, Note, Peer, WINDOW};
+use super::{Action, DonationEnd, Joiner, Note, Peer, WINDOW};
 use crate::clock::Now;
 use crate::proto::payload::Kind;
 use crate::proto::{WarmupCall, WarmupOffer, WarmupRequest, WarmupState};
@@ -107,7 +107,7 @@ impl Donor {
     /// The session feed is gone, and with it the joiner's way to ask for more.
     pub(crate) fn feed_down(&mut self) -> Vec<Action> {
         self.feed = None;
-        self.end("this node lost the broker");
+        self.end(DonationEnd::FeedLost);
         std::mem::take(&mut self.out)
     }
 
@@ -145,7 +145,7 @@ impl Donor {
             running.go_back_to(taken);
         }
         if request.done || (running.last && running.sent == taken) {
-            self.end("done");
+            self.end(DonationEnd::Done);
         }
     }
 
@@ -158,7 +158,7 @@ impl Donor {
             self.send_offer(request.id, request.feed, 0, WarmupState::Busy);
             return;
         }
-        self.end("it asked anew");
+        self.end(DonationEnd::AskedAnew);
         let donation = store.donation(away(request.away_ms), now);
         self.note(Note::Donates { to: peer.node.clone(), entries: donation.entries });
         self.running = Some(Running::new(peer, request, donation, now));
@@ -179,7 +179,7 @@ impl Donor {
         }
         let gone_at = running.asked_at + GONE_MS;
         if now.mono >= gone_at {
-            self.end("it asks for no more");
+            self.end(DonationEnd::JoinerSilent);
             return (Due::Never, std::mem::take(&mut self.out));
         }
         if running.last || running.sent >= running.credit {
@@ -225,7 +225,7 @@ impl Donor {
         self.out.push(Action::Send { feed: to, kind: Kind::WarmupOffer(offer) });
     }
 
-    fn end(&mut self, reason: &'static str) {
+    fn end(&mut self, reason: DonationEnd) {
         let Some(Running { peer, sessions, tombstones, .. }) = self.running.take() else { return };
         self.note(Note::Donated { to: peer.node, sessions, tombstones, reason });
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Action, Note, Peer, WINDOW};
+use super::{Action, DonorLoss, Note, Peer, WINDOW};
 use crate::clock::Now;
 use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest, WarmupState};
@@ -190,7 +190,7 @@ impl Joiner {
                 if receiving.donor.peer != peer {
                     self.refuse(peer, Reason::WarmupUnasked);
                 } else if state != WarmupState::Ready {
-                    self.replace_donor("it is busy", now);
+                    self.replace_donor(DonorLoss::Busy, now);
                 }
             }
             _ if self.former.contains(&offer.id) => {}
@@ -261,7 +261,7 @@ impl Joiner {
                     receiving.heard_at = now.mono;
                     receiving.repeat_at = now.mono + REPEAT_MS;
                 } else if now.mono.saturating_sub(receiving.heard_at) >= SILENT_MS {
-                    self.replace_donor("it fell silent", now);
+                    self.replace_donor(DonorLoss::Silent, now);
                 } else if now.mono >= receiving.repeat_at {
                     receiving.repeat_at = now.mono + REPEAT_MS;
                     self.send_request(true, false, now);
@@ -353,7 +353,7 @@ impl Joiner {
         self.send_request(false, false, now);
     }
 
-    fn replace_donor(&mut self, reason: &'static str, now: Now) {
+    fn replace_donor(&mut self, reason: DonorLoss, now: Now) {
         let State::Receiving(receiving) = &mut self.state else { return };
         let (donor, others) = (receiving.donor.peer.clone(), std::mem::take(&mut receiving.others));
         self.avoid = Some(donor.boot_id);

@@ -24,7 +24,7 @@ use std::fmt;
 
 use crate::proto::WarmupCall;
 use crate::proto::payload::Kind;
-use crate::reason::Reason;
+use crate::reason::{Reason, labelled};
 
 pub use donor::{Donor, Due};
 pub use joiner::Joiner;
@@ -87,7 +87,7 @@ pub enum Note {
         /// The donor.
         donor: String,
         /// Why.
-        reason: &'static str,
+        reason: DonorLoss,
     },
     /// This node warms another one up.
     Donates {
@@ -105,7 +105,7 @@ pub enum Note {
         /// Tombstones sent.
         tombstones: u64,
         /// Why it ended.
-        reason: &'static str,
+        reason: DonationEnd,
     },
     /// A message was not acted on.
     Refused {
@@ -114,6 +114,30 @@ pub enum Note {
         /// The counted reason.
         reason: Reason,
     },
+}
+
+labelled! {
+    /// Why a joiner takes nothing more of its donor, in the words of the log.
+    DonorLoss {
+        /// It serves another joiner, or does not know of this one any more.
+        Busy => "it is busy",
+        /// No chunk of it has come for 3 s.
+        Silent => "it fell silent",
+    }
+}
+
+labelled! {
+    /// Why a donor sends a joiner nothing more, in the words of the log.
+    DonationEnd {
+        /// The joiner has taken everything.
+        Done => "done",
+        /// The joiner begins from the start.
+        AskedAnew => "it asked anew",
+        /// The joiner has asked for nothing in 5 s: it is gone.
+        JoinerSilent => "it asks for no more",
+        /// The donor's own feed is gone, and with it the joiner's way to ask.
+        FeedLost => "this node lost the broker",
+    }
 }
 
 impl fmt::Display for Note {

@@ -12,7 +12,7 @@ use super::joiner::{CALL_AGAIN_MS, CALL_JITTER_MS, CALLS, OFFERS_WITHIN_MS, SILE
 use super::limiter::{BYTE_BURST, BYTES_A_SECOND, REQUEST_BURST};
 use super::*;
 use crate::clock::Now;
-use crate::proto::{SessionBatch, SessionEntry, SessionFormat, Warmup, WarmupOffer, WarmupRequest};
+use crate::proto::{SessionBatch, SessionEntry, SessionFormat, Warmup, WarmupOffer, WarmupRequest, WarmupState};
 use crate::sessions::samples::plain;
 use crate::sessions::{Removals, SessionId, Store, StoreSettings};
 
@@ -331,7 +331,7 @@ fn an_interrupted_donor_is_replaced_and_what_it_sent_stays() {
     assert_eq!(world.nodes[joiner].store.len(), 30_000);
     assert!(had >= 10_000 && took < SILENT_MS + 2_000, "{took} ms");
     assert_eq!(world.donor_of(joiner), [format!("n{first}"), format!("n{}", 1 - first)]);
-    let lost = Note::DonorLost { donor: format!("n{first}"), reason: "it fell silent" };
+    let lost = Note::DonorLost { donor: format!("n{first}"), reason: DonorLoss::Silent };
     assert!(world.nodes[joiner].notes.contains(&lost), "{:?}", world.notes());
 }
 
@@ -488,4 +488,49 @@ fn a_flood_of_calls_and_requests_of_one_node_is_counted_and_left_unanswered() {
     let [Action::Send { .. }] = node.donor.on_call(&peer, &call, &node.joiner, &node.store, later)[..] else {
         panic!("no offer a second later")
     };
+}
+
+#[test]
+fn a_donor_says_every_reason_for_which_it_ends_a_warm_up() {
+    let mut world = settled(1, 0..1_000);
+    let (peer, now) = (World::peer(9), world.now());
+    let late = Now { wall: now.wall + GONE_MS, mono: now.mono + GONE_MS };
+    let first = |id| WarmupRequest { id, feed: "f".into(), credit: 5, ..Default::default() };
+    let done = WarmupRequest { done: true, ..first(1) };
+    let Node { donor, store, .. } = &mut world.nodes[0];
+    let ended = [
+        donor.on_request(peer.clone(), first(1), store, now),
+        donor.on_request(peer.clone(), done, store, now),
+        donor.on_request(peer.clone(), first(2), store, now),
+        donor.on_request(peer.clone(), first(3), store, now),
+        donor.due(false, late).1,
+        donor.on_request(peer, first(4), store, late),
+        donor.feed_down(),
+    ];
+    let ended = ended.into_iter().flatten().filter_map(|action| match action {
+        Action::Note(Note::Donated { reason, .. }) => Some(reason),
+        _ => None,
+    });
+    assert_eq!(Vec::from_iter(ended), DonationEnd::ALL);
+}
+
+#[test]
+fn a_joiner_says_every_reason_for_which_it_leaves_a_donor() {
+    let mut world = settled(3, 0..30_000);
+    let joiner = world.add();
+    world.link(joiner, true);
+    while !world.nodes[joiner].joiner.is_receiving() {
+        world.step();
+    }
+    let now = world.now();
+    let silent = Now { wall: now.wall + SILENT_MS, mono: now.mono + SILENT_MS };
+    let machine = &mut world.nodes[joiner].joiner;
+    let (id, donor) = machine.receives().expect("it is receiving");
+    let busy = WarmupOffer { id, state: WarmupState::Busy.into(), ..Default::default() };
+    let left = [machine.on_offer(donor, busy, now), machine.wake(false, silent)];
+    let left = left.into_iter().flatten().filter_map(|action| match action {
+        Action::Note(Note::DonorLost { reason, .. }) => Some(reason),
+        _ => None,
+    });
+    assert_eq!(Vec::from_iter(left), DonorLoss::ALL);
 }
