@@ -21,7 +21,7 @@ use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Sealer, Secrets};
 use resumed::keys::{KeySettings, Ring};
 use resumed::proto;
 use resumed::proxies::SharedOutbox;
-use resumed::sessions::{Cache, Removals, Store, StoreSettings, validate};
+use resumed::sessions::{Cache, SessionSettings, Store, validate};
 use resumed_ats::queue::Queue;
 use resumed_ats::replica::Replica;
 use resumed_ats::report::Report as SessionReport;
@@ -182,12 +182,7 @@ fn sessions(criterion: &mut Criterion, sample: &Sample) {
         bench.iter_batched(made, |(session, der)| cache.insert(&session, &der), BatchSize::SmallInput);
     });
 
-    let store = Store::new(StoreSettings {
-        max_bytes: 256 << 20,
-        max_session_bytes: 16 * 1024,
-        removals: Removals::Replicate,
-        tombstone_for: Duration::from_secs(600),
-    });
+    let store = Store::new(SessionSettings::default(), Duration::from_secs(600));
     let mut from = 0;
     criterion.bench_function("store_remote_batch", |bench| {
         let made = || {

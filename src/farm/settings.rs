@@ -7,6 +7,10 @@ use crate::proto;
 use crate::routes::Names;
 
 /// Who the node is and how it behaves.
+///
+/// Most of it is copied from `NodeSettings`, field by field: those belong to the room that runs a farm beside files and sessions,
+/// which this room does not know. The keys' settings are the keys' own type in both. The boot id, the release and the names of
+/// queues are no settings: they are drawn or made at the start.
 #[derive(Clone, Debug)]
 pub struct FarmSettings {
     /// The node's name, 1 to 128 bytes.

@@ -72,7 +72,7 @@ mod tests {
     use crate::clock::Now;
     use crate::proto::{SessionBatch, SessionEntry, SessionFormat};
     use crate::sessions::samples::plain;
-    use crate::sessions::{ENTRY_OVERHEAD, Removals, StoreSettings};
+    use crate::sessions::{ENTRY_OVERHEAD, SessionSettings};
 
     const START: Now = Now { wall: 1_700_000_000_000, mono: 86_400_000 };
 
@@ -88,12 +88,8 @@ mod tests {
     #[test]
     fn everything_is_counted_once() {
         let cost = 32 + made(1).session.len() as u64 + ENTRY_OVERHEAD;
-        let store = Store::new(StoreSettings {
-            max_bytes: 3 * cost,
-            max_session_bytes: 16 << 10,
-            removals: Removals::Replicate,
-            tombstone_for: Duration::from_secs(600),
-        });
+        let settings = SessionSettings { max_bytes: 3 * cost, ..SessionSettings::default() };
+        let store = Store::new(settings, Duration::from_secs(600));
         let remote = |entries: Vec<SessionEntry>, format| {
             applied(&store.remote(SessionBatch { entries, format }, START), &store)
         };

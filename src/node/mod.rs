@@ -25,7 +25,7 @@ use crate::log_limiter::LogLimiter;
 use crate::proto;
 use crate::proxies::{ProxyPlane, Registry, SharedOutbox};
 use crate::random;
-use crate::sessions::{Removals, Store, StoreSettings};
+use crate::sessions::{Removals, Store};
 use crate::settings::SettingsError;
 
 pub mod core;
@@ -217,7 +217,7 @@ fn proxy_plane(settings: &NodeSettings, timetable: watch::Receiver<Arc<Timetable
         timetable,
         from_farm: broadcast::channel(FROM_FARM).0,
         outbox: Arc::new(SharedOutbox::new(outbox_bytes(settings))),
-        store: Arc::new(Store::new(store_settings(settings))),
+        store: Arc::new(Store::new(settings.sessions.clone(), 2 * settings.keys.max_clock_offset)),
         registry: Arc::new(Registry::default()),
         clock,
         welcome: proto::local::Welcome {
@@ -241,15 +241,6 @@ fn farm_settings(settings: &NodeSettings, boot_id: [u8; 16], names: &Names) -> F
         report_every: settings.report_every,
         start_alone_after: settings.start_alone_after,
         can_lead: settings.can_lead,
-    }
-}
-
-fn store_settings(settings: &NodeSettings) -> StoreSettings {
-    StoreSettings {
-        max_bytes: settings.sessions.max_bytes,
-        max_session_bytes: as_size(settings.sessions.max_session_bytes),
-        removals: settings.sessions.removals,
-        tombstone_for: 2 * settings.keys.max_clock_offset,
     }
 }
 

@@ -413,22 +413,17 @@ mod tests {
     use crate::proto::{SessionEntry, SessionFormat};
     use crate::proxies::{Registry, SharedOutbox};
     use crate::random::{random, system};
-    use crate::sessions::{Removals, Store, StoreSettings};
+    use crate::sessions::{SessionSettings, Store};
 
     const OFFSET: Duration = Duration::from_secs(300);
 
     fn plane(clock: SystemClock) -> Arc<ProxyPlane> {
-        let store = StoreSettings {
-            max_bytes: 1 << 20,
-            max_session_bytes: 16 << 10,
-            removals: Removals::Replicate,
-            tombstone_for: 2 * OFFSET,
-        };
+        let settings = SessionSettings { max_bytes: 1 << 20, ..SessionSettings::default() };
         Arc::new(ProxyPlane {
             timetable: watch::channel(Arc::new(Timetable::default())).1,
             from_farm: broadcast::channel(16).0,
             outbox: Arc::new(SharedOutbox::new(1 << 20)),
-            store: Arc::new(Store::new(store)),
+            store: Arc::new(Store::new(settings, 2 * OFFSET)),
             registry: Arc::new(Registry::default()),
             clock,
             welcome: Default::default(),

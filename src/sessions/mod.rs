@@ -28,7 +28,7 @@ pub(crate) use outbox::Outbox;
 pub use session::{Session, SessionFault, validate};
 pub use settings::SessionSettings;
 pub(crate) use store::Occupancy;
-pub use store::{Applied, Evictions, Refill, Removals, Reported, Store, StoreSettings};
+pub use store::{Applied, Evictions, Refill, Removals, Reported, Store};
 pub(crate) use tombstones::MAX_TOMBSTONES;
 
 /// The most entries that a batch may have; those behind are dropped, one by one. A megabyte of removals has 22,000.

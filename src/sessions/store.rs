@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::{
-    MAX_BATCH_ENTRIES, MAX_TOMBSTONES, Session, SessionFault, SessionId,
+    MAX_BATCH_ENTRIES, MAX_TOMBSTONES, Session, SessionFault, SessionId, SessionSettings,
     arrivals::Arrivals,
     cache::Cache,
     session::made_at_of,
@@ -38,19 +38,6 @@ pub enum Removals {
     /// Removals are ignored, those from this node's proxies and those from the pod: sessions stay until they expire,
     /// and more of them resume. RFC 5246 section 7.2.2 wants a session forgotten after a fatal alert.
     Keep,
-}
-
-/// The settings of a [`Store`].
-#[derive(Clone, Debug)]
-pub struct StoreSettings {
-    /// The bound of the cache in bytes, every session counted with its ID, its DER and [`super::ENTRY_OVERHEAD`].
-    pub max_bytes: u64,
-    /// The largest DER that is taken, in bytes.
-    pub max_session_bytes: usize,
-    /// What becomes of removals.
-    pub removals: Removals,
-    /// How long a removed session cannot come back: 2 × `node.max_clock_offset`, on the monotonic clock.
-    pub tombstone_for: Duration,
 }
 
 /// A session or a removal that passed every check.
@@ -117,7 +104,7 @@ pub(crate) struct Occupancy {
 /// A tombstone is stronger than any insertion, also from the node's own proxy: servers draw IDs at random and use none
 /// twice, so a session that appears after its removal was overtaken by it, or is replayed.
 pub struct Store {
-    pub(super) settings: StoreSettings,
+    settings: SessionSettings,
     state: Mutex<StoreState>,
 }
 
@@ -191,12 +178,13 @@ pub struct Reported {
 }
 
 impl Store {
-    /// An empty store.
+    /// An empty store. Every session counts for `max_bytes` with its ID, its DER and [`super::ENTRY_OVERHEAD`]. A removed
+    /// session cannot come back for `tombstone_for`, on the monotonic clock: 2 × `node.max_clock_offset`.
     #[must_use]
-    pub fn new(settings: StoreSettings) -> Self {
+    pub fn new(settings: SessionSettings, tombstone_for: Duration) -> Self {
         let state = StoreState {
             cache: Cache::new(settings.max_bytes),
-            tombstones: Tombstones::new(settings.tombstone_for, MAX_TOMBSTONES),
+            tombstones: Tombstones::new(tombstone_for, MAX_TOMBSTONES),
             arrivals: Arrivals::default(),
             pending_tombstones: false,
             sessions_from: 0,
@@ -293,7 +281,7 @@ impl Store {
             applied.drop_entries(SessionFault::OverLimit, chunk.entries.len().saturating_sub(MAX_BATCH_ENTRIES));
             self.in_turns(
                 chunk.entries.into_iter().take(MAX_BATCH_ENTRIES),
-                |entry| validate(&entry.id, &entry.session, now.wall, self.settings.max_session_bytes),
+                |entry| validate(&entry.id, &entry.session, now.wall, self.max_session_bytes()),
                 |state, entry, session| {
                     let outcome = session.and_then(|session| {
                         if state.cache.get(&session.id).is_some() {
@@ -455,8 +443,12 @@ impl Store {
         Occupancy { sessions: state.cache.len(), bytes: state.cache.bytes(), tombstones: state.tombstones.len() }
     }
 
+    fn max_session_bytes(&self) -> usize {
+        usize::try_from(self.settings.max_session_bytes).unwrap_or(usize::MAX)
+    }
+
     fn read(&self, id: &[u8], der: &[u8], now: Now) -> Result<Change, SessionFault> {
-        let change = Change::read(id, der, now, self.settings.max_session_bytes)?;
+        let change = Change::read(id, der, now, self.max_session_bytes())?;
         if matches!(change, Change::Removed(_)) && self.settings.removals == Removals::Keep {
             return Err(SessionFault::RemovalKept);
         }
@@ -554,12 +546,12 @@ mod tests {
     const TIMEOUT: u64 = 300;
     const TOMBSTONE: Duration = Duration::from_secs(600);
 
-    fn settings(removals: Removals) -> StoreSettings {
-        StoreSettings { max_bytes: 64 << 20, max_session_bytes: 16 << 10, removals, tombstone_for: TOMBSTONE }
+    fn store() -> Store {
+        store_of(Removals::Replicate, 64 << 20)
     }
 
-    fn store() -> Store {
-        Store::new(settings(Removals::Replicate))
+    fn store_of(removals: Removals, max_bytes: u64) -> Store {
+        Store::new(SessionSettings { max_bytes, removals, ..SessionSettings::default() }, TOMBSTONE)
     }
 
     fn id(number: u64) -> Bytes {
@@ -734,7 +726,7 @@ mod tests {
 
     #[test]
     fn where_removals_are_kept_they_change_nothing() {
-        let store = Store::new(settings(Removals::Keep));
+        let store = store_of(Removals::Keep, 64 << 20);
         local(&store, &made(1), START).unwrap();
         assert_eq!(local(&store, &removed(1), START), Ok(None));
         let applied = store.remote(batch([removed(1), made(2)]), START);
@@ -857,7 +849,7 @@ mod tests {
     #[test]
     fn the_cache_stays_within_its_bytes_and_keeps_the_newest() {
         let each = 32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD;
-        let store = Store::new(StoreSettings { max_bytes: 10 * each, ..settings(Removals::Replicate) });
+        let store = store_of(Removals::Replicate, 10 * each);
         for number in 1..=100 {
             assert!(local(&store, &made(number), START).unwrap().is_some());
             assert!(store.bytes() <= 10 * each);
@@ -868,7 +860,7 @@ mod tests {
     #[test]
     fn what_made_room_and_what_was_refused_is_said() {
         let each = 32 + made(1).session.len() as u64 + super::super::ENTRY_OVERHEAD;
-        let store = Store::new(StoreSettings { max_bytes: 3 * each, ..settings(Removals::Replicate) });
+        let store = store_of(Removals::Replicate, 3 * each);
         let applied = store.remote(batch([made(1), made(2), made(2), removed(1), made(1)]), START);
         assert_eq!((applied.sessions, applied.removals, applied.evicted), (2, 1, Evictions::default()));
         assert_eq!(applied.dropped, BTreeMap::from([(DropReason::Duplicate, 1), (DropReason::Tombstone, 1)]));
@@ -1023,7 +1015,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_store_does_what_the_plain_rules_say(steps in steps(), keep in prop::bool::weighted(0.2)) {
-            let store = Store::new(settings(if keep { Removals::Keep } else { Removals::Replicate }));
+            let store = store_of(if keep { Removals::Keep } else { Removals::Replicate }, 64 << 20);
             let mut model = Model::default();
             let mut now = START;
             for step in steps {

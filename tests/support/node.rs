@@ -9,7 +9,7 @@ use resumed::keys::{Entry, Timetable};
 use resumed::proto::local::Welcome;
 use resumed::proxies::ats::{AtsSettings, Socket};
 use resumed::proxies::{ProxyInfo, ProxyPlane, Registry, SharedOutbox};
-use resumed::sessions::{Removals, Store, StoreSettings};
+use resumed::sessions::{Removals, SessionSettings, Store};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -43,12 +43,8 @@ pub struct Node {
 impl Node {
     /// Serves `socket`. Must run inside a tokio runtime.
     pub async fn start(socket: &Path, setup: &NodeSetup) -> Self {
-        let store = Store::new(StoreSettings {
-            max_bytes: 64 << 20,
-            max_session_bytes: 16 << 10,
-            removals: setup.removals,
-            tombstone_for: Duration::from_secs(600),
-        });
+        let settings = SessionSettings { max_bytes: 64 << 20, removals: setup.removals, ..SessionSettings::default() };
+        let store = Store::new(settings, Duration::from_secs(600));
         Self::with_store(socket, setup, Arc::new(store), Timetable::default()).await
     }
 

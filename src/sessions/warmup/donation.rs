@@ -120,14 +120,14 @@ mod tests {
     use super::*;
     use crate::proto::SessionBatch;
     use crate::sessions::tombstones::TombstoneHash;
-    use crate::sessions::{Applied, MAX_BATCH_ENTRIES, Removals, SessionId, StoreSettings, samples::plain};
+    use crate::sessions::{Applied, MAX_BATCH_ENTRIES, Removals, SessionId, SessionSettings, samples::plain};
 
     const START: Now = Now { wall: 1_700_000_000_000, mono: 86_400_000 };
     const CHUNK: usize = 8 << 10;
 
     fn store_of(removals: Removals, max_bytes: u64) -> Store {
-        let tombstone_for = Duration::from_secs(600);
-        Store::new(StoreSettings { max_bytes, max_session_bytes: 16 << 10, removals, tombstone_for })
+        let settings = SessionSettings { max_bytes, removals, ..SessionSettings::default() };
+        Store::new(settings, Duration::from_secs(600))
     }
 
     fn store() -> Store {

@@ -14,7 +14,7 @@ use super::*;
 use crate::clock::Now;
 use crate::proto::{SessionBatch, SessionEntry, SessionFormat, Warmup, WarmupOffer, WarmupRequest, WarmupState};
 use crate::sessions::samples::plain;
-use crate::sessions::{Removals, SessionId, Store, StoreSettings};
+use crate::sessions::{SessionId, SessionSettings, Store};
 
 const START: u64 = 1_700_000_000_000;
 const CHUNK: usize = 4 << 10;
@@ -81,16 +81,11 @@ impl World {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             bytes.copy_from_slice(&(state >> 16).to_le_bytes());
         };
-        let settings = StoreSettings {
-            max_bytes: 64 << 20,
-            max_session_bytes: 16 << 10,
-            removals: Removals::Replicate,
-            tombstone_for: Duration::from_secs(600),
-        };
+        let settings = SessionSettings { max_bytes: 64 << 20, ..SessionSettings::default() };
         self.nodes.push(Node {
             joiner: Joiner::new(Box::new(random)),
             donor: Donor::default(),
-            store: Store::new(settings),
+            store: Store::new(settings, Duration::from_secs(600)),
             feed: None,
             notes: Vec::new(),
             chunks: 0,

@@ -21,7 +21,7 @@ use resumed::keys::{HeldRing, KeySettings, Ring};
 use resumed::proto::limits::decode_within;
 use resumed::proto::{self, payload::Kind};
 use resumed::sessions::warmup::{Action, Donor, Due, Joiner, Peer};
-use resumed::sessions::{Removals, Store, StoreSettings, validate};
+use resumed::sessions::{Removals, SessionSettings, Store, validate};
 
 use crate::NOW;
 
@@ -140,12 +140,9 @@ pub fn payload(data: &[u8]) {
     let mut now = if start & 1 == 0 { NOW } else { Now { wall: 1000, mono: NOW.mono } };
     let settings = KeySettings::default();
     let mut farm = Farm::new(farm_settings(settings), HeldRing::new(settings), randomness(), now);
-    let store = Store::new(StoreSettings {
-        max_bytes: 1 << 20,
-        max_session_bytes: 16 * 1024,
-        removals: if start & 2 == 0 { Removals::Replicate } else { Removals::Keep },
-        tombstone_for: 2 * MAX_CLOCK_OFFSET,
-    });
+    let removals = if start & 2 == 0 { Removals::Replicate } else { Removals::Keep };
+    let sessions = SessionSettings { max_bytes: 1 << 20, removals, ..SessionSettings::default() };
+    let store = Store::new(sessions, 2 * MAX_CLOCK_OFFSET);
     let (mut joiner, mut donor) =
         (Joiner::new(Box::new(|bytes| bytes.copy_from_slice(&WARMUP_ID.to_le_bytes()))), Donor::default());
     joiner.feed_up(NAMES.feed("fuzz", "1"), now);

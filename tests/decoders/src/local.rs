@@ -17,7 +17,7 @@ use resumed::proto::local::{
 };
 use resumed::proxies::{ProxyPlane, Registry, SharedOutbox, ats};
 use resumed::reason::ProxyReason::{Garbage, Io, NoHello, TooLarge, Truncated};
-use resumed::sessions::{Removals, Store, StoreSettings};
+use resumed::sessions::{SessionSettings, Store};
 use resumed_ats::from_daemon::{FromDaemon, decode};
 use resumed_ats::incoming::keep;
 use resumed_ats::replica::Replica;
@@ -56,12 +56,10 @@ pub fn from_proxy(data: &[u8]) {
         timetable,
         from_farm: broadcast::Sender::new(4),
         outbox: Arc::new(SharedOutbox::new(1 << 20)),
-        store: Arc::new(Store::new(StoreSettings {
-            max_bytes: 1 << 20,
-            max_session_bytes: 16 * 1024,
-            removals: Removals::Replicate,
-            tombstone_for: Duration::from_secs(600),
-        })),
+        store: Arc::new(Store::new(
+            SessionSettings { max_bytes: 1 << 20, ..SessionSettings::default() },
+            Duration::from_secs(600),
+        )),
         registry: Arc::new(Registry::default()),
         clock: SystemClock::start(),
         welcome: Welcome { replicate: true, removals: true, ..Welcome::default() },
