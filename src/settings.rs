@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
 /// One setting that cannot work, by itself or beside others.
@@ -69,6 +70,31 @@ pub fn outside<T: PartialOrd>(value: &T, range: &RangeInclusive<T>) -> Option<&'
         value if value < range.start() => Some("is too small"),
         value if value > range.end() => Some("is too large"),
         _ => None,
+    }
+}
+
+/// Checks a path, of which the system may make what it likes.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn absolute_path(path: &Path) -> Result<(), String> {
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err("has a zero byte".into());
+    }
+    if path.is_absolute() { Ok(()) } else { Err("is not an absolute path".into()) }
+}
+
+/// Checks the name of a user or of a group, as far as no system has one with these characters.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn account_name(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("is empty".into());
+    }
+    match text.chars().find(|c| c.is_whitespace() || c.is_control() || matches!(c, ':' | '/' | ',')) {
+        Some(c) => Err(format!("has the character {c:?}")),
+        None => Ok(()),
     }
 }
 
@@ -164,6 +190,17 @@ mod tests {
              accepted: from 0B to 1GiB; node.farm = \"A\": has the character 'A'; accepted: a-z"
         );
         assert_eq!(refuse(Vec::new()), Ok(()));
+    }
+
+    #[test]
+    fn a_users_name_has_nothing_that_no_system_takes() {
+        for name in ["trafficserver", "_ats", "svc-ats.1", "ats$", "DOMAIN\\ats", "ätz"] {
+            assert_eq!(account_name(name), Ok(()), "{name}");
+        }
+        assert_eq!(account_name(""), Err("is empty".to_owned()));
+        for c in [' ', '\t', '\0', ':', '/', ','] {
+            assert_eq!(account_name(&format!("a{c}b")), Err(format!("has the character {c:?}")));
+        }
     }
 
     #[test]

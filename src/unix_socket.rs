@@ -13,8 +13,24 @@ use nix::unistd::Gid;
 use tokio::net::UnixListener;
 use tracing::warn;
 
+use crate::settings::{SettingsError, absolute_path};
+
 /// The longest path of a socket, in bytes: `sun_path` has 108, the last of which is zero.
 pub(crate) const LONGEST_PATH: usize = 107;
+
+/// What the path of a socket may be, in words.
+pub(crate) const SOCKET_PATH: &str = "an absolute path of at most 107 bytes";
+
+/// Checks the path of a socket, which must fit `sockaddr_un`.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn socket_path(path: &Path) -> Result<(), String> {
+    match path.as_os_str().len() {
+        length if length > LONGEST_PATH => Err(format!("is {length} bytes long")),
+        _ => absolute_path(path),
+    }
+}
 
 /// How a socket is to be.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +48,9 @@ pub(crate) struct SocketOptions {
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
+    /// The settings that name it cannot work.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// Another process answers on it.
     #[error("{}: another process listens here already; is a second resumed running?", path.display())]
     InUse {
@@ -193,6 +212,23 @@ mod tests {
 
     fn directory() -> crate::temporary::Folder {
         crate::temporary::Folder::new()
+    }
+
+    #[test]
+    fn a_path_that_fits_is_absolute_and_leaves_room_for_the_zero_at_its_end() {
+        assert!(SOCKET_PATH.contains(&format!(" {LONGEST_PATH} ")));
+        let longest = format!("/{}", "s".repeat(LONGEST_PATH - 1));
+        assert_eq!(socket_path(Path::new(&longest)), Ok(()));
+        assert!(UnixAddr::new(Path::new(&longest)).is_ok() && UnixAddr::new(longest.as_bytes()).is_ok());
+        for (path, fault) in [
+            (format!("{longest}s"), "is 108 bytes long"),
+            ("run/a.sock".to_owned(), "is not an absolute path"),
+            (String::new(), "is not an absolute path"),
+            ("/run/\0a.sock".to_owned(), "has a zero byte"),
+        ] {
+            assert_eq!(socket_path(Path::new(&path)), Err(fault.to_owned()), "{path:?}");
+        }
+        assert!(UnixAddr::new(Path::new(&format!("{longest}s"))).is_err());
     }
 
     #[tokio::test]

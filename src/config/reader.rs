@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -13,8 +13,8 @@ use super::mistake::{Mistake, Origin, Understood};
 use super::shown::{quoted, show_given, shown_list, shown_path, shown_text};
 use super::unknown::Known;
 use crate::bus::{BrokerUri, redact};
-use crate::settings::{self, bytes, outside, span};
-use crate::unix_socket::LONGEST_PATH;
+use crate::settings::{self, absolute_path, bytes, outside, span};
+use crate::unix_socket::{SOCKET_PATH, socket_path};
 
 /// A value that somebody gave, not yet understood.
 struct Given {
@@ -276,17 +276,14 @@ impl Reader {
         self.read(key, None, "an absolute path, or \"\" for none", parse, show)
     }
 
-    /// The path of a Unix socket, which must fit `sockaddr_un` (108 bytes with the zero at the end).
-    pub(super) fn socket(&mut self, key: &'static str, default: &str) -> PathBuf {
+    /// The path of a Unix socket.
+    pub(super) fn socket(&mut self, key: &'static str, default: PathBuf) -> PathBuf {
         let parse = |given: &Given| {
-            let text = text_of(given)?;
-            if text.len() > LONGEST_PATH {
-                return Err(format!("is {} bytes long", text.len()).into());
-            }
-            absolute(text)
+            let path = PathBuf::from(text_of(given)?);
+            socket_path(&path)?;
+            Ok(path)
         };
-        let accepted = format!("an absolute path of at most {LONGEST_PATH} bytes");
-        self.read(key, default.into(), accepted, parse, |path: &PathBuf| path.display().to_string())
+        self.read(key, default, SOCKET_PATH, parse, |path| path.display().to_string())
     }
 
     /// Broker URIs.
@@ -318,7 +315,7 @@ impl Reader {
     pub(super) fn texts(
         &mut self,
         key: &'static str,
-        default: &[&str],
+        default: Vec<String>,
         accepted: &str,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> Vec<String> {
@@ -328,7 +325,6 @@ impl Reader {
                 Err(reason) => Err(Fault { part: Some(quoted(text)), ..reason.into() }),
             })
         };
-        let default = default.iter().map(ToString::to_string).collect();
         self.read(key, default, accepted, parse, |texts| shown_list(texts.iter().cloned()))
     }
 
@@ -374,13 +370,9 @@ fn text_of(given: &Given) -> Result<&str, Fault> {
 }
 
 fn absolute(text: &str) -> Result<PathBuf, Fault> {
-    if text.contains('\0') {
-        return Err("has a zero byte".into());
-    }
-    if !Path::new(text).is_absolute() {
-        return Err("is not an absolute path".into());
-    }
-    Ok(PathBuf::from(text))
+    let path = PathBuf::from(text);
+    absolute_path(&path)?;
+    Ok(path)
 }
 
 /// Each text of a TOML list or of a comma-separated variable, read by `parse`.

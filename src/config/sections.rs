@@ -12,6 +12,7 @@ use crate::keys::KeySettings;
 use crate::node::{GROUP_NAME, NODE_NAME, NodeSettings, group_name, node_name};
 use crate::proxies::ats::AtsSettings;
 use crate::sessions::{Removals, SessionSettings};
+use crate::settings::account_name;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -48,11 +49,7 @@ pub(super) fn read(reader: &mut Reader, host: &str) -> Settings {
         allow_disk: reader.flag("keys.allow_disk", default.allow_disk),
         sessions: read_sessions(reader),
     };
-    let ats = AtsSettings {
-        socket: reader.socket("ats.socket", "/run/resumed/ats.sock"),
-        users: reader.texts("ats.users", &["trafficserver"], "user names", account),
-    };
-    let (control, metrics) = (read_control(reader), read_metrics(reader));
+    let (ats, control, metrics) = (read_ats(reader), read_control(reader), read_metrics(reader));
     Settings { node, broker, passwords_in: None, secret_files, ats, control, metrics }
 }
 
@@ -132,40 +129,39 @@ fn read_sessions(reader: &mut Reader) -> SessionSettings {
     }
 }
 
+fn read_ats(reader: &mut Reader) -> AtsSettings {
+    let default = AtsSettings::default();
+    AtsSettings {
+        socket: reader.socket("ats.socket", default.socket),
+        users: reader.texts("ats.users", default.users, AtsSettings::USERS, account_name),
+    }
+}
+
 fn read_control(reader: &mut Reader) -> ControlSettings {
+    let default = ControlSettings::default();
     ControlSettings {
-        socket: reader.socket("control.socket", "/run/resumed/control.sock"),
+        socket: reader.socket("control.socket", default.socket),
         group: reader.parsed(
             "control.group",
-            Some("resumed-control".to_owned()),
-            "a group's name, or \"\" for none",
-            |text| if text.is_empty() { Ok(None) } else { account(text).map(|()| Some(text.to_owned())) },
+            default.group,
+            ControlSettings::GROUP,
+            |text| if text.is_empty() { Ok(None) } else { account_name(text).map(|()| Some(text.to_owned())) },
             |group| group.clone().unwrap_or_else(|| "-".into()),
         ),
     }
 }
 
 fn read_metrics(reader: &mut Reader) -> MetricsSettings {
+    let default = MetricsSettings::default();
     MetricsSettings {
         listen: reader.parsed(
             "metrics.listen",
-            Some(SocketAddr::from(([127, 0, 0, 1], 9464))),
+            default.listen,
             "an IP address with a port, such as \"127.0.0.1:9464\" or \"[::1]:9464\"; or \"off\"",
             listen,
             |listen| listen.map_or("off".into(), |address| address.to_string()),
         ),
-        page: reader.flag("metrics.page", true),
-    }
-}
-
-/// Checks the name of a user or group as far as no system has one with these characters.
-fn account(text: &str) -> Result<(), String> {
-    if text.is_empty() {
-        return Err("is empty".into());
-    }
-    match text.chars().find(|c| c.is_whitespace() || c.is_control() || matches!(c, ':' | '/' | ',')) {
-        Some(c) => Err(format!("has the character {c:?}")),
-        None => Ok(()),
+        page: reader.flag("metrics.page", default.page),
     }
 }
 

@@ -62,8 +62,9 @@ impl ControlSocket {
     /// daemon may not give files to it. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// If another daemon serves it, or it cannot be made.
+    /// If the settings cannot work, another daemon serves it, or it cannot be made.
     pub(crate) fn open(settings: &ControlSettings) -> Result<Self, SocketError> {
+        settings.validate()?;
         let ControlSettings { socket: path, group } = settings;
         let alone = SocketOptions { mode: 0o600, group: None, backlog: Backlog::MAXCONN, makes_directory: true };
         let socket = match group.as_deref().and_then(found) {

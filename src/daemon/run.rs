@@ -36,7 +36,7 @@ pub enum RunError {
     /// A farm secret cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretFileError),
-    /// The node's settings cannot work.
+    /// The settings cannot work.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The broker settings cannot work.
@@ -72,6 +72,7 @@ pub enum RunError {
 /// # Errors
 /// What keeps the node from starting, or a socket that fails later.
 pub async fn run(settings: Settings, secret_files: impl Fn() -> Result<Vec<PathBuf>, String>) -> Result<(), RunError> {
+    settings.validate()?;
     for weakness in memory::keep() {
         warn!("{weakness}");
     }

@@ -21,6 +21,7 @@ use crate::metrics;
 use crate::node::Node;
 use crate::operator::Operator;
 use crate::proxies::ats::Socket;
+use crate::unix_socket::SocketError;
 
 /// Commands that wait for an answer to begin.
 const CALLS: usize = 16;
@@ -36,18 +37,26 @@ pub(super) struct Sockets {
 impl Sockets {
     /// Opens what `settings` name.
     pub(super) async fn open(settings: &Settings) -> Result<Self, RunError> {
-        let control = ControlSocket::open(&settings.control).map_err(RunError::Control)?;
+        let control = ControlSocket::open(&settings.control).map_err(|error| named(error, RunError::Control))?;
         let http = match settings.metrics.listen {
             Some(address) => Some(HttpServer::bind(address).await?),
             None => None,
         };
-        let ats = Socket::bind(settings.ats.clone()).map_err(RunError::Ats)?;
+        let ats = Socket::bind(settings.ats.clone()).map_err(|error| named(error, RunError::Ats))?;
         Ok(Self { control, ats, http, page: settings.metrics.page })
     }
 
     /// Has the ids of `ats.users` looked up again when it is told.
     pub(super) fn users_changed(&self) -> Arc<Notify> {
         self.ats.users_changed()
+    }
+}
+
+/// What keeps a socket from being opened, with the setting's name before it. Faults of settings have their names already.
+fn named(error: SocketError, by_setting: fn(SocketError) -> RunError) -> RunError {
+    match error {
+        SocketError::Settings(error) => RunError::Settings(error),
+        error => by_setting(error),
     }
 }
 

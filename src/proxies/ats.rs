@@ -10,10 +10,11 @@
 //! in, and a member of the proxy's group can read the proxy's private keys on many hosts. Also, refusals would no
 //! longer be counted and logged, which is how a user that is missing in `ats.users` is found.
 
+mod settings;
+
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -52,6 +53,7 @@ use crate::reason::{DropReason, ProxyReason};
 use crate::sessions::SessionFault;
 use crate::token_bucket::TokenBucket;
 use crate::unix_socket::{FreshSocket, SocketError, SocketOptions, bind_fresh};
+pub use settings::AtsSettings;
 
 /// Any local user may connect: the proxy runs as a user of its own, and shares no group with the daemon. Who it is says the
 /// kernel, and [`AllowedUsers`] decides before anything else is done.
@@ -79,15 +81,6 @@ const LONGEST_NAME: usize = 64;
 const LONGEST_WARNING: usize = 512;
 const MOST_WARNINGS: usize = 64;
 
-/// The `ats` section of the settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AtsSettings {
-    /// Where the socket is made.
-    pub socket: PathBuf,
-    /// The users that may connect besides root and the daemon's own.
-    pub users: Vec<String>,
-}
-
 /// The socket, bound: proxies can connect, and are answered once it is served.
 #[derive(Debug)]
 pub struct Socket {
@@ -101,8 +94,9 @@ impl Socket {
     /// runtime.
     ///
     /// # Errors
-    /// When another process listens there, something else lies there, or the system refuses.
+    /// When the settings cannot work, another process listens there, something else lies there, or the system refuses.
     pub fn bind(settings: AtsSettings) -> Result<Self, SocketError> {
+        settings.validate()?;
         let AtsSettings { socket: path, users } = settings;
         let backlog = Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN);
         let socket =
