@@ -4,6 +4,10 @@
 //! hash among them, so that a growing index does not look at every session again. A session costs little more than its
 //! own bytes, and the oldest go first when the bound is reached. Sixty-four shards, each with a lock of its own, keep
 //! ATS's threads and the one that fills the replica out of each other's way.
+//!
+//! The node's cache (`src/sessions/cache.rs`) lays sessions out alike, but is read in the order in which they came, and keeps a slot
+//! a session for that. One piece of code for both was measured: this one would take 1.19 to 1.27 times a session's own bytes where
+//! it took 1.15, or else a sweep of a million sessions 0.7 s in place of 0.02 s. So they are two.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};

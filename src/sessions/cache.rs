@@ -12,6 +12,10 @@
 //!   empty slots are a fifth, they are squeezed out, which moves the rest but not their numbers. So a reader that
 //!   remembers a number goes on from there, whatever happened in between.
 //! - `index` finds the slot of an ID: 32 bits of its hash, and the low half of the arrival number.
+//!
+//! The plugin's replica (`ats-plugin/src/replica.rs`) lays sessions out alike, and has code of its own: it is not read in order,
+//! and needs no slots. With this code in its place it would take 1.19 to 1.27 times a session's own bytes where it took 1.15 in
+//! the same measurement, or else a sweep of a million sessions 0.7 s in place of 0.02 s.
 
 use std::{collections::VecDeque, hash::BuildHasher, hash::RandomState};
 
