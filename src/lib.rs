@@ -52,8 +52,6 @@
 //! fuzzers, which live in other packages and name it by its path: that may be another one in the next release. For a server that
 //! embeds a node, everything stands at the root.
 #![forbid(unsafe_code)]
-// Some of what the crate keeps to itself is called by the daemon alone; the build of what ships finds what nothing calls.
-#![cfg_attr(not(feature = "daemon"), allow(dead_code, unused_imports))]
 // Tests tell their story in one piece.
 #![cfg_attr(test, allow(clippy::too_many_lines, unreachable_pub))]
 

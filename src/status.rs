@@ -310,7 +310,7 @@ impl SecretsStatus {
     /// Where the rotation of the farm secret stands and when its next step is safe, if one is under way. Names of nodes
     /// stand in it as they came.
     #[must_use]
-    pub(crate) fn in_words(&self) -> Option<String> {
+    pub fn in_words(&self) -> Option<String> {
         let Self { sealing, next_step, other, safe, waiting_for } = self;
         let other = other.as_deref()?;
         let next = match next_step {
@@ -398,11 +398,11 @@ pub struct BrokerStatus {
 
 impl BrokerStatus {
     /// What stands in place of a URI if there is no broker, and the bus is within the process.
-    pub(crate) const IN_PROCESS: &str = "in-process";
+    pub const IN_PROCESS: &str = "in-process";
 
     /// Whether there is no broker.
     #[must_use]
-    pub(crate) fn is_in_process(&self) -> bool {
+    pub fn is_in_process(&self) -> bool {
         self.uri == Self::IN_PROCESS
     }
 }

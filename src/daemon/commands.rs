@@ -8,8 +8,8 @@ use tracing::error;
 use super::control::ControlCall;
 use super::reload::ReloadCall;
 use super::users::user_name;
-use crate::operator::{Operator, OperatorError, Rollout, rotate_progress, wait_of};
-use crate::proto::local::{ControlReply, Reloaded, control_reply, control_request};
+use crate::operator::{Operator, OperatorError, Rollout, wait_of};
+use crate::proto::local::{ControlReply, Reloaded, RotateProgress, control_reply, control_request};
 
 /// Who answers commands.
 #[derive(Clone)]
@@ -61,6 +61,17 @@ async fn answer(call: ControlCall, Asked { operator, reload_calls }: Asked) {
         control_request::Kind::Reload(_) => reloaded(user, may_read_all(call.uid), &reload_calls).await,
     };
     let _gone = call.replies.send(reply(last)).await;
+}
+
+/// A rotation or a revocation as the control socket reports it.
+fn rotate_progress(rotation: &Rollout, done: bool) -> RotateProgress {
+    RotateProgress {
+        generation: rotation.generation,
+        have: rotation.have.iter().cloned().collect(),
+        missing: rotation.missing.iter().cloned().collect(),
+        done,
+        pending: rotation.pending,
+    }
 }
 
 /// Whether this user reads the configuration in any case: root, and the daemon's own. Others of the control socket's group

@@ -31,7 +31,7 @@ mod testing;
 mod timers;
 mod walk;
 
-pub(crate) use audit::is_user;
+pub use audit::is_user;
 pub use event::{Action, Event, MintReason, Note, StepDown, Via};
 pub use machine::Farm;
 pub use members::{Member, Members};

@@ -27,7 +27,7 @@ impl Counter {
 
     /// The metric's name.
     #[must_use]
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         self.name
     }
 

@@ -50,6 +50,7 @@ pub use driver::Question;
 pub use health::Health;
 pub use last_reload::LastReload;
 pub use secret_history::SecretHistory;
+#[cfg(feature = "daemon")]
 pub(crate) use settings::{GROUP_NAME, NODE_NAME, group_name};
 pub use settings::{NodeSettings, node_name};
 pub use view::NodeView;

@@ -277,18 +277,6 @@ fn holders(members: &[proto::Member], wanted: Wanted) -> (BTreeSet<String>, BTre
     (names(have), names(missing))
 }
 
-/// A rotation or a revocation as the control socket reports it.
-#[must_use]
-pub(crate) fn rotate_progress(rotation: &Rollout, done: bool) -> proto::local::RotateProgress {
-    proto::local::RotateProgress {
-        generation: rotation.generation,
-        have: rotation.have.iter().cloned().collect(),
-        missing: rotation.missing.iter().cloned().collect(),
-        done,
-        pending: rotation.pending,
-    }
-}
-
 /// How long `rotate` and `revoke` wait: as the request says, or ten seconds.
 #[must_use]
 pub fn wait_of(wait_ms: u64) -> Duration {

@@ -106,7 +106,7 @@ impl Socket {
 
     /// What to notify when the ids of `ats.users` are to be looked up again, as on a reload.
     #[must_use]
-    pub(crate) fn users_changed(&self) -> Arc<Notify> {
+    pub fn users_changed(&self) -> Arc<Notify> {
         Arc::clone(&self.users_changed)
     }
 

@@ -9,6 +9,7 @@ pub mod farm_secret;
 #[cfg(feature = "daemon")]
 mod warnings;
 
+#[cfg(feature = "daemon")]
 pub(crate) use access::ACCEPTED_MODES;
 #[cfg(feature = "daemon")]
 pub use warnings::{Daemon, Exposure, Warning, warnings};
