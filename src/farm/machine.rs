@@ -1,26 +1,28 @@
 //! The state machine of one node: hands each event, and the time, to those whom it concerns.
+//!
+//! Three files have methods of [`Farm`]: here, what happens and what time brings; in `messages`, what other nodes say and
+//! what this one says; in `questions`, what it tells of itself.
+
+mod messages;
+mod questions;
 
 use std::fmt;
 
-use super::announce::{self, Announced};
 use super::context::Context;
 use super::event::{Action, Event, Note, Sender, Via};
 use super::join::EpochKeys;
 use super::link::Inbox;
 use super::mint::Mint;
-use super::own::Own;
-use super::report;
 use super::requests::{AskedNode, Question, Requests};
 use super::settings::{FarmSettings, LocalState};
-use super::sites::{Site, Sites};
-use super::standing::{Heard, Standing};
+use super::sites::Sites;
+use super::standing::Standing;
 use super::timers::Timer;
 use crate::clock::{Now, offset_ms};
 use crate::envelope::Epochs;
 use crate::keys::HeldRing;
 use crate::proto::{self, payload::Kind};
 use crate::random::Randomness;
-use crate::reason::Reason;
 use crate::routes::{Route, Seat};
 
 /// A node that has not turned for this many beats, though it is due every beat, did not run.
@@ -88,107 +90,6 @@ impl Farm {
     /// no sign of a broken inbox, lease or leader.
     pub(crate) fn set_blocked(&mut self, blocked: bool) {
         self.standing.link.blocked = blocked;
-    }
-
-    /// The ring, and how long each key has been held.
-    #[must_use]
-    pub fn held(&self) -> &HeldRing {
-        self.mint.held()
-    }
-
-    /// The epoch keys that the node holds: [`Epochs::sealing`] says which one seals what.
-    #[must_use]
-    pub fn epochs(&self) -> &Epochs {
-        self.epochs.held()
-    }
-
-    /// Whether what comes by this way is for this node. Brokers in several data centres that hand on what is published to
-    /// the keys exchange have a leader each, and [`Via::Federated`] is for leaders alone: they tell each other their rings. All
-    /// else follow the leader of their own broker.
-    #[must_use]
-    pub fn hears(&self, via: Via) -> bool {
-        via != Via::Federated || self.leads()
-    }
-
-    /// Takes in that a message which is about to be handed in as [`Event::Message`] comes [`Via::Federated`], from the site that
-    /// its broker calls `site`.
-    pub(crate) fn comes_from(&mut self, site: &str, payload: &proto::Payload, now: Now) {
-        if self.hears(Via::Federated)
-            && payload.boot_id != self.cx.settings.boot_id
-            && let Some(Kind::Announcement(announcement)) = &payload.kind
-        {
-            self.sites.on_heard(site, &payload.node, announcement.report_every_ms, now);
-        }
-    }
-
-    /// The other sites of the farm, as this node hears them if it leads, or else as its leader said last.
-    #[must_use]
-    pub(crate) fn sites(&self, now: Now) -> Vec<Site> {
-        self.sites.list(now)
-    }
-
-    /// Whether this node holds the lease.
-    #[must_use]
-    pub fn is_leader(&self) -> bool {
-        self.standing.lease.is_held()
-    }
-
-    /// Whether this node leads: it holds the lease, or announces without it because no leader was heard for long.
-    #[must_use]
-    pub fn leads(&self) -> bool {
-        self.standing.lease.leads()
-    }
-
-    /// Members and members in step: counted by the leader, as announced by it elsewhere.
-    #[must_use]
-    pub fn member_counts(&self) -> (u32, u32) {
-        if self.leads() {
-            let assessment = self.standing.members.assessment();
-            return (assessment.members, assessment.in_step);
-        }
-        self.standing.announcements.last().map_or((1, 1), |last| (last.members, last.in_step))
-    }
-
-    /// Whether this node leads, or hears the one that does and holds the ring that was announced last.
-    #[must_use]
-    pub(crate) fn is_in_step(&self, now: Now) -> bool {
-        let holds = |last: &Announced| self.mint.ring().fingerprint(last.as_of) == last.fingerprint;
-        self.leads() || (self.leader(now).is_some() && self.standing.announcements.last().is_some_and(holds))
-    }
-
-    /// The leader's clock minus ours, in milliseconds; 0 at the leader and before the first announcement.
-    #[must_use]
-    pub(crate) fn clock_offset_ms(&self) -> i64 {
-        self.standing.announcements.last().filter(|_| !self.leads()).map_or(0, |last| last.offset_ms)
-    }
-
-    /// Whether no other node can have a key of the ring, as far as this one knows: it started without a saved ring, and has
-    /// neither led, nor announced, nor been told of a ring with keys since.
-    #[must_use]
-    pub fn is_on_its_own(&self) -> bool {
-        self.mint.is_on_its_own()
-    }
-
-    /// The node that is followed, if one was heard within three beats; this node itself if it leads.
-    #[must_use]
-    pub fn leader(&self, now: Now) -> Option<&str> {
-        if self.leads() { Some(&self.cx.settings.node) } else { self.standing.announcements.leader(&self.cx, now) }
-    }
-
-    /// This node as its own member table would show it, for a status without a leader.
-    #[must_use]
-    pub fn own_member(&self) -> proto::Member {
-        self.own().member()
-    }
-
-    /// Nodes whose clock is too far from this node's to be listened to, each with its clock minus ours in milliseconds. A
-    /// node that hears no leader sees here whether a clock, maybe its own, is why.
-    pub fn skewed_nodes(&self) -> impl Iterator<Item = (&str, i64)> {
-        self.standing.members.assessment().skewed.iter().map(|(name, offset)| (name.as_str(), *offset))
-    }
-
-    fn own(&self) -> Own<'_> {
-        Own { settings: &self.cx.settings, local: &self.local, held: self.mint.held(), audit: self.requests.audit() }
     }
 
     // Events.
@@ -274,126 +175,6 @@ impl Farm {
         }
     }
 
-    /// From a node at another broker, to the leader here.
-    fn on_federated_message(&mut self, from: Sender, kind: Option<Kind>, now: Now) {
-        match kind {
-            Some(Kind::Announcement(announcement)) => self.on_federated_announcement(&from, &announcement, now),
-            Some(Kind::Join(join)) => self.on_join(&from, &join, Via::Federated, now),
-            Some(Kind::EpochGrant(grant)) => self.on_grant(from, &grant, now),
-            // Who is there, and who left, is for the leader there.
-            _ => {}
-        }
-    }
-
-    /// Its nodes hear their leader, and ours hear this one: nothing of it counts but the ring and the epoch key. What this
-    /// node knows and the other lacks is in the next announcement; to send that at once would be answered at once, without
-    /// end where settings let one of them refuse what the other holds.
-    fn on_federated_announcement(&mut self, from: &Sender, announcement: &proto::Announcement, now: Now) {
-        if self.on_ring(&from.node, announcement.ring.as_ref(), now) {
-            self.cx.timers.hasten(Timer::Announce, now.mono);
-        }
-        self.mint.on_federated(&from.node, &self.cx, now);
-        if !self.epochs.on_federated(&announcement.epoch, now) {
-            self.ask_for_epoch(1, now);
-        }
-    }
-
-    fn on_announcement(&mut self, from: Sender, announcement: proto::Announcement, now: Now) {
-        let fingerprint = match announce::check(&announcement, &self.cx.settings, now) {
-            Ok(fingerprint) => fingerprint,
-            Err(reason) => return self.cx.refuse(&from.node, reason),
-        };
-        let changed = self.on_ring(&from.node, announcement.ring.as_ref(), now);
-        let differs = changed || self.mint.ring().fingerprint(announcement.as_of) != fingerprint;
-        match self.standing.on_announcement(&from, &announcement, &mut self.cx, now) {
-            Heard::Follows { first } => self.follow(from, announcement, fingerprint, first || differs, now),
-            // Two lead, after a partition: the merge decides about the ring.
-            Heard::Leads if differs => {
-                self.cx.timers.hasten(Timer::Announce, now.mono);
-            }
-            Heard::Leads => {}
-        }
-    }
-
-    /// Takes the word of the leader, and tells it soon what this node holds if it does not know: `news`.
-    fn follow(&mut self, from: Sender, announcement: proto::Announcement, fingerprint: [u8; 8], news: bool, now: Now) {
-        if let (true, Some(seat)) = (announcement.leased, Seat::numbered(announcement.seat)) {
-            self.standing.lease.go_to(seat);
-        }
-        self.sites.on_told(&announcement.sites, now);
-        let members = announcement.members;
-        if !self.epochs.follow(&announcement.epoch, &mut self.cx, now) {
-            self.ask_for_epoch(members, now);
-        }
-        self.cx.report_interval = self.cx.bounded_interval(announcement.report_every_ms);
-        let another = self.standing.announcements.follow(from, announcement, fingerprint, &mut self.cx);
-        if news || another {
-            self.standing.reports.hasten(0, self.cx.spread(members), &mut self.cx, now);
-        }
-    }
-
-    fn on_report(&mut self, from: Sender, mut report: proto::Report, via: Via, own: bool, now: Now) {
-        if own && via == Via::Lease {
-            self.standing.lease.on_echo(now);
-        }
-        if !self.leads() {
-            return;
-        }
-        if !report::is_sound(&report, &self.cx.settings.names) {
-            return self.cx.refuse(&from.node, Reason::BadReport);
-        }
-        let changed = self.on_ring(&from.node, report.ring.take().as_ref(), now);
-        let members = &mut self.standing.members;
-        if !members.has_room_for(&from.node, from.boot_id, &report) {
-            return self.cx.refuse(&from.node, Reason::TooMany);
-        }
-        let (first, reply_to) = (report.first, Route::Inbox(report.inbox.clone()));
-        let new = members.on_report(&from.node, from.boot_id, from.offset_ms, report, now);
-        if changed {
-            self.cx.timers.hasten(Timer::Announce, now.mono);
-        } else if (first || new) && !own {
-            self.send_announcement(reply_to, now);
-        }
-    }
-
-    /// Takes in the ring that came from `node`, if one did. Returns whether this node's changed.
-    fn on_ring(&mut self, node: &str, ring: Option<&proto::Ring>, now: Now) -> bool {
-        ring.is_some_and(|ring| self.mint.on_ring(node, ring, &mut self.cx, now))
-    }
-
-    fn on_request(&mut self, from: Sender, request: &proto::Request, now: Now) {
-        let Self { cx, standing, mint, local, requests, .. } = self;
-        requests.on_request(from, request, &mut AskedNode { standing, mint, local }, cx, now);
-    }
-
-    /// Grants the asker what it lacks, and shows it the ring. One at another broker sees that by itself.
-    fn on_join(&mut self, from: &Sender, join: &proto::Join, via: Via, now: Now) {
-        if !self.leads() {
-            return; // the asker tries again
-        }
-        if self.epochs.on_join(from, join, via, &mut self.cx, now) && via != Via::Federated {
-            self.send_announcement(Route::Inbox(join.inbox.clone()), now);
-        }
-    }
-
-    fn on_grant(&mut self, from: Sender, grant: &proto::EpochGrant, now: Now) {
-        self.epochs.on_grant(from, grant, self.standing.lease.leads(), &mut self.cx, now);
-    }
-
-    fn on_unknown_epoch(&mut self, via: Via, now: Now) {
-        // A node that reports under a key which this leader lacks will hear its announcement and ask.
-        if via != Via::Lease {
-            self.ask_for_epoch(self.standing.announcements.members(), now);
-        }
-    }
-
-    /// In a farm of `members` nodes all may ask at the same moment.
-    fn ask_for_epoch(&mut self, members: u32, now: Now) {
-        if self.standing.link.is_up() {
-            self.epochs.ask(members, &mut self.cx, now);
-        }
-    }
-
     // Time.
 
     fn advance(&mut self, now: Now) {
@@ -455,46 +236,6 @@ impl Farm {
 
     fn assess(&mut self, now: Now) {
         self.standing.assess(self.mint.ring(), &mut self.cx, now);
-    }
-
-    // What this node says.
-
-    /// To itself, to see whether its inbox works, and whether its broker does.
-    fn write_to_itself(&mut self, now: Now) {
-        let Some(inbox) = self.standing.link.inbox().map(str::to_owned) else { return };
-        // What it would tell a leader. Without an epoch key it can say no more than that it lacks one.
-        let kind = if self.epochs.held().is_empty() {
-            Kind::Join(self.epochs.compose_join(inbox.clone(), &mut self.cx))
-        } else {
-            Kind::Report(self.own().report(inbox.clone(), &self.standing, now))
-        };
-        self.cx.send(Route::Inbox(inbox), kind);
-        self.standing.link.check_broker(&mut self.cx);
-    }
-
-    fn send_report(&mut self, now: Now) {
-        // It has no epoch key, or does not know yet whether the leader's is among them.
-        if self.epochs.held().is_empty() || (self.standing.link.is_first() && !self.leads()) {
-            return self.send_join(now);
-        }
-        let Some(inbox) = self.standing.link.inbox().map(str::to_owned) else { return };
-        let report = self.own().report(inbox, &self.standing, now);
-        for to in self.standing.routes_of_reports(&self.cx) {
-            self.cx.send(to, Kind::Report(report.clone()));
-        }
-    }
-
-    fn send_join(&mut self, now: Now) {
-        let Some(inbox) = self.standing.link.inbox().map(str::to_owned) else { return };
-        let routes = if self.leads() { Vec::new() } else { self.standing.routes_to_leader(&self.cx) };
-        self.epochs.send_join(inbox, routes, &mut self.cx, now);
-    }
-
-    fn send_announcement(&mut self, to: Route, now: Now) {
-        self.assess(now);
-        let announcement = announce::compose(&self.standing, self.mint.held(), &self.epochs, &self.cx, now);
-        let sites = self.sites.to_proto(now);
-        self.cx.send(to, Kind::Announcement(proto::Announcement { sites, ..announcement }));
     }
 }
 
