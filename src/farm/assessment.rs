@@ -10,13 +10,11 @@ use crate::keys::Ring;
 
 /// Members are looked at all together no more often than every so many of them a millisecond: at every event in a farm of
 /// fewer, and some times a second in one of 10,000.
-const ASSESSED_IN_A_MS: u64 = 64;
+pub(super) const ASSESSED_IN_A_MS: u64 = 64;
 
 /// What a look at all members told.
 #[derive(Debug, Default)]
 pub(super) struct Assessment {
-    /// Monotonic milliseconds until which it need not be made again.
-    good_until: u64,
     pub(super) members: u32,
     pub(super) in_step: u32,
     /// Nodes whose clock is too far off, each with its clock minus ours in milliseconds.
@@ -33,7 +31,6 @@ impl Assessment {
         let limit = millis(cx.settings.keys.max_clock_offset);
         let mut steps = InStep::new(ring, cx, now);
         let mut found = Self {
-            good_until: now.mono + members.len() as u64 / ASSESSED_IN_A_MS,
             majority_disagrees: lease.is_held() && members.majority_disagrees(cx.settings.boot_id, limit),
             ..Self::default()
         };
@@ -52,10 +49,6 @@ impl Assessment {
             found.in_step += 1;
         }
         found
-    }
-
-    pub(super) fn good_until(&self) -> u64 {
-        self.good_until
     }
 }
 

@@ -18,7 +18,7 @@ const EPOCH_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 /// A node that asked in vain for this many beats asks all nodes, and again after as many.
 const ASK_ALL_BEATS: u64 = 4;
 
-/// The epoch keys that a node holds, and how far it has come in asking for the leader's.
+/// The epoch keys that a node holds, and what it asks for the leader's with.
 #[derive(Debug)]
 pub(super) struct EpochKeys {
     held: Epochs,
@@ -28,15 +28,11 @@ pub(super) struct EpochKeys {
     /// The one that the leader's key was granted to, until [`Timer::ForgetJoinKey`]: where two nodes announce, both grant
     /// theirs.
     granted: Option<JoinKey>,
-    /// It asks no sooner than then.
-    not_before: u64,
-    /// When to ask all nodes, because the one that announces does not hear what is sent to the leader.
-    ask_all_at: Option<u64>,
 }
 
 impl EpochKeys {
     pub(super) fn new(held: Epochs) -> Self {
-        Self { held, key: None, granted: None, not_before: 0, ask_all_at: None }
+        Self { held, key: None, granted: None }
     }
 
     pub(super) fn held(&self) -> &Epochs {
@@ -126,9 +122,9 @@ impl EpochKeys {
     // As one that asks.
 
     /// A new link makes no leader answer: when to ask all nodes stays.
-    pub(super) fn on_connected(&mut self, cx: &mut Context) {
+    pub(super) fn on_connected(&self, cx: &mut Context) {
         cx.timers.stop(Timer::AskEpoch);
-        self.not_before = 0;
+        cx.timers.stop(Timer::JoinPause);
     }
 
     /// Seals under the announcer's key from now on. Returns whether this node holds it, or none was announced.
@@ -146,11 +142,11 @@ impl EpochKeys {
     }
 
     /// Asks soon, unless it did within this beat. In a farm of `members` nodes all may do so at the same moment.
-    pub(super) fn ask(&mut self, members: u32, cx: &mut Context, now: Now) {
-        if cx.timers.get(Timer::AskEpoch).is_some() || now.mono < self.not_before {
+    pub(super) fn ask(&self, members: u32, cx: &mut Context, now: Now) {
+        if cx.timers.get(Timer::AskEpoch).is_some() || cx.timers.is_running(Timer::JoinPause, now) {
             return;
         }
-        self.not_before = now.mono + cx.report_interval;
+        cx.timers.set(Timer::JoinPause, now.mono + cx.report_interval);
         let delay = cx.random_below(cx.spread(members));
         cx.timers.set(Timer::AskEpoch, now.mono + delay);
     }
@@ -160,9 +156,9 @@ impl EpochKeys {
     pub(super) fn send_join(&mut self, inbox: String, routes: Vec<Route>, cx: &mut Context, now: Now) {
         cx.timers.stop(Timer::AskEpoch);
         let join = self.compose_join(inbox, cx);
-        let ask_all_at = *self.ask_all_at.get_or_insert(now.mono + cx.beats(ASK_ALL_BEATS));
-        if routes.is_empty() || now.mono >= ask_all_at {
-            self.ask_all_at = None;
+        let to_all_at = cx.timers.get_or_set(Timer::JoinToAll, now.mono + cx.beats(ASK_ALL_BEATS));
+        if routes.is_empty() || now.mono >= to_all_at {
+            cx.timers.stop(Timer::JoinToAll);
             cx.send(Route::Keys, Kind::Join(join.clone()));
         }
         for route in routes {
@@ -226,7 +222,7 @@ impl EpochKeys {
             cx.timers.set(Timer::ForgetJoinKey, now.mono + cx.report_interval);
         }
         cx.timers.stop(Timer::AskEpoch);
-        self.ask_all_at = None;
+        cx.timers.stop(Timer::JoinToAll);
     }
 
     // What time brings.

@@ -35,6 +35,10 @@ pub(super) const PROBE_MS: u64 = 200;
 /// took the lease.
 const RETURNS: u8 = 2;
 
+/// What is set while a node leads.
+const OF_A_LEADER: [Timer; 6] =
+    [Timer::Mint, Timer::Announce, Timer::Echo, Timer::RenewEpoch, Timer::Gather, Timer::Probe];
+
 /// What this node is in the farm.
 #[derive(Debug)]
 enum Role {
@@ -51,8 +55,6 @@ struct Term {
     seat: Seat,
     /// When its own report came back last.
     echo_at: u64,
-    /// Until then it reports to itself often.
-    probe_until: u64,
     /// Its own messages that were returned since its last report came back.
     returned: u8,
     /// The first seat before its own that took a message, and when it first did.
@@ -63,15 +65,11 @@ struct Term {
 #[derive(Debug)]
 pub(super) struct Lease {
     role: Role,
-    /// Until then, or until all but one of the nodes that were there before have reported, this leader's member table is no
-    /// picture of the farm.
-    gather_until: u64,
     walk: Walk,
     /// An attempt is under way.
     trying: bool,
-    /// The seat to try at [`Timer::TryLease`], and when that is at the earliest.
+    /// The seat to try at [`Timer::TryLease`].
     wanted: Seat,
-    not_before: u64,
 }
 
 /// What the broker's answer to a message for a leader tells.
@@ -92,14 +90,7 @@ pub(super) enum Told {
 
 impl Lease {
     pub(super) fn new() -> Self {
-        Self {
-            role: Role::Follower,
-            gather_until: 0,
-            walk: Walk::default(),
-            trying: false,
-            wanted: Seat::default(),
-            not_before: 0,
-        }
+        Self { role: Role::Follower, walk: Walk::default(), trying: false, wanted: Seat::default() }
     }
 
     // The role.
@@ -119,22 +110,12 @@ impl Lease {
         if let Role::Leading(term) = &self.role { Some(term.seat) } else { None }
     }
 
-    /// Whether this node has led for so short a time that members of the farm may not have reported to it yet.
-    pub(super) fn gathers(&self, now: Now) -> bool {
-        self.leads() && now.mono < self.gather_until
-    }
-
-    /// Whether this leader looks often whether the lease is still its own.
-    pub(super) fn probes(&self, now: Now) -> bool {
-        matches!(&self.role, Role::Leading(term) if now.mono < term.probe_until)
-    }
-
     /// This node holds the lease of `seat`, and begins to lead.
     pub(super) fn lead(&mut self, seat: Seat, cx: &mut Context, now: Now) {
-        let probe_until = now.mono + cx.silence();
-        self.role = Role::Leading(Term { seat, echo_at: now.mono, probe_until, returned: 0, taken_before: None });
+        self.role = Role::Leading(Term { seat, echo_at: now.mono, returned: 0, taken_before: None });
+        cx.timers.set(Timer::Probe, now.mono + cx.silence());
         // Reports that arrive until then may bring a ring.
-        self.begin(now.mono + millis(cx.settings.keys.settle).min(GATHER_MS), cx, now);
+        Self::begin(now.mono + millis(cx.settings.keys.settle).min(GATHER_MS), cx, now);
         cx.timers.set(Timer::Report, now.mono);
     }
 
@@ -152,11 +133,11 @@ impl Lease {
     /// Announces without the lease.
     pub(super) fn lead_without_lease(&mut self, cx: &mut Context, now: Now) {
         self.role = Role::Acting;
-        self.begin(now.mono, cx, now);
+        Self::begin(now.mono, cx, now);
     }
 
-    fn begin(&mut self, mint_at: u64, cx: &mut Context, now: Now) {
-        self.gather_until = now.mono + cx.beats(GATHER_BEATS);
+    fn begin(mint_at: u64, cx: &mut Context, now: Now) {
+        cx.timers.set(Timer::Gather, now.mono + cx.beats(GATHER_BEATS));
         cx.timers.set(Timer::Mint, mint_at);
         cx.timers.set(Timer::Announce, now.mono);
     }
@@ -168,7 +149,7 @@ impl Lease {
         }
         cx.note(Note::StepsDown(reason));
         self.role = Role::Follower;
-        for timer in [Timer::Mint, Timer::Announce, Timer::Echo, Timer::RenewEpoch] {
+        for timer in OF_A_LEADER {
             cx.timers.stop(timer);
         }
         true
@@ -215,20 +196,15 @@ impl Lease {
     }
 
     /// The broker refused, or could not be reached again: what is missing now is missing in a moment, too.
-    pub(super) fn on_failed(&mut self, cx: &Context, now: Now) {
+    pub(super) fn on_failed(&mut self, cx: &mut Context, now: Now) {
         self.trying = false;
-        self.not_before = self.not_before.max(now.mono + cx.report_interval);
+        cx.timers.postpone(Timer::LeasePause, now.mono + cx.report_interval);
     }
 
     /// The broker answers no declaration, though the link works.
-    pub(super) fn on_unanswered(&mut self, cx: &Context, now: Now) {
+    pub(super) fn on_unanswered(&mut self, cx: &mut Context, now: Now) {
         self.trying = false;
-        self.stay_away(SILENT_BEATS, cx, now);
-    }
-
-    /// No attempt for this many beats.
-    fn stay_away(&mut self, beats: u64, cx: &Context, now: Now) {
-        self.not_before = now.mono + cx.beats(beats);
+        stay_away(SILENT_BEATS, cx, now);
     }
 
     /// What became of a message to the leader at `seat`, where it was looked for.
@@ -329,11 +305,11 @@ impl Lease {
     }
 
     /// Two lead, after a partition: the broker decides about the lease.
-    pub(super) fn on_rival(&mut self, announcement: &proto::Announcement, cx: &mut Context, now: Now) {
-        let Role::Leading(term) = &mut self.role else { return };
+    pub(super) fn on_rival(&self, announcement: &proto::Announcement, cx: &mut Context, now: Now) {
+        let Role::Leading(term) = &self.role else { return };
         if announcement.leased {
             // The end of the other's connection may delete our queue.
-            term.probe_until = now.mono + cx.silence();
+            cx.timers.set(Timer::Probe, now.mono + cx.silence());
             let lower = Seat::numbered(announcement.seat).is_some_and(|other| other < term.seat);
             cx.timers.hasten(Timer::Report, now.mono + if lower { 0 } else { PROBE_MS });
         }
@@ -357,19 +333,19 @@ impl Lease {
     // What time brings.
 
     /// Whether this leader's reports still come back. One whose reports do not stays away from the lease for a while.
-    pub(super) fn is_echoed(&mut self, cx: &mut Context, now: Now) -> bool {
+    pub(super) fn is_echoed(&self, cx: &mut Context, now: Now) -> bool {
         let Role::Leading(term) = &self.role else { return true };
         let silent_at = term.echo_at + cx.silence();
         cx.timers.set(Timer::Echo, silent_at);
         if now.mono > silent_at {
-            self.stay_away(SILENT_BEATS, cx, now);
+            stay_away(SILENT_BEATS, cx, now);
         }
         now.mono <= silent_at
     }
 
     /// Most of the farm disagrees with this node's clock.
-    pub(super) fn on_own_clock_doubted(&mut self, cx: &Context, now: Now) {
-        self.stay_away(SKEWED_BACKOFF_BEATS, cx, now);
+    pub(super) fn on_own_clock_doubted(&self, cx: &mut Context, now: Now) {
+        stay_away(SKEWED_BACKOFF_BEATS, cx, now);
     }
 
     /// Tries the lease of `seat` after `least` milliseconds and a short random delay, unless it is tried already or not
@@ -382,7 +358,8 @@ impl Lease {
             let jitter = cx.spread(members).max(LEASE_JITTER_MS);
             let at = now.mono + least + cx.random_below(jitter);
             self.wanted = seat;
-            cx.timers.set(Timer::TryLease, at.max(self.not_before));
+            let earliest = cx.timers.get(Timer::LeasePause).unwrap_or(at);
+            cx.timers.set(Timer::TryLease, at.max(earliest));
         }
     }
 
@@ -399,6 +376,11 @@ impl Lease {
             cx.act(Action::TryLease(seat));
         }
     }
+}
+
+/// No attempt for this many beats.
+fn stay_away(beats: u64, cx: &mut Context, now: Now) {
+    cx.timers.set(Timer::LeasePause, now.mono + cx.beats(beats));
 }
 
 #[cfg(test)]

@@ -27,9 +27,8 @@ pub(super) struct Link {
     in_vain: u32,
     /// The broker was asked to declare, or another one is looked for.
     checking: bool,
-    /// How often another broker was looked for since another node was heard, and when it may be next.
+    /// How often another broker was looked for since another node was heard.
     moves: u32,
-    move_not_before: u64,
 }
 
 #[derive(Debug)]
@@ -163,11 +162,12 @@ impl Link {
     /// Looks for another broker, unless this one is asked just now, or another one is looked for. Where one after the other
     /// is no good, each time after twice as long as before.
     pub(super) fn leave_broker(&mut self, why: Note, cx: &mut Context, now: Now) {
-        if self.checking || now.mono < self.move_not_before {
+        if self.checking || cx.timers.is_running(Timer::MovePause, now) {
             return;
         }
         self.moves = self.moves.saturating_add(1);
-        self.move_not_before = now.mono + (cx.silence() << self.moves.min(MOST_DOUBLINGS_OF_MOVES));
+        let pause = cx.silence() << self.moves.min(MOST_DOUBLINGS_OF_MOVES);
+        cx.timers.set(Timer::MovePause, now.mono + pause);
         self.checking = true;
         let unless_it_declares = why == Note::BrokerCutOff;
         cx.note(why);

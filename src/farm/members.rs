@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
-use super::assessment::{Assessment, InStep};
+use super::assessment::{ASSESSED_IN_A_MS, Assessment, InStep};
 use super::context::{Context, SILENT_BEATS};
 use super::lease::Lease;
 use super::table_parts::report_footprint;
+use super::timers::Timer;
 use crate::clock::Now;
 use crate::keys::Ring;
 use crate::proto::{self, MOST_MEMBERS};
@@ -301,7 +302,8 @@ impl Members {
     }
 
     /// Forgets everybody, at the end of a lead.
-    pub(crate) fn clear(&mut self) {
+    pub(super) fn clear(&mut self, cx: &mut Context) {
+        cx.timers.stop(Timer::AssessPause);
         self.table.clear();
         self.bytes = 0;
         self.doubts.clear();
@@ -310,11 +312,12 @@ impl Members {
 
     /// Looks at all members, if the last look is not of just now: in a large farm some hundred messages come in a second.
     /// Returns whether more of them are silent than before.
-    pub(super) fn assess(&mut self, ring: &Ring, lease: &Lease, cx: &Context, now: Now) -> bool {
-        if now.mono < self.assessment.good_until() {
+    pub(super) fn assess(&mut self, ring: &Ring, lease: &Lease, cx: &mut Context, now: Now) -> bool {
+        if cx.timers.is_running(Timer::AssessPause, now) {
             return false;
         }
         self.forget_silent(now);
+        cx.timers.set(Timer::AssessPause, now.mono + self.len() as u64 / ASSESSED_IN_A_MS);
         let before = self.assessment.silent;
         self.assessment = Assessment::of(self, ring, lease, cx, now);
         self.assessment.silent > before

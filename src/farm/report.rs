@@ -30,13 +30,14 @@ impl Reports {
         self.early |= cx.timers.hasten(Timer::Report, at);
     }
 
-    /// A report is sent now: says when the next one is. `probes`: this leader looks often after its lease.
-    pub(super) fn on_due(&mut self, probes: bool, cx: &mut Context, now: Now) {
+    /// A report is sent now: says when the next one is.
+    pub(super) fn on_due(&mut self, cx: &mut Context, now: Now) {
         let interval = cx.report_interval;
         let all_at_once = std::mem::take(&mut self.early) && interval > millis(cx.settings.report_every);
         // Reports of a large farm that came close together spread over the beat again: the next one of any node finds out that
         // the leader is gone.
         let jitter = cx.random_below(if all_at_once { interval } else { interval / 10 + 1 });
+        let probes = cx.timers.is_running(Timer::Probe, now);
         let after = if probes { PROBE_MS.min(interval) } else { interval - jitter };
         cx.timers.set(Timer::Report, now.mono + after);
     }

@@ -10,6 +10,7 @@ use super::lease::{Lease, Told};
 use super::link::{Inbox, Link};
 use super::members::Members;
 use super::report::Reports;
+use super::timers::Timer;
 use crate::clock::Now;
 use crate::keys::Ring;
 use crate::proto::{self, payload::Kind};
@@ -77,7 +78,7 @@ impl Standing {
         }
         // The beat was that of a large farm, maybe, and begins anew with the least: three of those may be over already.
         self.link.begin_anew(now);
-        self.members.clear();
+        self.members.clear(cx);
         cx.report_interval = cx.bounded_interval(0);
         self.lease.lead(seat, cx, now);
         true
@@ -164,7 +165,7 @@ impl Standing {
     /// This node leads no longer. Its lease, if it had one, is gone; where it is still held: [`Standing::give_up_lease`].
     fn step_down(&mut self, reason: StepDown, cx: &mut Context, now: Now) {
         if self.lease.become_follower(reason, cx) {
-            self.members.clear();
+            self.members.clear(cx);
             // While it led, nothing was to be heard of another leader.
             self.announcements.pardon_silence(now);
         }
@@ -176,10 +177,10 @@ impl Standing {
     }
 
     /// Whether this node leads so newly that most of the farm has not reported to it yet.
-    pub(super) fn gathers(&self, now: Now) -> bool {
+    pub(super) fn is_gathering(&self, cx: &Context, now: Now) -> bool {
         // The leader before may be the one that is gone.
         let expected = usize::try_from(self.announcements.members().saturating_sub(1)).unwrap_or(usize::MAX);
-        self.lease.gathers(now) && self.members.len() < expected
+        cx.timers.is_running(Timer::Gather, now) && self.members.len() < expected
     }
 
     /// Looks at all members. Those that fell silent may be gone, or this leader's broker is cut off from where they are.
@@ -235,7 +236,7 @@ impl Standing {
     /// Sets the beat as the leader with the lease, and steps down if it is no good as one.
     pub(super) fn advance_lead(&mut self, cx: &mut Context, now: Now) {
         let Some(seat) = self.lease.own_seat() else { return };
-        if !self.gathers(now) {
+        if !self.is_gathering(cx, now) {
             self.announcements.set_members(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
         }
         let members = u64::try_from(self.members.len()).unwrap_or(u64::MAX);
@@ -266,7 +267,7 @@ impl Standing {
         self.lease.advance(cx, now);
         let acts = self.lease.must_act(self.announcements.silent_since(), cx, now);
         if acts {
-            self.members.clear();
+            self.members.clear(cx);
             self.lease.lead_without_lease(cx, now);
         }
         acts
@@ -274,6 +275,6 @@ impl Standing {
 
     /// A report is sent now.
     pub(super) fn advance_report(&mut self, cx: &mut Context, now: Now) {
-        self.reports.on_due(self.lease.probes(now), cx, now);
+        self.reports.on_due(cx, now);
     }
 }

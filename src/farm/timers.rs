@@ -1,10 +1,14 @@
 //! The deadlines of one node, in one table: what sets one, moves it or stops it, and which comes next.
+//!
+//! How long something has been silent is no deadline: its concern keeps when it was heard last, since the beat that silence is
+//! counted in may change.
 
 use crate::clock::Now;
 
-/// What a node does when its time has come.
+/// What has a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
+    // What a node does when its time has come: it wakes for that.
     /// Report to the leader. Set while there is a link.
     Report,
     /// Announce. Set while this node leads.
@@ -27,11 +31,31 @@ pub(super) enum Timer {
     TryLease,
     /// Announce without the lease.
     Act,
-    /// Ask the leader again, or give up: see [`super::requests`].
+    /// Ask the leader again, or give up: the first time that one of the [`super::requests`] waits for.
     Requests,
+
+    // What is otherwise from then on. Nothing is done at that moment: no node wakes for it.
+    /// No join is planned before it is over: the last one was less than a beat ago.
+    JoinPause,
+    /// A join that is sent from then on goes to all nodes: the one that announces may not hear what is sent to the leader.
+    JoinToAll,
+    /// This leader's member table is no picture of the farm before it is over, unless all but one of the nodes that were
+    /// there before have reported.
+    Gather,
+    /// This leader looks often whether the lease is still its own until it is over.
+    Probe,
+    /// No lease that was seen free is tried before it is over.
+    LeasePause,
+    /// No other broker is looked for before it is over.
+    MovePause,
+    /// The members are not looked at all together before it is over.
+    AssessPause,
 }
 
-const COUNT: usize = Timer::Requests as usize + 1;
+/// How many of them a node wakes for: the first ones.
+const AWAITED: usize = Timer::Requests as usize + 1;
+
+const COUNT: usize = Timer::AssessPause as usize + 1;
 
 /// When each of them is due, in monotonic milliseconds.
 #[derive(Debug, Default)]
@@ -62,6 +86,11 @@ impl Timers {
         sooner
     }
 
+    /// It is due no sooner than at `at`.
+    pub(super) fn postpone(&mut self, timer: Timer, at: u64) {
+        self.set(timer, self.get(timer).map_or(at, |before| before.max(at)));
+    }
+
     /// It is not due until it is set again.
     pub(super) fn stop(&mut self, timer: Timer) {
         self.0[timer as usize] = None;
@@ -72,7 +101,12 @@ impl Timers {
         self.get(timer).is_some_and(|at| now.mono >= at)
     }
 
-    /// The same, and stops it then.
+    /// Whether it is set, and its time has not come.
+    pub(super) fn is_running(&self, timer: Timer, now: Now) -> bool {
+        self.get(timer).is_some_and(|at| now.mono < at)
+    }
+
+    /// Whether it is due; stops it then.
     pub(super) fn take_due(&mut self, timer: Timer, now: Now) -> bool {
         let due = self.is_due(timer, now);
         if due {
@@ -81,9 +115,10 @@ impl Timers {
         due
     }
 
-    /// The first that is due after `now`. One whose time has come was looked at, and waits for something else.
+    /// The first that is due after `now`, of those that the node wakes for. One whose time has come was looked at, and waits
+    /// for something else.
     pub(super) fn next(&self, now: Now) -> Option<u64> {
-        self.0.iter().flatten().copied().filter(|at| *at > now.mono).min()
+        self.0[..AWAITED].iter().flatten().copied().filter(|at| *at > now.mono).min()
     }
 }
 
@@ -107,6 +142,17 @@ mod tests {
     }
 
     #[test]
+    fn a_timer_runs_until_it_is_due_and_is_postponed_but_never_hastened_by_that() {
+        let mut timers = Timers::default();
+        assert!(!timers.is_running(Timer::LeasePause, at(0)));
+        timers.postpone(Timer::LeasePause, 20);
+        timers.postpone(Timer::LeasePause, 10);
+        assert!(timers.is_running(Timer::LeasePause, at(19)) && !timers.is_running(Timer::LeasePause, at(20)));
+        timers.postpone(Timer::LeasePause, 30);
+        assert_eq!(timers.get(Timer::LeasePause), Some(30));
+    }
+
+    #[test]
     fn a_timer_that_is_not_set_is_not_hastened() {
         let mut timers = Timers::default();
         assert!(!timers.hasten(Timer::Announce, 10));
@@ -122,6 +168,9 @@ mod tests {
         timers.set(Timer::Report, 10);
         timers.set(Timer::Requests, 30);
         timers.set(Timer::Echo, 20);
+        for pause in [Timer::JoinPause, Timer::AssessPause] {
+            timers.set(pause, 5);
+        }
         assert_eq!([0, 10, 20, 30].map(|ms| timers.next(at(ms))), [Some(10), Some(20), Some(30), None]);
     }
 }

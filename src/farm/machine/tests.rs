@@ -197,6 +197,6 @@ fn a_leader_at_another_broker_is_no_rival_and_what_its_link_held_up_no_wrong_clo
         };
         let _echo = leader.handle(now, Event::Message { payload: Box::new(echo), via: Via::Lease });
     }
-    assert!(leader.is_leader() && !leader.standing.lease.probes(at(10)), "it looks after its lease");
+    assert!(leader.is_leader() && !leader.cx.timers.is_running(Timer::Probe, at(10)), "it looks after its lease");
     assert_eq!(leader.standing.members.iter().map(|member| &member.name).collect::<Vec<_>>(), ["a"]);
 }
