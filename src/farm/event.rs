@@ -17,7 +17,7 @@ pub enum Via {
     Inbox,
     /// The leader's queue.
     Lease,
-    /// The node's inbox, from another broker's nodes: see [`Farm::hears`].
+    /// The node's inbox, from another broker's nodes: see [`Farm::is_listening_to`].
     Federated,
 }
 

@@ -123,12 +123,12 @@ impl EpochKeys {
 
     /// A new link makes no leader answer: when to ask all nodes stays.
     pub(super) fn on_connected(&self, cx: &mut Context) {
-        cx.timers.stop(Timer::AskEpoch);
+        cx.timers.stop(Timer::Join);
         cx.timers.stop(Timer::JoinPause);
     }
 
     /// Seals under the announcer's key from now on. Returns whether this node holds it, or none was announced.
-    pub(super) fn follow(&mut self, announced: &[u8], cx: &mut Context, now: Now) -> bool {
+    pub(super) fn on_announced(&mut self, announced: &[u8], cx: &mut Context, now: Now) -> bool {
         let Ok(id) = EpochId::try_from(announced) else { return true };
         let last = self.held.current().map(EpochKey::id);
         if !self.held.follow(id, now) {
@@ -142,19 +142,19 @@ impl EpochKeys {
     }
 
     /// Asks soon, unless it did within this beat. In a farm of `members` nodes all may do so at the same moment.
-    pub(super) fn ask(&self, members: u32, cx: &mut Context, now: Now) {
-        if cx.timers.get(Timer::AskEpoch).is_some() || cx.timers.is_running(Timer::JoinPause, now) {
+    pub(super) fn schedule_join(&self, members: u32, cx: &mut Context, now: Now) {
+        if cx.timers.get(Timer::Join).is_some() || cx.timers.is_running(Timer::JoinPause, now) {
             return;
         }
         cx.timers.set(Timer::JoinPause, now.mono + cx.report_interval);
         let delay = cx.random_below(cx.spread(members));
-        cx.timers.set(Timer::AskEpoch, now.mono + delay);
+        cx.timers.set(Timer::Join, now.mono + delay);
     }
 
     /// Asks by all `routes` to the leader; at a node that leads itself there are none, and it hears no other leader in its
     /// own queue. Then, and when it asked in vain for long, it asks all nodes.
     pub(super) fn send_join(&mut self, inbox: String, routes: Vec<Route>, cx: &mut Context, now: Now) {
-        cx.timers.stop(Timer::AskEpoch);
+        cx.timers.stop(Timer::Join);
         let join = self.compose_join(inbox, cx);
         let to_all_at = cx.timers.get_or_set(Timer::JoinToAll, now.mono + cx.beats(ASK_ALL_BEATS));
         if routes.is_empty() || now.mono >= to_all_at {
@@ -221,7 +221,7 @@ impl EpochKeys {
             self.granted = Some(key);
             cx.timers.set(Timer::ForgetJoinKey, now.mono + cx.report_interval);
         }
-        cx.timers.stop(Timer::AskEpoch);
+        cx.timers.stop(Timer::Join);
         cx.timers.stop(Timer::JoinToAll);
     }
 

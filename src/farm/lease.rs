@@ -119,8 +119,8 @@ impl Lease {
         cx.timers.set(Timer::Report, now.mono);
     }
 
-    /// Whether this node hears no announcement for so long that it begins to lead without the lease.
-    pub(super) fn must_act(&self, silent_since: u64, cx: &mut Context, now: Now) -> bool {
+    /// Looks for how long no announcement was heard. Returns whether this node is to lead without the lease now.
+    pub(super) fn advance_acting(&self, silent_since: u64, cx: &mut Context, now: Now) -> bool {
         let silent = now.mono.saturating_sub(silent_since) > cx.beats(ACT_AFTER_BEATS);
         if !silent || !cx.settings.can_lead || self.leads() {
             return false;
@@ -332,8 +332,9 @@ impl Lease {
 
     // What time brings.
 
-    /// Whether this leader's reports still come back. One whose reports do not stays away from the lease for a while.
-    pub(super) fn is_echoed(&self, cx: &mut Context, now: Now) -> bool {
+    /// Looks whether this leader's reports still come back. One whose reports do not stays away from the lease for a while.
+    /// Returns whether they do.
+    pub(super) fn advance_echo(&self, cx: &mut Context, now: Now) -> bool {
         let Role::Leading(term) = &self.role else { return true };
         let silent_at = term.echo_at + cx.silence();
         cx.timers.set(Timer::Echo, silent_at);

@@ -39,7 +39,7 @@ struct Up {
     first: bool,
 }
 
-/// What the silence of an inbox says.
+/// What the silence of an inbox means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Inbox {
     /// There is none.
@@ -118,8 +118,8 @@ impl Link {
         self.up.as_mut().is_some_and(|up| std::mem::take(&mut up.first))
     }
 
-    /// What the silence of the inbox says.
-    pub(super) fn look(&mut self, cx: &mut Context, now: Now) -> Inbox {
+    /// Looks how long nothing arrived in the inbox, and says what that means.
+    pub(super) fn advance(&mut self, cx: &mut Context, now: Now) -> Inbox {
         let Some(up) = &self.up else { return Inbox::Away };
         let silent =
             |since: u64, doublings: u32| now.mono.saturating_sub(since) > cx.silence() << doublings.min(MOST_DOUBLINGS);

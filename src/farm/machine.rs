@@ -67,7 +67,6 @@ impl Farm {
         let stops = matches!(event, Event::Stop);
         self.on_event(event, now);
         if !stops {
-            self.sites.listen(self.hears(Via::Federated), now);
             self.advance(now);
         }
         self.cx.take_actions()
@@ -156,7 +155,7 @@ impl Farm {
         let from = Sender { node: payload.node, boot_id, offset_ms: offset_ms(payload.sent_at, now.wall) };
         match payload.kind {
             kind if via == Via::Federated => {
-                if self.hears(via) && !own {
+                if self.is_listening_to(via) && !own {
                     self.on_federated_message(from, kind, now);
                 }
             }
@@ -178,6 +177,7 @@ impl Farm {
     // Time.
 
     fn advance(&mut self, now: Now) {
+        self.sites.advance(self.is_listening_to(Via::Federated), now);
         // Nor was anything heard while this node itself did not run: a frozen one finds what it missed in its queues.
         let turned_at = std::mem::replace(&mut self.turned_at, now.mono);
         let frozen = now.mono.saturating_sub(turned_at) > self.cx.beats(FROZEN_BEATS);
@@ -197,7 +197,7 @@ impl Farm {
     fn advance_link(&mut self, now: Now) {
         match self.standing.advance_link(&mut self.cx, now) {
             Inbox::Away | Inbox::Broken => return,
-            Inbox::Doubtful => self.write_to_itself(now),
+            Inbox::Doubtful => self.send_to_itself(now),
             Inbox::Works => {}
         }
         if self.standing.advance_lease(&mut self.cx, now) {
@@ -209,7 +209,7 @@ impl Farm {
 
     fn advance_epochs(&mut self, now: Now) {
         self.epochs.advance(&mut self.cx, now);
-        if self.cx.timers.is_due(Timer::AskEpoch, now) {
+        if self.cx.timers.is_due(Timer::Join, now) {
             self.send_join(now);
         }
     }

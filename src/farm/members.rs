@@ -49,7 +49,7 @@ pub struct Member {
     pub heard_at: u64,
     /// What its report takes in memory, in bytes.
     bytes: usize,
-    first_heard: u64,
+    first_heard_at: u64,
     offsets: VecDeque<i64>,
     /// Boot ids that this one replaced, as a restart does. Should one of them report again, it was no restart.
     former: Vec<[u8; 16]>,
@@ -133,8 +133,8 @@ impl Doubt {
         Self { since: now.mono, offset_ms, messages: 1, sent_at, heard_at: now.mono }
     }
 
-    /// Takes in another message; whether stamps have advanced as time has, for long enough.
-    fn is_steady(&mut self, offset_ms: i64, beat: u64, now: Now) -> bool {
+    /// Takes in another message. Returns whether stamps have advanced as time has, for long enough.
+    fn on_message(&mut self, offset_ms: i64, beat: u64, now: Now) -> bool {
         let new = Self::new(offset_ms, now);
         if now.mono.saturating_sub(self.heard_at) > (SILENT_BEATS * beat).max(DOUBT_FOR_MS) {
             *self = new;
@@ -186,7 +186,7 @@ impl Members {
         now: Now,
     ) -> bool {
         let bytes = report_footprint(&report);
-        let Some((member, new)) = self.heard(name, boot_id, offset_ms, now) else { return false };
+        let Some((member, new)) = self.on_alive(name, boot_id, offset_ms, now) else { return false };
         let earlier = std::mem::replace(&mut member.bytes, bytes);
         if member.report.replace(report).is_none() {
             member.forget_earlier_offsets();
@@ -212,7 +212,7 @@ impl Members {
             return;
         }
         let doubt = self.doubts.entry(key).or_insert_with(|| Doubt::new(offset_ms, now));
-        if !doubt.is_steady(offset_ms, beat, now) {
+        if !doubt.on_message(offset_ms, beat, now) {
             return;
         }
         let mut namesakes = self.table.range(namesakes_of(name));
@@ -222,7 +222,7 @@ impl Members {
         if namesakes.any(|(_, member)| is_fresh(member)) {
             return;
         }
-        if let Some((member, _)) = self.heard(name, boot_id, offset_ms, now)
+        if let Some((member, _)) = self.on_alive(name, boot_id, offset_ms, now)
             && member.report.take().is_some()
         {
             member.forget_earlier_offsets();
@@ -231,7 +231,8 @@ impl Members {
         }
     }
 
-    fn heard(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, now: Now) -> Option<(&mut Member, bool)> {
+    /// Takes in a sign of life. Returns the node, and whether it was unknown until now; nothing where there is no room.
+    fn on_alive(&mut self, name: &str, boot_id: [u8; 16], offset_ms: i64, now: Now) -> Option<(&mut Member, bool)> {
         let key = (name.to_owned(), boot_id);
         let new = !self.table.contains_key(&key);
         if new {
@@ -244,7 +245,7 @@ impl Members {
                 report: None,
                 bytes: 0,
                 heard_at: now.mono,
-                first_heard: now.mono,
+                first_heard_at: now.mono,
                 offsets: VecDeque::new(),
                 former: Vec::new(),
             };
@@ -262,14 +263,15 @@ impl Members {
 
     /// A restarted node replaces its former self; two that both keep reporting stay.
     fn settle_name(&mut self, name: &str, boot_id: [u8; 16], now: Now) {
-        let first_heard = self.table.get(&(name.to_owned(), boot_id)).map_or(now.mono, |member| member.first_heard);
+        let first_heard_at =
+            self.table.get(&(name.to_owned(), boot_id)).map_or(now.mono, |member| member.first_heard_at);
         let (mut former, mut gone) = (Vec::new(), Vec::new());
         for ((_, other_boot), other) in self.table.range_mut(namesakes_of(name)) {
             if *other_boot == boot_id {
                 continue;
             }
             // Heard after we began to report, or it took our place: it is alive, not our former self.
-            let is_alive = other.heard_at > first_heard || other.former.contains(&boot_id);
+            let is_alive = other.heard_at > first_heard_at || other.former.contains(&boot_id);
             if !is_alive {
                 gone.push(*other_boot);
                 former.push(*other_boot);
@@ -286,8 +288,8 @@ impl Members {
         }
     }
 
-    /// The node said farewell.
-    pub(crate) fn on_farewell(&mut self, name: &str, boot_id: [u8; 16]) {
+    /// Forgets a node that said farewell, or whose clock is no longer doubted.
+    pub(crate) fn forget(&mut self, name: &str, boot_id: [u8; 16]) {
         let key = (name.to_owned(), boot_id);
         self.remove(&key);
         self.doubts.remove(&key);
@@ -422,7 +424,7 @@ mod tests {
         }
         assert!((10_000..20_000).contains(&taken) && members.bytes <= MOST_REPORT_BYTES, "{taken}: {}", members.bytes);
         assert!(members.has_room_for("7", [1; 16], &large()), "in place of its last one");
-        members.on_farewell("7", [1; 16]);
+        members.forget("7", [1; 16]);
         assert!(members.has_room_for("new", [1; 16], &large()));
         members.forget_silent(at(2 * FORGET_AFTER_MS));
         assert_eq!((members.len(), members.bytes), (0, 0));

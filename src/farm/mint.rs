@@ -139,7 +139,7 @@ impl Mint {
             self.mint(now.wall, MintReason::First, cx, now);
         }
         match self.held.mint_due(now) {
-            Some(seal_from) if self.is_its_turn(cx, now) => {
+            Some(seal_from) if self.advance_turn(cx, now) => {
                 self.mint(seal_from, MintReason::Scheduled, cx, now);
             }
             Some(_) => {}
@@ -147,9 +147,9 @@ impl Mint {
         }
     }
 
-    /// Whether a key that is due is minted here now. Leaders at several brokers find it due at the same moment; the one
-    /// whose name comes first mints it, and the others if its key does not come.
-    fn is_its_turn(&self, cx: &mut Context, now: Now) -> bool {
+    /// Leaders at several brokers find a key due at the same moment; the one whose name comes first mints it, and the others
+    /// if its key does not come. Returns whether it is minted here now.
+    fn advance_turn(&self, cx: &mut Context, now: Now) -> bool {
         if !self.senior_heard_at.is_some_and(|at| cx.is_heard(at, now)) {
             cx.timers.stop(Timer::MintInPlaceOfSenior);
             return true;

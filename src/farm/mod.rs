@@ -7,6 +7,9 @@
 //! `machine` hands each event to those whom it concerns. Each concern is a file with a struct that owns its state, and is
 //! lent a `context`: settings, the beat, the table of deadlines (`timers`), randomness, and a list for its actions. No
 //! concern knows the machine. `standing` is what link, lease, announcements, reports and members decide together.
+//!
+//! Names tell what a method does: `on_…` takes in what happened, `advance_…` does what time brings, `send_…` sends, `is_…` and
+//! nouns are questions.
 
 mod announce;
 mod assessment;

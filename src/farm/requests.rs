@@ -156,7 +156,7 @@ pub(super) struct AskedNode<'a> {
 impl AskedNode<'_> {
     /// Whether it leads and can do that just now: half a table would make missing nodes look like none, and a key that the
     /// broker takes from no node would seal before any other node has it.
-    fn can_decide(&self, ask: Ask, cx: &Context, now: Now) -> bool {
+    fn can_fulfil(&self, ask: Ask, cx: &Context, now: Now) -> bool {
         self.standing.lease.leads()
             && match ask {
                 Ask::Status => !self.standing.is_gathering(cx, now),
@@ -195,8 +195,8 @@ impl Requests {
             cx.timers.hasten(Timer::Report, now.mono);
             self.keep_own(question, (AuditOutcome::Done, floor), cx, now);
             cx.act(Action::Reply { id, reply: Reply::Revoked { floor, sessions_from } });
-        } else if node.can_decide(ask, cx, now) {
-            let answer = self.decide(id, ask, known, node, cx, now);
+        } else if node.can_fulfil(ask, cx, now) {
+            let answer = self.fulfil(id, ask, known, node, cx, now);
             self.keep_own(question, outcome_of(&answer), cx, now);
             let leader = cx.settings.node.clone();
             cx.act(Action::Reply { id, reply: Reply::of(leader, answer) });
@@ -303,17 +303,17 @@ impl Requests {
             cx.refuse(&from.node, Reason::BadRequest);
             return send_answer(request, answer(request.id, proto::Outcome::Refused), cx, now);
         };
-        if node.can_decide(ask, cx, now) {
-            let answer = self.decide(request.id, ask, request.highest_generation, node, cx, now);
+        if node.can_fulfil(ask, cx, now) {
+            let answer = self.fulfil(request.id, ask, request.highest_generation, node, cx, now);
             let question = Question { id: request.id, ask, user: request.user.clone() };
             self.keep(question, from.node, outcome_of(&answer), cx, now);
             send_answer(request, answer, cx, now);
         }
     }
 
-    /// Does what is asked, as the leader. `known` is the highest generation that the asker knows: with it a request is
+    /// Does what is asked, as the leader, and says what became of it. `known` is the highest generation that the asker knows: with it a request is
     /// compare-and-set, and a replayed one does nothing.
-    fn decide(
+    fn fulfil(
         &mut self,
         id: u64,
         ask: Ask,

@@ -51,7 +51,7 @@ struct Entry {
     silent_ms: u64,
     since: u64,
     /// Whether the leader that this node follows knows of it.
-    told: bool,
+    known_to_leader: bool,
 }
 
 impl Entry {
@@ -70,10 +70,10 @@ pub struct Sites {
 impl Sites {
     /// Takes in whether this node leads now, and forgets who was silent for a day. A node that begins to lead counts silence
     /// on from what it was told: what was said while no node listened, it could not hear.
-    pub(crate) fn listen(&mut self, listening: bool, now: Now) {
+    pub(crate) fn advance(&mut self, listening: bool, now: Now) {
         self.entries.retain(|_, entry| entry.silence(now) < FORGET_AFTER_MS);
         if listening && !self.listening {
-            for entry in self.entries.values_mut().filter(|entry| entry.told) {
+            for entry in self.entries.values_mut().filter(|entry| entry.known_to_leader) {
                 entry.since = now.mono;
             }
         }
@@ -87,7 +87,7 @@ impl Sites {
             return;
         }
         let (leader, beat_ms) = (presentable(leader), report_every_ms.clamp(*BEATS_MS.start(), *BEATS_MS.end()));
-        self.entries.insert(name, Entry { leader, beat_ms, silent_ms: 0, since: now.mono, told: true });
+        self.entries.insert(name, Entry { leader, beat_ms, silent_ms: 0, since: now.mono, known_to_leader: true });
     }
 
     /// Makes room; false if every site is heard.
@@ -100,8 +100,8 @@ impl Sites {
 
     /// Takes in which sites the leader that this node follows hears. What it does not know of is kept out of sight, in
     /// case this node leads before it is forgotten: that leader may have just started.
-    pub(crate) fn on_told(&mut self, sites: &[proto::FederatedSite], now: Now) {
-        self.entries.values_mut().for_each(|entry| entry.told = false);
+    pub(crate) fn on_announced(&mut self, sites: &[proto::FederatedSite], now: Now) {
+        self.entries.values_mut().for_each(|entry| entry.known_to_leader = false);
         for site in sites.iter().take(MOST_SITES) {
             self.on_heard(&site.name, &site.leader, site.report_every_ms, now);
             if let Some(entry) = self.entries.get_mut(&presentable(&site.name)) {
@@ -125,7 +125,7 @@ impl Sites {
     /// The sites by name: as this leader hears them, or as the leader that is followed said last.
     #[must_use]
     pub(crate) fn list(&self, now: Now) -> Vec<Site> {
-        let known = self.entries.iter().filter(|(_, entry)| self.listening || entry.told);
+        let known = self.entries.iter().filter(|(_, entry)| self.listening || entry.known_to_leader);
         let site = |(name, entry): (&String, &Entry)| Site {
             name: name.clone(),
             leader: entry.leader.clone(),
@@ -157,7 +157,7 @@ mod tests {
 
     fn leader() -> Sites {
         let mut sites = Sites::default();
-        sites.listen(true, at(0));
+        sites.advance(true, at(0));
         sites
     }
 
@@ -184,20 +184,20 @@ mod tests {
         let (mut leading, mut next) = (leader(), Sites::default());
         leading.on_heard("ams", "ams0", 500, at(0));
         leading.on_heard("fra", "fra0", 500, at(9_000));
-        next.on_told(&leading.to_proto(at(9_100)), at(9_150));
+        next.on_announced(&leading.to_proto(at(9_100)), at(9_150));
         // Between two words of its leader it says what that said: a beat here may be longer than three of theirs.
         assert_eq!(silent(&next, 60_000), ["ams"]);
         // It leads after a while without a leader, and hears fra alone.
-        next.listen(true, at(60_000));
+        next.advance(true, at(60_000));
         assert_eq!(silent(&next, 60_000), ["ams"]);
         next.on_heard("fra", "fra0", 500, at(60_500));
         assert_eq!(silent(&next, 61_000), ["ams"]);
         assert_eq!(silent(&next, 62_001), ["ams", "fra"]);
         // A leader that has just started knows less; what this one knows stays, out of sight.
-        next.listen(false, at(70_000));
-        next.on_told(&[], at(70_000));
+        next.advance(false, at(70_000));
+        next.on_announced(&[], at(70_000));
         assert_eq!(next.list(at(70_000)), []);
-        next.listen(true, at(80_000));
+        next.advance(true, at(80_000));
         assert_eq!(silent(&next, 80_000), ["ams", "fra"]);
     }
 
@@ -205,13 +205,13 @@ mod tests {
     fn a_site_that_left_is_forgotten_after_a_day() {
         let mut sites = leader();
         sites.on_heard("ams", "ams0", 500, at(0));
-        sites.listen(true, at(FORGET_AFTER_MS - 1));
+        sites.advance(true, at(FORGET_AFTER_MS - 1));
         assert_eq!(silent(&sites, FORGET_AFTER_MS - 1), ["ams"]);
         // A follower forgets it too, told or not.
         let mut follower = Sites::default();
-        follower.on_told(&sites.to_proto(at(FORGET_AFTER_MS - 1)), at(FORGET_AFTER_MS - 1));
+        follower.on_announced(&sites.to_proto(at(FORGET_AFTER_MS - 1)), at(FORGET_AFTER_MS - 1));
         for sites in [&mut sites, &mut follower] {
-            sites.listen(true, at(2 * FORGET_AFTER_MS));
+            sites.advance(true, at(2 * FORGET_AFTER_MS));
             assert_eq!(sites.list(at(2 * FORGET_AFTER_MS)), []);
         }
     }
@@ -230,9 +230,9 @@ mod tests {
         assert!(names.len() == MOST_SITES && names.contains(&("new".to_owned(), 600_000)), "{names:?}");
         let far = |silent_ms| proto::FederatedSite { name: "x\n\u{1b}y".into(), silent_ms, ..Default::default() };
         let mut follower = Sites::default();
-        follower.on_told(&vec![far(u64::MAX); 100], at(0));
+        follower.on_announced(&vec![far(u64::MAX); 100], at(0));
         assert_eq!(follower.list(at(0))[0].name, "x\u{fffd}\u{fffd}y");
-        follower.on_told(&[proto::FederatedSite::default()], at(0));
+        follower.on_announced(&[proto::FederatedSite::default()], at(0));
         assert_eq!(follower.list(at(0))[0].name, "unnamed");
         // A cut between two letters, not within one.
         assert_eq!(presentable(&"é".repeat(100)).len(), LONGEST_NAME);

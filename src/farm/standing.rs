@@ -25,7 +25,7 @@ const INTERVAL_PER_MEMBER_MS: u64 = 10;
 
 /// What this node does about another one's announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Stance {
     /// It follows that node; `first`: no announcement was heard on this link before.
     Follows { first: bool },
     /// It leads, too, and goes on.
@@ -127,24 +127,24 @@ impl Standing {
         announcement: &proto::Announcement,
         cx: &mut Context,
         now: Now,
-    ) -> Heard {
+    ) -> Stance {
         self.announcements.on_heard(cx, now);
         self.lease.on_announcement(announcement.leased, cx);
         let first = self.link.on_announcement();
         if !self.lease.leads() {
             // A follower notes only nodes whose clock is too far off: this one's is not, any more.
-            self.members.on_farewell(&from.node, from.boot_id);
+            self.members.forget(&from.node, from.boot_id);
         } else if !self.lease.is_held() && (announcement.leased || from.node < cx.settings.node) {
             self.step_down(StepDown::Yields, cx, now);
         } else {
             self.lease.on_rival(announcement, cx, now);
-            return Heard::Leads;
+            return Stance::Leads;
         }
-        Heard::Follows { first }
+        Stance::Follows { first }
     }
 
     pub(super) fn on_farewell(&mut self, from: &Sender, own: bool, cx: &mut Context, now: Now) {
-        self.members.on_farewell(&from.node, from.boot_id);
+        self.members.forget(&from.node, from.boot_id);
         if self.announcements.follows(from.boot_id) && !own {
             self.wish_for_lease(cx, now);
         }
@@ -241,7 +241,7 @@ impl Standing {
         }
         let members = u64::try_from(self.members.len()).unwrap_or(u64::MAX);
         cx.report_interval = cx.bounded_interval(members.saturating_mul(INTERVAL_PER_MEMBER_MS));
-        if !self.lease.is_echoed(cx, now) {
+        if !self.lease.advance_echo(cx, now) {
             self.give_up_lease(seat, StepDown::NoEcho, cx, now);
             // A broker that takes messages and does not deliver them is no good, as some are after a split.
             self.link.leave_broker(Note::BrokerKeepsReports, cx, now);
@@ -253,7 +253,7 @@ impl Standing {
 
     /// Looks whether the inbox works, and opens another link if it does not.
     pub(super) fn advance_link(&mut self, cx: &mut Context, now: Now) -> Inbox {
-        let inbox = self.link.look(cx, now);
+        let inbox = self.link.advance(cx, now);
         if inbox == Inbox::Broken {
             self.step_down(StepDown::InboxSilent, cx, now);
             self.lease.forget_wish(cx);
@@ -265,7 +265,7 @@ impl Standing {
     /// Tries the lease if it is time. Returns whether this node begins to lead without it.
     pub(super) fn advance_lease(&mut self, cx: &mut Context, now: Now) -> bool {
         self.lease.advance(cx, now);
-        let acts = self.lease.must_act(self.announcements.silent_since(), cx, now);
+        let acts = self.lease.advance_acting(self.announcements.silent_since(), cx, now);
         if acts {
             self.members.clear(cx);
             self.lease.lead_without_lease(cx, now);

@@ -24,7 +24,7 @@ pub(super) enum Timer {
     /// Draw another epoch key. Set while this node leads.
     RenewEpoch,
     /// Ask for the leader's epoch key.
-    AskEpoch,
+    Join,
     /// Erase the key pair that the leader's epoch key was granted to.
     ForgetJoinKey,
     /// Try a lease that was seen free.

@@ -364,14 +364,14 @@ impl NodeCore {
             Source::Feed => return None,
         };
         effects.push(Effect::Count(Count::Received));
-        if !self.farm.hears(via) {
+        if !self.farm.is_listening_to(via) {
             return None;
         }
         let refusal = match self.opener.open(&route, body, now) {
             Ok(opened) => {
                 effects.push(Effect::Count(Count::Missed(opened.missed)));
                 if let Some(site) = site {
-                    self.farm.comes_from(&site, &opened.payload, now);
+                    self.farm.on_site_heard(&site, &opened.payload, now);
                 }
                 return Some(Event::Message { payload: Box::new(opened.payload), via });
             }

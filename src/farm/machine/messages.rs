@@ -6,7 +6,7 @@ use crate::farm::announce;
 use crate::farm::event::{Sender, Via};
 use crate::farm::report;
 use crate::farm::requests::AskedNode;
-use crate::farm::standing::Heard;
+use crate::farm::standing::Stance;
 use crate::farm::timers::Timer;
 use crate::proto::{self, payload::Kind};
 use crate::reason::Reason;
@@ -15,10 +15,10 @@ use crate::routes::{Route, Seat};
 impl Farm {
     // What other nodes say.
 
-    /// Takes in that a message which is about to be handed in as [`super::Event::Message`] comes [`Via::Federated`], from the site that
-    /// its broker calls `site`.
-    pub(crate) fn comes_from(&mut self, site: &str, payload: &proto::Payload, now: Now) {
-        if self.hears(Via::Federated)
+    /// Takes in that a message which is about to be handed in as [`super::Event::Message`] comes [`Via::Federated`], from the
+    /// site that its broker calls `site`.
+    pub(crate) fn on_site_heard(&mut self, site: &str, payload: &proto::Payload, now: Now) {
+        if self.is_listening_to(Via::Federated)
             && payload.boot_id != self.cx.settings.boot_id
             && let Some(Kind::Announcement(announcement)) = &payload.kind
         {
@@ -46,7 +46,7 @@ impl Farm {
         }
         self.mint.on_federated(&from.node, &self.cx, now);
         if !self.epochs.on_federated(&announcement.epoch, now) {
-            self.ask_for_epoch(1, now);
+            self.schedule_join(1, now);
         }
     }
 
@@ -58,24 +58,31 @@ impl Farm {
         let changed = self.on_ring(&from.node, announcement.ring.as_ref(), now);
         let differs = changed || self.mint.ring().fingerprint(announcement.as_of) != fingerprint;
         match self.standing.on_announcement(&from, &announcement, &mut self.cx, now) {
-            Heard::Follows { first } => self.follow(from, announcement, fingerprint, first || differs, now),
+            Stance::Follows { first } => self.on_leader(from, announcement, fingerprint, first || differs, now),
             // Two lead, after a partition: the merge decides about the ring.
-            Heard::Leads if differs => {
+            Stance::Leads if differs => {
                 self.cx.timers.hasten(Timer::Announce, now.mono);
             }
-            Heard::Leads => {}
+            Stance::Leads => {}
         }
     }
 
     /// Takes the word of the leader, and tells it soon what this node holds if it does not know: `news`.
-    fn follow(&mut self, from: Sender, announcement: proto::Announcement, fingerprint: [u8; 8], news: bool, now: Now) {
+    fn on_leader(
+        &mut self,
+        from: Sender,
+        announcement: proto::Announcement,
+        fingerprint: [u8; 8],
+        news: bool,
+        now: Now,
+    ) {
         if let (true, Some(seat)) = (announcement.leased, Seat::numbered(announcement.seat)) {
             self.standing.lease.go_to(seat);
         }
-        self.sites.on_told(&announcement.sites, now);
+        self.sites.on_announced(&announcement.sites, now);
         let members = announcement.members;
-        if !self.epochs.follow(&announcement.epoch, &mut self.cx, now) {
-            self.ask_for_epoch(members, now);
+        if !self.epochs.on_announced(&announcement.epoch, &mut self.cx, now) {
+            self.schedule_join(members, now);
         }
         self.cx.report_interval = self.cx.bounded_interval(announcement.report_every_ms);
         let another = self.standing.announcements.follow(from, announcement, fingerprint, &mut self.cx);
@@ -135,21 +142,21 @@ impl Farm {
     pub(super) fn on_unknown_epoch(&mut self, via: Via, now: Now) {
         // A node that reports under a key which this leader lacks will hear its announcement and ask.
         if via != Via::Lease {
-            self.ask_for_epoch(self.standing.announcements.members(), now);
+            self.schedule_join(self.standing.announcements.members(), now);
         }
     }
 
-    /// In a farm of `members` nodes all may ask at the same moment.
-    fn ask_for_epoch(&mut self, members: u32, now: Now) {
+    /// Asks for the leader's epoch key soon. In a farm of `members` nodes all may do so at the same moment.
+    fn schedule_join(&mut self, members: u32, now: Now) {
         if self.standing.link.is_up() {
-            self.epochs.ask(members, &mut self.cx, now);
+            self.epochs.schedule_join(members, &mut self.cx, now);
         }
     }
 
     // What this node says.
 
     /// To itself, to see whether its inbox works, and whether its broker does.
-    pub(super) fn write_to_itself(&mut self, now: Now) {
+    pub(super) fn send_to_itself(&mut self, now: Now) {
         let Some(inbox) = self.standing.link.inbox().map(str::to_owned) else { return };
         // What it would tell a leader. Without an epoch key it can say no more than that it lacks one.
         let kind = if self.epochs.held().is_empty() {

@@ -27,7 +27,7 @@ impl Farm {
     /// the keys exchange have a leader each, and [`Via::Federated`] is for leaders alone: they tell each other their rings. All
     /// else follow the leader of their own broker.
     #[must_use]
-    pub fn hears(&self, via: Via) -> bool {
+    pub fn is_listening_to(&self, via: Via) -> bool {
         via != Via::Federated || self.leads()
     }
 

@@ -75,8 +75,8 @@ impl Federated {
             assert!(!heard.iter().any(refused), "{heard:?}");
         }
         if place == 1 {
-            assert!(!self.follower.hears(Via::Federated));
-            self.follower.comes_from("a name that is not sealed", &payload, now);
+            assert!(!self.follower.is_listening_to(Via::Federated));
+            self.follower.on_site_heard("a name that is not sealed", &payload, now);
             let far = Event::Message { payload: payload.clone(), via: Via::Federated };
             let heard = self.follower.handle(now, far);
             let follows = |action: &Action| matches!(action, Action::RingChanged | Action::Note(Note::Follows(_)));
@@ -90,7 +90,7 @@ impl Federated {
         let opens = sealed.is_none_or(|id| self.leaders[other].epochs().get(id).is_some());
         let via = Via::Federated;
         if opens {
-            self.leaders[other].comes_from(["site of ams", "site of fra"][place], &payload, now);
+            self.leaders[other].on_site_heard(["site of ams", "site of fra"][place], &payload, now);
         }
         self.give(other, if opens { Event::Message { payload, via } } else { Event::UnknownEpoch { via } });
     }

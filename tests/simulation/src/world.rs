@@ -798,7 +798,7 @@ impl World {
     /// A message comes to a node that runs.
     pub fn take_in(&mut self, index: usize, via: Via, envelope: &Envelope) {
         // What it does not listen to, it does not open.
-        let hears = self.hosts[index].farm().is_some_and(|farm| farm.hears(via));
+        let hears = self.hosts[index].farm().is_some_and(|farm| farm.is_listening_to(via));
         let from = match via {
             Via::Inbox => Source::Inbox,
             Via::Federated => Source::Federated,
