@@ -206,7 +206,7 @@ def look():
                 for other in sorted(used - allowed - {room})
             ]
             place = str(file.relative_to(ROOT / "src").with_suffix(""))
-            if pure or place in pure_files:
+            if pure or any(f"{place}/".startswith(f"{pure_file}/") for pure_file in pure_files):
                 faults += [f"{shown} is of what is pure, and touches {what}" for what in impurities(text, room)]
     found = circle(rooms)
     if found:

@@ -4,25 +4,28 @@
 //! and a clock, and the simulator, which has neither. Opening, dialling again, saving the ring, answering and counting are
 //! decided here, so that both do the same.
 
+mod effect;
+mod input;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
-use zeroize::Zeroizing;
 
+pub use self::effect::{Count, Effect, Line};
+pub use self::input::{Input, Stays};
 use super::sealing::Identity;
 use super::secret_history::SecretHistory;
 use crate::bus::backoff::Redial;
-use crate::bus::{LeaseAnswer, Published, Route, Seat, Source};
+use crate::bus::{BusError, LeaseAnswer, Seat, Source};
 use crate::clock::Now;
-use crate::envelope::{Epochs, Opener, Refusal, Secrets};
-use crate::farm::{Action, Ask, Event, Farm, LocalState, Note, Reply, Via};
+use crate::envelope::{Opener, Refusal, Secrets};
+use crate::farm::{Action, Event, Farm, Note, Via};
 use crate::hex::hex;
-use crate::keys::{Timetable, saved};
+use crate::keys::saved;
 use crate::log_limiter::LogLimiter;
 use crate::proto::AuditOutcome;
-use crate::proto::payload::Kind;
 use crate::random::Randomness;
-use crate::reason::{KeyReason, Reason};
+use crate::reason::Reason;
 
 /// A ring that could not be saved is tried again after this long: it may not change for hours, and a restart would
 /// forget it.
@@ -30,159 +33,6 @@ const SAVE_AGAIN_MS: u64 = 5_000;
 
 /// The machine turns at least this often while messages come that do not open, so that the node shows that it is alive.
 const LONGEST_TURN_MS: u64 = 1_000;
-
-/// What happened to a node.
-#[derive(Debug)]
-pub enum Input {
-    /// Nothing but time: see [`NodeCore::next_wake`].
-    Wake,
-    /// What reports say of this host is another now.
-    Local(LocalState),
-    /// The farm secrets were read again.
-    Secrets(Arc<Secrets>),
-    /// A session batch came that is sealed under an epoch key that the node lacks.
-    UnknownEpoch,
-    /// An operator asks something.
-    Ask {
-        /// Chosen by the driver, for [`Effect::Reply`].
-        id: u64,
-        /// What is asked.
-        ask: Ask,
-        /// Who asks: see [`is_user`](crate::farm::is_user).
-        user: String,
-    },
-    /// A link to the broker is up.
-    Linked {
-        /// The queue that reaches this node.
-        inbox: String,
-    },
-    /// The attempt that [`Effect::DialAt`] asked for brought no link.
-    NotLinked,
-    /// The link is gone.
-    Closed,
-    /// A message came.
-    Delivered {
-        /// The queue that it came out of.
-        from: Source,
-        /// The exchange or queue that it was published to.
-        route: String,
-        /// The envelope.
-        body: Bytes,
-        /// The broker's site that it came from, if from another.
-        site: Option<String>,
-    },
-    /// The broker's answer to a message for the leader at this seat.
-    Told {
-        /// Which seat.
-        seat: Seat,
-        /// What became of the message.
-        answer: Published,
-    },
-    /// What an attempt at the lease of this seat came to.
-    LeaseTried(Seat, LeaseTried),
-    /// The lease of this seat was taken from us although the link lives.
-    LeaseLost(Seat),
-    /// The answer to [`Effect::CheckBroker`]: whether the broker can still declare.
-    Checked(bool),
-    /// The answer to [`Effect::MoveLink`], if the link stays.
-    NotMoved,
-    /// The node is stopping.
-    Stop,
-}
-
-/// What an attempt at the lease came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseTried {
-    /// The broker answered.
-    Answered(LeaseAnswer),
-    /// It failed otherwise.
-    Failed,
-    /// The broker did not answer in time.
-    Unanswered,
-}
-
-/// What is to be done, in this order.
-#[derive(Debug)]
-pub enum Effect {
-    /// Dial the broker at this time, in monotonic milliseconds, and answer with [`Input::Linked`] or [`Input::NotLinked`].
-    DialAt(u64),
-    /// Close the link. What follows says when to dial again.
-    CloseLink,
-    /// Seal and publish.
-    Send {
-        /// Where to.
-        to: Route,
-        /// What.
-        kind: Kind,
-    },
-    /// Try to take the lease of this seat, and answer with [`Input::LeaseTried`].
-    TryLease(Seat),
-    /// Give the lease of this seat up.
-    ReleaseLease(Seat),
-    /// Ask the broker to declare a queue, beside the link, and answer with [`Input::Checked`].
-    CheckBroker,
-    /// Open a link to another broker, and close this one once it is there, with [`Input::Closed`] and [`Input::Linked`]. If no
-    /// other broker can be reached, the link stays: [`Input::NotMoved`]. Comes last: another link takes time to open.
-    MoveLink {
-        /// The link stays as well if its broker, asked once more, declares a queue.
-        unless_it_declares: bool,
-    },
-    /// Give the proxies these keys, and have them forget the sessions from before `sessions_from`, UTC milliseconds.
-    Keys {
-        /// The keys.
-        timetable: Timetable,
-        /// The ring's session floor.
-        sessions_from: u64,
-    },
-    /// Save the ring, and say with [`NodeCore::on_ring_saved`] whether that worked.
-    SaveRing(Zeroizing<Vec<u8>>),
-    /// Seal and open with these epoch keys, before what follows is done.
-    Epochs(Arc<Epochs>),
-    /// The answer to an [`Input::Ask`].
-    Reply {
-        /// The driver's id.
-        id: u64,
-        /// The answer.
-        reply: Reply,
-    },
-    /// Count something.
-    Count(Count),
-    /// Something worth knowing.
-    Note {
-        /// What.
-        note: Note,
-        /// Whether it is logged; if so, how many like it were held back before.
-        logged: Option<u64>,
-    },
-    /// A message did not open.
-    Refused {
-        /// Where it was published to: the writer's choice, and not to be trusted.
-        route: String,
-        /// Why.
-        refusal: Refusal,
-        /// Whether it counts as refused: what a node meets until it has joined does not.
-        counted: bool,
-        /// Whether it is logged; if so, how many like it were held back before.
-        logged: Option<u64>,
-    },
-    /// The farm's machine has turned: what the node shows of itself may be another.
-    Show,
-}
-
-/// Something to count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
-    /// A message on the key plane, whatever becomes of it.
-    Received,
-    /// So many messages of a sender never came.
-    Missed(u64),
-    /// A message was not acted on although it opened.
-    Refused(Reason),
-    /// So many keys or floors of a ring were skipped.
-    KeysSkipped(KeyReason, u64),
-    /// So many keys had the name of another, and other bytes.
-    KeyConflicts(u64),
-}
 
 /// One node: the farm's state machine, and around it all that is decided for it.
 pub struct NodeCore {
@@ -283,10 +133,18 @@ impl NodeCore {
         self.farm.set_blocked(blocked);
     }
 
-    /// Says whether the ring of [`Effect::SaveRing`] was saved at `now`. Returns whether it had not been the last time.
-    pub(crate) fn on_ring_saved(&mut self, saved: bool, now: Now) -> bool {
-        let after = if saved { Saving::On } else { Saving::AgainAt(now.mono + SAVE_AGAIN_MS) };
-        matches!(std::mem::replace(&mut self.saving, after), Saving::AgainAt(_))
+    /// Takes in what became of the ring of [`Effect::SaveRing`] at `now`, or in words why it was not saved. Returns what is
+    /// worth a line.
+    pub(crate) fn on_ring_saved(&mut self, saved: Result<(), String>, now: Now) -> Option<Line> {
+        let after = if saved.is_ok() { Saving::On } else { Saving::AgainAt(now.mono + SAVE_AGAIN_MS) };
+        let before = std::mem::replace(&mut self.saving, after);
+        match saved {
+            Ok(()) => matches!(before, Saving::AgainAt(_)).then_some(Line::RingSavedAgain),
+            Err(error) => {
+                let held_back = self.log_limiter.pass("ring", "not_saved", now)?;
+                Some(Line::RingNotSaved { error, held_back })
+            }
+        }
     }
 
     /// The farm's state machine, to look at.
@@ -321,29 +179,61 @@ impl NodeCore {
                 self.linked = true;
                 Event::Connected { inbox }
             }
-            Input::NotLinked => {
-                effects.push(self.dial_again(now));
+            Input::NotLinked(error) => {
+                let dial_at = self.dial_again_at(now);
+                let retry_in_ms = dial_at.saturating_sub(now.mono);
+                effects.extend([Effect::Log(Line::NotConnected { error, retry_in_ms }), Effect::DialAt(dial_at)]);
                 Event::Wake
             }
-            Input::Closed => {
-                self.linked = false;
-                effects.push(self.dial_again(now));
-                Event::Disconnected
+            Input::Closed { reason } => {
+                effects.push(Effect::Log(Line::Disconnected { reason }));
+                self.on_link_gone(now, effects)
             }
+            Input::Left => self.on_link_gone(now, effects),
             Input::Delivered { from, route, body, site } => return self.open(now, from, route, body, site, effects),
             Input::Told { seat, answer } => Event::Told { seat, answer },
-            Input::LeaseTried(seat, LeaseTried::Answered(LeaseAnswer::Granted)) => Event::LeaseGranted(seat),
-            Input::LeaseTried(seat, LeaseTried::Answered(LeaseAnswer::Taken)) => Event::LeaseTaken(seat),
-            Input::LeaseTried(_, LeaseTried::Failed) => Event::LeaseFailed,
-            Input::LeaseTried(_, LeaseTried::Unanswered) => Event::LeaseUnanswered,
+            Input::LeaseTried(seat, answer) => self.on_lease_tried(now, seat, answer, effects),
             Input::LeaseLost(seat) => Event::LeaseLost(seat),
-            Input::Checked(declares) => Event::Checked(declares),
-            Input::NotMoved => Event::NotMoved,
+            Input::Checked(answer) => on_checked(answer, effects),
+            Input::NotMoved(why) => {
+                effects.push(Effect::Log(Line::Stays(why)));
+                Event::NotMoved
+            }
             Input::Stop => {
                 self.save(now, effects);
                 Event::Stop
             }
         })
+    }
+
+    fn on_link_gone(&mut self, now: Now, effects: &mut Vec<Effect>) -> Event {
+        self.linked = false;
+        effects.push(Effect::DialAt(self.dial_again_at(now)));
+        Event::Disconnected
+    }
+
+    /// A refusal is told and kept where all are ([`super::refused`]); another failure has a line here.
+    fn on_lease_tried(
+        &mut self,
+        now: Now,
+        seat: Seat,
+        answer: Result<LeaseAnswer, BusError>,
+        effects: &mut Vec<Effect>,
+    ) -> Event {
+        let error = match answer {
+            Ok(LeaseAnswer::Granted) => return Event::LeaseGranted(seat),
+            Ok(LeaseAnswer::Taken) => return Event::LeaseTaken(seat),
+            Err(BusError::Refused { .. }) => return Event::LeaseFailed,
+            Err(error) => error,
+        };
+        let (what, event) = match error {
+            BusError::Unanswered { .. } => ("unanswered", Event::LeaseUnanswered),
+            _ => ("failed", Event::LeaseFailed),
+        };
+        if let Some(held_back) = self.log_limiter.pass("lease", what, now) {
+            effects.push(Effect::Log(Line::LeaseNotTried { error, held_back }));
+        }
+        event
     }
 
     /// Opens a sealed message. What is refused goes no further, but for what it shows of clocks and epoch keys.
@@ -413,8 +303,7 @@ impl NodeCore {
                 Action::MoveLink { unless_it_declares } => moves.push(Effect::MoveLink { unless_it_declares }),
                 Action::RenewLink => {
                     self.linked = false;
-                    effects.push(Effect::CloseLink);
-                    effects.push(self.dial_again(now));
+                    effects.extend([Effect::CloseLink, Effect::DialAt(self.dial_again_at(now))]);
                 }
             }
         }
@@ -426,10 +315,10 @@ impl NodeCore {
     }
 
     /// When the next attempt is due, after one that failed or a link that ended now.
-    fn dial_again(&mut self, now: Now) -> Effect {
+    fn dial_again_at(&mut self, now: Now) -> u64 {
         let mut random = [0; 4];
         (self.random)(&mut random);
-        Effect::DialAt(self.redial.again_at(now.mono, u32::from_le_bytes(random)))
+        self.redial.again_at(now.mono, u32::from_le_bytes(random))
     }
 
     fn keys(&self, now: Now) -> Effect {
@@ -493,6 +382,13 @@ impl NodeCore {
         };
         effects.push(Effect::Note { note, logged });
     }
+}
+
+/// Only silence says that a broker is cut off. A refusal is an answer, and a broker that is gone ends its link.
+fn on_checked(answer: Result<(), BusError>, effects: &mut Vec<Effect>) -> Event {
+    let is_silent = matches!(answer, Err(BusError::Unanswered { .. }));
+    effects.extend(answer.err().map(|error| Effect::Log(Line::DoesNotDeclare(error))));
+    Event::Checked(!is_silent)
 }
 
 fn ids(secrets: &Secrets) -> Vec<String> {

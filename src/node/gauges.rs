@@ -39,10 +39,12 @@ pub(crate) fn show_ring_saved(saved: bool) {
     RING_SAVED.set(saved);
 }
 
-/// Counts a ring that could not be saved.
-pub(crate) fn ring_not_saved() {
-    RING_SAVE_ERRORS.add(1);
-    show_ring_saved(false);
+/// Shows whether the ring was saved, and counts one that was not.
+pub(super) fn ring_saved(saved: bool) {
+    if !saved {
+        RING_SAVE_ERRORS.add(1);
+    }
+    show_ring_saved(saved);
 }
 
 /// Shows everything else. `sealed_before` is the generation that sealed when this was last called.
@@ -210,7 +212,7 @@ mod tests {
         has(&shown(|| show_ring_saved(true)), "resumed_ring_saved 1");
         let failed = shown(|| {
             show_ring_saved(true);
-            ring_not_saved();
+            ring_saved(false);
         });
         has(&failed, "resumed_ring_saved 0");
         has(&failed, "resumed_ring_save_errors_total 1");

@@ -2,6 +2,9 @@
 
 use crate::clock::Now;
 
+/// Longer than that without a turn, and the node is taken for dead.
+const ALIVE_FOR_MS: u64 = 10_000;
+
 /// How a node is, as its main loop last said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
@@ -13,6 +16,12 @@ pub struct Health {
 }
 
 impl Health {
+    /// That of a node that turned at `now`, and holds a `ring` with a key in it or none.
+    #[must_use]
+    pub(super) fn turned(ring: bool, now: Now) -> Self {
+        Self { ring, alive_until: now.mono + ALIVE_FOR_MS }
+    }
+
     /// Whether the node is well at `now`, or in one line why not.
     ///
     /// # Errors

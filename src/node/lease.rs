@@ -6,7 +6,9 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
-use crate::bus::{BusError, LeaseAnswer, Link, Seat};
+use super::refused::Refused;
+use crate::bus::{BusError, LeaseAnswer, Link, Names, Seat};
+use crate::clock::SystemClock;
 
 /// Questions that wait for the one before. A node tries once at a time, and gives up only what it holds.
 const QUEUE: usize = 8;
@@ -27,15 +29,22 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// Starts asking on `link`; what the broker says to each [`Lease::try_take`] goes to `answers`.
-    pub(crate) fn start<L: Link>(link: Arc<L>, answers: mpsc::Sender<Answer>) -> Self {
+    /// Starts asking on `link`; what the broker says to each [`Lease::try_take`] goes to `answers`, and what it refuses to
+    /// `refused` too.
+    pub(crate) fn start<L: Link>(
+        link: Arc<L>,
+        (names, refused): (Names, Refused),
+        clock: SystemClock,
+        answers: mpsc::Sender<Answer>,
+    ) -> Self {
         let (questions, mut waiting) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             while let Some(question) = waiting.recv().await {
                 match question {
                     LeaseQuestion::Try(seat) => {
                         let answer = link.try_lease(seat).await;
-                        // The driver may have another link by now; then the answer matters to nobody.
+                        refused.note_lease(&answer, &names, clock.now());
+                        // The driver may have another link by now; then it wants no answer.
                         let _gone = answers.send((seat, answer)).await;
                     }
                     LeaseQuestion::Release { seat, done } => {
@@ -81,7 +90,7 @@ mod tests {
 
     use super::*;
     use crate::bus::in_process::{Hub, InProcess, InProcessLink};
-    use crate::bus::{Bus, LinkEvents, LinkSpec, Names, Published, Route};
+    use crate::bus::{Bus, LinkEvents, LinkSpec, Published, Route};
 
     /// A link whose broker answers a release only when it is let.
     struct Slow {
@@ -147,13 +156,18 @@ mod tests {
         InProcess::new(Arc::clone(hub)).connect(&spec, events).await.unwrap()
     }
 
+    fn start<L: Link>(link: L, answers: mpsc::Sender<Answer>) -> Lease {
+        let refused = (Names::new("f", "p"), Refused::default());
+        Lease::start(Arc::new(link), refused, SystemClock::start(), answers)
+    }
+
     #[tokio::test]
     async fn a_try_does_not_overtake_a_release_that_the_broker_has_not_answered() {
         let hub = Arc::new(Hub::default());
         let answer = Arc::new(Notify::new());
         let slow = Slow { link: link(&hub, "a").await, answer: Arc::clone(&answer) };
         let (sender, mut answers) = mpsc::channel(1);
-        let lease = Lease::start(Arc::new(slow), sender);
+        let lease = start(slow, sender);
         lease.try_take(Seat::FIRST);
         assert!(matches!(answers.recv().await, Some((Seat::FIRST, Ok(LeaseAnswer::Granted)))));
 
@@ -176,7 +190,7 @@ mod tests {
     async fn what_was_asked_before_the_link_was_let_go_is_still_asked() {
         let hub = Arc::new(Hub::default());
         let (sender, mut answers) = mpsc::channel(1);
-        let lease = Lease::start(Arc::new(link(&hub, "a").await), sender);
+        let lease = start(link(&hub, "a").await, sender);
         lease.try_take(Seat::FIRST);
         assert!(matches!(answers.recv().await, Some((Seat::FIRST, Ok(LeaseAnswer::Granted)))));
         let released = lease.release(Seat::FIRST);

@@ -8,8 +8,10 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::channels::{NodeEnds, ends};
+use self::connection::LinkParts;
 use self::core::{NodeCore, Saving};
-use self::driver::{Driver, NodeEnds};
+use self::driver::Driver;
 use self::key_plane::confirm_within;
 use self::refused::Refused;
 use self::ring_file::RingFile;
@@ -21,13 +23,14 @@ use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
 use crate::farm::{Farm, FarmSettings, LocalState};
 use crate::keys::{HeldRing, Timetable};
-use crate::log_limiter::LogLimiter;
 use crate::proto;
 use crate::proxies::{ProxyPlane, Registry, SharedOutbox};
 use crate::random;
 use crate::sessions::{Removals, Store};
 use crate::settings::SettingsError;
 
+mod channels;
+mod connection;
 pub mod core;
 mod driver;
 mod gauges;
@@ -35,6 +38,7 @@ mod health;
 pub mod key_plane;
 mod last_reload;
 mod lease;
+mod record;
 mod refused;
 pub mod ring_file;
 pub mod sealing;
@@ -46,7 +50,7 @@ mod tasks;
 pub mod view;
 mod warmup;
 
-pub use driver::Question;
+pub use channels::Question;
 pub use health::Health;
 pub use last_reload::LastReload;
 pub use secret_history::SecretHistory;
@@ -104,14 +108,14 @@ impl Node {
         gauges::settings(&settings.keys);
         gauges::show_ring_saved(ring_file.is_some());
         let farm = Farm::new(farm_settings(&settings, identity.boot_id, &names), held, random::system(), clock.now());
-        let (driver_ends, ends) = driver::ends(&farm, clock);
+        let (driver_ends, ends) = ends(&farm, clock);
 
         let proxies = Arc::new(proxy_plane(&settings, ends.timetable, clock));
         let refused = Refused::default();
         let parts = SessionParts {
             proxies: Arc::clone(&proxies),
             secrets: secrets.clone(),
-            epochs: ends.epochs,
+            epochs: ends.epochs.clone(),
             unknown_epoch: ends.unknown_epoch,
             names: names.clone(),
             boot_id: identity.boot_id,
@@ -123,22 +127,28 @@ impl Node {
         };
         let sessions = SessionPlane::new(parts, opener(&settings, &secrets), settings.sessions.replicate);
         let sessions = Arc::new(sessions);
+        let parts = LinkParts {
+            identity: identity.clone(),
+            secrets: secrets.clone(),
+            epochs: ends.epochs,
+            names: names.clone(),
+            refused: refused.clone(),
+            confirm_within: confirm_within(settings.report_every),
+            sessions: Arc::clone(&sessions),
+            clock,
+        };
         let driver = Driver {
-            core: core(&settings, farm, &secrets, identity.clone(), ring_file.is_some()),
+            core: core(&settings, farm, &secrets, identity, ring_file.is_some()),
             bus,
             spec: link_spec(&settings, names),
-            identity,
+            parts,
             secrets: secrets.clone(),
             refused,
-            confirm_within: confirm_within(settings.report_every),
             ends: driver_ends,
             clock,
             ring_file,
-            not_connected: None,
             replies: HashMap::new(),
             connections: gauges::Connections::default(),
-            sessions: Arc::clone(&sessions),
-            log_limiter: LogLimiter::default(),
             stop: stop.clone(),
         };
         publisher.spawn("the publisher of sessions", Arc::clone(&sessions).publish());

@@ -45,16 +45,18 @@ impl Refused {
         }
     }
 
-    /// The same of an attempt at the lease. Whether it was refused.
-    pub(crate) fn note_lease(&self, answer: &Result<LeaseAnswer, BusError>, names: &Names, now: Now) -> bool {
-        let Err(error) = answer else {
-            self.refusals().lease_answered();
-            return false;
+    /// The same of an attempt at the lease.
+    pub(crate) fn note_lease(&self, answer: &Result<LeaseAnswer, BusError>, names: &Names, now: Now) {
+        let news = match answer {
+            Ok(_) => {
+                self.refusals().lease_answered();
+                None
+            }
+            Err(error) => self.refusals().lease_refused(error, names, now),
         };
-        if let Some(news) = self.refusals().lease_refused(error, names, now) {
+        if let Some(news) = news {
             warn!("{news}");
         }
-        matches!(error, BusError::Refused { .. })
     }
 
     /// What is refused at `now`, in sentences.

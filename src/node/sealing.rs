@@ -46,12 +46,12 @@ impl Sealing {
     #[must_use]
     pub fn new(
         identity: Identity,
-        secrets: watch::Receiver<Arc<Secrets>>,
+        mut secrets: watch::Receiver<Arc<Secrets>>,
         epochs: watch::Receiver<Arc<Epochs>>,
         mut random: Randomness,
         now: Now,
     ) -> Self {
-        let sealer = Sealer::new(Arc::clone(&secrets.borrow()), &identity.farm, salt(&mut random));
+        let sealer = Sealer::new(Arc::clone(&secrets.borrow_and_update()), &identity.farm, salt(&mut random));
         Self { identity, secrets, epochs, sealer, random, drawn_at: now }
     }
 

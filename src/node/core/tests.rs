@@ -3,12 +3,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::*;
-use crate::envelope::{EpochKey, FarmSecret};
-use crate::farm::FarmSettings;
+use crate::envelope::{EpochKey, Epochs, FarmSecret};
+use crate::farm::{Ask, FarmSettings, Reply};
 use crate::keys::saved::read_back;
 use crate::keys::{HeldRing, KeySettings};
 use crate::node::sealing::Sealing;
 use crate::proto;
+use crate::proto::payload::Kind;
 use crate::random::system;
 use crate::routes::Names;
 
@@ -49,6 +50,28 @@ fn core(saving: Saving) -> NodeCore {
 
 fn linked(core: &mut NodeCore, now: Now) -> Vec<Effect> {
     core.step(now, Input::Linked { inbox: INBOX.into() })
+}
+
+fn closed() -> Input {
+    Input::Closed { reason: "the broker has gone".to_owned() }
+}
+
+fn unreachable() -> BusError {
+    BusError::Unreachable("amqp://host/: connection refused".to_owned())
+}
+
+fn unanswered() -> BusError {
+    BusError::Unanswered { operation: "declare queue q".to_owned(), within: Duration::from_secs(5) }
+}
+
+/// What became of a ring for which there is no room.
+fn full() -> Result<(), String> {
+    Err("no space left on device".to_owned())
+}
+
+/// The lines that are to be written.
+fn lines(effects: &[Effect]) -> Vec<&Line> {
+    effects.iter().filter_map(|effect| if let Effect::Log(line) = effect { Some(line) } else { None }).collect()
 }
 
 /// Lets a node without a broker start alone.
@@ -107,12 +130,12 @@ fn a_node_dials_at_once_and_then_ever_more_slowly_while_links_end_at_once() {
     for round in 0..8 {
         let now = at(10_000 * round);
         linked(&mut core, now);
-        let effects = core.step(now, Input::Closed);
+        let effects = core.step(now, closed());
         assert_eq!(dials(&effects).len(), 1, "{effects:?}");
         pauses.push(dials(&effects)[0] - now.mono);
     }
     assert_eq!(pauses, [100, 200, 400, 800, 1_600, 3_200, 4_500, 4_500]);
-    let effects = core.step(at(90_000), Input::NotLinked);
+    let effects = core.step(at(90_000), Input::NotLinked(unreachable()));
     assert_eq!(dials(&effects), [at(90_000).mono + 4_500], "an attempt that fails counts like a link that ends");
 }
 
@@ -122,7 +145,7 @@ fn without_a_link_nothing_is_asked_of_one() {
     assert!(!started_alone(&mut core).iter().any(needs_a_link));
     let effects = linked(&mut core, at(13_000));
     assert!(effects.iter().any(needs_a_link), "it speaks to the farm: {effects:?}");
-    let effects = core.step(at(14_000), Input::Closed);
+    let effects = core.step(at(14_000), closed());
     assert!(!effects.iter().any(needs_a_link), "{effects:?}");
     let effects = core.step(at(30_000), Input::Stop);
     assert!(!effects.iter().any(needs_a_link), "{effects:?}");
@@ -145,17 +168,19 @@ fn a_ring_that_changes_is_told_and_saved_and_comes_back() {
 fn a_ring_that_could_not_be_saved_is_tried_again_until_it_is() {
     let mut core = core(Saving::On);
     started_alone(&mut core);
-    assert!(!core.on_ring_saved(false, at(12_000)));
+    assert!(matches!(core.on_ring_saved(full(), at(12_000)), Some(Line::RingNotSaved { held_back: 0, .. })));
     for failure in 0..3 {
         let now = at(17_000 + 5_000 * failure);
         let sooner = Now { wall: now.wall - 1, mono: now.mono - 1 };
         assert_eq!(saves(&core.step(sooner, Input::Wake)).len(), 0);
         assert!(core.next_wake(sooner) <= now.mono, "it is woken for it");
         assert_eq!(saves(&core.step(now, Input::Wake)).len(), 1);
-        core.on_ring_saved(false, now);
+        assert!(core.on_ring_saved(full(), now).is_none(), "one line a minute");
     }
-    assert!(core.on_ring_saved(true, at(32_000)), "it had not been saved");
+    assert!(matches!(core.on_ring_saved(Ok(()), at(32_000)), Some(Line::RingSavedAgain)), "it had not been saved");
     assert_eq!(saves(&core.step(at(40_000), Input::Wake)).len(), 0);
+    assert!(core.on_ring_saved(Ok(()), at(41_000)).is_none(), "it is no news that it is saved");
+    assert!(matches!(core.on_ring_saved(full(), at(72_000)), Some(Line::RingNotSaved { held_back: 3, .. })));
 }
 
 #[test]
@@ -172,7 +197,7 @@ fn what_a_node_meets_until_it_has_joined_is_neither_counted_nor_logged() {
     linked(&mut core, at(0));
     assert_eq!(refused(&core.step(at(10), unreadable(at(10)))), [(false, None)]);
     // A leader draws an epoch key.
-    core.step(at(20), Input::LeaseTried(Seat::FIRST, LeaseTried::Answered(LeaseAnswer::Granted)));
+    core.step(at(20), Input::LeaseTried(Seat::FIRST, Ok(LeaseAnswer::Granted)));
     assert!(core.opener.has_epochs());
     let now = at(30);
     assert_eq!(refused(&core.step(now, unreadable(now))), [(true, Some(0))]);
@@ -217,4 +242,97 @@ fn a_silent_inbox_has_the_link_closed_and_another_one_dialled() {
     let (ms, closes, effects) = closing.expect("it closes the link");
     assert!(matches!(effects[closes + 1], Effect::DialAt(dial) if dial >= at(ms).mono), "{effects:?}");
     assert!(!effects[closes..].iter().skip(1).any(needs_a_link), "nothing is asked of it afterwards: {effects:?}");
+}
+
+#[test]
+fn an_attempt_to_connect_that_fails_is_told_with_the_pause_before_the_next() {
+    let mut core = core(Saving::Off);
+    core.start(at(0));
+    for (round, pause) in [100, 200, 400].into_iter().enumerate() {
+        let now = at(1_000 * round as u64);
+        let effects = core.step(now, Input::NotLinked(unreachable()));
+        let told = lines(&effects);
+        assert!(matches!(told[..], [Line::NotConnected { retry_in_ms, .. }] if *retry_in_ms == pause), "{told:?}");
+        assert_eq!(dials(&effects), [now.mono + pause]);
+    }
+}
+
+#[test]
+fn a_link_that_ends_is_told_and_one_that_is_left_for_another_is_not() {
+    let mut core = core(Saving::Off);
+    core.start(at(0));
+    linked(&mut core, at(0));
+    let effects = core.step(at(10), Input::Left);
+    assert_eq!((lines(&effects).len(), dials(&effects).len()), (0, 1), "{effects:?}");
+    linked(&mut core, at(10));
+    let effects = core.step(at(20), closed());
+    let told = lines(&effects);
+    assert!(matches!(told[..], [Line::Disconnected { reason }] if reason == "the broker has gone"), "{told:?}");
+    assert_eq!(dials(&effects).len(), 1);
+}
+
+#[test]
+fn a_lease_that_cannot_be_tried_is_told_once_a_minute_for_each_kind_of_failure() {
+    let mut core = core(Saving::Off);
+    core.start(at(0));
+    linked(&mut core, at(0));
+    let closed = || BusError::Closed("channel closed".to_owned());
+    let refused = || BusError::Refused { operation: "declare".to_owned(), reason: "ACCESS_REFUSED".to_owned() };
+    let mut told = |ms, error| {
+        let effects = core.step(at(ms), Input::LeaseTried(Seat::FIRST, Err(error)));
+        let told: Vec<_> = lines(&effects).into_iter().map(|line| format!("{line:?}")).collect();
+        told.join(", ")
+    };
+    assert!(told(1, unanswered()).starts_with("LeaseNotTried { error: Unanswered"));
+    assert!(told(2, closed()).starts_with("LeaseNotTried { error: Closed"), "the other failure hides it not");
+    assert_eq!(told(3, unanswered()), "");
+    assert_eq!(told(4, refused()), "", "refusals are told where all are");
+    assert!(told(60_001, unanswered()).ends_with("held_back: 1 }"));
+}
+
+#[test]
+fn an_attempt_at_the_lease_is_to_the_farm_what_the_broker_said() {
+    let mut core = core(Saving::Off);
+    let mut event = |answer| {
+        let mut effects = Vec::new();
+        core.event_of(at(0), Input::LeaseTried(Seat::FIRST, answer), &mut effects)
+    };
+    assert!(matches!(event(Ok(LeaseAnswer::Granted)), Some(Event::LeaseGranted(Seat::FIRST))));
+    assert!(matches!(event(Ok(LeaseAnswer::Taken)), Some(Event::LeaseTaken(Seat::FIRST))));
+    assert!(matches!(event(Err(unanswered())), Some(Event::LeaseUnanswered)));
+    for error in [
+        BusError::Closed(String::new()),
+        BusError::Refused { operation: String::new(), reason: String::new() },
+        unreachable(),
+    ] {
+        assert!(matches!(event(Err(error)), Some(Event::LeaseFailed)));
+    }
+}
+
+#[test]
+fn only_a_broker_that_is_silent_when_asked_to_declare_is_taken_for_cut_off() {
+    let mut core = core(Saving::Off);
+    let mut checked = |answer| {
+        let mut effects = Vec::new();
+        let event = core.event_of(at(0), Input::Checked(answer), &mut effects);
+        let Some(Event::Checked(declares)) = event else { panic!("{event:?}") };
+        (declares, lines(&effects).len())
+    };
+    assert_eq!(checked(Ok(())), (true, 0));
+    assert_eq!(checked(Err(unanswered())), (false, 1));
+    let refused = BusError::Refused { operation: "declare".to_owned(), reason: "ACCESS_REFUSED".to_owned() };
+    assert_eq!(checked(Err(refused)), (true, 1), "a refusal is an answer");
+    assert_eq!(checked(Err(BusError::Closed("gone".to_owned()))), (true, 1), "its link ends, which says more");
+}
+
+#[test]
+fn a_link_that_stays_is_told_with_the_reason() {
+    let mut core = core(Saving::Off);
+    core.start(at(0));
+    linked(&mut core, at(0));
+    let effects = core.step(at(1), Input::NotMoved(Stays::NoOther(unreachable())));
+    assert!(matches!(lines(&effects)[..], [Line::Stays(Stays::NoOther(_))]), "{effects:?}");
+    let effects = core.step(at(2), Input::NotMoved(Stays::Declares));
+    assert!(matches!(lines(&effects)[..], [Line::Stays(Stays::Declares)]), "{effects:?}");
+    assert_eq!(dials(&effects).len(), 0, "no other link is dialled");
 }

@@ -8,9 +8,9 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use resumed::bus::{LeaseAnswer, Published, Route, Seat};
+use resumed::bus::{BusError, LeaseAnswer, Published, Route, Seat};
 use resumed::farm::Via;
-use resumed::node::core::LeaseTried;
+use resumed::node::core::Stays;
 use resumed::node::key_plane::Waiting;
 use resumed::node::sealing::Sealing;
 use resumed::proto::payload::Kind;
@@ -207,8 +207,8 @@ pub enum Upstream {
     TryLease(Seat),
     ReleaseLease(Seat),
     Check,
-    /// Not the broker's affair: the node has tried all others in vain.
-    NotMoved,
+    /// Not the broker's affair: the node has tried all others in vain, or this one declares again.
+    NotMoved(Stays),
     Close,
 }
 
@@ -216,10 +216,10 @@ pub enum Upstream {
 pub enum Downstream {
     Message { via: Via, envelope: Envelope },
     Published { to: Route, answer: Published },
-    Lease(Seat, LeaseTried),
+    Lease(Seat, Result<LeaseAnswer, BusError>),
     LeaseLost(Seat),
-    Checked(bool),
-    NotMoved,
+    Checked(Result<(), BusError>),
+    NotMoved(Stays),
     Closed,
 }
 
@@ -229,7 +229,7 @@ impl Downstream {
             Self::Message { via: Via::Inbox | Via::Federated, .. } => 0,
             Self::Message { via: Via::Lease, .. } | Self::LeaseLost(_) => 1,
             Self::Published { .. } => 2,
-            Self::Lease(..) | Self::Checked(_) | Self::NotMoved => 3,
+            Self::Lease(..) | Self::Checked(_) | Self::NotMoved(_) => 3,
             Self::Closed => LANES,
         }
     }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::bus::{Names, Published, Route, Seat, Source};
+use resumed::bus::{BusError, Names, Published, Route, Seat, Source};
 use resumed::clock::Now;
 use resumed::envelope::{EpochId, FarmSecret, Opener, Refusal, Secrets};
 use resumed::farm::{Farm, FarmSettings, Note, Via};
 use resumed::keys::{HeldRing, KeySettings, Ring};
-use resumed::node::core::{Effect, Input, LeaseTried, NodeCore, Saving};
+use resumed::node::core::{Effect, Input, NodeCore, Saving, Stays};
 use resumed::node::key_plane::Waiting;
 use resumed::node::sealing::{Identity, Sealing};
 use resumed::proto::{self, payload::Kind};
@@ -515,7 +515,7 @@ impl World {
         }
         host.dials += 1;
         let Some(broker) = self.broker_for(index, None) else {
-            self.give(index, Input::NotLinked);
+            self.give(index, Input::NotLinked(no_other()));
             return;
         };
         self.connect_to(index, broker);
@@ -536,18 +536,18 @@ impl World {
     fn move_link(&mut self, index: usize, link: LinkId, unless_it_declares: bool) {
         let here = self.links[link].broker;
         if unless_it_declares && self.cluster.declares(here) {
-            self.upstream(link, Upstream::NotMoved);
+            self.upstream(link, Upstream::NotMoved(Stays::Declares));
             return;
         }
         let Some(broker) = self.broker_for(index, Some(here)) else {
             self.say(|world| format!("{} finds no other broker", world.hosts[index].name));
-            self.upstream(link, Upstream::NotMoved);
+            self.upstream(link, Upstream::NotMoved(Stays::NoOther(no_other())));
             return;
         };
         self.say(|world| format!("{} leaves broker {here} for broker {broker}", world.hosts[index].name));
         self.close_at_node(link);
         self.upstream(link, Upstream::Close);
-        self.give(index, Input::Closed);
+        self.give(index, Input::Left);
         // There is another: it does not dial.
         self.hosts[index].dial = None;
         self.connect_to(index, broker);
@@ -684,12 +684,12 @@ impl World {
                 let broker = link.broker;
                 // A channel may die for reasons of its own.
                 let tried = if self.random.chance(2) {
-                    LeaseTried::Failed
+                    Err(BusError::Closed("the channel died".to_owned()))
                 } else {
-                    self.cluster.try_lease(id, broker, seat).map_or(LeaseTried::Unanswered, LeaseTried::Answered)
+                    self.cluster.try_lease(id, broker, seat).ok_or_else(unanswered)
                 };
                 self.ledger.unsettled = true;
-                let waits = matches!(tried, LeaseTried::Unanswered);
+                let waits = matches!(tried, Err(BusError::Unanswered { .. }));
                 self.downstream_after(if waits { ANSWER_WITHIN_MS } else { 0 }, id, Downstream::Lease(seat, tried));
             }
             Upstream::ReleaseLease(seat) => {
@@ -699,9 +699,10 @@ impl World {
             Upstream::Check => {
                 let declares = self.cluster.declares(link.broker);
                 let waits = if declares { 0 } else { ANSWER_WITHIN_MS };
-                self.downstream_after(waits, id, Downstream::Checked(declares));
+                let answer = if declares { Ok(()) } else { Err(unanswered()) };
+                self.downstream_after(waits, id, Downstream::Checked(answer));
             }
-            Upstream::NotMoved => self.downstream(id, Downstream::NotMoved),
+            Upstream::NotMoved(why) => self.downstream(id, Downstream::NotMoved(why)),
             Upstream::Close => self.close_at_broker(id),
         }
     }
@@ -781,16 +782,16 @@ impl World {
                 }
                 self.pump(id);
             }
-            Downstream::Lease(seat, tried) => self.give(index, Input::LeaseTried(seat, tried)),
+            Downstream::Lease(seat, answer) => self.give(index, Input::LeaseTried(seat, answer)),
             Downstream::LeaseLost(seat) => self.give(index, Input::LeaseLost(seat)),
-            Downstream::Checked(declares) => self.give(index, Input::Checked(declares)),
-            Downstream::NotMoved => self.give(index, Input::NotMoved),
+            Downstream::Checked(answer) => self.give(index, Input::Checked(answer)),
+            Downstream::NotMoved(why) => self.give(index, Input::NotMoved(why)),
             Downstream::Closed => {
                 self.say(|world| format!("{} is disconnected", world.hosts[index].name));
                 self.close_at_node(id);
                 // If only this side has given it up, the other learns of it as soon as the network lets it.
                 self.upstream(id, Upstream::Close);
-                self.give(index, Input::Closed);
+                self.give(index, Input::Closed { reason: "disconnected".to_owned() });
             }
         }
     }
@@ -852,6 +853,16 @@ fn words(reply: &resumed::farm::Reply) -> String {
         resumed::farm::Reply::Members { leader, members } => format!("{} members by {leader}", members.len()),
         other => format!("{other:?}"),
     }
+}
+
+/// No broker takes the node.
+fn no_other() -> BusError {
+    BusError::Unreachable(String::new())
+}
+
+/// The broker does not answer a declaration.
+fn unanswered() -> BusError {
+    BusError::Unanswered { operation: "declare".to_owned(), within: Duration::from_millis(ANSWER_WITHIN_MS) }
 }
 
 /// What a turn made the machine notice.
