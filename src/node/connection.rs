@@ -74,7 +74,7 @@ pub(super) fn dial<B: Bus>(bus: Arc<B>, spec: LinkSpec) -> Attempt<B::Link> {
 }
 
 /// What each link of a node is given.
-pub(super) struct LinkParts<L: Link> {
+pub(super) struct LinkParts {
     /// Who seals.
     pub identity: Identity,
     /// The farm secrets.
@@ -88,14 +88,14 @@ pub(super) struct LinkParts<L: Link> {
     /// See [`super::key_plane::confirm_within`].
     pub confirm_within: Duration,
     /// Starts the session plane of each link.
-    pub sessions: Arc<SessionPlane<L>>,
+    pub sessions: Arc<SessionPlane>,
     /// This host's clocks.
     pub clock: SystemClock,
 }
 
-impl<L: Link> LinkParts<L> {
+impl LinkParts {
     /// Starts all that is started with a link.
-    pub(super) fn start(&self, connected: Connected<L>) -> OpenLink<L> {
+    pub(super) fn start<L: Link>(&self, connected: Connected<L>) -> OpenLink<L> {
         let Connected { link, events, feed } = connected;
         let (plane_sender, plane_events) = mpsc::channel(16);
         let (answers, lease_answers) = mpsc::channel(1);
@@ -127,7 +127,7 @@ pub(super) struct OpenLink<L: Link> {
     events: mpsc::Receiver<LinkEvent>,
     plane: KeyPlane,
     plane_events: mpsc::Receiver<KeyPlaneEvent>,
-    _sessions: LinkedSessions<L>,
+    _sessions: LinkedSessions,
     lease: Lease,
     lease_answers: mpsc::Receiver<Answer>,
     check: Option<AbortOnDropHandle<Result<(), BusError>>>,

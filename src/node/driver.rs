@@ -41,7 +41,7 @@ pub(crate) struct Driver<B: Bus> {
     /// What every link declares.
     pub spec: LinkSpec,
     /// What every link is given.
-    pub parts: LinkParts<B::Link>,
+    pub parts: LinkParts,
     /// The farm secrets, replaced on a reload.
     pub secrets: watch::Receiver<Arc<Secrets>>,
     /// What the broker refuses this node.

@@ -44,6 +44,7 @@ pub mod ring_file;
 pub mod sealing;
 mod secret_history;
 mod session_plane;
+mod session_publisher;
 mod settings;
 mod sites;
 mod tasks;
@@ -123,6 +124,7 @@ impl Node {
             refused: refused.clone(),
             clock,
             tasks: tasks.clone(),
+            publisher: publisher.clone(),
             stop: stop_sessions.clone(),
         };
         let sessions = SessionPlane::new(parts, opener(&settings, &secrets), settings.sessions.replicate);
@@ -151,7 +153,7 @@ impl Node {
             connections: gauges::Connections::default(),
             stop: stop.clone(),
         };
-        publisher.spawn("the publisher of sessions", Arc::clone(&sessions).publish());
+        publisher.spawn("the sessions without a link", Arc::clone(&sessions).drop_without_link());
         tasks.spawn("the driver", driver.run());
         tasks.spawn("the opener's keys", sessions.follow_keys());
         tasks.spawn("the flush", flush(Arc::clone(&proxies), ends.sessions_from, stop.clone()));

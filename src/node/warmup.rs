@@ -154,7 +154,7 @@ impl WarmupMessage {
     }
 }
 
-impl<L: Link> SessionPlane<L> {
+impl SessionPlane {
     /// Takes in one message of a warm-up.
     pub(super) fn take_in_warmup(&self, peer: Peer, message: WarmupMessage, now: Now) {
         let store = &self.node.proxies.store;
@@ -204,7 +204,7 @@ impl<L: Link> SessionPlane<L> {
     }
 
     /// Joins and donates over `link` until it ends.
-    pub(super) async fn warm_up(self: Arc<Self>, link: Arc<SessionLink<L>>) {
+    pub(super) async fn warm_up<L: Link>(self: Arc<Self>, link: Arc<SessionLink<L>>) {
         let mut epochs = self.node.epochs.clone();
         while !self.node.stop.is_cancelled() && !link.ended.is_cancelled() {
             let due = match self.next_warmup(&link) {
@@ -233,7 +233,7 @@ impl<L: Link> SessionPlane<L> {
     }
 
     /// What is to be done now.
-    fn next_warmup(&self, link: &SessionLink<L>) -> Next {
+    fn next_warmup<L: Link>(&self, link: &SessionLink<L>) -> Next {
         // Without an epoch key nothing of this may travel.
         let blocked = self.node.epochs.borrow().is_empty() || link.link.is_blocked();
         let now = self.node.clock.now();
@@ -260,7 +260,7 @@ impl<L: Link> SessionPlane<L> {
         Next::Wait(due.map(|at| at.max(now.mono + 1)))
     }
 
-    async fn send_warmup(&self, link: &SessionLink<L>, message: Action) {
+    async fn send_warmup<L: Link>(&self, link: &SessionLink<L>, message: Action) {
         let (feed, kind) = match message {
             Action::Call(call) => (None, Kind::WarmupCall(call)),
             Action::Send { feed, kind } => (Some(feed), kind),
