@@ -12,12 +12,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::ending::{CLOSED_HERE, Ending};
 use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
 
 /// What an in-process hub calls itself where RabbitMQ has a URI.
 pub(crate) const PEER: &str = "in-process";
-
-const CLOSED_HERE: &str = "closed by this node";
 
 /// How much a queue of the hub holds before its oldest messages go.
 #[derive(Clone, Copy, Debug)]
@@ -54,24 +53,6 @@ struct Queue {
     arrived: Arc<Notify>,
     deleted: CancellationToken,
     given_up: CancellationToken,
-}
-
-/// How a link ends: the first reason stays.
-#[derive(Debug, Default)]
-struct Ending {
-    stop: CancellationToken,
-    reason: Mutex<Option<String>>,
-}
-
-impl Ending {
-    fn because(&self, reason: &str) {
-        lock(&self.reason).get_or_insert_with(|| reason.to_owned());
-        self.stop.cancel();
-    }
-
-    fn reason(&self) -> String {
-        lock(&self.reason).clone().unwrap_or_else(|| CLOSED_HERE.to_owned())
-    }
 }
 
 impl Queue {
@@ -299,7 +280,7 @@ impl InProcessLink {
                     }
                 }
                 Source::Inbox | Source::Federated | Source::Feed => {
-                    ending.because(&format!("queue {queue} was deleted"))
+                    ending.because(format!("queue {queue} was deleted"))
                 }
             }
         });

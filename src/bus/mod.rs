@@ -5,6 +5,7 @@
 
 mod address;
 pub(crate) mod backoff;
+mod ending;
 pub mod in_process;
 pub mod rabbitmq;
 pub mod refusals;

@@ -11,9 +11,10 @@ use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::RabbitMq;
+use super::errors::words;
 use super::target::Target;
 use super::tls::{self, CertificateRefusal};
-use super::{RabbitMq, words};
 use crate::bus::address::certified;
 use crate::bus::refusals::{SILENT_AT_LOGIN, remedy_at_login, with_remedy};
 

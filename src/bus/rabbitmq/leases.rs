@@ -15,12 +15,12 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::{
-    CLOSE_WITHIN, KEY_PREFETCH, LOOK_EVERY, REPLY_SUCCESS, RESOURCE_LOCKED, RabbitMq, Wired, declare, hand_on,
-    key_queue_arguments, open_channel, subscribe,
-};
+use super::consume::hand_on;
+use super::declare::{KEY_PREFETCH, declare, key_queue_arguments, nonce, open_channel, subscribe};
+use super::dial::Wired;
+use super::errors::{RESOURCE_LOCKED, advised};
+use super::{CLOSE_WITHIN, LOOK_EVERY, REPLY_SUCCESS, RabbitMq};
 use crate::bus::{BusError, LeaseAnswer, LinkEvent, LinkSpec, Seat, Source};
-use crate::hex::hex;
 
 /// How long a broker that this node is connected to may take for one question. It takes milliseconds, but for a cluster that
 /// elects its own leader just then; one that does not answer by then has lost its majority, or stands still.
@@ -146,9 +146,7 @@ impl Leases {
 
     /// As [`crate::bus::Link::check`].
     pub(super) async fn check(&self) -> Result<(), BusError> {
-        let mut nonce = [0; 8];
-        crate::random::try_fill(&mut nonce).map_err(|error| BusError::Unprepared(error.to_string()))?;
-        let queue = self.spec.names.inbox(&self.spec.node, &format!("check-{}", hex(&nonce)));
+        let queue = self.spec.names.inbox(&self.spec.node, &format!("check-{}", nonce()?));
         let wired = self.dial("check").await?;
         let declared = answered(format!("declare queue {queue}"), async {
             let channel = open_channel(&wired.connection).await?;
@@ -158,7 +156,7 @@ impl Leases {
         self.ends.tasks.spawn(close(Arc::new(wired)));
         declared.map(|_| ()).map_err(|error| match error {
             BusError::Refused { operation, reason } => {
-                BusError::Refused { operation, reason: super::advised(&reason, &self.spec) }
+                BusError::Refused { operation, reason: advised(&reason, &self.spec) }
             }
             other => other,
         })

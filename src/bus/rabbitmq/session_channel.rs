@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use lapin::{Channel, Connection};
 
-use super::open_channel;
+use super::declare::open_channel;
+use super::errors;
 use crate::bus::BusError;
 
 /// After a refusal the broker is left alone for so long.
@@ -56,7 +57,7 @@ impl SessionChannel {
         match refused {
             None => return Ok(channel),
             Some(refused) if !refused.is_told || refused.at.elapsed() < AGAIN_AFTER => {
-                return Err(super::refused("publish on the session plane", &refused.words));
+                return Err(errors::refused("publish on the session plane", &refused.words));
             }
             Some(_) => {}
         }
