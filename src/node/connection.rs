@@ -19,7 +19,7 @@ use crate::bus::{Bus, BusError, Link, LinkEvent, LinkEvents, LinkSpec, Names, Ro
 use crate::clock::SystemClock;
 use crate::envelope::{Epochs, Secrets};
 use crate::proto::payload::Kind;
-use crate::random;
+use crate::random::Randomness;
 use crate::status::BrokerStatus;
 
 /// Key-plane deliveries between link and driver.
@@ -89,6 +89,8 @@ pub(super) struct LinkParts {
     pub confirm_within: Duration,
     /// Starts the session plane of each link.
     pub sessions: Arc<SessionPlane>,
+    /// Where the salts of each plane come from.
+    pub random: fn() -> Randomness,
     /// This host's clocks.
     pub clock: SystemClock,
 }
@@ -117,7 +119,7 @@ impl LinkParts {
     /// Every plane of every link has salts of its own.
     fn sealing(&self) -> Sealing {
         let (identity, secrets) = (self.identity.clone(), self.secrets.clone());
-        Sealing::new(identity, secrets, self.epochs.clone(), random::system(), self.clock.now())
+        Sealing::new(identity, secrets, self.epochs.clone(), (self.random)(), self.clock.now())
     }
 }
 

@@ -24,7 +24,7 @@ use crate::bus::{Bus, LinkSpec};
 use crate::clock::{Now, SystemClock};
 use crate::envelope::Secrets;
 use crate::farm::Reply;
-use crate::random;
+use crate::random::Randomness;
 
 /// The driver runs at least this often, so that `/healthz` can tell that it is alive.
 const LONGEST_SLEEP_MS: u64 = 1_000;
@@ -54,6 +54,8 @@ pub(crate) struct Driver<B: Bus> {
     pub ring_file: Option<RingFile>,
     /// Who waits for which answer.
     pub replies: HashMap<u64, oneshot::Sender<Reply>>,
+    /// Where the names of requests come from.
+    pub random: Randomness,
     /// Counts this node's connections.
     pub connections: Connections,
     /// Ends the driver, with a farewell.
@@ -104,7 +106,9 @@ impl<B: Bus> Driver<B> {
 
     fn asked(&mut self, Question { ask, user, reply }: Question) -> Input {
         // Random, so that it names one request among those of all nodes.
-        let id = u64::from_le_bytes(random::random());
+        let mut id = [0; 8];
+        (self.random)(&mut id);
+        let id = u64::from_le_bytes(id);
         self.replies.insert(id, reply);
         Input::Ask { id, ask, user }
     }

@@ -18,6 +18,7 @@ use self::ring_file::RingFile;
 use self::sealing::Identity;
 use self::session_plane::{SessionParts, SessionPlane, flush, sweep};
 use self::tasks::NodeTasks;
+use self::warmup::Warmups;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
 use crate::envelope::{Opener, Secrets};
@@ -127,8 +128,8 @@ impl Node {
             publisher: publisher.clone(),
             stop: stop_sessions.clone(),
         };
-        let sessions = SessionPlane::new(parts, opener(&settings, &secrets), settings.sessions.replicate);
-        let sessions = Arc::new(sessions);
+        let warmups = Warmups::new(settings.sessions.replicate, random::system());
+        let sessions = Arc::new(SessionPlane::new(parts, opener(&settings, &secrets), warmups));
         let parts = LinkParts {
             identity: identity.clone(),
             secrets: secrets.clone(),
@@ -137,6 +138,7 @@ impl Node {
             refused: refused.clone(),
             confirm_within: confirm_within(settings.report_every),
             sessions: Arc::clone(&sessions),
+            random: random::system,
             clock,
         };
         let driver = Driver {
@@ -150,6 +152,7 @@ impl Node {
             clock,
             ring_file,
             replies: HashMap::new(),
+            random: random::system(),
             connections: gauges::Connections::default(),
             stop: stop.clone(),
         };

@@ -112,21 +112,15 @@ impl Drop for LinkedSessions {
 }
 
 impl SessionPlane {
-    /// The plane of a node that shares sessions if it `replicates`, without a link so far. `opener` opens what feeds deliver.
+    /// The plane of a node, without a link so far. `opener` opens what feeds deliver.
     #[must_use]
-    pub(crate) fn new(node: SessionParts, opener: Opener, replicates: bool) -> Self {
+    pub(crate) fn new(node: SessionParts, opener: Opener, warmups: Warmups) -> Self {
         let (mut secrets, mut epochs) = (node.secrets.clone(), node.epochs.clone());
         secrets.mark_changed();
         epochs.mark_changed();
         let mut receiving = Receiving { opener, log_limiter: LogLimiter::default(), secrets, epochs };
         receiving.refresh();
-        Self {
-            node,
-            warmups: Warmups::new(replicates),
-            outlet: Outlet::new(),
-            receiving: Mutex::new(receiving),
-            turns: AsyncMutex::new(()),
-        }
+        Self { node, warmups, outlet: Outlet::new(), receiving: Mutex::new(receiving), turns: AsyncMutex::new(()) }
     }
 
     /// Starts the tasks of a link that has just come up, whose feed delivers to `feed`. The link before has ended.

@@ -19,7 +19,7 @@ use crate::metrics::{
 };
 use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest};
-use crate::random;
+use crate::random::Randomness;
 use crate::reason::Reason;
 use crate::sessions::warmup::{Action, Donor, Due, Joiner, Note, Peer};
 
@@ -44,10 +44,11 @@ struct Machines {
 }
 
 impl Warmups {
-    /// Those of a node that has just started: it lacks everything, if it `replicates` sessions at all.
-    pub(crate) fn new(replicates: bool) -> Self {
+    /// Those of a node that has just started: it lacks everything, if it `replicates` sessions at all. `random` says how long
+    /// it waits before it calls.
+    pub(crate) fn new(replicates: bool, random: Randomness) -> Self {
         let machines = Machines {
-            joiner: Joiner::new(random::system()),
+            joiner: Joiner::new(random),
             donor: Donor::default(),
             pending: VecDeque::new(),
             log_limiter: LogLimiter::default(),
@@ -299,7 +300,7 @@ mod tests {
     fn a_node_that_shares_no_sessions_lacks_none() {
         for (replicates, lacking) in [(true, "1"), (false, "0")] {
             let recorder = PrometheusBuilder::new().build_recorder();
-            metrics::with_local_recorder(&recorder, || drop(Warmups::new(replicates)));
+            metrics::with_local_recorder(&recorder, || drop(Warmups::new(replicates, crate::random::system())));
             let text = recorder.handle().render();
             let line = format!("resumed_warmup_lacking {lacking}");
             assert!(text.lines().any(|shown| shown == line), "replicates = {replicates}: {text}");

@@ -49,7 +49,7 @@ fn sessions(proxies: &Arc<ProxyPlane>, names: &Names, (secrets, epochs): Keys<'_
         stop: CancellationToken::new(),
     };
     let opener = Opener::new(Arc::clone(&secrets.borrow()), "f", OFFSET);
-    Arc::new(SessionPlane::new(parts, opener, true))
+    Arc::new(SessionPlane::new(parts, opener, Warmups::new(true, system())))
 }
 
 #[tokio::test]
