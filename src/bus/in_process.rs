@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ending::{CLOSED_HERE, Ending};
-use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
+use super::{Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat};
 
 /// What an in-process hub calls itself where RabbitMQ has a URI.
 pub(crate) const PEER: &str = "in-process";
@@ -102,19 +102,19 @@ impl Hub {
     }
 
     /// Declares `queue` for the link `owner`; `None` if another link owns it.
-    fn declare(&self, queue: &str, owner: u64, limits: QueueLimits, exchange: Option<&str>) -> Option<Opened> {
+    fn declare(&self, queue: &str, owner: u64, limits: QueueLimits, exchange: Option<&str>) -> Option<QueueSignals> {
         let mut state = lock(&self.state);
         if state.queues.contains_key(queue) {
             return None;
         }
-        let opened = Opened::default();
-        let Opened { arrived, deleted, given_up } = opened.clone();
+        let signals = QueueSignals::default();
+        let QueueSignals { arrived, deleted, given_up } = signals.clone();
         let fresh = Queue { owner, limits, messages: VecDeque::new(), bytes: 0, arrived, deleted, given_up };
         state.queues.insert(queue.to_owned(), fresh);
         if let Some(exchange) = exchange {
             state.bindings.entry(exchange.to_owned()).or_default().push(queue.to_owned());
         }
-        Some(opened)
+        Some(signals)
     }
 
     fn fanout(&self, exchange: &str, body: &Bytes) -> Published {
@@ -165,7 +165,7 @@ impl State {
 
 /// What the task that empties a queue needs of it.
 #[derive(Clone, Debug, Default)]
-struct Opened {
+struct QueueSignals {
     arrived: Arc<Notify>,
     deleted: CancellationToken,
     given_up: CancellationToken,
@@ -219,9 +219,9 @@ impl Bus for InProcess {
             id,
         };
         lock(&link.hub.state).links.insert(id, Arc::clone(&link.ending));
-        link.open(link.inbox.clone(), Source::Inbox, Some(&spec.names.keys))?;
+        link.open(link.inbox.clone(), DeliveredFrom::Inbox, Some(&spec.names.keys))?;
         if let Some(feed) = &link.feed {
-            link.open(feed.clone(), Source::Feed, Some(&spec.names.sessions))?;
+            link.open(feed.clone(), DeliveredFrom::Feed, Some(&spec.names.sessions))?;
         }
         let (hub, ending, tasks) = (Arc::clone(&link.hub), Arc::clone(&link.ending), link.tasks.clone());
         let keys = link.events.keys.clone();
@@ -238,25 +238,25 @@ impl Bus for InProcess {
 }
 
 impl InProcessLink {
-    fn open(&self, queue: String, source: Source, exchange: Option<&str>) -> Result<(), BusError> {
-        let limits = if source == Source::Feed { self.hub.feed_limits } else { self.hub.key_limits };
-        let opened = self.hub.declare(&queue, self.id, limits, exchange).ok_or_else(|| BusError::Refused {
+    fn open(&self, queue: String, source: DeliveredFrom, exchange: Option<&str>) -> Result<(), BusError> {
+        let limits = if source == DeliveredFrom::Feed { self.hub.feed_limits } else { self.hub.key_limits };
+        let signals = self.hub.declare(&queue, self.id, limits, exchange).ok_or_else(|| BusError::Refused {
             operation: format!("declare queue {queue}"),
             reason: "it exists already".to_owned(),
         })?;
-        self.deliver(queue, source, opened);
+        self.deliver(queue, source, signals);
         Ok(())
     }
 
-    fn deliver(&self, queue: String, source: Source, opened: Opened) {
+    fn deliver(&self, queue: String, source: DeliveredFrom, signals: QueueSignals) {
         let (hub, ending) = (Arc::clone(&self.hub), Arc::clone(&self.ending));
         let (events, names) = (self.events.clone(), self.spec.names.clone());
-        let sink = if source == Source::Feed { events.feed } else { events.keys };
+        let sink = if source == DeliveredFrom::Feed { events.feed } else { events.keys };
         self.tasks.spawn(async move {
             let deliver = async {
                 loop {
                     let Some((route, body)) = hub.pop(&queue) else {
-                        opened.arrived.notified().await;
+                        signals.arrived.notified().await;
                         continue;
                     };
                     if sink.send(LinkEvent::Delivered { from: source, route, body, site: None }).await.is_err() {
@@ -267,19 +267,19 @@ impl InProcessLink {
             tokio::select! {
                 biased;
                 () = ending.stop.cancelled() => return,
-                () = opened.given_up.cancelled() => return,
-                () = opened.deleted.cancelled() => {}
+                () = signals.given_up.cancelled() => return,
+                () = signals.deleted.cancelled() => {}
                 () = deliver => return,
             }
             match source {
-                Source::Lease => {
+                DeliveredFrom::Lease => {
                     let Some(seat) = names.seat_of(&queue) else { return };
                     tokio::select! {
                         () = ending.stop.cancelled() => {}
                         _ = sink.send(LinkEvent::LeaseLost { seat }) => {}
                     }
                 }
-                Source::Inbox | Source::Federated | Source::Feed => {
+                DeliveredFrom::Inbox | DeliveredFrom::Federated | DeliveredFrom::Feed => {
                     ending.because(format!("queue {queue} was deleted"))
                 }
             }
@@ -334,8 +334,8 @@ impl Link for InProcessLink {
         self.open_or_closed()?;
         let queue = self.spec.names.seat(seat);
         match self.hub.declare(queue, self.id, self.hub.key_limits, None) {
-            Some(opened) => {
-                self.deliver(queue.to_owned(), Source::Lease, opened);
+            Some(signals) => {
+                self.deliver(queue.to_owned(), DeliveredFrom::Lease, signals);
                 Ok(LeaseAnswer::Granted)
             }
             None if lock(&self.hub.state).queues.get(queue).is_some_and(|held| held.owner == self.id) => {

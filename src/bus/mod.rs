@@ -53,10 +53,10 @@ pub trait Bus: Send + Sync + 'static {
 /// where the oldest goes first: so a node that is slow at sessions still hears of keys at once.
 #[derive(Clone, Debug)]
 pub struct LinkEvents {
-    /// Takes what comes from [`Source::Inbox`], [`Source::Federated`] and [`Source::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
+    /// Takes what comes from [`DeliveredFrom::Inbox`], [`DeliveredFrom::Federated`] and [`DeliveredFrom::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
     /// [`LinkEvent::Closed`].
     pub keys: mpsc::Sender<LinkEvent>,
-    /// Takes what comes from [`Source::Feed`] and nothing else.
+    /// Takes what comes from [`DeliveredFrom::Feed`] and nothing else.
     pub feed: mpsc::Sender<LinkEvent>,
 }
 
@@ -125,12 +125,12 @@ pub enum LinkEvent {
     /// A message arrived.
     Delivered {
         /// The queue it came out of.
-        from: Source,
+        from: DeliveredFrom,
         /// The exact exchange it was published to, or the queue if it was published through the default exchange.
         route: String,
         /// The sealed message.
         body: Bytes,
-        /// Of [`Source::Federated`] alone: what the broker says of the cluster it came from. Nothing that is sealed says so.
+        /// Of [`DeliveredFrom::Federated`] alone: what the broker says of the cluster it came from. Nothing that is sealed says so.
         site: Option<String>,
     },
     /// The leader's queue of a seat is no longer ours although the link lives: it was deleted, its consumer cancelled, or
@@ -148,7 +148,7 @@ pub enum LinkEvent {
 
 /// The queue that a delivery came out of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum DeliveredFrom {
     /// The node's inbox: announcements, answers.
     Inbox,
     /// The node's inbox too, for a message that was published to another broker's keys exchange and that the brokers

@@ -16,7 +16,7 @@ const QUESTIONS: usize = 64;
 
 /// An operator's question, with the way back.
 #[derive(Debug)]
-pub struct Question {
+pub struct OperatorQuestion {
     /// What is asked.
     pub ask: Ask,
     /// Who asks.
@@ -34,7 +34,7 @@ pub(super) struct DriverEnds {
     /// What reports say of this host.
     pub local: watch::Receiver<LocalState>,
     /// Operators' questions.
-    pub questions: mpsc::Receiver<Question>,
+    pub questions: mpsc::Receiver<OperatorQuestion>,
     /// The proxies' keys.
     pub timetable: watch::Sender<Arc<Timetable>>,
     /// What the node shows of itself.
@@ -50,7 +50,7 @@ pub(super) struct NodeEnds {
     pub epochs: watch::Receiver<Arc<Epochs>>,
     pub unknown_epoch: Arc<Notify>,
     pub local: watch::Sender<LocalState>,
-    pub questions: mpsc::Sender<Question>,
+    pub questions: mpsc::Sender<OperatorQuestion>,
     pub timetable: watch::Receiver<Arc<Timetable>>,
     pub view: watch::Receiver<NodeView>,
     pub health: watch::Receiver<Health>,

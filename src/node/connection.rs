@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::core::{Input, Stays};
 use super::key_plane::{KeyPlane, KeyPlaneEvent};
-use super::lease::{Answer, Lease};
+use super::lease::{LeaseAsker, LeaseTried};
 use super::refused::Refused;
 use super::sealing::{Identity, Sealing};
 use super::session_plane::{LinkedSessions, SessionPlane};
@@ -107,7 +107,12 @@ impl LinkParts {
             plane: KeyPlane::start(Arc::clone(&link), names, self.sealing(), timing, refused, plane_sender),
             plane_events,
             _sessions: self.sessions.start(Arc::clone(&link), self.sealing(), feed),
-            lease: Lease::start(Arc::clone(&link), (self.names.clone(), self.refused.clone()), self.clock, answers),
+            lease: LeaseAsker::start(
+                Arc::clone(&link),
+                (self.names.clone(), self.refused.clone()),
+                self.clock,
+                answers,
+            ),
             lease_answers,
             link,
             events,
@@ -130,8 +135,8 @@ pub(super) struct OpenLink<L: Link> {
     plane: KeyPlane,
     plane_events: mpsc::Receiver<KeyPlaneEvent>,
     _sessions: LinkedSessions,
-    lease: Lease,
-    lease_answers: mpsc::Receiver<Answer>,
+    lease: LeaseAsker,
+    lease_answers: mpsc::Receiver<LeaseTried>,
     check: Option<AbortOnDropHandle<Result<(), BusError>>>,
     /// A link to another broker that is to take this one's place.
     next: Option<AbortOnDropHandle<Result<Connected<L>, Stays>>>,

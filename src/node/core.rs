@@ -16,7 +16,7 @@ pub use self::input::{Input, Stays};
 use super::sealing::Identity;
 use super::secret_history::SecretHistory;
 use crate::bus::backoff::Redial;
-use crate::bus::{BusError, LeaseAnswer, Seat, Source};
+use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Seat};
 use crate::clock::Now;
 use crate::envelope::{Opener, Refusal, Secrets};
 use crate::farm::{Action, Event, Farm, Note, Via};
@@ -240,18 +240,18 @@ impl NodeCore {
     fn open(
         &mut self,
         now: Now,
-        from: Source,
+        from: DeliveredFrom,
         route: String,
         body: Bytes,
         site: Option<String>,
         effects: &mut Vec<Effect>,
     ) -> Option<Event> {
         let via = match from {
-            Source::Inbox => Via::Inbox,
-            Source::Federated => Via::Federated,
-            Source::Lease => Via::Lease,
+            DeliveredFrom::Inbox => Via::Inbox,
+            DeliveredFrom::Federated => Via::Federated,
+            DeliveredFrom::Lease => Via::Lease,
             // The feed has a channel of its own.
-            Source::Feed => return None,
+            DeliveredFrom::Feed => return None,
         };
         effects.push(Effect::Count(Count::Received));
         if !self.farm.is_listening_to(via) {

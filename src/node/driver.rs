@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::channels::{DriverEnds, Question};
+use super::channels::{DriverEnds, OperatorQuestion};
 use super::connection::{Attempt, Connected, Connection, FromConnection, LinkParts, dial};
 use super::core::{Effect, Input, NodeCore};
 use super::gauges::{self, Connections};
@@ -104,7 +104,7 @@ impl<B: Bus> Driver<B> {
         }
     }
 
-    fn asked(&mut self, Question { ask, user, reply }: Question) -> Input {
+    fn asked(&mut self, OperatorQuestion { ask, user, reply }: OperatorQuestion) -> Input {
         // Random, so that it names one request among those of all nodes.
         let mut id = [0; 8];
         (self.random)(&mut id);

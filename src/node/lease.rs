@@ -20,22 +20,22 @@ enum LeaseQuestion {
 }
 
 /// The broker's answer to an attempt at the lease of a seat.
-pub(super) type Answer = (Seat, Result<LeaseAnswer, BusError>);
+pub(super) type LeaseTried = (Seat, Result<LeaseAnswer, BusError>);
 
 /// The questions of one link. Dropping it ends the asking after those that were put.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct LeaseAsker {
     questions: mpsc::Sender<LeaseQuestion>,
 }
 
-impl Lease {
-    /// Starts asking on `link`; what the broker says to each [`Lease::try_take`] goes to `answers`, and what it refuses to
+impl LeaseAsker {
+    /// Starts asking on `link`; what the broker says to each [`LeaseAsker::try_take`] goes to `answers`, and what it refuses to
     /// `refused` too.
     pub(crate) fn start<L: Link>(
         link: Arc<L>,
         (names, refused): (Names, Refused),
         clock: SystemClock,
-        answers: mpsc::Sender<Answer>,
+        answers: mpsc::Sender<LeaseTried>,
     ) -> Self {
         let (questions, mut waiting) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
@@ -156,9 +156,9 @@ mod tests {
         InProcess::new(Arc::clone(hub)).connect(&spec, events).await.unwrap()
     }
 
-    fn start<L: Link>(link: L, answers: mpsc::Sender<Answer>) -> Lease {
+    fn start<L: Link>(link: L, answers: mpsc::Sender<LeaseTried>) -> LeaseAsker {
         let refused = (Names::new("f", "p"), Refused::default());
-        Lease::start(Arc::new(link), refused, SystemClock::start(), answers)
+        LeaseAsker::start(Arc::new(link), refused, SystemClock::start(), answers)
     }
 
     #[tokio::test]

@@ -52,7 +52,7 @@ mod tasks;
 pub mod view;
 mod warmup;
 
-pub use channels::Question;
+pub use channels::OperatorQuestion;
 pub use health::Health;
 pub use last_reload::LastReload;
 pub use secret_history::SecretHistory;
@@ -74,7 +74,7 @@ pub struct Node {
     /// What the node shows of itself.
     pub view: watch::Receiver<NodeView>,
     /// Takes what an operator asks of the farm.
-    pub questions: mpsc::Sender<Question>,
+    pub questions: mpsc::Sender<OperatorQuestion>,
     /// How it behaves.
     pub settings: NodeSettings,
     /// What became of the last attempt to read the farm secrets again: their reader says it here.

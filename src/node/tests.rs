@@ -73,7 +73,7 @@ async fn until(node: &Node, what: &str, condition: impl Fn(&NodeView) -> bool) -
 
 async fn ask(node: &Node, ask: Ask) -> Reply {
     let (reply, answer) = tokio::sync::oneshot::channel();
-    let question = Question { ask, user: "ops".to_owned(), reply };
+    let question = OperatorQuestion { ask, user: "ops".to_owned(), reply };
     node.questions.send(question).await.expect("the driver runs");
     answer.await.expect("the driver answers")
 }

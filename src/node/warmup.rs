@@ -44,8 +44,8 @@ struct Machines {
 }
 
 impl Warmups {
-    /// Those of a node that has just started: it lacks everything, if it `replicates` sessions at all. `random` says how long
-    /// it waits before it calls.
+    /// Those of a node that has just started: it lacks everything, if it `replicates` sessions at all. `random` gives the
+    /// jitter of its calls.
     pub(crate) fn new(replicates: bool, random: Randomness) -> Self {
         let machines = Machines {
             joiner: Joiner::new(random),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use self::secret_steps::secrets_status;
 use crate::clock::{SystemClock, millis};
 use crate::farm::{Ask, Reply};
-use crate::node::{Node, NodeView, Question};
+use crate::node::{Node, NodeView, OperatorQuestion};
 use crate::proto::{self, AuditEntry, AuditOutcome};
 use crate::status::{AuditStatus, FarmStatus, NodeStatus, ReloadState, SecretsStatus};
 
@@ -34,7 +34,7 @@ pub struct Operator {
     farm: String,
     pod: String,
     max_clock_offset: Duration,
-    questions: mpsc::Sender<Question>,
+    questions: mpsc::Sender<OperatorQuestion>,
     view: watch::Receiver<NodeView>,
     clock: SystemClock,
 }
@@ -118,7 +118,7 @@ impl Operator {
     async fn ask(&self, ask: Ask) -> Result<Reply, OperatorError> {
         let (reply, answer) = oneshot::channel();
         let user = self.user.clone();
-        self.questions.send(Question { ask, user, reply }).await.map_err(|_| OperatorError::Stopping)?;
+        self.questions.send(OperatorQuestion { ask, user, reply }).await.map_err(|_| OperatorError::Stopping)?;
         answer.await.map_err(|_| OperatorError::Stopping)
     }
 

@@ -9,7 +9,7 @@ use testkit::watcher::Folder;
 use bytes::Bytes;
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
 use resumed::bus::{
-    Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Seat, Source,
+    Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Seat,
 };
 use testkit::authority::{Authority, Issued, VALID};
 use testkit::broker::{Broker, BrokerOptions, BrokerTls};
@@ -417,7 +417,7 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
     let Ok(Some(LinkEvent::Delivered { from, body, .. })) = timeout(SOON, a.keys.recv()).await else {
         panic!("the report did not arrive");
     };
-    assert_eq!((from, &body[..]), (Source::Lease, &b"report"[..]));
+    assert_eq!((from, &body[..]), (DeliveredFrom::Lease, &b"report"[..]));
 
     // Whoever finds that another has it gives its own up.
     broker.ctl(&["eval", &forget]);

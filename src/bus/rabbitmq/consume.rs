@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::errors::words;
-use crate::bus::{LinkEvent, Source};
+use crate::bus::{DeliveredFrom, LinkEvent};
 
 /// After so long without another delivery, what is owed is acknowledged; until then only every quarter of a prefetch.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(50);
@@ -39,7 +39,7 @@ fn site_of(headers: &FieldTable) -> Option<String> {
 /// Hands deliveries on and acknowledges what found room, until the consumer ends; then says why, if there was a why.
 pub(super) async fn hand_on(
     mut consumer: Consumer,
-    from: Source,
+    from: DeliveredFrom,
     prefetch: u16,
     sink: mpsc::Sender<LinkEvent>,
 ) -> Option<String> {
@@ -55,9 +55,9 @@ pub(super) async fn hand_on(
             Some(Some(Ok(delivery))) => {
                 let route =
                     if delivery.exchange.as_str().is_empty() { &delivery.routing_key } else { &delivery.exchange };
-                let headers = delivery.properties.headers().as_ref().filter(|_| from == Source::Inbox);
+                let headers = delivery.properties.headers().as_ref().filter(|_| from == DeliveredFrom::Inbox);
                 let site = headers.and_then(site_of);
-                let from = if site.is_some() { Source::Federated } else { from };
+                let from = if site.is_some() { DeliveredFrom::Federated } else { from };
                 let body = Bytes::from(delivery.data);
                 let event = LinkEvent::Delivered { from, route: route.to_string(), body, site };
                 if sink.send(event).await.is_err() {

@@ -20,7 +20,7 @@ use super::publish::Publisher;
 use super::target::Target;
 use super::{CLOSE_WITHIN, LOOK_EVERY, REPLY_SUCCESS, RabbitMq};
 use crate::bus::ending::{CLOSED_HERE, Ending};
-use crate::bus::{BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat, Source};
+use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat};
 
 type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
@@ -84,10 +84,10 @@ impl RabbitMqLink {
         });
         let (inbox, consumer) = declared.inbox;
         let keys = shared.events.keys.clone();
-        shared.consume(inbox.clone(), hand_on(consumer, Source::Inbox, KEY_PREFETCH, keys));
+        shared.consume(inbox.clone(), hand_on(consumer, DeliveredFrom::Inbox, KEY_PREFETCH, keys));
         let feed = declared.feed.map(|(feed, consumer)| {
             let sink = shared.events.feed.clone();
-            shared.consume(feed.clone(), hand_on(consumer, Source::Feed, FEED_PREFETCH, sink));
+            shared.consume(feed.clone(), hand_on(consumer, DeliveredFrom::Feed, FEED_PREFETCH, sink));
             feed
         });
         tokio::spawn(Arc::clone(&shared).supervise(said));

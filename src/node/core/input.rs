@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 #[cfg(doc)]
 use super::{Effect, NodeCore};
-use crate::bus::{BusError, LeaseAnswer, Published, Seat, Source};
+use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Published, Seat};
 use crate::envelope::Secrets;
 use crate::farm::{Ask, LocalState};
 
@@ -47,7 +47,7 @@ pub enum Input {
     /// A message came.
     Delivered {
         /// The queue that it came out of.
-        from: Source,
+        from: DeliveredFrom,
         /// The exchange or queue that it was published to.
         route: String,
         /// The envelope.

@@ -106,11 +106,16 @@ fn unreadable(now: Now) -> Input {
     let (secrets, epochs) = (watch::channel(secrets()).1, watch::channel(Arc::new(epochs)).1);
     let mut sealing = Sealing::new(identity("other"), secrets, epochs, system(), now);
     let body = sealing.seal(INBOX, Kind::Report(proto::Report::default()), now).expect("it is sealed");
-    Input::Delivered { from: Source::Inbox, route: INBOX.into(), body, site: None }
+    Input::Delivered { from: DeliveredFrom::Inbox, route: INBOX.into(), body, site: None }
 }
 
 fn garbage() -> Input {
-    Input::Delivered { from: Source::Inbox, route: INBOX.into(), body: Bytes::from_static(b"garbage"), site: None }
+    Input::Delivered {
+        from: DeliveredFrom::Inbox,
+        route: INBOX.into(),
+        body: Bytes::from_static(b"garbage"),
+        site: None,
+    }
 }
 
 /// Of each message that did not open: whether it is counted, and whether it is logged.

@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::bus::in_process::{Hub, InProcess, InProcessLink};
-use crate::bus::{Bus, LinkEvents, LinkSpec, Source};
+use crate::bus::{Bus, DeliveredFrom, LinkEvents, LinkSpec};
 use crate::envelope::{EpochKey, FarmSecret};
 use crate::keys::Timetable;
 use crate::node::sealing::Identity;
@@ -84,7 +84,8 @@ async fn what_a_link_delivered_before_it_broke_is_taken_in() {
             let removal = SessionEntry { id: vec![number; 32].into(), at: clock.now().wall, ..Default::default() };
             let batch = SessionBatch { entries: vec![removal], format: SessionFormat::OpensslDer.into() };
             let body = other.seal(&names.sessions, Kind::Sessions(batch), clock.now()).unwrap();
-            let event = LinkEvent::Delivered { from: Source::Feed, route: names.sessions.clone(), body, site: None };
+            let event =
+                LinkEvent::Delivered { from: DeliveredFrom::Feed, route: names.sessions.clone(), body, site: None };
             feed_sender.try_send(event).unwrap();
         }
         drop(linked);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::bus::{BusError, Names, Published, Route, Seat, Source};
+use resumed::bus::{BusError, DeliveredFrom, Names, Published, Route, Seat};
 use resumed::clock::Now;
 use resumed::envelope::{EpochId, FarmSecret, Opener, Refusal, Secrets};
 use resumed::farm::{Farm, FarmSettings, Note, Via};
@@ -801,9 +801,9 @@ impl World {
         // What it does not listen to, it does not open.
         let hears = self.hosts[index].farm().is_some_and(|farm| farm.is_listening_to(via));
         let from = match via {
-            Via::Inbox => Source::Inbox,
-            Via::Federated => Source::Federated,
-            Via::Lease => Source::Lease,
+            Via::Inbox => DeliveredFrom::Inbox,
+            Via::Federated => DeliveredFrom::Federated,
+            Via::Lease => DeliveredFrom::Lease,
         };
         let (route, body) = (envelope.route.clone(), Bytes::clone(&envelope.body));
         let opened = |effects: &[Effect]| {
