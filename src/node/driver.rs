@@ -246,3 +246,6 @@ impl<B: Bus> Driver<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,61 +101,9 @@ impl Node {
         clock: SystemClock,
     ) -> Result<Self, SettingsError> {
         settings.validate()?;
-        let (stop, stop_sessions) = (CancellationToken::new(), CancellationToken::new());
-        let (broken_sender, broken) = watch::channel(None);
-        let (tasks, publisher) = (NodeTasks::new(broken_sender.clone()), NodeTasks::new(broken_sender));
-        let identity = Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id: random::random() };
-        let names = Names::new(&settings.farm, &settings.pod);
-        let (ring_file, held) = saved_ring(&settings, clock);
-        gauges::settings(&settings.keys);
-        gauges::show_ring_saved(ring_file.is_some());
-        let farm = Farm::new(farm_settings(&settings, identity.boot_id, &names), held, random::system(), clock.now());
-        let (driver_ends, ends) = ends(&farm, clock);
-
-        let proxies = Arc::new(proxy_plane(&settings, ends.timetable, clock));
-        let refused = Refused::default();
-        let parts = SessionParts {
-            proxies: Arc::clone(&proxies),
-            secrets: secrets.clone(),
-            epochs: ends.epochs.clone(),
-            unknown_epoch: ends.unknown_epoch,
-            names: names.clone(),
-            boot_id: identity.boot_id,
-            batch_bytes: as_size(settings.sessions.batch_bytes),
-            refused: refused.clone(),
-            clock,
-            tasks: tasks.clone(),
-            publisher: publisher.clone(),
-            stop: stop_sessions.clone(),
-        };
-        let warmups = Warmups::new(settings.sessions.replicate, random::system());
-        let sessions = Arc::new(SessionPlane::new(parts, opener(&settings, &secrets), warmups));
-        let parts = LinkParts {
-            identity: identity.clone(),
-            secrets: secrets.clone(),
-            epochs: ends.epochs,
-            names: names.clone(),
-            refused: refused.clone(),
-            confirm_within: confirm_within(settings.report_every),
-            sessions: Arc::clone(&sessions),
-            random: random::system,
-            clock,
-        };
-        let driver = Driver {
-            core: core(&settings, farm, &secrets, identity, ring_file.is_some()),
-            bus,
-            spec: link_spec(&settings, names),
-            parts,
-            secrets: secrets.clone(),
-            refused,
-            ends: driver_ends,
-            clock,
-            ring_file,
-            replies: HashMap::new(),
-            random: random::system(),
-            connections: gauges::Connections::default(),
-            stop: stop.clone(),
-        };
+        let running = Running::new();
+        let Assembled { driver, sessions, proxies, ends } = assemble(&settings, &secrets, bus, clock, &running);
+        let Running { tasks, publisher, broken, stop, stop_sessions } = running;
         publisher.spawn("the sessions without a link", Arc::clone(&sessions).drop_without_link());
         tasks.spawn("the driver", driver.run());
         tasks.spawn("the opener's keys", sessions.follow_keys());
@@ -175,6 +123,93 @@ impl Node {
         self.stop.cancel();
         self.tasks.ended().await;
     }
+}
+
+/// What a node's tasks run in, and what ends them: first what publishes sessions, then all else.
+struct Running {
+    tasks: NodeTasks,
+    publisher: NodeTasks,
+    broken: watch::Receiver<Option<&'static str>>,
+    stop: CancellationToken,
+    stop_sessions: CancellationToken,
+}
+
+impl Running {
+    fn new() -> Self {
+        let (broken_sender, broken) = watch::channel(None);
+        let (tasks, publisher) = (NodeTasks::new(broken_sender.clone()), NodeTasks::new(broken_sender));
+        Self { tasks, publisher, broken, stop: CancellationToken::new(), stop_sessions: CancellationToken::new() }
+    }
+}
+
+/// A node before anything of it runs.
+struct Assembled<B: Bus> {
+    driver: Driver<B>,
+    sessions: Arc<SessionPlane>,
+    proxies: Arc<ProxyPlane>,
+    ends: NodeEnds,
+}
+
+/// Puts a node together as `settings` say: they are good.
+fn assemble<B: Bus>(
+    settings: &NodeSettings,
+    secrets: &watch::Receiver<Arc<Secrets>>,
+    bus: Arc<B>,
+    clock: SystemClock,
+    running: &Running,
+) -> Assembled<B> {
+    let identity = Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id: random::random() };
+    let names = Names::new(&settings.farm, &settings.pod);
+    let (ring_file, held) = saved_ring(settings, clock);
+    gauges::settings(&settings.keys);
+    gauges::show_ring_saved(ring_file.is_some());
+    let farm = Farm::new(farm_settings(settings, identity.boot_id, &names), held, random::system(), clock.now());
+    let (driver_ends, ends) = ends(&farm, clock);
+    let proxies = Arc::new(proxy_plane(settings, ends.timetable.clone(), clock));
+    let refused = Refused::default();
+    let parts = SessionParts {
+        proxies: Arc::clone(&proxies),
+        secrets: secrets.clone(),
+        epochs: ends.epochs.clone(),
+        unknown_epoch: Arc::clone(&ends.unknown_epoch),
+        names: names.clone(),
+        boot_id: identity.boot_id,
+        batch_bytes: as_size(settings.sessions.batch_bytes),
+        refused: refused.clone(),
+        clock,
+        tasks: running.tasks.clone(),
+        publisher: running.publisher.clone(),
+        stop: running.stop_sessions.clone(),
+    };
+    let warmups = Warmups::new(settings.sessions.replicate, random::system());
+    let sessions = Arc::new(SessionPlane::new(parts, opener(settings, secrets), warmups));
+    let parts = LinkParts {
+        identity: identity.clone(),
+        secrets: secrets.clone(),
+        epochs: ends.epochs.clone(),
+        names: names.clone(),
+        refused: refused.clone(),
+        confirm_within: confirm_within(settings.report_every),
+        sessions: Arc::clone(&sessions),
+        random: random::system,
+        clock,
+    };
+    let driver = Driver {
+        core: core(settings, farm, secrets, identity, ring_file.is_some()),
+        bus,
+        spec: link_spec(settings, names),
+        parts,
+        secrets: secrets.clone(),
+        refused,
+        ends: driver_ends,
+        clock,
+        ring_file,
+        replies: HashMap::new(),
+        random: random::system(),
+        connections: gauges::Connections::default(),
+        stop: running.stop.clone(),
+    };
+    Assembled { driver, sessions, proxies, ends }
 }
 
 /// The ring of the node's last run. Without one, or if it cannot be used, the node starts with none and says why.

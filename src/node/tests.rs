@@ -46,13 +46,13 @@ impl Bus for Reluctant {
     }
 }
 
-fn secrets() -> watch::Receiver<Arc<Secrets>> {
+pub(super) fn secrets() -> watch::Receiver<Arc<Secrets>> {
     let secret = FarmSecret::from_bytes(&[7; 32]).expect("a secret");
     watch::channel(Arc::new(Secrets::new(vec![secret]).expect("one secret"))).1
 }
 
 /// A node with a short beat, which starts alone soon.
-fn settings(name: &str) -> NodeSettings {
+pub(super) fn settings(name: &str) -> NodeSettings {
     let mut settings = NodeSettings::new(name, "prod", "default");
     settings.report_every = Duration::from_millis(200);
     settings.start_alone_after = Duration::from_millis(300);
