@@ -8,6 +8,8 @@ pub mod run;
 mod servers;
 mod service;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod users;
 
 pub use settings::{ControlSettings, MetricsSettings, Settings};

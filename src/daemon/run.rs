@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 use tokio::sync::watch::error::RecvError;
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
 use super::http::HttpError;
-use super::reload::{ReloadCall, Reloader};
+use super::reload::{ReloadCall, ReloadError, Reloader};
 use super::servers::{Servers, Sockets};
 use super::service::Notifier;
 use super::settings::Settings;
@@ -21,7 +22,7 @@ use crate::clock::SystemClock;
 use crate::envelope::{FarmSecret, Secrets};
 use crate::memory;
 use crate::metrics::{self, MetricsError};
-use crate::node::Node;
+use crate::node::{Node, NodeSettings};
 use crate::secret_files::farm_secret::{self, SecretFileError};
 use crate::secret_files::warnings;
 use crate::settings::SettingsError;
@@ -92,56 +93,122 @@ async fn run_on<B: Bus>(
     secrets: Secrets,
     secret_files: impl Fn() -> Result<Vec<PathBuf>, String>,
 ) -> Result<(), RunError> {
-    let clock = SystemClock::start();
     let recorder = metrics::install()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
-    let mut notifier = Notifier::from_environment().map_err(RunError::Notify)?;
+    let notifier = Notifier::from_environment().map_err(RunError::Notify)?;
     let sockets = Sockets::open(&settings).await?;
-    let users_changed = sockets.users_changed();
-
-    let (secret_sender, secret_receiver) = watch::channel(Arc::new(secrets));
-    let node = Node::start(settings.node.clone(), secret_receiver, bus, clock)?;
-    info!(node = settings.node.name, farm = settings.node.farm, pod = settings.node.pod, "resumed is running");
-    let (mut servers, mut reloads) = Servers::start(sockets, &node, recorder, clock);
-    let had_files = !settings.secret_files.is_empty();
-    let files_to_read = move || {
+    let files_to_read = || {
         let files = secret_files();
         warn_of_readers(&settings, files.as_deref().unwrap_or_default());
         files
     };
-    let reloader = Reloader::new(files_to_read, had_files, secret_sender, node.reloads.clone());
+    let daemon = Daemon::start(bus, &settings, sockets, secrets, files_to_read, recorder)?;
+    daemon.run(async || signals.next().await, notifier).await
+}
 
-    let (mut broken, mut health) = (node.broken.clone(), node.health.clone());
-    let outcome = loop {
-        tokio::select! {
-            _ = signals.terminate.recv() => break Ok(()),
-            _ = signals.interrupt.recv() => break Ok(()),
-            _ = signals.hangup.recv() => {
-                users_changed.notify_one();
-                let reload = || reloader.reload("SIGHUP", clock.now().wall);
-                let _logged_and_shown = notifier.around_reload(&node.view, reload).await;
-            }
-            Some(ReloadCall { user, verdict }) = reloads.recv() => {
-                users_changed.notify_one();
-                let reload = || reloader.reload(&user, clock.now().wall);
-                let _gone = verdict.send(notifier.around_reload(&node.view, reload).await);
-            }
-            () = notifier.follow(&mut health, &node.view, clock) => {}
-            error = servers.failed() => break Err(error),
-            Ok(Some(what)) = panicked(&mut broken) => break Err(RunError::Panicked(what)),
-        }
-    };
-    info!("stopping");
-    servers.stop();
-    notifier.stopping().await;
-    let end = async {
-        node.stop().await;
-        servers.ended().await;
-    };
-    if tokio::time::timeout(STOP_WITHIN, end).await.is_err() {
-        warn!("did not stop in time; ending anyway");
+/// What the system tells the daemon to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// To end: SIGTERM or SIGINT.
+    Stop,
+    /// To read the farm secrets again: SIGHUP.
+    ReadSecrets,
+}
+
+/// A node with the servers around it. They run from its start on; [`Daemon::run`] does what it is told meanwhile.
+pub(super) struct Daemon<F> {
+    pub(super) node: Node,
+    pub(super) servers: Servers,
+    reload_calls: mpsc::Receiver<ReloadCall>,
+    reloader: Reloader<F>,
+    users_changed: Arc<Notify>,
+    clock: SystemClock,
+}
+
+impl<F: Fn() -> Result<Vec<PathBuf>, String>> Daemon<F> {
+    /// Starts a node on `bus`, and serves `sockets` for it. `files_to_read` names the files of the farm secrets whenever they
+    /// are read again.
+    ///
+    /// # Errors
+    /// If the settings of the node cannot work. Nothing has started then, and the sockets are gone.
+    pub(super) fn start<B: Bus>(
+        bus: Arc<B>,
+        settings: &Settings,
+        sockets: Sockets,
+        secrets: Secrets,
+        files_to_read: F,
+        recorder: PrometheusHandle,
+    ) -> Result<Self, RunError> {
+        let clock = SystemClock::start();
+        let users_changed = sockets.users_changed();
+        let (secret_sender, secret_receiver) = watch::channel(Arc::new(secrets));
+        let node = Node::start(settings.node.clone(), secret_receiver, bus, clock)?;
+        let NodeSettings { name, farm, pod, .. } = &settings.node;
+        info!(node = name, farm, pod, "resumed is running");
+        let (servers, reload_calls) = Servers::start(sockets, &node, recorder, clock);
+        let had_files = !settings.secret_files.is_empty();
+        let reloader = Reloader::new(files_to_read, had_files, secret_sender, node.reloads.clone());
+        Ok(Self { node, servers, reload_calls, reloader, users_changed, clock })
     }
-    outcome
+
+    /// Does what `orders` say, one after the other, until one of them is to stop, and ends the node and its servers then.
+    ///
+    /// # Errors
+    /// What failed, where the daemon ends for that.
+    pub(super) async fn run(
+        mut self,
+        orders: impl AsyncFnMut() -> Order,
+        mut notifier: Notifier,
+    ) -> Result<(), RunError> {
+        let outcome = self.follow(orders, &mut notifier).await;
+        info!("stopping");
+        self.stop(&mut notifier).await;
+        outcome
+    }
+
+    async fn follow(
+        &mut self,
+        mut orders: impl AsyncFnMut() -> Order,
+        notifier: &mut Notifier,
+    ) -> Result<(), RunError> {
+        let (mut broken, mut health) = (self.node.broken.clone(), self.node.health.clone());
+        loop {
+            tokio::select! {
+                order = orders() => match order {
+                    Order::Stop => return Ok(()),
+                    Order::ReadSecrets => {
+                        let _logged_and_shown = self.read_secrets("SIGHUP", notifier).await;
+                    }
+                },
+                Some(ReloadCall { user, verdict }) = self.reload_calls.recv() => {
+                    let _gone = verdict.send(self.read_secrets(&user, notifier).await);
+                }
+                () = notifier.follow(&mut health, &self.node.view, self.clock) => {}
+                error = self.servers.failed() => return Err(error),
+                Ok(Some(what)) = panicked(&mut broken) => return Err(RunError::Panicked(what)),
+            }
+        }
+    }
+
+    /// Reads the farm secrets again for `user`, and has the ids of `ats.users` looked up again.
+    async fn read_secrets(&self, user: &str, notifier: &mut Notifier) -> Result<Vec<String>, ReloadError> {
+        self.users_changed.notify_one();
+        let reload = || self.reloader.reload(user, self.clock.now().wall);
+        notifier.around_reload(&self.node.view, reload).await
+    }
+
+    /// Ends the node and its servers. What does not end within [`STOP_WITHIN`] is left.
+    pub(super) async fn stop(self, notifier: &mut Notifier) {
+        self.servers.stop();
+        notifier.stopping().await;
+        let end = async {
+            self.node.stop().await;
+            self.servers.ended().await;
+        };
+        if tokio::time::timeout(STOP_WITHIN, end).await.is_err() {
+            warn!("did not stop in time; ending anyway");
+        }
+    }
 }
 
 /// Which of the node's tasks panicked, as soon as one has.
@@ -185,5 +252,38 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// The next order. None is lost if it is not waited for to its end.
+    async fn next(&mut self) -> Order {
+        tokio::select! {
+            _ = self.terminate.recv() => Order::Stop,
+            _ = self.interrupt.recv() => Order::Stop,
+            _ = self.hangup.recv() => Order::ReadSecrets,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::settings;
+    use super::*;
+
+    #[test]
+    fn without_secret_files_a_secret_of_the_moment_serves_and_with_them_those_in_the_files() {
+        let folder = crate::temporary::Folder::new();
+        let mut settings = settings(folder.path());
+        let ids = |settings: &Settings| read_secrets(settings).map(|secrets| secrets.ids().collect::<Vec<_>>());
+        assert_ne!(ids(&settings).unwrap(), ids(&settings).unwrap(), "each start has one of its own");
+        let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+        for file in [&one, &other] {
+            farm_secret::write_new(&FarmSecret::generate().unwrap(), file).unwrap();
+        }
+        settings.secret_files = vec![other.clone(), one.clone()];
+        let id = |file| farm_secret::read(file).unwrap().id();
+        assert_eq!(ids(&settings).unwrap(), [id(&other), id(&one)], "the first seals");
+        settings.secret_files.push(folder.path().join("gone"));
+        let refused = ids(&settings).unwrap_err().to_string();
+        assert!(refused.contains("gone"), "{refused}");
     }
 }

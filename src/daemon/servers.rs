@@ -1,5 +1,7 @@
 //! The servers around a node: control socket, the plugin's socket, HTTP.
 
+#[cfg(test)]
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -44,6 +46,12 @@ impl Sockets {
         };
         let ats = Socket::bind(settings.ats.clone()).map_err(|error| named(error, RunError::Ats))?;
         Ok(Self { control, ats, http, page: settings.metrics.page })
+    }
+
+    /// Where HTTP is served, if anywhere.
+    #[cfg(test)]
+    pub(super) fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(HttpServer::address)
     }
 
     /// Has the ids of `ats.users` looked up again when it is told.
@@ -118,7 +126,8 @@ impl Servers {
         self.tasks.spawn(async move { Ok(http.serve(observed, stop).await?) });
     }
 
-    fn spawn(&mut self, server: impl Future<Output = ()> + Send + 'static) {
+    /// Runs one more server.
+    pub(super) fn spawn(&mut self, server: impl Future<Output = ()> + Send + 'static) {
         let server: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(server);
         self.tasks.spawn(async move {
             server.await;
@@ -153,5 +162,65 @@ impl Servers {
                 warn!(%error, "while stopping");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::{fs, io};
+
+    use futures_util::FutureExt;
+
+    use super::super::http::HttpError;
+    use super::super::tests::settings;
+    use super::*;
+    use crate::unix_socket::SocketError;
+
+    async fn refused(settings: &Settings) -> RunError {
+        Sockets::open(settings).await.err().expect("something is in the way")
+    }
+
+    #[tokio::test]
+    async fn what_is_in_the_way_of_a_socket_is_told_with_its_setting_and_no_other_socket_stays() {
+        let folder = crate::temporary::Folder::new();
+        let mut settings = settings(folder.path());
+        let first = Sockets::open(&settings).await.expect("nothing is in the way");
+        let error = refused(&settings).await;
+        assert!(matches!(error, RunError::Control(SocketError::InUse { .. })), "{error:?}");
+        assert!(error.to_string().starts_with("control.socket = "), "{error}");
+        drop(first);
+
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        settings.metrics.listen = Some(taken.local_addr().expect("an address"));
+        let error = refused(&settings).await;
+        assert!(matches!(error, RunError::Http(_)), "{error:?}");
+        assert!(error.to_string().starts_with("metrics.listen = \"127.0.0.1:"), "{error}");
+        assert!(!settings.control.socket.exists(), "the control socket stays");
+
+        settings.metrics.listen = None;
+        fs::write(&settings.ats.socket, "precious").expect("a file");
+        let error = refused(&settings).await;
+        assert!(matches!(error, RunError::Ats(SocketError::NotASocket { .. })), "{error:?}");
+        assert!(error.to_string().starts_with("ats.socket = "), "{error}");
+        assert!(!settings.control.socket.exists(), "the control socket stays");
+        assert_eq!(fs::read_to_string(&settings.ats.socket).expect("the file"), "precious");
+
+        fs::remove_file(&settings.ats.socket).expect("the file");
+        let opened = Sockets::open(&settings).await.expect("nothing is in the way");
+        assert_eq!(opened.http_address(), None, "metrics.listen is off");
+    }
+
+    #[tokio::test]
+    async fn the_next_server_that_fails_or_panics_is_told_and_those_that_end_are_passed_over() {
+        let mut servers = Servers { tasks: JoinSet::new(), stop: CancellationToken::new() };
+        servers.spawn(async {});
+        servers.tasks.spawn(async { Err(RunError::Http(HttpError::Serve(io::Error::other("on purpose")))) });
+        let error = servers.failed().await;
+        assert_eq!(error.to_string(), "serving metrics: on purpose");
+        servers.spawn(async { panic!("on purpose") });
+        let error = servers.failed().await;
+        assert!(matches!(error, RunError::Panicked("a server")), "{error:?}");
+        assert!(servers.failed().now_or_never().is_none(), "none is left that could fail");
     }
 }

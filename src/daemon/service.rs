@@ -3,7 +3,7 @@
 //! [`Service`] decides what is to be said, [`Notifier`] says it. Without `NOTIFY_SOCKET` in the environment nobody is told.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -186,12 +186,18 @@ impl Notifier {
     /// # Errors
     /// If `NOTIFY_SOCKET` is no name of a socket: a service manager that expects messages would wait in vain.
     pub(crate) fn from_environment() -> io::Result<Self> {
-        let socket = match std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) {
-            Some(name) => Some(address(&name)?),
-            None => None,
-        };
-        let service = Service::new(sd_notify::watchdog_enabled());
-        Ok(Self { service, socket, waiting: VecDeque::new(), complained: false })
+        let socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty());
+        Self::to(socket.as_deref(), sd_notify::watchdog_enabled())
+    }
+
+    /// The service manager behind `socket`, if there is one, which expects to hear within each `watchdog` that the node is
+    /// alive, if it says so.
+    ///
+    /// # Errors
+    /// If that is no name of a socket.
+    pub(crate) fn to(socket: Option<&OsStr>, watchdog: Option<Duration>) -> io::Result<Self> {
+        let socket = socket.map(address).transpose()?;
+        Ok(Self { service: Service::new(watchdog), socket, waiting: VecDeque::new(), complained: false })
     }
 
     /// Tells how the node is, once the node shows something new or it is time to. Nothing is lost when it is cancelled.
@@ -279,7 +285,7 @@ impl Notifier {
 }
 
 /// A name that begins with `@` is one in the abstract namespace.
-fn address(name: &OsString) -> io::Result<SocketAddr> {
+fn address(name: &OsStr) -> io::Result<SocketAddr> {
     match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
         _ => SocketAddr::from_pathname(name),
