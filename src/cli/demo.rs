@@ -65,14 +65,17 @@ pub enum DemoError {
     /// A part of the process ended in a panic.
     #[error("a task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+    /// What it saw could not be printed.
+    #[error("cannot print the result: {0}")]
+    Print(#[source] io::Error),
 }
 
-/// Runs the demonstration and prints what it sees. Returns whether every resumption worked.
+/// Runs the demonstration and prints to `out` what it sees, as it goes. Returns whether every resumption worked.
 ///
 /// # Errors
 /// What kept it from its end.
-pub async fn demo() -> Result<bool, DemoError> {
-    println!("Starting {NODES} nodes on the in-process bus, and a rustls server beside each.");
+pub async fn demo(out: &mut impl Write) -> Result<bool, DemoError> {
+    say(out, &format!("Starting {NODES} nodes on the in-process bus, and a rustls server beside each.\n"))?;
     let clock = SystemClock::start();
     let nodes = start_nodes(clock)?;
     let config = Certificate::new()?;
@@ -87,26 +90,31 @@ pub async fn demo() -> Result<bool, DemoError> {
     })
     .await?;
 
-    let mut passed = probe_all(&targets).await?;
+    let mut passed = probe_all(&targets, out).await?;
     let old = sessions_of(&targets).await?;
 
-    println!("Rotating the ticket key.");
+    say(out, "Rotating the ticket key.\n")?;
     let rotation = Operator::of(&nodes[1]).rotate(PATIENCE, |_| {}).await?;
     wait_for(&nodes, "sealing with the new key", |views| {
         views.iter().all(|view| view.active_generation() == Some(rotation.generation))
     })
     .await?;
-    println!("Key {} seals on all {} nodes.\n", rotation.generation, rotation.have.len());
+    say(out, &format!("Key {} seals on all {} nodes.\n\n", rotation.generation, rotation.have.len()))?;
     let (resumed, tried) = offer_all(&targets, old).await?;
-    println!("Tickets from before the rotation that still open: {resumed} of {tried}.\n");
+    say(out, &format!("Tickets from before the rotation that still open: {resumed} of {tried}.\n\n"))?;
     passed &= resumed == tried;
-    passed &= probe_all(&targets).await?;
+    passed &= probe_all(&targets, out).await?;
 
-    print!("{}", status::render(&Operator::of(&nodes[0]).status().await, clock.now().wall));
+    say(out, &status::render(&Operator::of(&nodes[0]).status().await, clock.now().wall))?;
     for node in nodes {
         node.stop().await;
     }
     Ok(passed)
+}
+
+/// Prints at once: the next step may take seconds.
+fn say(out: &mut impl Write, text: &str) -> Result<(), DemoError> {
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(DemoError::Print)
 }
 
 fn start_nodes(clock: SystemClock) -> Result<Vec<Node>, DemoError> {
@@ -149,7 +157,7 @@ async fn wait_for(
 
 const TICKET_MODES: [Mode; 2] = [Mode::Ticket12, Mode::Ticket13];
 
-async fn probe_all(targets: &[Target]) -> Result<bool, DemoError> {
+async fn probe_all(targets: &[Target], out: &mut impl Write) -> Result<bool, DemoError> {
     let targets = targets.to_vec();
     let matrices = tokio::task::spawn_blocking(move || -> Result<Vec<Matrix>, ProbeError> {
         let client = Client::new(probe::Options::default())?;
@@ -157,7 +165,7 @@ async fn probe_all(targets: &[Target]) -> Result<bool, DemoError> {
     })
     .await??;
     for matrix in &matrices {
-        println!("{}", crate::cli::probe::render(matrix));
+        say(out, &format!("{}\n", crate::cli::probe::render(matrix)))?;
     }
     Ok(matrices.iter().all(Matrix::passed))
 }

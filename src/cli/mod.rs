@@ -314,7 +314,7 @@ impl Cli {
         match &self.command {
             Command::Run => run::run(read_settings(config)?, config),
             #[cfg(feature = "rustls")]
-            Command::Demo => run::run_demo(),
+            Command::Demo => run::run_demo(out),
             Command::Check => check(config, out),
             Command::Secret(command) => secret::run(command, out),
             Command::Status(args) => status::run(args, &args.socket.path(config)?, out),
@@ -554,6 +554,22 @@ mod tests {
         let failure = check(Some(&file), &mut Vec::new()).unwrap_err();
         assert_eq!(failure.code(), 2);
         assert!(failure.to_string().contains("node.farm") && failure.to_string().contains("keys.keep"), "{failure}");
+    }
+
+    #[test]
+    fn check_takes_a_broker_by_its_ipv6_address_and_reads_it_as_the_connection_does() {
+        let directory = crate::temporary::Folder::new();
+        let (file, secret) = (directory.path().join("resumed.toml"), directory.path().join("farm.secret"));
+        secret::run(&secret::SecretCommand::New { file: secret.clone() }, &mut Vec::new()).unwrap();
+        let check = |uri: &str| {
+            std::fs::write(&file, format!("[broker]\nuris = [{uri:?}]\n[secret]\nfiles = [{secret:?}]\n")).unwrap();
+            let mut out = Vec::new();
+            check(Some(&file), &mut out).map(|()| String::from_utf8(out).unwrap())
+        };
+        let out = check("amqp://resumed:hunter2@[2001:db8::5]:5999/farm").unwrap();
+        assert!(out.contains("amqp://resumed:***@[2001:db8::5]:5999/farm"), "{out}");
+        let failure = check("amqp://resumed@2001:db8::5/farm").unwrap_err();
+        assert!(failure.code() == 2 && failure.to_string().contains("[2001:db8::5]:5672"), "{failure}");
     }
 
     #[test]
