@@ -262,6 +262,23 @@ mod tests {
         assert_eq!(entry.for_proxy().encode_to_vec(), encoded[..encoded.len() - 3]);
     }
 
+    /// `can_lead` and `leader`, which are true or left out; `sent_at`, `replicas` and `replica_bytes`, which are numbers.
+    #[test]
+    fn fields_that_the_release_before_alone_sends_are_passed_over_and_their_numbers_have_no_other_use() {
+        fn with<M: Message + Default + PartialEq>(message: &M, field: u32) {
+            let mut bytes = message.encode_to_vec();
+            prost::encoding::encode_varint(u64::from(field << 3), &mut bytes);
+            bytes.push(1);
+            assert!(M::decode(&bytes[..]).expect("a field that is unknown") == *message, "field {field} is known");
+        }
+        with(&Report { pod: "p".into(), first: true, floor: 7, ..Report::default() }, 12);
+        with(&Member { name: "a".into(), highest_generation: 9, ..Member::default() }, 11);
+        with(&local::Timetable { floor: 7, alone: true, ..local::Timetable::default() }, 2);
+        for field in [5, 6] {
+            with(&local::Counters { queued: 3, own_keys: 1, ..local::Counters::default() }, field);
+        }
+    }
+
     #[test]
     fn what_a_node_sends_is_far_below_the_limits() {
         assert_eq!(MOST_KEYS, 4 * crate::keys::Ring::CAP);
