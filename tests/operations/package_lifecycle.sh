@@ -3,7 +3,7 @@
 # usage: package_lifecycle.sh FOLDER [PREVIOUS.deb...]     as root on a host of its own that may be spoilt: nothing is put back
 #
 # FOLDER has revisions 1 and 2 of resumed and, for a host with Traffic Server, of resumed-trafficserver. PREVIOUS are the same
-# packages of release 0.1.0: with them, an upgrade from there is shown as well. The host has systemd, python3, man and
+# packages of release 0.1.0: with them, an upgrade from there, the way back and up again are shown as well. The host has systemd, python3, man and
 # whatever else the packages depend on. Prints each check; exits 1 at the first that fails.
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
@@ -63,6 +63,9 @@ proxy_connected() { [ "$(status 'len(status["nodes"][0]["proxies"])')" = 1 ]; }
 logged() { journalctl --no-pager --quiet --unit resumed.service --since "$since" | grep -F -- "$1"; }
 restarted() { local now; now=$(the MainPID); [ "$now" != 0 ] && [ "$now" != "$pid" ]; }
 file() { stat --format '%a %U:%G' "$1"; }
+logged_by_this_process() {
+  journalctl --no-pager --quiet "_SYSTEMD_INVOCATION_ID=$(the InvocationID)" | grep -F -- "$1"
+}
 package_state() { dpkg-query --show --showformat '${db:Status-Status} ${Version}' "$1"; }
 metrics_at() { exec 3<>"/dev/tcp/$1/9464" && printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3 && grep -q ' 200 ' <&3; }
 # Everything that a package could leave behind.
@@ -80,6 +83,14 @@ set_config() { printf '%s\n' "$@" >"$config.new" && cat "$config.new" >"$config"
 
 # Whether the host has Traffic Server, which Debian 13 lacks.
 has_proxy() { [ -d /etc/trafficserver ]; }
+# is_installed FILE...: the package in each is the one that the host has.
+is_installed() {
+  local file name
+  for file; do
+    name=$(dpkg-deb --field "$file" Package)
+    is "$name" "installed $(dpkg-deb --field "$file" Version)" package_state "$name"
+  done
+}
 # The files in FOLDER of this revision that the host can install.
 revision() {
   printf '%s\n' "$folder"/resumed_*-"$1"_*.deb
@@ -367,6 +378,33 @@ if [ "${#previous[@]}" -gt 0 ]; then
   check "she is in the one group" in_group alice-b resumed-control
   check "and not in the other" not in_group alice-b resumed
   check "she asks for the status" runuser -u alice-b -- resumed status
+  check "and does not read the secret" not runuser -u alice-b -- cat /etc/resumed/farm.secret
+
+  step "back to the release before"
+  kept=$(sha256sum "$config")
+  pid=$(the MainPID)
+  dpkg --force-confdef --force-confold --install "${previous[@]}" >"$scratch/downgrade" 2>&1 || { cat "$scratch/downgrade"; exit 1; }
+  is_installed "${previous[@]}"
+  check "the daemon was restarted" restarted
+  soon "it runs with the same key" ready_with "no broker: generation $generation"
+  check "which it took from the ring of the newer one" logged_by_this_process "took up the ring of the last run"
+  is "the configuration is kept" "$kept" sha256sum "$config"
+  is "with its mode" "640 root:resumed" file "$config"
+  is "and the farm secret's" "640 root:resumed" file /etc/resumed/farm.secret
+  is "the control socket is given to the group that it had there" "660 resumed:resumed" file /run/resumed/control.sock
+  check "root asks for the status" resumed status
+  is "it starts at boot" enabled systemctl is-enabled resumed.service
+
+  step "and up again"
+  pid=$(the MainPID)
+  dpkg --force-confdef --force-confold --install "${first[@]}" >"$scratch/upgrade" 2>&1 || { cat "$scratch/upgrade"; exit 1; }
+  is_installed "${first[@]}"
+  check "the daemon was restarted" restarted
+  soon "it runs with the same key" ready_with "no broker: generation $generation"
+  check "which it took from the ring of the older one" logged_by_this_process "took up the ring of the last run"
+  is "the configuration is kept" "$kept" sha256sum "$config"
+  is "the control socket" "660 resumed:resumed-control" file /run/resumed/control.sock
+  check "the operator asks for the status" runuser -u alice-b -- resumed status
   check "and does not read the secret" not runuser -u alice-b -- cat /etc/resumed/farm.secret
 
   step "an upgrade whose configuration has the old group"
