@@ -171,9 +171,10 @@ mod tests {
     use std::{fs, io};
 
     use futures_util::FutureExt;
+    use tokio::time::timeout;
 
     use super::super::http::HttpError;
-    use super::super::tests::settings;
+    use super::super::tests::{PATIENCE, settings};
     use super::*;
     use crate::unix_socket::SocketError;
 
@@ -216,10 +217,10 @@ mod tests {
         let mut servers = Servers { tasks: JoinSet::new(), stop: CancellationToken::new() };
         servers.spawn(async {});
         servers.tasks.spawn(async { Err(RunError::Http(HttpError::Serve(io::Error::other("on purpose")))) });
-        let error = servers.failed().await;
+        let error = timeout(PATIENCE, servers.failed()).await.expect("one fails");
         assert_eq!(error.to_string(), "serving metrics: on purpose");
         servers.spawn(async { panic!("on purpose") });
-        let error = servers.failed().await;
+        let error = timeout(PATIENCE, servers.failed()).await.expect("one panics");
         assert!(matches!(error, RunError::Panicked("a server")), "{error:?}");
         assert!(servers.failed().now_or_never().is_none(), "none is left that could fail");
     }
