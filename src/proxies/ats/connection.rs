@@ -15,7 +15,6 @@ use tracing::{info, warn};
 use super::codec::{CHUNK_BYTES, Messages, message_of, next_message, send, send_sessions};
 use super::refusal::ProxyRefusal;
 use super::{HELLO_WITHIN, MAX_PROXIES};
-use crate::proto::frame::MOST_PLUGIN_BYTES;
 use crate::clock::Now;
 use crate::keys::Timetable;
 use crate::log_limiter::LogLimiter;
@@ -23,6 +22,7 @@ use crate::metrics::{
     APPLY_ERRORS, PROXIES_REFUSED, PROXY_OWN_KEYS, PROXY_SESSIONS_INSERTED, PROXY_SESSIONS_REPORTED, SESSIONS_DROPPED,
 };
 use crate::proto::SessionEntry;
+use crate::proto::frame::MOST_PLUGIN_BYTES;
 use crate::proto::local::{self, from_proxy, to_proxy};
 use crate::proxies::allowed_users::Answers;
 use crate::proxies::{ProxyInfo, ProxyPlane, Registered};
