@@ -1,5 +1,5 @@
-//! Whole farms on one machine: private brokers, private proxies, and the daemon as it is installed; and farms that are
-//! simulated. For tests, the benchmark and the demo.
+//! Whole farms on one machine: private brokers, private proxies, and the daemon as it is installed. For tests, the
+//! benchmark and the demo. Farms that are simulated are a crate of their own, `tests/simulation/`.
 
 use std::path::Path;
 
