@@ -233,10 +233,10 @@ fn hook(criterion: &mut Criterion, sample: &Sample) {
         SessionReport::new(&session_id, wall, der).expect("room for it")
     };
     let queue = Queue::new(16);
-    let lane = SharedSender::default();
+    let sender = SharedSender::default();
     let (ours, mut daemons) = UnixStream::pair().expect("a pair of sockets");
     daemons.set_nonblocking(true).expect("a socket");
-    lane.open(ours);
+    sender.open(ours);
     let mut buffer = vec![0; 64 * 1024];
     // Nobody waits at the other end: what a wake-up costs, it costs elsewhere. What was sent is read in between, or the socket fills up.
     criterion.bench_function("hook_report_to_socket", |bench| {
@@ -244,7 +244,7 @@ fn hook(criterion: &mut Criterion, sample: &Sample) {
             let mut took = Duration::ZERO;
             for from in (0..times).step_by(100) {
                 let start = Instant::now();
-                let sent = (from..times.min(from + 100)).filter(|_| lane.send_now(&report(), &queue)).count();
+                let sent = (from..times.min(from + 100)).filter(|_| sender.send_now(&report(), &queue)).count();
                 took += start.elapsed();
                 assert_eq!(sent as u64, times.min(from + 100) - from, "a socket with room");
                 while daemons.read(&mut buffer).is_ok() {}
@@ -252,7 +252,7 @@ fn hook(criterion: &mut Criterion, sample: &Sample) {
             took
         });
     });
-    lane.close();
+    sender.close();
     // A full queue, which fills its oldest batch anew.
     criterion.bench_function("hook_report_to_queue", |bench| {
         bench.iter(|| queue.push(&report()));
