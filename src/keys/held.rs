@@ -363,7 +363,7 @@ mod tests {
         (0..160_u64, 100..130_u64).prop_map(|(wall, mono)| Now { wall, mono })
     }
 
-    /// The active key, word for word after the design, with what an expired key may do spelt out: nothing.
+    /// The active key by the rule that stands above [`sealing`], worked out a second time: with sets instead of one pass.
     fn active_by_definition(held: &HeldRing, now: Now) -> Option<[u8; 16]> {
         let opens = |key: &&TicketKey| now.wall <= held.ring.open_until(&key.name).unwrap();
         let keys: Vec<_> = held.ring.keys().iter().filter(opens).collect();
@@ -414,7 +414,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn active_is_the_key_that_the_design_says(held in any_held(), now in any_now()) {
+        fn active_is_the_key_that_the_rule_of_the_timetable_names(held in any_held(), now in any_now()) {
             prop_assert_eq!(held.active(now).map(|key| key.name), active_by_definition(&held, now));
         }
 
