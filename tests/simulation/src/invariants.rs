@@ -1,5 +1,5 @@
-//! Invariants 1 to 5 of the design, checked at every step. The rules stand here a second time, written from the design
-//! and not from the code.
+//! Invariants 1 to 5 of `docs/testing.md` ("Simulated farms"), checked at every step. The rules stand here a second
+//! time, apart from the code that is checked.
 
 use std::collections::{HashMap, HashSet};
 
@@ -369,7 +369,8 @@ impl World {
         });
     }
 
-    /// Invariant 2 at one host: the key that seals is the one that the design says, at the node and at its proxy.
+    /// Invariant 2 at one host: the key that seals is the one that the rule of `keys::timetable::sealing` names, at the node
+    /// and at its proxy.
     pub fn check_host(&mut self, index: usize) {
         let now = self.now(index);
         let host = &self.hosts[index];
