@@ -24,14 +24,11 @@ IMPURE = [
     (r"\bstd::(fs|net|os|process|thread|env|io::std\w+)\b", "the system"),
     (r"\b(nix|getrandom)::|\bopenssl::rand\b", "the system"),
     (r"\bInstant::now\b|\bSystemTime\b|\bSystemClock\b|\bNanoseconds\b", "a clock"),
-    (r"\brandom::(random|system|try_fill)\b", "the kernel's randomness"),
+    (r"\brandom::(random|system|fill|try_fill)\b", "the kernel's randomness"),
     (r"\bstatic\s+(mut\s+)?\w+\s*:[^;=]*\b(Mutex|RwLock|Atomic\w+|OnceLock|LazyLock|OnceCell|RefCell)\b", "a global"),
 ]
 # Where the table's word is not the whole truth, with the reason.
-EXCUSED = {
-    # A new farm secret is drawn where it is made; what seals and opens is handed its randomness.
-    ("envelope", "the kernel's randomness"),
-}
+EXCUSED = set()
 
 
 def without_comments(text):

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::hex::{digit, hex, value};
 use crate::hkdf::hkdf_sha256;
-use crate::random::{self, NoRandomness};
+use crate::random::NoRandomness;
 
 /// Tells farm secrets apart without revealing them: the first 8 bytes of HKDF-SHA256 (RFC 5869) of the secret, with an
 /// empty salt and the info "resumed/1 id".
@@ -24,16 +24,6 @@ pub struct FarmSecret {
 }
 
 impl FarmSecret {
-    /// A new secret from the randomness of this host.
-    ///
-    /// # Errors
-    /// [`SecretError::Randomness`] if there is none; [`SecretError::Library`] if OpenSSL cannot derive its id.
-    pub fn generate() -> Result<Self, SecretError> {
-        let mut bytes = Box::new(Zeroizing::new([0; 32]));
-        random::try_fill(&mut bytes[..])?;
-        Self::new(bytes)
-    }
-
     /// The secret that consists of `bytes`.
     ///
     /// # Errors
@@ -42,7 +32,8 @@ impl FarmSecret {
         Self::new(Box::new(Zeroizing::new(*bytes)))
     }
 
-    fn new(bytes: Box<Zeroizing<[u8; 32]>>) -> Result<Self, SecretError> {
+    /// The same, without a copy.
+    pub(crate) fn new(bytes: Box<Zeroizing<[u8; 32]>>) -> Result<Self, SecretError> {
         let mut id = [0; 8];
         hkdf_sha256(&bytes[..], b"", &[b"resumed/1 id"], &mut id)?;
         Ok(Self { bytes, id })
@@ -204,13 +195,6 @@ mod tests {
             let error = FarmSecret::from_text(text.as_bytes()).unwrap_err();
             assert!(matches!(&error, SecretError::Text(said) if said == found), "{error} for {text:?}");
         }
-    }
-
-    #[test]
-    fn generated_secrets_differ() {
-        let (one, other) = (FarmSecret::generate().unwrap(), FarmSecret::generate().unwrap());
-        assert_ne!(one.bytes(), other.bytes());
-        assert_ne!(one.id(), other.id());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The files of farm secrets: read, written, and refused unless only the daemon gets at them.
+//! New farm secrets, and their files: read, written, and refused unless only the daemon gets at them.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -11,6 +11,20 @@ use zeroize::Zeroizing;
 
 use super::access::{ACCEPTED_MODES, Access};
 use crate::envelope::{FarmSecret, SECRET_TEXT_BYTES, SecretError, Secrets};
+use crate::random;
+
+// Here and not beside the type: `envelope` draws nothing by itself.
+impl FarmSecret {
+    /// A new secret from the randomness of this host.
+    ///
+    /// # Errors
+    /// [`SecretError::Randomness`] if there is none; [`SecretError::Library`] if OpenSSL cannot derive its id.
+    pub fn generate() -> Result<Self, SecretError> {
+        let mut bytes = Box::new(Zeroizing::new([0; 32]));
+        random::try_fill(&mut bytes[..])?;
+        Self::new(bytes)
+    }
+}
 
 /// Reads a secret from the file at `path`, which may be a symbolic link to it.
 ///
@@ -309,6 +323,13 @@ mod tests {
         let link = directory.path().join("link");
         symlink(&target, &link).unwrap();
         assert!(read(&link).is_ok());
+    }
+
+    #[test]
+    fn generated_secrets_differ() {
+        let (one, other) = (FarmSecret::generate().unwrap(), FarmSecret::generate().unwrap());
+        assert_ne!(one.to_text()[..], other.to_text()[..]);
+        assert_ne!(one.id(), other.id());
     }
 
     #[test]
