@@ -5,8 +5,9 @@ usage: scripts/check-rooms.py             look, and say what does not hold
        scripts/check-rooms.py --actual    print the arrows that there are
        scripts/check-rooms.py --self-test show that it sees what it is there for
 
-No room uses another that the table does not name; a pure one touches no socket, file, task, clock, recorder or global; the arrows
-go round in no circle; docs/architecture.md shows the same table. What is there for tests alone may use what it likes.
+No room uses another that the table does not name, and no file that has a line of its own there another than that line names; what
+is pure touches no socket, file, task, clock, recorder or global; the arrows go round in no circle; docs/architecture.md shows the
+same table. What is there for tests alone may use what it likes.
 """
 
 import pathlib
@@ -157,17 +158,36 @@ def all_rooms():
 
 
 def read_table():
-    rooms, pure_files = {}, set()
+    """Of each room, and of each file with a line of its own: whether it is pure, and which rooms it may use."""
+    rooms, files = {}, {}
     for line in (ROOT / TABLE).read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
             continue
         name, _, uses = line.partition(":")
         words = name.split()
-        if "/" in words[0]:
-            pure_files.add(words[0])
-        else:
-            rooms[words[0]] = ("pure" in words[1:], set(uses.split()))
-    return rooms, pure_files
+        (files if "/" in words[0] else rooms)[words[0]] = ("pure" in words[1:], set(uses.split()))
+    return rooms, files
+
+
+def rule_of(file, room, rooms, files):
+    """What the table says of a file: the line of its own, or of the file that it is a module of, if there is one; else the room's."""
+    place = file.relative_to(ROOT / "src").with_suffix("")
+    return next((files[str(one)] for one in (place, *place.parents) if str(one) in files), rooms[room])
+
+
+def faults_in(file, text, room, rule, names):
+    """What in a file of `room` the table does not allow."""
+    pure, allowed = rule
+    shown = file.relative_to(ROOT)
+    used, bad = arrows_in(file, text, names)
+    faults = [f"{shown} {fault}" for fault in bad]
+    faults += [
+        f"{shown} uses crate::{other}, which {TABLE} does not allow: move what is shared, or show there why it must"
+        for other in sorted(used - allowed - {room})
+    ]
+    if pure:
+        faults += [f"{shown} is of what is pure, and touches {what}" for what in impurities(text, room)]
+    return faults
 
 
 def circle(rooms):
@@ -194,22 +214,18 @@ def circle(rooms):
 
 def look():
     faults = []
-    rooms, pure_files = read_table()
+    rooms, files = read_table()
     names = set(all_rooms())
     faults += [f"{TABLE} names {room}, which is no room of src/" for room in rooms if room not in names]
     faults += [f"src/{room} has no line in {TABLE}" for room in sorted(names - set(rooms))]
-    for room, (pure, allowed) in rooms.items():
+    faults += [
+        f"{TABLE} names {name}, which is no file of src/"
+        for name in files
+        if not any((ROOT / "src" / f"{name}{rest}").exists() for rest in (".rs", "/mod.rs"))
+    ]
+    for room in rooms:
         for file, text in sources_of(room).items():
-            shown = file.relative_to(ROOT)
-            used, bad = arrows_in(file, text, names)
-            faults += [f"{shown} {fault}" for fault in bad]
-            faults += [
-                f"{shown} uses crate::{other}, which {TABLE} does not allow: move what is shared, or show there why it must"
-                for other in sorted(used - allowed - {room})
-            ]
-            place = str(file.relative_to(ROOT / "src").with_suffix(""))
-            if pure or any(f"{place}/".startswith(f"{pure_file}/") for pure_file in pure_files):
-                faults += [f"{shown} is of what is pure, and touches {what}" for what in impurities(text, room)]
+            faults += faults_in(file, text, room, rule_of(file, room, rooms, files), names)
     found = circle(rooms)
     if found:
         faults.append(f"the arrows of {TABLE} go round: {' uses '.join(found)}")
@@ -250,6 +266,18 @@ def self_test():
     for text, room in arrow.items():
         assert room in arrows_in(own, without_comments(text), names)[0], text
     assert arrows_in(own, "use crate::RabbitMq;", names)[1], "a name of the façade"
+    rooms = {"node": (False, {"farm", "metrics"})}
+    files = {"node/core": (True, {"farm"})}
+    for text, place, noticed in (
+        ("use crate::metrics::LEADER;", "core", True),
+        ("use tokio::fs;", "core", True),
+        ("use tokio::fs;", "core/saving", True),
+        ("use crate::farm::Farm;", "core", False),
+        ("use crate::metrics::LEADER;", "driver", False),
+        ("use tokio::fs;", "driver", False),
+    ):
+        file = ROOT / f"src/node/{place}.rs"
+        assert bool(faults_in(file, text, "node", rule_of(file, "node", rooms, files), names)) == noticed, (place, text)
     for text in (
         "use std::{fs, net};",
         "use std::{\n    collections::HashMap,\n    fs::{self, File},\n};",
