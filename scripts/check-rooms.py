@@ -7,7 +7,7 @@ usage: scripts/check-rooms.py             look, and say what does not hold
 
 No room uses another that the table does not name, and no file that has a line of its own there another than that line names; what
 is pure touches no socket, file, task, clock, recorder or global; the arrows go round in no circle; docs/architecture.md shows the
-same table. What is there for tests alone may use what it likes.
+same table, and says of each room what it is. What is there for tests alone may use what it likes.
 """
 
 import pathlib
@@ -241,6 +241,9 @@ def look():
     shown = re.search(r"<!-- rooms -->\n```text\n(.*?)\n```\n<!-- end -->", book, flags=re.S)
     if not shown or shown[1].splitlines() != table:
         faults.append(f"docs/architecture.md does not show {TABLE} between its marks")
+    rows = re.search(r"\n\| room \| what it is .*\n\| --- .*\n((?:\|.*\n)+)", book)
+    described = set(re.findall(r"`([^`]+)`", " ".join(row.split("|")[1] for row in rows[1].splitlines()))) if rows else set()
+    faults += [f"docs/architecture.md does not say what the room {room} is" for room in rooms if room not in described]
     return faults
 
 
