@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use resumed::hex::hex;
 use resumed::keys::KeyState;
 use resumed::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::Broker;
@@ -129,7 +130,7 @@ fn without_its_daemon_a_proxy_goes_on_serving_resuming_and_rotating() {
     farm.hosts[1].daemon.kill();
     let (made, _) = wait_for("a ticket of the next key", || {
         let made = make(&client, &targets[0], Mode::Ticket12);
-        let name: String = made.ticket()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = hex(&made.ticket()[..4]);
         if name == prefix { Ok(made) } else { Err(format!("sealed by {name}, not {prefix}")) }
     });
     let resumed_elsewhere = || if resumes(&client, &targets[1], &made) { Ok(()) } else { Err("refused".to_owned()) };

@@ -16,6 +16,7 @@ use testkit::watcher::Folder;
 use bytes::Bytes;
 use openssl::ssl::SslSession;
 use prost::Message;
+use resumed::hex::hex;
 use resumed::probe::{Client, Mode, Options};
 use resumed::proto::frame::MOST_PLUGIN_BYTES;
 use resumed::proto::local::{
@@ -444,7 +445,7 @@ fn old_key(generation: u64, now: u64) -> TicketKey {
 }
 
 fn prefix(key: &TicketKey) -> String {
-    key.name[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&key.name[..4])
 }
 
 /// One key of each bad kind beside `good`, under a floor that lies an hour ahead. `known` is a key of the farm.

@@ -11,6 +11,7 @@ use nix::unistd::geteuid;
 use openssl::base64::encode_block;
 use openssl::ssl::SslSession;
 use prost::Message;
+use resumed::hex::hex;
 use resumed::probe::{Client, Mode, Options, Session};
 use resumed::proto::payload::Kind;
 use resumed::proto::{self, Payload, Ring, SessionBatch, SessionEntry, SessionFormat, TicketKey};
@@ -34,7 +35,6 @@ fn the_scanner_finds_a_planted_secret_in_every_form_and_no_shorter_piece() {
     let secret: Vec<u8> = (0..48_u8).map(|n| n.wrapping_mul(167) ^ 0x5a).collect();
     let mut scanner = Scanner::default();
     scanner.add("secret", &secret);
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let written = |bytes: &[u8]| {
         let url_safe = encode_block(bytes).replace('+', "-").replace('/', "_");
         [

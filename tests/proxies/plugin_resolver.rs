@@ -1,7 +1,6 @@
 //! One plugin for ATS 9, 10 and 11: against small hosts that export only the C names, only the C++ names, and no session
 //! functions.
 
-use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -13,6 +12,7 @@ use testkit::tls;
 use testkit::watcher::Folder;
 
 use bytes::Bytes;
+use resumed::hex::hex;
 use resumed::keys::Timetable;
 use resumed::proto::{SessionBatch, SessionEntry, SessionFormat};
 use resumed::sessions::Removals;
@@ -107,13 +107,6 @@ impl Drop for Host {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// The record that ATS takes of `node::key(n, …)`.

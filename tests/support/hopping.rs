@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use resumed::hex::hex;
 use resumed::probe::{Client, Mode, Options, Session, Target};
 
 /// How long a session ID may take to be known everywhere.
@@ -103,7 +104,7 @@ impl<'a> Hopping<'a> {
     }
 
     fn note_key(&self, session: &Session, from: usize) {
-        let key: String = session.ticket().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let key = hex(session.ticket().get(..4).unwrap_or_default());
         if !key.is_empty() {
             let mut tally = self.tally();
             tally.keys.insert(key.clone());

@@ -1,9 +1,9 @@
 //! Finds secrets in what processes wrote, however they were written down.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 use openssl::base64::encode_block;
+use resumed::hex::hex;
 
 /// So many bytes of a secret in a row are a leak.
 pub const WINDOW: usize = 8;
@@ -63,13 +63,6 @@ impl Scanner {
         }
         found
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("text grows");
-        text
-    })
 }
 
 /// The base64 digits that `window` alone decides if `before` bytes stand before it in the encoded text (modulo 3).
