@@ -3,7 +3,6 @@
 //! farewells, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
@@ -203,9 +202,7 @@ fn recorded_traffic_and_a_farm_secret_stolen_later_open_nothing_but_joins() {
     });
 
     // The theft.
-    let hex = fs::read_to_string(&farm.secret).expect("the farm's secret");
-    let digits = |at: usize| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hex digits");
-    let secret: Vec<u8> = (0..32).map(digits).collect();
+    let secret = testkit::secret_bytes(&farm.secret);
     let (mut opened, mut sealed, mut epochs) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
     for (route, body) in recorder.so_far() {
         let envelope = Envelope::decode(&body[..]).expect("nothing but envelopes on the broker");

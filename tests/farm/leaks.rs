@@ -84,8 +84,7 @@ fn nothing_that_a_farm_writes_holds_a_secret() {
             ..setup
         });
         let saved = |host: &str| rings.join(host).join("ring");
-        let secret = fs::read_to_string(&farm.secret).expect("the farm secret");
-        scanner.add("the farm secret", &unhex(secret.trim()));
+        scanner.add("the farm secret", &testkit::secret_bytes(&farm.secret));
         learn_keys(&mut scanner, &saved("host0"));
         use_farm(&mut scanner, &farm, proxies);
 
@@ -116,8 +115,7 @@ fn nothing_that_a_farm_writes_holds_a_secret() {
         // Another farm secret.
         let secret = farm.dir().join("new.secret");
         new_secret(&secret);
-        let text = fs::read_to_string(&secret).expect("the new farm secret");
-        scanner.add("the new farm secret", &unhex(text.trim()));
+        scanner.add("the new farm secret", &testkit::secret_bytes(&secret));
         let steps: [(&[&str], _); 3] = [
             (&["farm.secret", "new.secret"], SecretStep::SealFirst),
             (&["new.secret", "farm.secret"], SecretStep::Remove),
@@ -334,10 +332,6 @@ fn read_all(folder: &Path, secrets: &[&PathBuf], written: &mut Vec<(String, Vec<
             }
         }
     }
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex digits")).collect()
 }
 
 /// A daemon without a broker, started through `wrapper`, once it answers.

@@ -3,7 +3,6 @@
 //! opened.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -258,9 +257,7 @@ impl Attacker {
 
     /// Seals any bytes at all, as the format's description in `resumed::envelope` says.
     pub fn seal_raw(&mut self, route: &str, text: &[u8], epoch: [u8; 8]) -> Bytes {
-        let hex = fs::read_to_string(&self.secret_file).expect("the farm's secret");
-        let digits = |at: usize| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hex digits");
-        let secret: Vec<u8> = (0..32).map(digits).collect();
+        let secret = crate::secret_bytes(&self.secret_file);
         let salt: [u8; 16] = random();
         let sequence = self.sequence;
         self.sequence += 1;

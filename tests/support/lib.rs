@@ -31,6 +31,13 @@ pub mod traffic_server;
 pub mod version;
 pub mod watcher;
 
+/// The 32 bytes of the farm secret in `file`, read without the code that is tested.
+pub fn secret_bytes(file: &Path) -> Vec<u8> {
+    let text = std::fs::read_to_string(file).expect("a farm secret's file");
+    let digits = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).expect("hex digits");
+    (0..32).map(digits).collect()
+}
+
 /// The project's tree.
 pub fn tree() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the tree")
