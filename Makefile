@@ -103,9 +103,11 @@ test: previous-commit begin-next-root build previous-and-packager deb dependenci
 	$(SAY) 'documentation and unit tests: about 1 min'
 	$(CARGO) test $(RELEASE) --doc -- $(TEST)
 	$(CARGO) test $(RELEASE) --no-fail-fast --lib --package resumed --package resumed-ats --package session-offer $(UNOPTIMISED) -- $(TEST)
+	$(SAY) 'building the server that embeds a node: about 25 s when it is not built'
 	$(CARGO) build $(RELEASE) --examples
-	$(SAY) 'whole farms, $(SIDE_BY_SIDE) test programs at a time: about 10 min'
-	$(call next_broker,trixie); export MAKE_ROOTS=no; $(call side_by_side,$(FARM_TESTS) $(ON_NEXT_BROKER),all)
+	$(if $(RABBITMQ_NEXT),,$(SAY) 'the root with the RabbitMQ of Debian 13: no time when it is there, else up to 2 min')
+	$(call next_broker,trixie); printf '==> %s\n' 'whole farms, $(SIDE_BY_SIDE) test programs at a time: about 10 min'; \
+	  export MAKE_ROOTS=no; $(call side_by_side,$(FARM_TESTS) $(ON_NEXT_BROKER),all)
 
 # Fetching and unpacking another Debian takes little of the processors: it goes on beside the builds. Whatever needs it waits for
 # it, by its lock; if nothing does any more, it ends by itself within two minutes.
@@ -128,6 +130,7 @@ test-program:
 .PHONY: test-brokers
 test-brokers: build previous dependencies-farm dependencies-test dependencies-brokers ## All tests that touch a broker on Debian 12's, Debian 13's and the newest (BROKERS=newest: only there; BROKER_TESTS=file: only those)
 	$(SAY) 'tests that touch a broker: about 10 min for each broker, and 3 min to make the roots of the others, once'
+	$(SAY) 'building the server that embeds a node: about 25 s when it is not built'
 	$(CARGO) build $(RELEASE) --example embedded_node
 	$(call next_broker,newest); failed=0; $(call on_brokers,$(BROKERS),$(BROKER_TESTS_ASKED)) || failed=1; \
 	$(if $(and $(filter trixie,$(BROKERS)),$(filter cluster_faults,$(BROKER_TESTS_ASKED))),RABBITMQ_STORE=khepri \
