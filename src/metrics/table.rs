@@ -1,7 +1,8 @@
 //! Every metric of a node, a row each. What is shown from the start, the help texts, and what the rules, the dashboard and the
 //! documents are checked against come from here.
 //!
-//! A new metric is a row here and a line where it is counted; a test then asks for a panel of the dashboard and a line of the README.
+//! A new metric is a row here and a line where it is counted; a test then asks for a panel of the dashboard and a row of
+//! the README, which says what the help text says.
 
 use super::handles::{Counter, CounterBy, Gauge, GaugeBy, Histogram};
 use super::labels::{Plane, Release};

@@ -161,23 +161,44 @@ fn documents() -> Vec<String> {
     ["README.md".to_owned()].into_iter().chain(names.map(|name| format!("docs/{name}"))).collect()
 }
 
-/// What stands in backquotes in the first column of the README's table of metrics.
-fn metrics_of_the_readme() -> Vec<String> {
+/// The rows of the README's table of metrics: what stands in backquotes in the first column, and the second one.
+fn metrics_of_the_readme() -> Vec<(Vec<String>, String)> {
     let readme = text("README.md");
     let (_, table) = readme.split_once("\n| metric | |\n| --- | --- |\n").expect("a table of metrics");
     let rows = table.lines().take_while(|line| line.starts_with('|'));
-    let columns = rows.filter_map(|line| line.split('|').nth(1));
-    columns.flat_map(|names| names.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
+    let names = |column: &str| column.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    rows.filter_map(|line| {
+        let mut columns = line.split('|').skip(1).map(str::trim);
+        Some((names(columns.next()?), columns.next()?.to_owned()))
+    })
+    .collect()
 }
 
 #[test]
 fn the_readme_lists_every_metric_with_its_label_once() {
     let named = |row: &Row| row.label.map_or(row.name.to_owned(), |label| format!("{}{{{}}}", row.name, label.key));
     let mut expected: Vec<_> = metrics::TABLE.iter().map(named).collect();
-    let mut listed = metrics_of_the_readme();
+    let mut listed: Vec<_> = metrics_of_the_readme().into_iter().flat_map(|(names, _)| names).collect();
     expected.sort_unstable();
     listed.sort_unstable();
     assert_eq!(listed, expected);
+}
+
+/// A row of several metrics says in one what they have in common.
+#[test]
+fn the_readme_says_of_a_metric_in_a_row_of_its_own_what_its_help_text_says() {
+    let mut compared = 0;
+    for (names, said) in metrics_of_the_readme() {
+        let [name] = &names[..] else { continue };
+        let name = name.split('{').next().unwrap_or_default();
+        let row = metrics::TABLE.iter().find(|row| row.name == name).unwrap_or_else(|| panic!("no metric {name}"));
+        let help = row.help.strip_suffix('.').expect("a sentence");
+        let same = said.get(..1).is_some_and(|first| first.eq_ignore_ascii_case(&help[..1]))
+            && said.get(1..).is_some_and(|rest| rest.starts_with(&help[1..]));
+        assert!(same, "{name}: README says {said:?}, the help text {help:?}");
+        compared += 1;
+    }
+    assert!(compared > 15, "only {compared} rows");
 }
 
 #[test]
