@@ -135,7 +135,7 @@ impl NodeCore {
 
     /// Takes in what became of the ring of [`Effect::SaveRing`] at `now`, or in words why it was not saved. Returns what is
     /// worth a line.
-    pub(crate) fn on_ring_saved(&mut self, saved: Result<(), String>, now: Now) -> Option<Line> {
+    pub fn on_ring_saved(&mut self, saved: Result<(), String>, now: Now) -> Option<Line> {
         let after = if saved.is_ok() { Saving::On } else { Saving::AgainAt(now.mono + SAVE_AGAIN_MS) };
         let before = std::mem::replace(&mut self.saving, after);
         match saved {

@@ -177,6 +177,8 @@ pub struct Envelope {
     /// Which of all envelopes ever sealed it is, or was made of.
     pub id: u64,
     pub origin: Origin,
+    /// The farm secret that it is sealed with.
+    pub secret: u32,
     /// What was sealed in it.
     pub sealed: Arc<Sealed>,
 }

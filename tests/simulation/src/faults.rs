@@ -2,7 +2,6 @@
 
 use resumed::bus::{Route, Seat};
 use resumed::clock::millis;
-use resumed::node::core::{Input, LeaseTried};
 use resumed::proto::{self, payload::Kind};
 
 use super::World;
@@ -83,12 +82,14 @@ impl World {
             self.hosts[index].clock.suspended_ms += self.t - since;
         }
         self.ledger.unsettled = true;
+        // What comes from its host goes first.
+        self.read_secrets(index);
         self.take_stashed(index);
         // Its pause ended while it stood still.
         if self.hosts[index].link.is_none() && self.hosts[index].dial.is_none() {
             self.dial(index, 0);
         }
-        self.give(index, Input::Wake);
+        self.tell_of_host(index);
         if let Some(link) = self.hosts[index].link {
             self.pump(link);
         }
@@ -112,6 +113,20 @@ impl World {
         self.ledger.unsettled = true;
         self.say(|world| format!("the clock of {} is set to {offset_ms:+} ms", world.hosts[index].name));
         self.plan(self.t, Happening::Look(index));
+    }
+
+    /// No file can be written there for so many milliseconds: the disk is full, say.
+    pub fn fail_saves(&mut self, index: usize, span: u64) {
+        self.say(|world| format!("{} cannot write files for {span} ms", world.hosts[index].name));
+        self.hosts[index].saves_fail_until = self.t + span;
+    }
+
+    /// So many session batches come to a node under an epoch key that it lacks, one every `every` milliseconds.
+    pub fn flood(&mut self, index: usize, batches: u64, every: u64) {
+        self.say(|world| format!("{} gets {batches} batches of no epoch of its own", world.hosts[index].name));
+        for batch in 0..batches {
+            self.plan(self.t + batch * every, Happening::UnknownEpoch(index));
+        }
     }
 
     // Networks.
@@ -282,9 +297,9 @@ impl World {
     /// The node has the lease of `seat`, if no other node has: as one that was granted it on its side of a split.
     pub fn grant(&mut self, index: usize, seat: Seat) {
         let Some(link) = self.hosts[index].link else { return };
-        let answer = self.cluster.try_lease(link, self.links[link].broker, seat);
-        let tried = answer.map_or(LeaseTried::Unanswered, LeaseTried::Answered);
-        self.downstream(link, Downstream::Lease(seat, tried));
+        if let Some(answer) = self.cluster.try_lease(link, self.links[link].broker, seat) {
+            self.downstream(link, Downstream::Lease(seat, Ok(answer)));
+        }
         self.ledger.unsettled = true;
     }
 

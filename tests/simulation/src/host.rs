@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use resumed::clock::Now;
-use resumed::envelope::Epochs;
-use resumed::farm::{Farm, Note, Reply};
+use resumed::envelope::{Epochs, Secrets};
+use resumed::farm::{Farm, LocalState, Note, Reply};
 use resumed::keys::saved::read_back;
 use resumed::keys::{HeldRing, KeySettings, Timetable};
 use resumed::node::core::NodeCore;
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::broker::{Downstream, LinkId};
 use super::invariants::Standing;
+use super::secrets::secrets;
 use super::world::FARM;
 
 /// True time at the start of every run, UTC milliseconds.
@@ -71,6 +72,15 @@ pub struct Host {
     pub boots: u8,
     /// The file of its ring.
     pub saved: Option<Vec<u8>>,
+    /// Until then no file can be written, true time.
+    pub saves_fail_until: u64,
+    /// How far a change of the farm secret has come in its files, and in its process.
+    pub secrets_on_disk: u32,
+    pub secrets_loaded: u32,
+    /// The process's farm secrets, for all who seal.
+    pub secrets: watch::Sender<Arc<Secrets>>,
+    /// What its reports are to say of it.
+    pub local: LocalState,
     /// This boot's epoch keys, for all who seal and open.
     pub epochs: watch::Sender<Arc<Epochs>>,
     /// The envelopes that this boot's opener has opened.
@@ -108,6 +118,11 @@ impl Host {
             core: None,
             boots: 0,
             saved: None,
+            saves_fail_until: 0,
+            secrets_on_disk: 0,
+            secrets_loaded: 0,
+            secrets: watch::Sender::new(secrets(0)),
+            local: LocalState::default(),
             epochs: watch::Sender::new(Arc::new(Epochs::new(settings.keys.settle))),
             opened: HashSet::new(),
             link: None,

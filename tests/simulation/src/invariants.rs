@@ -1,22 +1,30 @@
 //! Invariants 1 to 5 of `docs/testing.md` ("Simulated farms"), checked at every step. The rules stand here a second
 //! time, apart from the code that is checked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
-use resumed::bus::Seat;
+use resumed::bus::{Route, Seat};
 use resumed::clock::{Now, millis};
 use resumed::envelope::Refusal;
 use resumed::farm::{MintReason, Note};
+use resumed::keys::saved::read_back;
 use resumed::keys::{Entry, KeyMaterial, KeySettings, Ring, TicketKey};
 use resumed::node::core::Effect;
-use resumed::proto;
+use resumed::proto::{self, payload::Kind};
+use resumed::reason::Reason;
 use zeroize::Zeroizing;
 
 use super::World;
 use super::broker::{Envelope, LeaseQueue, Origin};
-use super::world::{Happening, Setup, minted, noted};
+use super::host::Host;
+use super::world::{FARM, Happening, Setup, minted, noted};
 
 const EIGHT_DAYS_MS: u64 = 8 * 24 * 3_600_000;
+/// A ring that could not be saved is tried again within so long: five seconds, and the one within which a daemon turns.
+const SAVED_AGAIN_MS: u64 = 6_000;
+/// A node asks for the leader's epoch key no more often than so many times a beat: once because it meets messages that it
+/// cannot open, and with each report until it has joined, of which news brings a few before their time.
+const MOST_ASKED: usize = 10;
 
 /// What the invariants know of the farm.
 pub struct Ledger {
@@ -75,6 +83,10 @@ pub struct Standing {
     /// When it last had a leader with everything in order, whose clock agrees with its own.
     led_at: u64,
     pub published_at: u64,
+    /// The ring is another than the one in its file. When that must have been mended, monotonic milliseconds.
+    pub unsaved: Option<u64>,
+    /// When it asked for an epoch key, within the last beat.
+    asked: VecDeque<u64>,
     /// When the next look is planned.
     look_at: Option<u64>,
     /// It was connected, undisturbed, beside a leader for three beats: it takes part in invariant 1 until something
@@ -190,7 +202,7 @@ impl World {
         let standing = &mut self.hosts[index].standing;
         standing.ring = keys.iter().map(|(key, since)| (key.name, (key.clone(), *since))).collect();
         (standing.floor, standing.sessions_from) = (floor, sessions_from);
-        (standing.clear_since, standing.joined) = (None, false);
+        (standing.clear_since, standing.joined, standing.unsaved) = (None, false, None);
         if let Some((key, _)) = keys.into_iter().find(|(key, _)| !self.ledger.is_registered(key)) {
             self.violated(|| format!("a saved ring brought key {} that nobody minted", key.generation));
         }
@@ -205,6 +217,10 @@ impl World {
             None if origin == Origin::Forged => {
                 self.violated(|| format!("invariant 5: {name} opens envelope {id}, which was altered or moved"));
             }
+            None if !host.opens_with(envelope.secret) => {
+                let secret = envelope.secret;
+                self.violated(|| format!("invariant 5: {name} opens envelope {id} under secret {secret}, which it has not"));
+            }
             None => {
                 if !host.opened.insert(id) {
                     self.violated(|| format!("invariant 5: {name} opens envelope {id} twice ({origin:?})"));
@@ -218,6 +234,7 @@ impl World {
                     Refusal::Replay { .. } => host.opened.contains(&id),
                     // It asks for the key.
                     Refusal::UnknownEpoch => true,
+                    Refusal::UnknownSecret => !host.opens_with(envelope.secret),
                     _ => false,
                 };
                 if !right {
@@ -254,6 +271,7 @@ impl World {
         let (sessions_before, taking) = (standing.sessions_from, host.is_leader() || standing.joined);
         let before = host.standing.ring.clone();
         let settings = host.settings.keys;
+        self.hosts[index].standing.unsaved.get_or_insert(now.mono);
         if !effects.iter().any(|effect| matches!(effect, Effect::Keys { .. })) {
             self.violated(|| format!("the ring of {name} changed, and neither its file nor its proxies hear of it"));
         }
@@ -369,6 +387,60 @@ impl World {
         });
     }
 
+    /// A node's daemon writes this as its ring, and it is kept or lost: invariant 7. Every key that it can have and that still
+    /// opens is in there, and none but those.
+    pub fn ring_written(&mut self, index: usize, contents: &[u8], kept: bool) {
+        let now = self.now(index);
+        let host = &mut self.hosts[index];
+        if !kept {
+            host.standing.unsaved = Some(now.mono + SAVED_AGAIN_MS);
+            return;
+        }
+        host.standing.unsaved = None;
+        let host = &self.hosts[index];
+        let (Some(held), settings) = (host.held(), host.settings.keys) else { return };
+        let back = match read_back(contents, FARM, settings, now) {
+            Ok(back) => back.held,
+            Err(why) => return self.violated(|| format!("invariant 7: node{index} cannot read back its ring: {why}")),
+        };
+        let (held, saved) = (held.ring(), back.ring());
+        let possible = |key: &&TicketKey| !is_impossible(key, now, &settings);
+        let lacks = held.open_at(now.wall).filter(possible).find(|key| saved.key(&key.name) != Some(*key));
+        let wrong = lacks.or_else(|| saved.keys().iter().find(|key| held.key(&key.name) != Some(*key)));
+        if let Some(generation) = wrong.map(|key| key.generation) {
+            self.violated(|| format!("invariant 7: node{index} saves another ring than it holds: key {generation}"));
+        }
+    }
+
+    /// After each turn of a node: its ring is in its file, or was tried in vain and will be again.
+    pub fn check_saved(&mut self, index: usize) {
+        let now = self.now(index);
+        let host = &self.hosts[index];
+        if host.core.is_some() && host.standing.unsaved.is_some_and(|until| now.mono >= until) {
+            let name = host.name.clone();
+            self.violated(|| format!("invariant 7: {name} has not saved its ring, nor tried again"));
+        }
+    }
+
+    /// A node sends this: however many messages of unknown epochs it meets, it asks for the key seldom.
+    pub fn check_asking(&mut self, index: usize, to: &Route, kind: &Kind) {
+        // What it writes to itself asks for nothing.
+        if !matches!(kind, Kind::Join(_)) || matches!(to, Route::Inbox(_)) {
+            return;
+        }
+        let t = self.t;
+        let Host { standing, settings, name, .. } = &mut self.hosts[index];
+        standing.asked.retain(|at| at + millis(settings.report_every) > t);
+        // By several routes at once.
+        if standing.asked.back() != Some(&t) {
+            standing.asked.push_back(t);
+        }
+        if standing.asked.len() > MOST_ASKED {
+            let name = name.clone();
+            self.violated(|| format!("{name} asks for an epoch key more than {MOST_ASKED} times in a beat"));
+        }
+    }
+
     /// Invariant 2 at one host: the key that seals is the one that the rule of `keys::timetable::sealing` names, at the node
     /// and at its proxy.
     pub fn check_host(&mut self, index: usize) {
@@ -479,7 +551,7 @@ impl World {
         }
         let (Some(link_a), Some(link_b)) = (a.link, b.link) else { return };
         let (at_a, at_b) = (self.links[link_a].broker, self.links[link_b].broker);
-        if !self.cluster.sees(at_a, at_b) {
+        if !self.cluster.sees(at_a, at_b) || !self.share_secrets(sealer, opener) {
             return;
         }
         self.ledger.pairs_checked += 1;
@@ -599,7 +671,9 @@ impl World {
     fn is_led(&self, index: usize) -> bool {
         let broker = self.hosts[index].link.map(|link| self.links[link].broker);
         let leader = broker.and_then(|broker| self.ledger.led[broker]);
-        leader.is_some_and(|(leader, _)| self.apart(index, leader) < self.ledger.clock_bound)
+        leader.is_some_and(|(leader, _)| {
+            self.apart(index, leader) < self.ledger.clock_bound && self.share_secrets(index, leader)
+        })
     }
 
     /// Whether it has been connected undisturbed beside a leader for three beats, and for a beat and `settle`.
@@ -612,7 +686,9 @@ impl World {
         let since = since.into_iter().fold(0, u64::max);
         // What it got when it came has settled by then: until that, it seals with what it had, however old.
         let span = (3 * self.ledger.beat).max(self.ledger.beat + self.ledger.settle);
-        self.t >= since + span && self.apart(index, leader) < self.ledger.clock_bound
+        self.t >= since + span
+            && self.apart(index, leader) < self.ledger.clock_bound
+            && self.share_secrets(index, leader)
     }
 
     /// While some take a node's messages and others refuse them for its clock, the former may know keys that the latter
@@ -640,6 +716,11 @@ impl World {
             Note::Minted { reason: MintReason::Alone, .. } => {
                 self.hosts[index].standing.alone_at = self.t;
                 self.hosts[index].standing.joined = false;
+            }
+            // Whatever its host says of itself, and whoever is dishonest: what it reports is within bounds.
+            Note::Refused { node, reason: Reason::BadReport } => {
+                let name = self.hosts[index].name.clone();
+                self.violated(|| format!("invariant 6: {name} refuses a report of {node}"));
             }
             // Nothing opened any more: what a dishonest member may bring about.
             Note::Minted { reason: MintReason::First, .. } if self.ledger.tainted => self.excuse(),

@@ -14,6 +14,7 @@ pub mod large_farm;
 pub mod observe;
 pub mod random;
 pub mod script;
+pub mod secrets;
 pub mod sweep;
 pub mod world;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use resumed::clock::millis;
-use resumed::farm::{Ask, Reply};
+use resumed::farm::{Ask, LocalState, Reply};
 use resumed::keys::{KeySettings, Ring};
 use resumed::node::core::Input;
 use resumed::proto;
@@ -13,6 +13,7 @@ use super::World;
 use super::broker::Store;
 use super::host::{Host, Settings, Stopped};
 use super::random::Seeded;
+use super::secrets::STEPS;
 use super::world::{START, Setup, Violation};
 
 /// What operators ask for in the middle of it all.
@@ -33,6 +34,10 @@ enum Class {
     Operators,
     Revocations,
     Poison,
+    Secrets,
+    Disk,
+    Host,
+    Flood,
 }
 
 const CLASSES: &[Class] = &[
@@ -48,6 +53,17 @@ const CLASSES: &[Class] = &[
     Class::Poison,
 ];
 
+/// What happens on hosts beside the others: a farm secret is changed, the ring cannot be saved, what reports say of a host
+/// changes, batches come that no node can open.
+const ON_HOSTS: &[Class] = &[Class::Secrets, Class::Disk, Class::Host, Class::Flood];
+
+/// These are drawn apart from all others, and two farms of three have some. So chosen that the seeds that found something tell
+/// the stories in which they found it.
+const HOSTS_SEED: u64 = 0x686f_7374_1d04;
+
+/// Proxies that a report may tell of.
+const MOST_PROXIES: usize = 16;
+
 /// What a run showed, for those who want to know that it showed anything.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -55,6 +71,12 @@ pub struct Outcome {
     pub faults: u64,
     pub pairs_checked: u64,
     pub attacks_refused: u64,
+    /// How often a node read its farm secrets again, and met a message under one that it had not.
+    pub reloads: u64,
+    pub unknown_secrets: u64,
+    /// How often a ring could not be saved, and how often a node died while it was not.
+    pub saves_failed: u64,
+    pub died_unsaved: u64,
     /// A node led at a seat behind the first.
     pub led_further_back: bool,
     /// At its end the farm was led without a lease.
@@ -72,6 +94,9 @@ struct Run {
     world: World,
     faults: Seeded,
     classes: Vec<Class>,
+    /// The same for what happens on hosts.
+    on_hosts: (Seeded, Vec<Class>),
+    died_unsaved: u64,
     happened: u64,
     /// A locked lease is left locked when everything else heals.
     keeps_lock: bool,
@@ -144,22 +169,42 @@ fn setup(seed: u64, random: &mut Seeded, classes: &[Class]) -> Setup {
     Setup { hosts, brokers, store, deletes_by_name, latency, attacks, clock_bound }
 }
 
+/// What may happen on hosts in the seed's farm, and what decides when.
+fn on_hosts(seed: u64) -> (Seeded, Vec<Class>) {
+    let mut random = Seeded::new(seed ^ HOSTS_SEED);
+    let often = random.pick(&[10, 25, 50]);
+    let classes = ON_HOSTS.iter().copied().filter(|_| random.chance(often)).collect();
+    (random, classes)
+}
+
+/// Whether a row of the member table says of a host what its daemon does.
+fn tells(member: &proto::Member, host: &Host) -> bool {
+    let LocalState { sessions, proxies, secret_ids, reload } = &host.local;
+    let told = |proxies: &[proto::Proxy]| proxies.iter().take(MOST_PROXIES).cloned().collect::<Vec<_>>();
+    member.name == host.name
+        && member.sessions == *sessions
+        && told(&member.proxies) == told(proxies)
+        && member.secret_ids == *secret_ids
+        && member.operators.as_ref().is_some_and(|trail| trail.reload.as_ref() == Some(reload))
+}
+
 impl Run {
     fn new(seed: u64, trace: bool) -> Self {
         let mut faults = Seeded::new(seed ^ 0xfa17_fa17);
         let often = faults.pick(&[20, 40, 70]);
         let classes: Vec<Class> = CLASSES.iter().copied().filter(|_| faults.chance(often)).collect();
+        let on_hosts = on_hosts(seed);
         let setup = setup(seed, &mut faults, &classes);
         let keeps_lock = faults.chance(30);
         let mut world = World::new(seed, setup, trace);
         world.say(|world| {
             let Setup { brokers, store, deletes_by_name, latency, attacks, clock_bound, .. } = &world.setup;
-            format!("{brokers} brokers, {store:?}, deletes by name: {deletes_by_name}, latency {latency:?} ms, attacks {attacks} %, clocks within {clock_bound} ms, {classes:?}")
+            format!("{brokers} brokers, {store:?}, deletes by name: {deletes_by_name}, latency {latency:?} ms, attacks {attacks} %, clocks within {clock_bound} ms, {classes:?} and {:?}", on_hosts.1)
         });
         for index in 0..world.hosts.len() {
             world.say(|world| format!("{}: {:?}", world.hosts[index].name, world.hosts[index].settings));
         }
-        Self { world, faults, classes, happened: 0, keeps_lock, possible: 0 }
+        Self { world, faults, classes, on_hosts, died_unsaved: 0, happened: 0, keeps_lock, possible: 0 }
     }
 
     fn run(mut self) -> Result<Outcome, Violation> {
@@ -176,6 +221,7 @@ impl Run {
             let class = self.classes[self.faults.index(self.classes.len())];
             self.fault(class);
             self.happened += 1;
+            self.on_host();
             let most = self.faults.pick(&[1, 1, 4, 8]) * beat;
             let span = self.faults.below(most);
             self.world.advance(span)?;
@@ -187,6 +233,10 @@ impl Run {
             faults: self.happened,
             pairs_checked: ledger.pairs_checked,
             attacks_refused: ledger.attacks_refused,
+            reloads: self.world.reloads,
+            unknown_secrets: self.world.unknown_secrets,
+            saves_failed: self.world.saves_failed,
+            died_unsaved: self.died_unsaved,
             led_further_back: ledger.led_further_back,
             led_without_lease: !hosts.iter().any(Host::is_leader),
             story: self.world.story(),
@@ -286,7 +336,100 @@ impl Run {
                 let ring = self.poisoned(host);
                 self.world.poison(host, ring);
             }
+            Class::Secrets => self.change_secrets(),
+            Class::Disk => self.fail_saves(host),
+            Class::Host => {
+                let local = self.said_of(host);
+                self.world.hosts[host].local = local;
+                self.world.tell_of_host(host);
+            }
+            Class::Flood => {
+                let (batches, every) = (self.faults.pick(&[50, 200, 400]), self.faults.pick(&[5, 20]));
+                world.flood(host, batches, every);
+            }
         }
+    }
+
+    /// Now and then something happens on a host as well.
+    fn on_host(&mut self) {
+        let (random, classes) = &mut self.on_hosts;
+        if classes.is_empty() || !random.chance(70) {
+            return;
+        }
+        let class = classes[random.index(classes.len())];
+        std::mem::swap(&mut self.faults, &mut self.on_hosts.0);
+        self.fault(class);
+        std::mem::swap(&mut self.faults, &mut self.on_hosts.0);
+        self.happened += 1;
+    }
+
+    /// An operator goes on with a change of the farm secret, or goes back: on hosts that are behind all others, or ahead of
+    /// them, so that none is two steps from another. Or has no patience, and some hosts are left behind.
+    fn change_secrets(&mut self) {
+        let steps: Vec<u32> = self.world.hosts.iter().map(Host::secrets_step).collect();
+        let least = steps.iter().min().copied().unwrap_or_default();
+        let most = steps.iter().max().copied().unwrap_or_default();
+        let how = self.faults.below(100);
+        // What is under way was sealed with what sealed before.
+        let settled = self.world.t > self.world.secrets_moved_at + 2 * self.world.setup.latency.1;
+        let (from, to) = match how {
+            0..8 => (None, (most / STEPS + 1) * STEPS),
+            _ if !settled => return,
+            8..20 if most > 0 => (Some(most), most - 1),
+            _ => (Some(least), least + 1),
+        };
+        let waits = |host: &usize| self.world.hosts[*host].secrets_on_disk == steps[*host];
+        let mut hosts: Vec<usize> = (0..steps.len()).filter(waits).collect();
+        hosts.retain(|host| from.is_none_or(|from| steps[*host] == from));
+        if hosts.is_empty() {
+            return;
+        }
+        let (first, count) = (self.faults.index(hosts.len()), self.faults.between(1, hosts.len() as u64));
+        hosts.rotate_left(first);
+        for (_, host) in (0..count).zip(hosts) {
+            self.world.put_secrets(host, to);
+        }
+    }
+
+    /// A host's files cannot be written for a while; or a node dies whose ring could not be saved, and is there again with
+    /// what it saved before.
+    fn fail_saves(&mut self, host: usize) {
+        let is_unsaved = |host: &usize| self.world.hosts[*host].standing.unsaved.is_some();
+        let unsaved = (0..self.world.hosts.len()).find(is_unsaved);
+        match unsaved {
+            Some(host) if self.faults.chance(60) && self.world.hosts[host].core.is_some() => {
+                self.died_unsaved += 1;
+                self.world.crash(host);
+                self.world.restart(host, true);
+            }
+            _ => {
+                let span = self.faults.pick(&[1_000, 4_000, 12_000, 40_000]);
+                self.world.fail_saves(host, span);
+            }
+        }
+    }
+
+    /// What a daemon may say of its host: of as many proxies as are connected, and of their settings as much as is told.
+    fn said_of(&mut self, host: usize) -> LocalState {
+        let count = self.faults.pick(&[0, 1, 1, 2, 20]);
+        let mut warnings = self.faults.below(MOST_PROXIES as u64);
+        let mut proxy = |number: u64| {
+            let of_it = self.faults.below(warnings + 1);
+            warnings -= of_it;
+            proto::Proxy {
+                kind: self.faults.pick(&["ats", "rustls"]).to_owned(),
+                version: format!("9.2.{number}"),
+                certificate_digest: vec![7; self.faults.pick(&[0, 8])],
+                warnings: (0..of_it).map(|which| format!("setting {which} breaks resumption")).collect(),
+            }
+        };
+        let proxies = (0..count).map(&mut proxy).collect();
+        let reload = proto::LastReload {
+            at: self.world.now(host).wall,
+            refused: self.faults.pick(&["", "farm secret: its text is empty"]).to_owned(),
+        };
+        let secret_ids = self.world.hosts[host].local.secret_ids.clone();
+        LocalState { sessions: self.faults.below(100_000), proxies, secret_ids, reload }
     }
 
     fn ask(&mut self, host: usize, ask: Ask) {
@@ -361,7 +504,10 @@ impl Run {
         } else {
             self.world.unlock_lease();
         }
+        // The change of the secret ends, also where it was left out.
+        let step = self.world.hosts.iter().map(Host::secrets_step).max().unwrap_or_default();
         for index in 0..self.world.hosts.len() {
+            self.world.put_secrets(index, step);
             let offset = self.offset_within(bound / 2);
             self.world.set_clock(index, offset, 0);
             self.world.mend(index);
@@ -553,6 +699,27 @@ impl Run {
         self.wait(until, |run| run.world.hosts.iter().all(|host| host.standing.joined))?;
         if let Some(index) = (0..self.world.hosts.len()).find(|host| !self.world.hosts[*host].standing.joined) {
             self.world.violated(|| format!("node{index} does not count as connected when all is well"));
+        }
+        self.all_told()
+    }
+
+    /// Any node that is asked shows of each host what its daemon says of it.
+    fn all_told(&mut self) -> Result<(), Violation> {
+        let asked = self.faults.index(self.world.hosts.len());
+        let id = self.world.sequence_of_asks();
+        self.world.give(asked, Input::Ask { id, ask: Ask::Status, user: String::new() });
+        self.world.advance(6_000)?;
+        let reply = self.world.hosts[asked].replies.iter().find(|(of, _)| *of == id).map(|(_, reply)| reply);
+        let Some(Reply::Members { members, .. }) = reply else {
+            let what = format!("node{asked} was answered {reply:?} when all is well");
+            self.world.violated(|| what);
+            return self.world.verdict();
+        };
+        let untold = self.world.hosts.iter().find(|host| !members.iter().any(|member| tells(member, host)));
+        if let Some(host) = untold {
+            let shown: Vec<_> = members.iter().filter(|member| member.name == host.name).collect();
+            let what = format!("invariant 6: node{asked} shows {shown:?}, while {} says {:?}", host.name, host.local);
+            self.world.violated(|| what);
         }
         self.world.verdict()
     }

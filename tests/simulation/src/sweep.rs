@@ -16,6 +16,12 @@ pub struct Sweep {
     pub pairs_checked: u64,
     /// Replays and forgeries that were refused.
     pub attacks_refused: u64,
+    /// How often a node read its farm secrets again, and met a message under one that it had not.
+    pub reloads: u64,
+    pub unknown_secrets: u64,
+    /// How often a ring could not be saved, and how often a node died while it was not.
+    pub saves_failed: u64,
+    pub died_unsaved: u64,
     /// Farms in which a node led at a seat behind the first.
     pub led_further_back: u64,
     /// Farms that were led without a lease at their end.
@@ -56,6 +62,10 @@ pub fn sweep(first: u64, count: u64, most_failures: u64) -> Sweep {
                     sweep.faults += outcome.faults;
                     sweep.pairs_checked += outcome.pairs_checked;
                     sweep.attacks_refused += outcome.attacks_refused;
+                    sweep.reloads += outcome.reloads;
+                    sweep.unknown_secrets += outcome.unknown_secrets;
+                    sweep.saves_failed += outcome.saves_failed;
+                    sweep.died_unsaved += outcome.died_unsaved;
                     sweep.led_further_back += u64::from(outcome.led_further_back);
                     sweep.led_without_lease += u64::from(outcome.led_without_lease);
                 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use resumed::bus::{BusError, DeliveredFrom, Names, Published, Route, Seat};
 use resumed::clock::Now;
-use resumed::envelope::{EpochId, FarmSecret, Opener, Refusal, Secrets};
+use resumed::envelope::{EpochId, Opener, Refusal};
 use resumed::farm::{Farm, FarmSettings, Note, Via};
 use resumed::keys::{HeldRing, KeySettings, Ring};
 use resumed::node::core::{Effect, Input, NodeCore, Saving, Stays};
@@ -97,6 +97,8 @@ pub enum Happening {
         cut: Option<u32>,
         at_node: bool,
     },
+    /// A session batch that is sealed under an epoch key that the node lacks.
+    UnknownEpoch(usize),
     /// Somebody without the farm secret publishes.
     Inject {
         broker: usize,
@@ -131,15 +133,19 @@ pub struct World {
     pub open: Vec<(u64, usize)>,
     /// How often a node met an envelope of an epoch whose key it lacked.
     pub unknown_epochs: u64,
-    secrets: watch::Receiver<Arc<Secrets>>,
+    /// When a host last got other farm secrets, or began to use them.
+    pub secrets_moved_at: u64,
+    /// How often a node read its farm secrets again, and met a message under one that it had not.
+    pub reloads: u64,
+    pub unknown_secrets: u64,
+    /// How often a ring could not be saved.
+    pub saves_failed: u64,
     trace: Option<VecDeque<String>>,
 }
 
 impl World {
     /// A farm that has just been switched on.
     pub fn new(seed: u64, setup: Setup, trace: bool) -> Self {
-        let secret = FarmSecret::from_bytes(&[7; 32]).expect("a secret");
-        let secrets = watch::channel(Arc::new(Secrets::new(vec![secret]).expect("one secret"))).1;
         let mut world = Self {
             t: 0,
             random: Seeded::new(seed),
@@ -160,7 +166,10 @@ impl World {
             envelopes: 0,
             open: Vec::new(),
             unknown_epochs: 0,
-            secrets,
+            secrets_moved_at: 0,
+            reloads: 0,
+            unknown_secrets: 0,
+            saves_failed: 0,
             trace: trace.then(VecDeque::new),
             setup,
         };
@@ -243,6 +252,8 @@ impl World {
             Happening::Arrive(link, what) => self.arrive(link, what),
             Happening::Deliver(link, what) => self.deliver(link, what),
             Happening::Heartbeats { link, cut, at_node } => self.heartbeats_missing(link, cut, at_node),
+            Happening::UnknownEpoch(host) if self.hosts[host].stopped.is_none() => self.give(host, Input::UnknownEpoch),
+            Happening::UnknownEpoch(_) => {}
             Happening::Inject { broker, envelope } => {
                 if self.cluster.up[broker] && !self.cluster.blocked {
                     self.route(broker, &envelope);
@@ -285,8 +296,12 @@ impl World {
         let drawn = self.random.draw();
         let (mut random, mut jitter) = (Seeded::new(drawn), Seeded::new(!drawn));
         let names = self.names.clone();
-        let secrets = Arc::clone(&self.secrets.borrow());
         let host = &mut self.hosts[index];
+        if host.secrets_loaded != host.secrets_on_disk {
+            self.secrets_moved_at = self.t;
+        }
+        host.load_secrets();
+        let secrets = Arc::clone(&host.secrets.borrow());
         host.boots += 1;
         let settings = FarmSettings {
             node: host.name.clone(),
@@ -313,7 +328,7 @@ impl World {
         for effect in effects {
             self.perform(index, effect);
         }
-        self.give(index, Input::Wake);
+        self.tell_of_host(index);
     }
 
     /// The driver's turn: the core takes in what happened, and its effects are performed.
@@ -363,6 +378,7 @@ impl World {
                 effect => self.perform(index, effect),
             }
         }
+        self.check_saved(index);
         self.check_host(index);
         if ring_changed {
             self.look(index);
@@ -384,7 +400,10 @@ impl World {
                 self.close_at_node(link);
                 self.upstream(link, Upstream::Close);
             }
-            (Effect::Send { to, kind }, Some(link)) => self.send(link, to, kind),
+            (Effect::Send { to, kind }, Some(link)) => {
+                self.check_asking(index, &to, &kind);
+                self.send(link, to, kind);
+            }
             (Effect::TryLease(seat), Some(link)) => {
                 self.say(|world| format!("{} tries the lease of seat {}", world.hosts[index].name, seat.number()));
                 self.upstream(link, Upstream::TryLease(seat));
@@ -396,7 +415,7 @@ impl World {
                 self.hosts[index].proxy = timetable;
                 self.hosts[index].standing.published_at = self.t;
             }
-            (Effect::SaveRing(contents), _) => self.hosts[index].saved = Some(contents.to_vec()),
+            (Effect::SaveRing(contents), _) => self.save_ring(index, &contents),
             (Effect::Epochs(epochs), _) => drop(self.hosts[index].epochs.send_replace(epochs)),
             (Effect::Reply { id, reply }, _) => {
                 self.say(|world| format!("{} answers its operator: {}", world.hosts[index].name, words(&reply)));
@@ -409,6 +428,28 @@ impl World {
             }
             // What needs a link has none by now, or is for people only.
             (_, _) => {}
+        }
+    }
+
+    /// The daemon writes its ring's file, and says whether that worked.
+    fn save_ring(&mut self, index: usize, contents: &[u8]) {
+        let now = self.now(index);
+        let saves = self.t >= self.hosts[index].saves_fail_until;
+        self.ring_written(index, contents, saves);
+        let host = &mut self.hosts[index];
+        if saves {
+            host.saved = Some(contents.to_vec());
+        }
+        let Some(core) = host.core.as_mut() else { return };
+        let saved = if saves { Ok(()) } else { Err("no space".to_owned()) };
+        let _line = core.on_ring_saved(saved, now);
+        if !saves {
+            // The driver turns again within a second, and asks when it must.
+            let wake = self.t + core.next_wake(now).saturating_sub(now.mono).max(1);
+            self.hosts[index].wake = wake;
+            self.plan(wake, Happening::Wake(index));
+            self.saves_failed += 1;
+            self.say(|world| format!("{} cannot save its ring", world.hosts[index].name));
         }
     }
 
@@ -446,7 +487,8 @@ impl World {
         }
         self.envelopes += 1;
         let sealed = Arc::new(Sealed { boot_id: boot_id(host, self.hosts[host].boots), kind });
-        let envelope = Envelope { route, body, id: self.envelopes, origin: Origin::Sender, sealed };
+        let secret = self.hosts[host].seals_with();
+        let envelope = Envelope { route, body, id: self.envelopes, origin: Origin::Sender, secret, sealed };
         self.attack(self.links[id].broker, &envelope);
         self.upstream(id, Upstream::Publish { to, envelope });
     }
@@ -459,9 +501,11 @@ impl World {
         let mut salts = Seeded::new(0x0a5c_0000 + id);
         let boot_id = identity.boot_id;
         let salts = Box::new(move |bytes: &mut [u8]| salts.fill(bytes));
-        let mut sealing = Sealing::new(identity, self.secrets.clone(), self.hosts[to].epochs.subscribe(), salts, now);
+        let host = &self.hosts[to];
+        let (secrets, secret) = (host.secrets.subscribe(), host.seals_with());
+        let mut sealing = Sealing::new(identity, secrets, host.epochs.subscribe(), salts, now);
         let body = sealing.seal(&route, kind.clone(), now).expect("it is sealed");
-        Envelope { route, body, id, origin: Origin::Sender, sealed: Arc::new(Sealed { boot_id, kind }) }
+        Envelope { route, body, id, origin: Origin::Sender, secret, sealed: Arc::new(Sealed { boot_id, kind }) }
     }
 
     /// An orderly end: farewell, everything queued is written out, the link closes.
@@ -572,7 +616,7 @@ impl World {
             broker_open: true,
             silent: false,
             waiting: Waiting::default(),
-            sealing: Sealing::new(identity, self.secrets.clone(), self.hosts[index].epochs.subscribe(), salts, now),
+            sealing: Sealing::new(identity, host.secrets.subscribe(), host.epochs.subscribe(), salts, now),
             up_at: 0,
             down_at: [0; LANES],
             stalled_up: VecDeque::new(),
@@ -816,6 +860,7 @@ impl World {
         }
         if let Some(refusal) = refused {
             self.unknown_epochs += u64::from(refusal == Refusal::UnknownEpoch);
+            self.unknown_secrets += u64::from(refusal == Refusal::UnknownSecret && envelope.origin == Origin::Sender);
             self.say(|world| {
                 let (host, id) = (&world.hosts[index].name, envelope.id);
                 format!("{host} refuses envelope {id} ({:?}): {}", envelope.origin, refusal.reason())
