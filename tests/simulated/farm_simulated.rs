@@ -897,11 +897,12 @@ fn every_seed_keeps_the_invariants() {
     let (first, count) = (number("RESUMED_FIRST_SEED").unwrap_or(0), number("RESUMED_SEEDS").unwrap_or(SEEDS));
     let most_failures = number("RESUMED_FAILURES").unwrap_or(5);
     let seen = sweep(first, count, most_failures);
-    let Sweep { seeds, nodes, faults, pairs_checked, attacks_refused, led_further_back, led_without_lease, .. } = seen;
+    let Sweep { seeds, nodes, faults, pairs_checked, pairs_across, attacks_refused, .. } = seen;
+    let Sweep { led_further_back, led_without_lease, .. } = seen;
     let Sweep { reloads, unknown_secrets, saves_failed, died_unsaved, failures, .. } = seen;
     println!(
         "{seeds} farms of {nodes} nodes in all, {faults} faults; {pairs_checked} times one node's key was looked for at \
-         another; {attacks_refused} replays and forgeries were refused; {led_further_back} farms had a leader behind \
+         another, {pairs_across} times at another site; {attacks_refused} replays and forgeries were refused; {led_further_back} farms had a leader behind \
          the first seat, {led_without_lease} ended with one without a lease; {reloads} times a node read its farm secrets \
          again, {unknown_secrets} messages came under one that it had not; {saves_failed} times a ring was not saved, \
          {died_unsaved} nodes died so"
@@ -912,6 +913,7 @@ fn every_seed_keeps_the_invariants() {
     }
     // Faults make exceptions; they must not make all there is.
     assert!(pairs_checked > 100 * count, "the invariants were hardly looked at: {pairs_checked}");
+    assert!(pairs_across > 10 * count, "sites were hardly compared: {pairs_across}");
     assert!(attacks_refused > count, "nobody attacked: {attacks_refused}");
     assert!(reloads > 3 * count, "hardly a farm secret was changed: {reloads}");
     assert!(unknown_secrets > 0, "no node was left behind");

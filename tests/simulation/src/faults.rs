@@ -193,6 +193,7 @@ impl World {
             self.say(|_| format!("broker {broker} starts"));
             self.cluster.up[broker] = true;
             self.cluster.recovered();
+            self.hand_on_what_waits();
             self.ledger.unsettled = true;
         }
     }
@@ -257,6 +258,7 @@ impl World {
                 unread.into_iter().for_each(|what| self.arrive(id, what));
                 self.pump(id);
             }
+            self.hand_on_what_waits();
         }
     }
 

@@ -15,6 +15,7 @@ pub mod observe;
 pub mod random;
 pub mod script;
 pub mod secrets;
+pub mod sites;
 pub mod sweep;
 pub mod world;
 

@@ -38,6 +38,7 @@ enum Class {
     Disk,
     Host,
     Flood,
+    Sites,
 }
 
 const CLASSES: &[Class] = &[
@@ -61,6 +62,9 @@ const ON_HOSTS: &[Class] = &[Class::Secrets, Class::Disk, Class::Host, Class::Fl
 /// the stories in which they found it.
 const HOSTS_SEED: u64 = 0x686f_7374_1d04;
 
+/// Another such draw: which farms without a cluster have two sites. So chosen too.
+const SITES_SEED: u64 = 0x7369_7465_0010;
+
 /// Proxies that a report may tell of.
 const MOST_PROXIES: usize = 16;
 
@@ -70,6 +74,8 @@ pub struct Outcome {
     pub nodes: u64,
     pub faults: u64,
     pub pairs_checked: u64,
+    /// Of these, at another site.
+    pub pairs_across: u64,
     pub attacks_refused: u64,
     /// How often a node read its farm secrets again, and met a message under one that it had not.
     pub reloads: u64,
@@ -131,7 +137,7 @@ fn setup(seed: u64, random: &mut Seeded, classes: &[Class]) -> Setup {
         can_lead: true,
     };
     let differ = random.chance(40);
-    let hosts: Vec<Settings> = (0..nodes)
+    let mut hosts: Vec<Settings> = (0..nodes)
         .map(|index| {
             let mut host = like;
             if differ {
@@ -166,15 +172,26 @@ fn setup(seed: u64, random: &mut Seeded, classes: &[Class]) -> Setup {
     // It knows whose a queue is.
     let deletes_by_name = random.chance(50) && !khepri;
     let (latency, clock_bound) = ((1, most.max(2)), clock_bound.min(10_000));
-    Setup { hosts, brokers, store, deletes_by_name, latency, attacks, clock_bound }
+    let sites = !in_cluster && has_sites(seed);
+    let brokers = if sites { 2 } else { brokers };
+    if sites {
+        // The first of each.
+        hosts[1].can_lead = true;
+    }
+    Setup { hosts, brokers, sites, store, deletes_by_name, latency, attacks, clock_bound }
 }
 
 /// What may happen on hosts in the seed's farm, and what decides when.
-fn on_hosts(seed: u64) -> (Seeded, Vec<Class>) {
+fn on_hosts(seed: u64, sites: bool) -> (Seeded, Vec<Class>) {
     let mut random = Seeded::new(seed ^ HOSTS_SEED);
     let often = random.pick(&[10, 25, 50]);
-    let classes = ON_HOSTS.iter().copied().filter(|_| random.chance(often)).collect();
+    let mut classes: Vec<Class> = ON_HOSTS.iter().copied().filter(|_| random.chance(often)).collect();
+    classes.extend(sites.then_some(Class::Sites));
     (random, classes)
+}
+
+fn has_sites(seed: u64) -> bool {
+    Seeded::new(seed ^ SITES_SEED).chance(25)
 }
 
 /// Whether a row of the member table says of a host what its daemon does.
@@ -193,8 +210,8 @@ impl Run {
         let mut faults = Seeded::new(seed ^ 0xfa17_fa17);
         let often = faults.pick(&[20, 40, 70]);
         let classes: Vec<Class> = CLASSES.iter().copied().filter(|_| faults.chance(often)).collect();
-        let on_hosts = on_hosts(seed);
         let setup = setup(seed, &mut faults, &classes);
+        let on_hosts = on_hosts(seed, setup.sites);
         let keeps_lock = faults.chance(30);
         let mut world = World::new(seed, setup, trace);
         world.say(|world| {
@@ -232,6 +249,7 @@ impl Run {
             nodes: hosts.len() as u64,
             faults: self.happened,
             pairs_checked: ledger.pairs_checked,
+            pairs_across: ledger.pairs_across,
             attacks_refused: ledger.attacks_refused,
             reloads: self.world.reloads,
             unknown_secrets: self.world.unknown_secrets,
@@ -342,6 +360,10 @@ impl Run {
                 let local = self.said_of(host);
                 self.world.hosts[host].local = local;
                 self.world.tell_of_host(host);
+            }
+            Class::Sites => {
+                let cut = !world.federation.cut;
+                world.cut_federation(cut);
             }
             Class::Flood => {
                 let (batches, every) = (self.faults.pick(&[50, 200, 400]), self.faults.pick(&[5, 20]));
@@ -490,15 +512,16 @@ impl Run {
     fn all_well(&mut self) -> Result<(), Violation> {
         self.world.say(|_| "everything heals".to_owned());
         let bound = i64::try_from(self.world.setup.clock_bound).expect("small");
-        let heals = self.world.cluster.split.map(|_| self.faults.index(2));
+        let heals = self.world.cluster.split.filter(|_| !self.world.setup.sites).map(|_| self.faults.index(2));
         heals.into_iter().for_each(|loser| self.world.heal(loser));
         for broker in 0..self.world.setup.brokers {
             self.world.start_broker(broker);
         }
         self.world.block(false);
+        self.world.cut_federation(false);
         // A lease without anybody behind it may also last: a farm that can act without it shall do so.
         let locked = self.world.cluster.leases.iter().any(|queue| queue.owner.is_none());
-        let without_lease = locked && self.keeps_lock;
+        let without_lease = locked && self.keeps_lock && !self.world.setup.sites;
         if without_lease {
             self.world.cluster.will_stick = false;
         } else {
@@ -592,17 +615,20 @@ impl Run {
         let beat = self.world.ledger.beat();
         // Broken links are noticed after two heartbeats, a leader whose clock was wrong stays away for 30 beats.
         let deadline = self.world.t + 30_000 + 45 * beat;
-        let is_back = |run: &Self| run.all_clear() && run.world.leader_of(0).is_some();
+        let is_back = |run: &Self| run.all_clear() && run.world.sites().all(|site| run.world.leader_of(site).is_some());
         if !self.wait(deadline, is_back)? {
             self.world.violated(|| "invariant 4: links or lease do not come back".to_owned());
             return self.world.verdict();
         }
         // A generation just inside max_clock_offset is possible by one clock now, and by the slowest of them later.
         let slowest = if self.world.ledger.poisoned { 2 * self.world.setup.clock_bound } else { 0 };
-        let until = self.world.t + 3 * beat + 3 * self.world.setup.latency.1 + slowest;
+        // At two sites a leader hears the other, asks for its epoch key, and hears it again.
+        let beats = if self.world.setup.sites { 6 } else { 3 };
+        let until = self.world.t + beats * beat + 3 * self.world.setup.latency.1 + slowest;
         if !self.wait(until, Self::one_ring)? {
             let rings = self.rings();
-            self.world.violated(|| format!("invariant 3: three beats after the last fault the rings differ: {rings}"));
+            self.world
+                .violated(|| format!("invariant 3: {beats} beats after the last fault the rings differ: {rings}"));
             return self.world.verdict();
         }
         self.world.say(|_| "one ring".to_owned());
@@ -679,9 +705,7 @@ impl Run {
                 .collect();
             let same = seals.iter().all(|seal| seal.is_some() && *seal == seals[0]);
             let rotated = seals[0].is_some_and(|(_, from)| from > START + before);
-            let mut epochs = (0..run.world.hosts.len()).map(|host| run.world.epoch(host));
-            let first = epochs.next().flatten();
-            let one_epoch = first.is_some() && epochs.all(|epoch| epoch == first);
+            let one_epoch = run.world.sites().all(|site| run.one_epoch(site));
             same && one_epoch && run.one_ring() && (rotated || !affordable || run.world.ledger.poisoned)
         };
         let until = self.world.t + 3 * beat + self.world.setup.clock_bound + 5_000;
@@ -690,7 +714,7 @@ impl Run {
             self.world.violated(|| format!("invariant 4: rotation does not go on: {rings}"));
         }
         let leaders: Vec<_> = self.world.hosts.iter().filter(|host| host.is_leader()).map(|host| &host.name).collect();
-        if leaders.len() != 1 {
+        if leaders.len() != self.world.sites().len() {
             let leaders = format!("{leaders:?}");
             self.world.violated(|| format!("long after the last fault these lead: {leaders}"));
         }
@@ -703,7 +727,20 @@ impl Run {
         self.all_told()
     }
 
-    /// Any node that is asked shows of each host what its daemon says of it.
+    /// Whether all nodes of a site hold the epoch key of its leader.
+    fn one_epoch(&self, site: usize) -> bool {
+        let mut epochs = self.nodes_of(site).map(|host| self.world.epoch(host));
+        let first = epochs.next().flatten();
+        first.is_some() && epochs.all(|epoch| epoch == first)
+    }
+
+    /// The nodes of a site; all of them, if there are none.
+    fn nodes_of(&self, site: usize) -> impl Iterator<Item = usize> {
+        let World { hosts, setup, .. } = &self.world;
+        (0..hosts.len()).filter(move |host| !setup.sites || hosts[*host].home == site)
+    }
+
+    /// Any node that is asked shows of each host of its site what its daemon says of it.
     fn all_told(&mut self) -> Result<(), Violation> {
         let asked = self.faults.index(self.world.hosts.len());
         let id = self.world.sequence_of_asks();
@@ -715,7 +752,9 @@ impl Run {
             self.world.violated(|| what);
             return self.world.verdict();
         };
-        let untold = self.world.hosts.iter().find(|host| !members.iter().any(|member| tells(member, host)));
+        let is_told = |host: &usize| members.iter().any(|member| tells(member, &self.world.hosts[*host]));
+        let untold = self.nodes_of(self.world.hosts[asked].home).find(|host| !is_told(host));
+        let untold = untold.map(|host| &self.world.hosts[host]);
         if let Some(host) = untold {
             let shown: Vec<_> = members.iter().filter(|member| member.name == host.name).collect();
             let what = format!("invariant 6: node{asked} shows {shown:?}, while {} says {:?}", host.name, host.local);

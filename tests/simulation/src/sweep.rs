@@ -14,6 +14,8 @@ pub struct Sweep {
     pub faults: u64,
     /// How often one node's key was looked for at another.
     pub pairs_checked: u64,
+    /// Of these, at another site.
+    pub pairs_across: u64,
     /// Replays and forgeries that were refused.
     pub attacks_refused: u64,
     /// How often a node read its farm secrets again, and met a message under one that it had not.
@@ -61,6 +63,7 @@ pub fn sweep(first: u64, count: u64, most_failures: u64) -> Sweep {
                     sweep.nodes += outcome.nodes;
                     sweep.faults += outcome.faults;
                     sweep.pairs_checked += outcome.pairs_checked;
+                    sweep.pairs_across += outcome.pairs_across;
                     sweep.attacks_refused += outcome.attacks_refused;
                     sweep.reloads += outcome.reloads;
                     sweep.unknown_secrets += outcome.unknown_secrets;

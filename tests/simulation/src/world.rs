@@ -22,6 +22,7 @@ use super::broker::{Cluster, Downstream, Envelope, LANES, LeaseQueue, Link, Link
 use super::host::{Host, Settings};
 use super::invariants::Ledger;
 use super::random::Seeded;
+use super::sites::Federation;
 
 pub use super::host::START;
 
@@ -44,6 +45,8 @@ pub struct Setup {
     pub hosts: Vec<Settings>,
     /// 1, or more of which one may be split off.
     pub brokers: usize,
+    /// The two brokers are no cluster but sites: see [`super::sites`].
+    pub sites: bool,
     /// What the brokers keep names in.
     pub store: Store,
     /// The bug of that name, see [`Cluster`].
@@ -74,6 +77,7 @@ impl Setup {
         Self {
             hosts: vec![settings; nodes],
             brokers: 1,
+            sites: false,
             store: Store::Mnesia,
             deletes_by_name: false,
             latency: (1, 10),
@@ -99,6 +103,12 @@ pub enum Happening {
     },
     /// A session batch that is sealed under an epoch key that the node lacks.
     UnknownEpoch(usize),
+    /// What was published at the other site comes to this broker.
+    HandOn {
+        since: u64,
+        to: usize,
+        envelope: Envelope,
+    },
     /// Somebody without the farm secret publishes.
     Inject {
         broker: usize,
@@ -122,6 +132,7 @@ pub struct World {
     pub hosts: Vec<Host>,
     pub links: Vec<Link>,
     pub cluster: Cluster,
+    pub federation: Federation,
     pub ledger: Ledger,
     pub(super) attacker: Attacker,
     pub(super) violation: Option<String>,
@@ -156,8 +167,10 @@ impl World {
                 up: vec![true; setup.brokers],
                 store: setup.store,
                 deletes_by_name: setup.deletes_by_name,
+                split: setup.sites.then_some(1),
                 ..Cluster::default()
             },
+            federation: Federation::default(),
             ledger: Ledger::new(&setup),
             attacker: Attacker::new(setup.attacks),
             violation: None,
@@ -254,6 +267,7 @@ impl World {
             Happening::Heartbeats { link, cut, at_node } => self.heartbeats_missing(link, cut, at_node),
             Happening::UnknownEpoch(host) if self.hosts[host].stopped.is_none() => self.give(host, Input::UnknownEpoch),
             Happening::UnknownEpoch(_) => {}
+            Happening::HandOn { since, to, envelope } => self.handed_on(since, to, envelope),
             Happening::Inject { broker, envelope } => {
                 if self.cluster.up[broker] && !self.cluster.blocked {
                     self.route(broker, &envelope);
@@ -276,7 +290,7 @@ impl World {
         self.sequence
     }
 
-    fn hop(&mut self) -> u64 {
+    pub fn hop(&mut self) -> u64 {
         let (least, most) = self.setup.latency;
         self.random.between(least, most)
     }
@@ -572,7 +586,9 @@ impl World {
         }
         let (home, count) = (self.hosts[index].home, self.setup.brokers);
         let takes = |broker: &usize| self.cluster.up[*broker] && self.cluster.declares(*broker);
-        let mut listed = (0..count).map(|after| (home + after) % count);
+        // A node is set to the brokers of its own site.
+        let listed = if self.setup.sites { 1 } else { count };
+        let mut listed = (0..listed).map(|after| (home + after) % count);
         listed.find(|broker| elsewhere_than != Some(*broker) && takes(broker))
     }
 
@@ -772,6 +788,9 @@ impl World {
             return answer;
         }
         let to_all = envelope.route == self.names.keys;
+        if to_all {
+            self.hand_on(broker, envelope);
+        }
         let takes = |link: &Link| {
             link.broker_open && self.cluster.sees(broker, link.broker) && (to_all || link.inbox == envelope.route)
         };
@@ -854,7 +873,8 @@ impl World {
             let refused = effects.iter().any(|effect| matches!(effect, Effect::Refused { .. }));
             (hears && !refused).then(|| Arc::clone(&envelope.sealed))
         };
-        let refused = self.turn(index, Input::Delivered { from, route, body, site: None }, opened);
+        let site = (via == Via::Federated).then(|| "elsewhere".to_owned());
+        let refused = self.turn(index, Input::Delivered { from, route, body, site }, opened);
         if hears {
             self.check_opened(index, envelope, refused.as_ref());
         }
