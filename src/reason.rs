@@ -104,6 +104,8 @@ labelled! {
         SealFromFarAhead => "seal_from_far_ahead",
         /// It stops sealing before it begins.
         SealsBackwards => "seals_backwards",
+        /// It seals or opens for longer than any setting allows.
+        LivesTooLong => "lives_too_long",
         /// Its generation is higher than any that is minted now.
         GenerationFarAhead => "generation_far_ahead",
         /// The floor is higher than any generation that is minted now.
@@ -133,6 +135,8 @@ labelled! {
         Expired => "expired",
         /// It was created too far ahead of this node's clock.
         FromTheFuture => "from_the_future",
+        /// Its timeout is longer than a week.
+        LivesTooLong => "lives_too_long",
         /// It was removed before it arrived.
         Tombstone => "tombstone",
         /// It is from before the last flush.

@@ -56,6 +56,9 @@ pub enum KeyFault {
     /// `seal_until` is before `seal_from`.
     #[error("stops sealing before it begins")]
     SealsBackwards,
+    /// It seals or opens for longer than the limits of [`KeySettings`] allow any node to mint a key for.
+    #[error("seals or opens for longer than any setting allows")]
+    LivesTooLong,
     /// The generation is beyond now + `max_clock_offset`.
     #[error("generation lies ahead of the clock by more than max_clock_offset")]
     GenerationFarAhead,
@@ -69,6 +72,7 @@ impl KeyFault {
             Self::WrongLength => KeyReason::WrongLength,
             Self::SealFromFarAhead => KeyReason::SealFromFarAhead,
             Self::SealsBackwards => KeyReason::SealsBackwards,
+            Self::LivesTooLong => KeyReason::LivesTooLong,
             Self::GenerationFarAhead => KeyReason::GenerationFarAhead,
         }
     }
@@ -119,9 +123,18 @@ impl TicketKey {
             Err(KeyFault::SealFromFarAhead)
         } else if is_far_ahead(self.generation, now, settings) {
             Err(KeyFault::GenerationFarAhead)
+        } else if self.lives_too_long() {
+            Err(KeyFault::LivesTooLong)
         } else {
             Ok(())
         }
+    }
+
+    /// Whether no settings within their limits make such a key. This node's own settings do not count: others may have
+    /// longer ones, also for a time while all are changed.
+    fn lives_too_long(&self) -> bool {
+        self.seal_until.saturating_sub(self.seal_from) > millis(*KeySettings::MAX_SEAL_AGE.end())
+            || self.open_for > millis(KeySettings::LONGEST_OPEN_FOR)
     }
 
     /// The key as a message.
@@ -276,6 +289,12 @@ mod tests {
         assert_eq!(fault(begins(limit)), None);
         assert_eq!(fault(begins(limit + 1)), Some(KeyFault::SealFromFarAhead));
         assert_eq!(fault(|key| key.seal_until -= 1), Some(KeyFault::SealsBackwards));
+        assert_eq!(fault(|key| key.seal_until += 365 * 86_400_000), None);
+        assert_eq!(fault(|key| key.seal_until += 365 * 86_400_000 + 1), Some(KeyFault::LivesTooLong));
+        assert_eq!(fault(|key| key.seal_until = u64::MAX), Some(KeyFault::LivesTooLong));
+        assert_eq!(fault(|key| key.open_for = 32 * 7 * 86_400_000), None);
+        assert_eq!(fault(|key| key.open_for = 32 * 7 * 86_400_000 + 1), Some(KeyFault::LivesTooLong));
+        assert_eq!(fault(|key| key.open_for = u64::MAX), Some(KeyFault::LivesTooLong));
         assert_eq!(fault(|key| key.generation += 300_000), None);
         assert_eq!(fault(|key| key.generation += 300_001), Some(KeyFault::GenerationFarAhead));
     }

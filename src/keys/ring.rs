@@ -360,6 +360,12 @@ mod tests {
         Ring::read(message, NOW, &KeySettings::default()).0
     }
 
+    /// Instants near now, at the ends of what settings allow, and anywhere.
+    fn any_time() -> impl Strategy<Value = u64> {
+        let year = 365 * 86_400_000;
+        prop_oneof![NOW.wall - 50..NOW.wall + 50, NOW.wall + year - 2..NOW.wall + year + 3, any::<u64>()]
+    }
+
     fn joined(a: &Ring, b: &Ring) -> Ring {
         let mut ring = a.clone();
         let merge = ring.merge(b);
@@ -398,6 +404,19 @@ mod tests {
             prop_assert_eq!(joined(&ab, &b), ab.clone());
             prop_assert_eq!(&ab, &joined(&b, &a));
             prop_assert_eq!(joined(&ab, &c), joined(&a, &joined(&b, &c)));
+        }
+
+        #[test]
+        fn no_key_of_any_ring_outlives_what_settings_allow(
+            times in prop::collection::vec((any_time(), any_time(), any_time()), 0..20),
+        ) {
+            let key = |(n, (from, until, open_for))| message(n, n, u64::from(n), from, until, open_for);
+            let ring = read(&proto::Ring { keys: (0..).zip(times).map(key).collect(), ..proto::Ring::default() });
+            let day = 86_400_000;
+            for (key, closes) in ring.keys().iter().zip(ring.closings()) {
+                prop_assert!(key.seal_until <= key.seal_from + 365 * day);
+                prop_assert!(closes <= NOW.wall + (8 + 365 + 32 * 7) * day);
+            }
         }
 
         #[test]

@@ -53,6 +53,8 @@ impl KeySettings {
     pub const SETTLE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(7 * 24 * 60 * 60);
     /// How long a key may seal, as long as that is at least two intervals.
     pub const MAX_SEAL_AGE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(365 * 24 * 60 * 60);
+    /// The longest [`open_for`](Self::open_for) within these limits: 32 intervals of 7 d.
+    pub const LONGEST_OPEN_FOR: Duration = Self::INTERVAL.end().saturating_mul(*Self::KEEP.end());
     /// By how much clocks may be allowed to differ.
     pub const MAX_CLOCK_OFFSET: RangeInclusive<Duration> = SECOND..=Duration::from_secs(60 * 60);
 

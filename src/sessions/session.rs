@@ -15,6 +15,11 @@ use crate::reason::DropReason;
 /// default `node.max_clock_offset`. A session from further ahead would outlive its timeout here by as much.
 pub(crate) const MAX_AHEAD_SECONDS: u64 = 60 * 60;
 
+/// The longest that a session may be resumed for from its creation on, in seconds: a week, as for tickets (RFC 8446 section
+/// 4.6.1). For session IDs RFC 5246 (appendix F.1.4) suggests a day; a proxy that is set to more is still served. Proxies
+/// believe the timeout in a session, so a longer one is refused and not cut.
+pub(crate) const MAX_TIMEOUT_SECONDS: u64 = 7 * 24 * 60 * 60;
+
 /// The longest session ID context (`SSL_MAX_SID_CTX_LENGTH`), in bytes.
 const MAX_ID_CONTEXT: usize = 32;
 /// The length of a TLS master secret (RFC 5246 section 8.1), in bytes.
@@ -76,6 +81,12 @@ pub enum SessionFault {
         /// How far ahead.
         seconds: u64,
     },
+    /// To be resumed for longer than [`MAX_TIMEOUT_SECONDS`].
+    #[error("a session with a timeout of {seconds} s where {MAX_TIMEOUT_SECONDS} is the most")]
+    LivesTooLong {
+        /// Its timeout.
+        seconds: u64,
+    },
     /// Removed before it arrived: its tombstone stands.
     #[error("a session that has been removed already")]
     Tombstone,
@@ -124,6 +135,7 @@ impl SessionFault {
             Self::WrongId => DropReason::WrongId,
             Self::Expired => DropReason::Expired,
             Self::FromTheFuture { .. } => DropReason::FromTheFuture,
+            Self::LivesTooLong { .. } => DropReason::LivesTooLong,
             Self::Tombstone => DropReason::Tombstone,
             Self::Flushed => DropReason::Flushed,
             Self::Duplicate => DropReason::Duplicate,
@@ -214,6 +226,9 @@ fn expiry(time: Option<i64>, timeout: Option<i64>, now_wall: u64) -> Result<u64,
     let expires_at = time.saturating_add(timeout).saturating_mul(1000);
     if timeout == 0 || expires_at <= now_wall {
         return Err(SessionFault::Expired);
+    }
+    if timeout > MAX_TIMEOUT_SECONDS {
+        return Err(SessionFault::LivesTooLong { seconds: timeout });
     }
     Ok(expires_at)
 }
@@ -425,9 +440,19 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_timeout_does_not_overflow() {
-        let der = changed(Kind::Plain, |it| it.timeout = Some(i64::MAX));
-        assert!(check(&der).unwrap().expires_at > made_at(&der));
+    fn a_session_may_live_a_week_and_no_longer() {
+        for kind in ALL {
+            let lasting = |timeout| check(&changed(kind, |it| it.timeout = Some(timeout)));
+            let expires_at = made_at(&real(kind)) + 7 * 86_400_000;
+            assert_eq!(lasting(7 * 86_400).map(|session| session.expires_at), Ok(expires_at), "{kind:?}");
+            assert_eq!(
+                lasting(7 * 86_400 + 1),
+                Err(SessionFault::LivesTooLong { seconds: 7 * 86_400 + 1 }),
+                "{kind:?}"
+            );
+            let longest = lasting(i64::MAX).unwrap_err();
+            assert_eq!(longest.reason().as_str(), "lives_too_long", "{kind:?}: and it does not overflow");
+        }
     }
 
     /// What validates, OpenSSL must decode. It alone knows which cipher suites it has, so the original's is put back.
@@ -485,7 +510,7 @@ mod tests {
         #[test]
         fn what_validates_with_other_values_is_accepted_by_openssl(
             kind in kinds(), values in any::<(Option<i32>, Option<u64>, Option<u32>, Option<u32>, Option<u32>)>(),
-            lengths in any::<[Option<u8>; 5]>(), timeout in 1..=i64::MAX, id in 0..40usize,
+            lengths in any::<[Option<u8>; 5]>(), timeout in 1..=i64::try_from(MAX_TIMEOUT_SECONDS).unwrap(), id in 0..40usize,
             secret in prop_oneof![4 => Just(48), 1 => Just(32), 1 => 0..64usize],
         ) {
             static FILLER: [u8; 256] = [b'x'; 256];
@@ -502,6 +527,19 @@ mod tests {
                 it.master_key = &FILLER[..secret];
             });
             openssl_agrees(kind, &der, made_at(&der))?;
+        }
+
+        #[test]
+        fn no_session_is_resumed_for_longer_than_a_week_and_an_hour_from_now(
+            ahead in -700_000..700_000_i64, timeout in any::<i64>(),
+        ) {
+            let now = made_at(&real(Kind::Plain));
+            let der = changed(Kind::Plain, |it| {
+                it.time = it.time.map(|time| time + ahead);
+                it.timeout = Some(timeout);
+            });
+            let last = now + 1000 * (MAX_TIMEOUT_SECONDS + MAX_AHEAD_SECONDS);
+            prop_assert!(check(&der).map_or(true, |session| (now + 1..=last).contains(&session.expires_at)));
         }
 
         #[test]

@@ -448,6 +448,10 @@ fn prefix(key: &TicketKey) -> String {
     hex(&key.name[..4])
 }
 
+/// The longest that settings let a key seal, and open after that: 365 days and 32 intervals of a week. Milliseconds.
+const MOST_SEAL_AGE: u64 = 365 * 86_400_000;
+const MOST_OPEN_FOR: u64 = 32 * 7 * 86_400_000;
+
 /// One key of each bad kind beside `good`, under a floor that lies an hour ahead. `known` is a key of the farm.
 fn poisoned(good: &TicketKey, known: &TicketKey, now: u64) -> (Ring, Vec<(String, u64)>) {
     let old = |generation: u64, spoil: fn(&mut TicketKey, u64)| {
@@ -468,6 +472,8 @@ fn poisoned(good: &TicketKey, known: &TicketKey, now: u64) -> (Ring, Vec<(String
         old(5, |key, now| key.seal_until = now - 20_001),
         old(6, |key, now| key.generation = now + 360_000),
         old(7, |key, _| key.generation = u64::MAX),
+        old(8, |key, _| key.seal_until = u64::MAX),
+        old(9, |key, _| key.open_for = MOST_OPEN_FOR + 1),
         rival,
     ];
     let expected = vec![
@@ -475,6 +481,7 @@ fn poisoned(good: &TicketKey, known: &TicketKey, now: u64) -> (Ring, Vec<(String
         (skipped("seal_from_far_ahead"), 1),
         (skipped("seals_backwards"), 1),
         (skipped("generation_far_ahead"), 2),
+        (skipped("lives_too_long"), 2),
         (skipped("floor_far_ahead"), 1),
         ("resumed_key_conflicts_total".to_owned(), 1),
     ];
@@ -508,7 +515,7 @@ fn only_the_bad_keys_of_a_ring_are_skipped_and_each_is_counted() {
     let (ring, expected) = poisoned(&reported, &known, now);
     // By the rules a good one, as far from the ordinary as they allow.
     let mut extreme = old_key(0, now);
-    (extreme.seal_from, extreme.seal_until, extreme.open_for) = (0, u64::MAX, u64::MAX);
+    (extreme.seal_from, extreme.open_for) = (extreme.seal_until - MOST_SEAL_AGE, MOST_OPEN_FOR);
     let ring = Ring { keys: [ring.keys, vec![extreme.clone()]].concat(), ..ring };
     let inbox = attacker.names.inbox("mallory", "0");
     let report = Report { ring: Some(ring), inbox, fingerprint: vec![1; 8], as_of: u64::MAX, ..Report::default() };
@@ -543,6 +550,7 @@ fn only_the_bad_keys_of_a_ring_are_skipped_and_each_is_counted() {
         "skipped a ticket key of mallory: seal_from_far_ahead",
         "skipped a ticket key of mallory: seals_backwards",
         "skipped 2 ticket keys of mallory: generation_far_ahead",
+        "skipped 2 ticket keys of mallory: lives_too_long",
         "skipped a ticket key of mallory: floor_far_ahead",
         "mallory sent another key under a known name",
     ]);

@@ -141,6 +141,8 @@ impl Ledger {
 fn is_impossible(key: &TicketKey, now: Now, settings: &KeySettings) -> bool {
     key.seal_until < key.seal_from
         || key.seal_from > now.wall.saturating_add(EIGHT_DAYS_MS)
+        || key.seal_until - key.seal_from > millis(*KeySettings::MAX_SEAL_AGE.end())
+        || key.open_for > millis(KeySettings::LONGEST_OPEN_FOR)
         || key.generation > now.wall.saturating_add(millis(settings.max_clock_offset))
 }
 

@@ -473,7 +473,13 @@ impl Run {
             0 => ring.floor = far,
             6 => ring.sessions_from = far,
             1 => ring.keys.push(self.made_up(far, wall, wall + interval, interval)),
-            2 => ring.keys.push(self.made_up(wall + 1, wall + 7 * 86_400_000, u64::MAX, u64::MAX)),
+            // As long as any may live, or longer.
+            2 => {
+                let begins = wall + 7 * 86_400_000;
+                let (seals, opens) = (KeySettings::MAX_SEAL_AGE.end(), KeySettings::LONGEST_OPEN_FOR);
+                let ends = if far == u64::MAX { far } else { begins + millis(*seals) };
+                ring.keys.push(self.made_up(wall + 1, begins, ends, millis(opens)));
+            }
             // It closes at once, and with it everything that is older.
             3 => ring.keys.push(self.made_up(wall + 1, wall - interval, wall - 1, 0)),
             4 => {

@@ -199,7 +199,7 @@
     clock: 'stamped too far from this node’s clock', malformed: 'not a message', too_large: 'larger than may be', too_many: 'with more in it than any node sends', table_full: 'from more senders than are remembered',
     unknown_kind: 'of a kind that this release does not know', bad_request: 'a request that makes no sense', library: 'the cryptographic library failed',
     bad_id: 'no session ID', broken_der: 'not a session', unknown_version: 'of a TLS version without session IDs', unknown_format: 'of a format that this release does not know',
-    wrong_id: 'not the session of that ID', expired: 'over already', from_the_future: 'created in the future', flushed: 'flushed by a revocation',
+    wrong_id: 'not the session of that ID', expired: 'over already', from_the_future: 'created in the future', lives_too_long: 'to be resumed for more than a week', flushed: 'flushed by a revocation',
     over_limit: 'more than the cache holds', bad_tombstone: 'a removal that makes no sense',
     removal_kept: 'a removal that sessions.removals keeps from spreading', removal_unknown: 'a removal of what this node does not hold', outbox_full: 'more than waits for the broker', broker_blocked: 'the broker takes nothing at the moment',
     broker_away: 'no connection to the broker', no_epoch: 'no epoch key yet', not_sent: 'the broker did not take it', stopping: 'the node was stopping',
