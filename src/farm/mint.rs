@@ -108,10 +108,12 @@ impl Mint {
 
     /// Drops what the clock says cannot be, as after it was set back.
     pub(super) fn drop_faulty(&mut self, cx: &mut Context, now: Now) {
+        let floors = |ring: &Ring| (ring.floor(), ring.sessions_from());
+        let before = floors(self.ring());
         let faults = self.held.drop_faulty(now);
         let own = cx.settings.node.clone();
         note_faults(&own, &faults, cx);
-        if !faults.is_empty() {
+        if !faults.is_empty() || floors(self.ring()) != before {
             cx.act(Action::RingChanged);
         }
     }

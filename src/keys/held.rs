@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::floors::KnownFloors;
 use super::key::{KeyMaterial, TicketKey};
 use super::ring::{Merge, Ring, RingFaults};
 use super::settings::KeySettings;
@@ -21,6 +22,10 @@ pub struct HeldRing {
     ring: Ring,
     /// For each key of the ring, by name: the monotonic milliseconds at which it came.
     held_since: HashMap<[u8; 16], u64>,
+    /// The ring's floors so far.
+    floors: KnownFloors,
+    /// Its session floors so far.
+    session_floors: KnownFloors,
     settings: KeySettings,
 }
 
@@ -63,7 +68,7 @@ impl HeldRing {
     /// Holds nothing yet. `settings` have passed [`KeySettings::validate`].
     #[must_use]
     pub fn new(settings: KeySettings) -> Self {
-        Self { ring: Ring::default(), held_since: HashMap::new(), settings }
+        Self::holding(Ring::default(), HashMap::new(), settings)
     }
 
     /// Holds `ring` again after a restart, each key as long as `held_for` says; one that it does not name since now.
@@ -71,7 +76,20 @@ impl HeldRing {
     pub fn restore(ring: Ring, held_for: &HashMap<[u8; 16], Duration>, settings: KeySettings, now: Now) -> Self {
         let since = |name| now.mono.saturating_sub(held_for.get(name).map_or(0, |span| millis(*span)));
         let held_since = ring.keys().iter().map(|key| (key.name, since(&key.name))).collect();
-        Self { ring, held_since, settings }
+        let mut held = Self::holding(ring, held_since, settings);
+        held.know_floors();
+        held
+    }
+
+    fn holding(ring: Ring, held_since: HashMap<[u8; 16], u64>, settings: KeySettings) -> Self {
+        Self { ring, held_since, floors: KnownFloors::default(), session_floors: KnownFloors::default(), settings }
+    }
+
+    /// Takes in the floors of a saved ring, which count once the clock allows them: it may be set right after the start only.
+    pub(super) fn know_saved_floors(&mut self, floor: u64, sessions_from: u64, now: Now) {
+        self.floors.know(floor);
+        self.session_floors.know(sessions_from);
+        self.judge_floors(now);
     }
 
     /// The ring.
@@ -118,10 +136,30 @@ impl HeldRing {
     }
 
     /// Drops what is impossible by this node's own clock: call it at every beat. It heals a ring that was made while
-    /// the clock was ahead.
+    /// the clock was ahead. In place of a floor that is dropped comes the one of before; and it counts again if it turns out
+    /// that the clock had been set back wrongly.
     pub(crate) fn drop_faulty(&mut self, now: Now) -> RingFaults {
         let settings = self.settings;
-        self.change(now, |ring| ring.drop_faulty(now, &settings))
+        let faults = self.change(now, |ring| ring.drop_faulty(now, &settings));
+        self.judge_floors(now);
+        faults
+    }
+
+    fn judge_floors(&mut self, now: Now) {
+        self.floors.judge(now, &self.settings);
+        self.session_floors.judge(now, &self.settings);
+        let (floor, sessions_from) = (self.floors.in_force(), self.session_floors.in_force());
+        if floor > self.ring.floor() || sessions_from > self.ring.sessions_from() {
+            self.change(now, |ring| {
+                ring.raise_floor(floor);
+                ring.flush_sessions(sessions_from);
+            });
+        }
+    }
+
+    fn know_floors(&mut self) {
+        self.floors.know(self.ring.floor());
+        self.session_floors.know(self.ring.sessions_from());
     }
 
     /// Erases the keys that opened their last ticket more than `max_clock_offset` ago. Returns whether any went.
@@ -154,7 +192,7 @@ impl HeldRing {
 
     /// Flushes the session-ID sessions created before now, wherever the ring comes. Returns the session floor.
     pub(crate) fn flush_sessions(&mut self, now: Now) -> u64 {
-        self.ring.flush_sessions(now.wall);
+        self.change(now, |ring| ring.flush_sessions(now.wall));
         self.ring.sessions_from()
     }
 
@@ -174,6 +212,7 @@ impl HeldRing {
             _ => now.mono,
         };
         self.held_since = self.ring.keys().iter().map(|key| (key.name, since(key))).collect();
+        self.know_floors();
         result
     }
 
@@ -687,6 +726,44 @@ mod tests {
         assert_eq!(faults.count(), 2);
         assert!(held.is_empty(set_back));
         assert_eq!(held.mint(set_back.wall, material(4), set_back).generation, set_back.wall);
+    }
+
+    #[test]
+    fn a_clock_set_back_and_right_again_takes_no_floor_away() {
+        let mut held = two_keys();
+        let revoked = held.revoke(material(3), 0, at(101 * HOUR)).generation;
+        let flushed = held.flush_sessions(at(101 * HOUR));
+        let mono = at(101 * HOUR).mono;
+        let set_back = Now { wall: 50 * HOUR, mono };
+        held.drop_faulty(set_back);
+        held.mint(set_back.wall, material(4), set_back);
+        assert_eq!((held.ring.floor(), held.ring.sessions_from()), (0, 0));
+
+        let right_again = Now { wall: 101 * HOUR + 60_000, mono: mono + 60_000 };
+        assert!(held.drop_faulty(right_again).is_empty());
+        assert_eq!((held.ring.floor(), held.ring.sessions_from()), (revoked, flushed));
+        assert!(held.is_empty(right_again), "what was minted meanwhile is below the floor, as on every other node");
+        // A host that missed the revocation brings nothing back.
+        let late = two_keys();
+        assert!(!held.merge(late.ring(), right_again).changed);
+    }
+
+    #[test]
+    fn a_floor_that_a_wrong_clock_made_gives_way_to_the_one_before() {
+        let mut held = two_keys();
+        let revoked = held.revoke(material(3), 0, at(101 * HOUR)).generation;
+        let year_ahead = Now { wall: at(101 * HOUR).wall + 365 * 24 * HOUR, mono: at(101 * HOUR).mono };
+        held.revoke(material(4), 0, year_ahead);
+        held.flush_sessions(year_ahead);
+        let healed = at(102 * HOUR);
+        held.drop_faulty(healed);
+        assert_eq!((held.ring.floor(), held.ring.sessions_from()), (revoked, 0));
+        held.mint(healed.wall, material(5), healed);
+        for day in 0..400 {
+            let now = at(102 * HOUR + day * 24 * HOUR);
+            held.drop_faulty(now);
+            assert_eq!((held.ring.floor(), held.ring.sessions_from()), (revoked, 0), "day {day}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! A [`TicketKey`] lives in a [`Ring`], the set that all nodes of a farm come to agree on. A [`HeldRing`] is what one
 //! node holds, with since when, and decides what happens next. A [`Timetable`] is what a proxy gets.
 
+mod floors;
 mod held;
 mod key;
 mod ring;

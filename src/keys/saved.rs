@@ -55,7 +55,20 @@ pub fn encode(held: &HeldRing, farm: &str, now: Now) -> Zeroizing<Vec<u8>> {
     let ring = held.ring();
     let spans = ring.open_at(now.wall).map(|key| millis(held.held_for(&key.name, now).unwrap_or_default()));
     let held_for = spans.collect();
-    let saved = Saved { farm: farm.to_owned(), saved_at: now.wall, ring: Some(ring.to_proto(now.wall)), held_for };
+    framed(&Saved { farm: farm.to_owned(), saved_at: now.wall, ring: Some(ring.to_proto(now.wall)), held_for })
+}
+
+/// What may lie anywhere of a file's `contents`, as a file of its own: the floors, and no key. The same for the same floors.
+///
+/// # Errors
+/// What is wrong with `contents`.
+pub(crate) fn without_keys(contents: &[u8], farm: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+    let ring = decode(contents, farm)?.ring.unwrap_or_default();
+    let floors = proto::Ring { floor: ring.floor, sessions_from: ring.sessions_from, keys: Vec::new() };
+    Ok(framed(&Saved { farm: farm.to_owned(), saved_at: 0, ring: Some(floors), held_for: Vec::new() }))
+}
+
+fn framed(saved: &Saved) -> Zeroizing<Vec<u8>> {
     let body = Zeroizing::new(saved.encode_to_vec());
     let mut contents = Zeroizing::new(Vec::with_capacity(HEADER + body.len()));
     contents.extend_from_slice(MAGIC);
@@ -99,6 +112,7 @@ fn restore(saved: &Saved, settings: KeySettings, now: Now) -> Restored {
     let held_for: HashMap<_, _> = names.zip(spans).filter_map(|(name, span)| Some((name.ok()?, span))).collect();
     let (ring, faults) = Ring::read(&message, now, &settings);
     let mut held = HeldRing::restore(ring, &held_for, settings, now);
+    held.know_saved_floors(message.floor, message.sessions_from, now);
     held.expire(now);
     Restored { held, faults }
 }

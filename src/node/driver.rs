@@ -207,10 +207,12 @@ impl<B: Bus> Driver<B> {
 
     fn save_ring(&mut self, contents: &[u8]) {
         let Some(file) = &self.ring_file else { return };
+        // Where keys may not lie the file has the floors alone, and the ring is not saved.
+        let keeps_keys = file.keeps_keys();
         let saved = file.save(contents);
-        gauges::ring_saved(saved.is_ok());
+        gauges::ring_saved(saved.as_ref().map(|()| keeps_keys).ok());
         let line = self.core.on_ring_saved(saved.map_err(|error| error.to_string()), self.clock.now());
-        if let Some(line) = line {
+        if let Some(line) = line.filter(|line| keeps_keys || !matches!(line, Line::RingSavedAgain)) {
             log(&line);
         }
     }

@@ -40,11 +40,11 @@ pub(crate) fn show_ring_saved(saved: bool) {
 }
 
 /// Shows whether the ring was saved, and counts one that was not.
-pub(super) fn ring_saved(saved: bool) {
-    if !saved {
+pub(super) fn ring_saved(written: Option<bool>) {
+    if written.is_none() {
         RING_SAVE_ERRORS.add(1);
     }
-    show_ring_saved(saved);
+    show_ring_saved(written.unwrap_or(false));
 }
 
 /// Shows everything else. `sealed_before` is the generation that sealed when this was last called.

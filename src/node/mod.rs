@@ -14,7 +14,7 @@ use self::core::{NodeCore, Saving};
 use self::driver::Driver;
 use self::key_plane::confirm_within;
 use self::refused::Refused;
-use self::ring_file::RingFile;
+use self::ring_file::{RingFile, RingFileError};
 use self::sealing::Identity;
 use self::session_plane::{SessionParts, SessionPlane, flush, sweep};
 use self::tasks::NodeTasks;
@@ -162,7 +162,7 @@ fn assemble<B: Bus>(
     let names = Names::new(&settings.farm, &settings.pod);
     let (ring_file, held) = saved_ring(settings, clock);
     gauges::settings(&settings.keys);
-    gauges::show_ring_saved(ring_file.is_some());
+    gauges::show_ring_saved(ring_file.as_ref().is_some_and(RingFile::keeps_keys));
     let farm = Farm::new(farm_settings(settings, identity.boot_id, &names), held, random::system(), clock.now());
     let (driver_ends, ends) = ends(&farm, clock);
     let proxies = Arc::new(proxy_plane(settings, ends.timetable.clone(), clock));
@@ -220,7 +220,10 @@ fn saved_ring(settings: &NodeSettings, clock: SystemClock) -> (Option<RingFile>,
         Ok(file) => file,
         Err(error) => {
             warn!(%error, "the ring is not saved: a restart of this daemon would forget it");
-            return (None, empty());
+            if !matches!(error, RingFileError::Unsafe { .. }) {
+                return (None, empty());
+            }
+            RingFile::for_floors(directory, &settings.farm)
         }
     };
     let held = match file.load(settings.keys, clock.now()) {

@@ -1,7 +1,8 @@
 //! The ring as a file, so that a restart of the daemon keeps it and a power cut forgets it.
 //!
 //! A ticket key on a disk outlives every promise made about it. So the file lies in memory that cannot be swapped out,
-//! ramfs or tmpfs, unless the operator allows a disk.
+//! ramfs or tmpfs, unless the operator allows a disk. Elsewhere the file has the floors alone, which are no secret: what an
+//! operator revoked stays revoked across a restart.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::clock::Now;
 use crate::keys::KeySettings;
-use crate::keys::saved::{Restored, read_back};
+use crate::keys::saved::{Restored, read_back, without_keys};
 
 const FILE: &str = "ring";
 const NEW_FILE: &str = "ring.new";
@@ -28,6 +29,8 @@ pub(crate) struct RingFile {
     directory: PathBuf,
     farm: String,
     allow_disk: bool,
+    /// Keys may not lie there, as it was when the node started.
+    floors_only: bool,
 }
 
 /// Why a ring could not be saved or read. No case is fatal: a node without a file starts with an empty ring.
@@ -70,11 +73,23 @@ impl RingFile {
     /// that cannot be swapped out.
     ///
     /// # Errors
-    /// `Unsafe` if it is not, saying what was found; `Io` if that cannot be told.
+    /// `Unsafe` if it is not, saying what was found: then [`RingFile::for_floors`] is left. `Io` if that cannot be told.
     pub(crate) fn open(directory: &Path, farm: &str, allow_disk: bool) -> Result<Self, RingFileError> {
-        let file = Self { directory: directory.to_owned(), farm: farm.to_owned(), allow_disk };
+        let file = Self { allow_disk, floors_only: false, ..Self::for_floors(directory, farm) };
         file.check()?;
         Ok(file)
+    }
+
+    /// The same file where keys may not lie: it has the floors of the ring and no more.
+    #[must_use]
+    pub(crate) fn for_floors(directory: &Path, farm: &str) -> Self {
+        Self { directory: directory.to_owned(), farm: farm.to_owned(), allow_disk: false, floors_only: true }
+    }
+
+    /// Whether what is saved there is the whole ring.
+    #[must_use]
+    pub(crate) fn keeps_keys(&self) -> bool {
+        !self.floors_only
     }
 
     /// The file's path.
@@ -84,16 +99,30 @@ impl RingFile {
     }
 
     /// Saves `contents`, of [`encode`](crate::keys::saved::encode), in place of what was there, at once or not at all, readable by its owner only (mode 0600). Whether
-    /// the memory can be swapped out is asked again each time: swap can be turned on later. If it was, what was saved
-    /// before is removed.
+    /// the memory can be swapped out is asked again each time: swap can be turned on later. If it was, the floors take the
+    /// place of what was saved before.
     ///
     /// # Errors
     /// `Unsafe` or `Io`.
     pub(crate) fn save(&self, contents: &[u8]) -> Result<(), RingFileError> {
+        if self.floors_only {
+            return self.save_floors(contents);
+        }
         if let Err(error) = self.check() {
-            self.remove()?;
+            self.save_floors(contents).inspect_err(|_| drop(self.remove()))?;
             return Err(error);
         }
+        self.write(contents)
+    }
+
+    /// Writes nothing where the same floors are saved already.
+    fn save_floors(&self, contents: &[u8]) -> Result<(), RingFileError> {
+        let floors = without_keys(contents, &self.farm)
+            .map_err(|reason| RingFileError::Foreign { path: self.path(), reason })?;
+        if read(&self.path()).is_ok_and(|saved| saved == floors) { Ok(()) } else { self.write(&floors) }
+    }
+
+    fn write(&self, contents: &[u8]) -> Result<(), RingFileError> {
         let new = self.directory.join(NEW_FILE);
         write_new(&new, contents)
             .and_then(|()| fs::rename(&new, self.path()))
@@ -444,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_save_where_keys_may_no_longer_lie_removes_what_was_saved_before() {
+    fn a_save_where_keys_may_no_longer_lie_leaves_no_key_of_what_was_saved_before() {
         let (directory, allowed) = on_disk();
         if file_system(directory.path()) == "tmpfs" {
             return agrees_with_this_host(directory.path());
@@ -455,7 +484,46 @@ mod tests {
             forbidden.save(&encode(&two_keys(), "test", at(100 * HOUR))),
             Err(RingFileError::Unsafe { .. })
         ));
-        assert!(!forbidden.path().exists());
+        assert!(load(&forbidden).unwrap().unwrap().held.ring().keys().is_empty());
+    }
+
+    #[test]
+    fn where_keys_may_not_lie_the_floors_outlive_a_restart() {
+        let (directory, whole) = on_disk();
+        let mut held = two_keys();
+        let floor = held.revoke(KeyMaterial::from_random(&Zeroizing::new([3; 80])), 0, at(100 * HOUR)).generation;
+        let contents = encode(&held, "test", at(100 * HOUR));
+        whole.save(&contents).unwrap();
+
+        let file = RingFile::for_floors(directory.path(), "test");
+        assert!(whole.keeps_keys() && !file.keeps_keys());
+        file.save(&contents).unwrap();
+        let saved = fs::read(file.path()).unwrap();
+        let holds = |bytes: &[u8; 32]| saved.windows(32).any(|window| window == bytes);
+        assert!(held.ring().keys().iter().all(|key| !holds(key.hmac()) && !holds(key.aes())));
+        let restored = load(&file).unwrap().unwrap();
+        assert_eq!((restored.held.ring().floor(), restored.held.ring().keys().len()), (floor, 0));
+
+        // The same floors are not written again.
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o400)).unwrap();
+        file.save(&encode(&held, "test", at(101 * HOUR))).unwrap();
+        assert_eq!(file.path().metadata().unwrap().permissions().mode() & 0o777, 0o400);
+        held.flush_sessions(at(101 * HOUR));
+        file.save(&encode(&held, "test", at(101 * HOUR))).unwrap();
+        assert_eq!(load(&file).unwrap().unwrap().held.ring().sessions_from(), 101 * HOUR);
+    }
+
+    #[test]
+    fn a_floor_that_is_saved_counts_once_the_clock_is_set_right() {
+        let (_directory, file) = on_disk();
+        let mut held = two_keys();
+        let floor = held.revoke(KeyMaterial::from_random(&Zeroizing::new([3; 80])), 0, at(100 * HOUR)).generation;
+        file.save(&encode(&held, "test", at(100 * HOUR))).unwrap();
+        let too_early = Now { wall: HOUR, mono: 24 * HOUR };
+        let mut held = file.load(KeySettings::default(), too_early).unwrap().unwrap().held;
+        assert_eq!(held.ring().floor(), 0);
+        held.drop_faulty(Now { wall: 100 * HOUR + 5_000, mono: 24 * HOUR + 4_000 });
+        assert_eq!(held.ring().floor(), floor);
     }
 
     #[test]
