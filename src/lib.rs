@@ -94,9 +94,9 @@ pub use bus::in_process::{Hub, InProcess};
 pub use bus::rabbitmq::{RabbitMq, RabbitMqSettings};
 pub use bus::{BrokerUri, BusError, UriFault};
 pub use clock::SystemClock;
-pub use envelope::{FarmSecret, SecretError, Secrets};
+pub use envelope::{FarmSecret, MissingAlgorithm, SecretError, Secrets};
 pub use keys::KeySettings;
-pub use node::{Health, Node, NodeSettings, NodeView};
+pub use node::{Health, Node, NodeSettings, NodeView, StartError};
 pub use operator::{Operator, OperatorError, Rollout};
 pub use proxies::ProxyInfo;
 #[cfg(feature = "rustls")]

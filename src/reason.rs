@@ -50,6 +50,8 @@ labelled! {
         NotInEpoch => "not_in_epoch",
         /// The public key of a join is none.
         BadPublicKey => "bad_public_key",
+        /// A join offers neither X25519 nor P-256 where this node has it: one of the two hosts is in FIPS mode.
+        NoAgreement => "no_agreement",
         /// A grant was made for another key pair, node or farm.
         BadGrant => "bad_grant",
         /// What an announcement names is no epoch key's id.

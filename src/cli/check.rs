@@ -9,7 +9,7 @@ use crate::bus::rabbitmq::{BadFile, BrokerFile};
 use crate::bus::refusals::EMPTY_VHOST_REMEDY;
 use crate::config::{Mistake, Understood};
 use crate::daemon::Settings;
-use crate::envelope::{FarmSecret, SecretError};
+use crate::envelope::{FarmSecret, KeyAgreements, SecretError};
 use crate::secret_files::farm_secret::{self, SecretFileError};
 use crate::secret_files::{ACCEPTED_MODES, Warning};
 use crate::words::counted;
@@ -37,6 +37,20 @@ pub fn understood(understood: &[Understood], file: Option<&Path>) -> String {
             &mut text,
             format_args!("  {key:key_width$}  {:value_width$}  {}", row.value, row.origin.within_the_file()),
         );
+    }
+    text
+}
+
+/// What this host can do: its OpenSSL, called `openssl`, and the key agreements that it has. What it lacks is nothing that keeps
+/// the daemon from running.
+#[must_use]
+pub(crate) fn host(openssl: &str, agreements: KeyAgreements) -> String {
+    let mut text = format!("\n[this host]\n  OpenSSL         {openssl}\n  key agreements  {agreements}\n");
+    if let Some(lacking) = agreements.lacking() {
+        line(&mut text, format_args!("\n1 warning about this host\n"));
+        line(&mut text, format_args!("OpenSSL"));
+        line(&mut text, format_args!("  warning   {lacking}"));
+        line(&mut text, format_args!("  better    see \"Hosts in FIPS mode\" in docs/install.md"));
     }
     text
 }
@@ -339,6 +353,26 @@ broker.key_file = /etc/resumed/node.key
 ";
         assert_eq!(warnings(&[warning]), expected);
         assert_eq!(warnings(&[]), "");
+    }
+
+    #[test]
+    fn what_the_host_can_do_is_said_and_what_it_lacks_is_warned_of() {
+        let expected = "
+[this host]
+  OpenSSL         OpenSSL 3.5.7
+  key agreements  P-256
+
+1 warning about this host
+
+OpenSSL
+  warning   has no X25519, as in FIPS mode: this node and one of release 0.1.0 cannot give each other epoch keys
+  better    see \"Hosts in FIPS mode\" in docs/install.md
+";
+        assert_eq!(host("OpenSSL 3.5.7", KeyAgreements { x25519: false, p256: true }), expected);
+        let only = host("OpenSSL 3.5.7", KeyAgreements { x25519: true, p256: false });
+        assert!(only.contains("key agreements  X25519\n") && only.contains("has no P-256"), "{only}");
+        let both = "\n[this host]\n  OpenSSL         OpenSSL 3.5.7\n  key agreements  X25519, P-256\n";
+        assert_eq!(host("OpenSSL 3.5.7", KeyAgreements::BOTH), both);
     }
 
     #[test]

@@ -23,11 +23,10 @@ use crate::bus::in_process::{Hub, InProcess};
 use crate::cli::status;
 use crate::clock::SystemClock;
 use crate::envelope::{FarmSecret, SecretError, Secrets};
-use crate::node::{Node, NodeSettings, NodeView};
+use crate::node::{Node, NodeSettings, NodeView, StartError};
 use crate::operator::{Operator, OperatorError};
 use crate::probe::{self, Client, Matrix, Mode, ProbeError, Session, Target};
 use crate::proxies::rustls::FarmTicketer;
-use crate::settings::SettingsError;
 
 /// How many nodes, and servers.
 const NODES: usize = 3;
@@ -41,9 +40,9 @@ pub enum DemoError {
     /// No farm secret could be made.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// A node refused its settings.
+    /// A node did not start.
     #[error(transparent)]
-    Settings(#[from] SettingsError),
+    Start(#[from] StartError),
     /// No certificate could be made.
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] ErrorStack),

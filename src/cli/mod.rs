@@ -29,6 +29,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{self, ConfigError, DEFAULT_FILE};
 use crate::daemon::Settings;
+use crate::envelope::openssl_of_this_host;
 use crate::secret_files::{self, farm_secret};
 
 /// The command line.
@@ -340,11 +341,13 @@ pub(crate) fn read_settings(config: Option<&Path>) -> Result<Settings, ConfigErr
 }
 
 fn check(config: Option<&Path>, out: &mut impl Write) -> Result<(), Failure> {
+    let agreements = openssl_of_this_host().map_err(|missing| Failure::Usage(missing.to_string()))?;
     let file = config_file(config);
     let (settings, understood, mistakes) = config::load_explained(file)?;
     let problems = check::problems(&settings).map_err(|error| Failure::Failed(error.to_string()))?;
     if mistakes.is_empty() {
         write!(out, "{}", check::understood(&understood, file))?;
+        write!(out, "{}", check::host(openssl::version::version(), agreements))?;
         write!(out, "{}", check::uri_warnings(&settings.broker.uris))?;
         write!(
             out,

@@ -30,7 +30,9 @@ pub fn run(settings: Settings, config: Option<&Path>) -> Result<(), Failure> {
 /// What lies in the configuration, or in a file that it names, is not mended by trying again: the unit does not.
 fn failure_of(error: RunError) -> Failure {
     match error {
-        RunError::Secret(_) | RunError::Settings(_) | RunError::Bus(_) => Failure::Usage(error.to_string()),
+        RunError::Secret(_) | RunError::Settings(_) | RunError::Host(_) | RunError::Bus(_) => {
+            Failure::Usage(error.to_string())
+        }
         _ => Failure::of(error),
     }
 }

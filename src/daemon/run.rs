@@ -19,10 +19,10 @@ use crate::bus::in_process::{Hub, InProcess};
 use crate::bus::rabbitmq::RabbitMq;
 use crate::bus::{Bus, BusError};
 use crate::clock::SystemClock;
-use crate::envelope::{FarmSecret, Secrets};
+use crate::envelope::{FarmSecret, MissingAlgorithm, Secrets, openssl_of_this_host};
 use crate::memory;
 use crate::metrics::{self, MetricsError};
-use crate::node::{Node, NodeSettings};
+use crate::node::{Node, NodeSettings, StartError};
 use crate::secret_files::farm_secret::{self, SecretFileError};
 use crate::secret_files::warnings;
 use crate::settings::SettingsError;
@@ -40,6 +40,9 @@ pub enum RunError {
     /// The settings cannot work.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// This host cannot do what a node does.
+    #[error(transparent)]
+    Host(#[from] MissingAlgorithm),
     /// The broker settings cannot work.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -66,6 +69,15 @@ pub enum RunError {
     Notify(#[source] std::io::Error),
 }
 
+impl From<StartError> for RunError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Settings(error) => Self::Settings(error),
+            StartError::Host(error) => Self::Host(error),
+        }
+    }
+}
+
 /// Runs a node until SIGTERM or SIGINT. SIGHUP, and a request on the control socket, read the farm secrets again, from the
 /// files that `secret_files` then names; its error says why they cannot be known. They also look up the ids of `ats.users`
 /// again. Nothing else of the settings changes.
@@ -77,6 +89,8 @@ pub async fn run(settings: Settings, secret_files: impl Fn() -> Result<Vec<PathB
     for weakness in memory::keep() {
         warn!("{weakness}");
     }
+    // Before the first secret is read: what is wrong then is not its file.
+    openssl_of_this_host().map_err(StartError::from)?;
     let secrets = read_secrets(&settings)?;
     warn_of_readers(&settings, &settings.secret_files);
     if settings.broker.uris.is_empty() {

@@ -62,6 +62,7 @@
 //! the envelopes carry is made so that this does no harm: rings are joined, requests name the generation that they are
 //! about, and session removals leave tombstones.
 
+mod agreement;
 mod epoch;
 mod key;
 mod open;
@@ -70,6 +71,7 @@ mod seal;
 mod secret;
 mod wire;
 
+pub use agreement::{KeyAgreements, MissingAlgorithm, openssl_of_this_host};
 pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, is_sealed_without_epoch};
 pub(crate) use epoch::{epoch_name, seal_grant};
 pub(crate) use open::MOST_TRACKED;

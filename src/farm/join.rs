@@ -4,7 +4,7 @@ use super::context::Context;
 use super::event::{Action, Note, Sender, Via};
 use super::timers::Timer;
 use crate::clock::{Now, millis};
-use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, seal_grant};
+use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, KeyAgreements, seal_grant};
 use crate::proto::{self, payload::Kind};
 use crate::reason::Reason;
 use crate::routes::{Names, Route};
@@ -22,6 +22,8 @@ const ASK_ALL_BEATS: u64 = 4;
 #[derive(Debug)]
 pub(super) struct EpochKeys {
     held: Epochs,
+    /// What this host has to agree on a secret by.
+    has: KeyAgreements,
     /// Drawn when the node asks, and erased a beat after it has the leader's key: someone who reads its memory later finds
     /// nothing that opens a recorded grant.
     key: Option<JoinKey>,
@@ -32,7 +34,12 @@ pub(super) struct EpochKeys {
 
 impl EpochKeys {
     pub(super) fn new(held: Epochs) -> Self {
-        Self { held, key: None, granted: None }
+        Self { held, has: KeyAgreements::BOTH, key: None, granted: None }
+    }
+
+    /// Before the node asks for the first time.
+    pub(super) fn set_agreements(&mut self, has: KeyAgreements) {
+        (self.has, self.key) = (has, None);
     }
 
     pub(super) fn held(&self) -> &Epochs {
@@ -48,7 +55,11 @@ impl EpochKeys {
 
     /// Draws the epoch key of a new term, or of the next part of one. All other nodes ask for it when it is announced.
     pub(super) fn draw(&mut self, cx: &mut Context, now: Now) {
-        let key = EpochKey::from_random(&cx.draw()).expect("OpenSSL has HKDF-SHA256");
+        let Ok(key) = EpochKey::from_random(&cx.draw()) else {
+            // It had HKDF when the node started: out of memory, or its configuration has changed.
+            refuse_own(cx);
+            return cx.timers.set(Timer::RenewEpoch, now.mono + cx.report_interval);
+        };
         cx.timers.set(Timer::RenewEpoch, now.mono + EPOCH_FOR_MS);
         cx.note(Note::Epoch { id: key.id(), from: cx.settings.node.clone() });
         self.held.lead_to(key, now);
@@ -94,9 +105,9 @@ impl EpochKeys {
             return Err(Reason::BadJoin);
         }
         let mut grants = Vec::new();
+        let farm = cx.settings.names.farm.clone();
         for key in self.lacking(join, now) {
-            let random = cx.draw();
-            let grant = seal_grant(key, &cx.settings.names.farm, &from.boot_id, &join.public_key, &random)
+            let grant = seal_grant(key, &farm, &from.boot_id, join, self.has, &mut || cx.draw())
                 .map_err(|fault| fault.reason())?;
             let asker = if via == Via::Federated { from.boot_id.to_vec() } else { grant.asker };
             grants.push(proto::EpochGrant { asker, ..grant });
@@ -167,10 +178,15 @@ impl EpochKeys {
     }
 
     pub(super) fn compose_join(&mut self, inbox: String, cx: &mut Context) -> proto::Join {
-        let draw = || JoinKey::from_random(&cx.draw()).expect("OpenSSL has X25519");
-        let public_key = self.key.get_or_insert_with(draw).public().to_vec();
+        if self.key.is_none() {
+            match JoinKey::draw(self.has, &mut || cx.draw()) {
+                Ok(key) => self.key = Some(key),
+                Err(_) => refuse_own(cx),
+            }
+        }
         let epochs = self.held.ids().map(|id| id.to_vec()).collect();
-        proto::Join { inbox, public_key, epochs }
+        let join = proto::Join { inbox, epochs, ..proto::Join::default() };
+        self.key.iter().fold(join, |join, key| key.offer(join))
     }
 
     /// Takes a key that was granted to this node. `leads`: another node leads, too. Its ring is worth opening, but this
@@ -244,8 +260,78 @@ impl EpochKeys {
     }
 }
 
+/// This host's OpenSSL failed at what it could do when the node started.
+fn refuse_own(cx: &mut Context) {
+    let own = cx.settings.node.clone();
+    cx.refuse(&own, Reason::Library);
+}
+
 /// Whether a join is one that a node of this farm sends.
 fn is_sound(join: &proto::Join, names: &Names) -> bool {
     let is_id = |id: &Vec<u8>| id.len() == size_of::<EpochId>();
     names.is_inbox(&join.inbox) && join.epochs.len() <= MOST_IDS && join.epochs.iter().all(is_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{at, node, seat};
+    use super::super::{Event, Farm};
+    use super::*;
+
+    const BOTH: KeyAgreements = KeyAgreements::BOTH;
+    const X25519: KeyAgreements = KeyAgreements { x25519: true, p256: false };
+    const P256: KeyAgreements = KeyAgreements { x25519: false, p256: true };
+
+    const INBOX: &str = "resumed.f.node.a.1";
+
+    fn host(name: &str, boot: u8, has: KeyAgreements) -> Farm {
+        node(name, boot, Box::new(move |bytes| bytes.fill(boot)), at(0)).with_agreements(has)
+    }
+
+    fn message(node: &str, boot: u8, kind: Kind, via: Via) -> Event {
+        let kind = Some(kind);
+        let payload = proto::Payload { node: node.to_owned(), boot_id: vec![boot; 16], sent_at: at(0).wall, kind };
+        Event::Message { payload: Box::new(payload), via }
+    }
+
+    /// Whether a node that has `asker` gets the epoch key of a leader that has `leader`, by the leader's word if it does not.
+    fn is_granted(asker: KeyAgreements, leader: KeyAgreements) -> Result<bool, Reason> {
+        let (mut asker, mut leader) = (host("a", 1, asker), host("l", 2, leader));
+        drop(leader.handle(at(0), Event::LeaseGranted(seat(0))));
+        let join = asker.epochs.compose_join(INBOX.to_owned(), &mut asker.cx);
+        for action in leader.handle(at(0), message("a", 1, Kind::Join(join), Via::Lease)) {
+            match action {
+                Action::Send { to: Route::Inbox(to), kind: Kind::EpochGrant(grant) } => {
+                    assert_eq!(to, INBOX);
+                    drop(asker.handle(at(0), message("l", 2, Kind::EpochGrant(grant), Via::Inbox)));
+                }
+                Action::Note(Note::Refused { node, reason }) => {
+                    assert_eq!(node, "a");
+                    return Err(reason);
+                }
+                _ => {}
+            }
+        }
+        let current = leader.epochs().current().map(EpochKey::id);
+        Ok(current.is_some_and(|id| asker.epochs().get(id).is_some()))
+    }
+
+    #[test]
+    fn a_node_joins_where_it_has_any_agreement_in_common_with_the_leader() {
+        for (asker, leader) in [(BOTH, BOTH), (BOTH, X25519), (X25519, BOTH), (BOTH, P256), (P256, BOTH), (P256, P256)]
+        {
+            assert_eq!(is_granted(asker, leader), Ok(true), "{asker:?} asks {leader:?}");
+        }
+        for (asker, leader) in [(X25519, P256), (P256, X25519)] {
+            assert_eq!(is_granted(asker, leader), Err(Reason::NoAgreement), "{asker:?} asks {leader:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_lost_every_agreement_says_so_and_goes_on() {
+        let mut asker = host("a", 1, KeyAgreements { x25519: false, p256: false });
+        let join = asker.epochs.compose_join(INBOX.to_owned(), &mut asker.cx);
+        assert!(join.public_key.is_empty() && join.public_key_p256.is_empty());
+        assert_eq!(is_granted(KeyAgreements { x25519: false, p256: false }, BOTH), Err(Reason::BadPublicKey));
+    }
 }

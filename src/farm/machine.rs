@@ -19,7 +19,7 @@ use super::sites::Sites;
 use super::standing::Standing;
 use super::timers::Timer;
 use crate::clock::{Now, offset_ms};
-use crate::envelope::Epochs;
+use crate::envelope::{Epochs, KeyAgreements};
 use crate::keys::HeldRing;
 use crate::proto::{self, payload::Kind};
 use crate::random::Randomness;
@@ -59,6 +59,13 @@ impl Farm {
             sites: Sites::default(),
             turned_at: now.mono,
         }
+    }
+
+    /// The same node on a host that has only these ways to agree on a secret. Without this it has both.
+    #[must_use]
+    pub fn with_agreements(mut self, has: KeyAgreements) -> Self {
+        self.epochs.set_agreements(has);
+        self
     }
 
     /// Takes in one event and returns what to do, in order.

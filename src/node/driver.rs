@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::channels::{DriverEnds, OperatorQuestion};
 use super::connection::{Attempt, Connected, Connection, FromConnection, LinkParts, dial};
-use super::core::{Effect, Input, NodeCore};
+use super::core::{Effect, Input, Line, NodeCore};
 use super::gauges::{self, Connections};
 use super::health::Health;
 use super::record::{count_up, log, log_note, refused};

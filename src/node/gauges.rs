@@ -39,7 +39,8 @@ pub(crate) fn show_ring_saved(saved: bool) {
     RING_SAVED.set(saved);
 }
 
-/// Shows whether the ring was saved, and counts one that was not.
+/// Shows whether the ring was saved: whether what was written has keys, and not floors alone; none if nothing was, which is
+/// counted.
 pub(super) fn ring_saved(written: Option<bool>) {
     if written.is_none() {
         RING_SAVE_ERRORS.add(1);
@@ -212,7 +213,7 @@ mod tests {
         has(&shown(|| show_ring_saved(true)), "resumed_ring_saved 1");
         let failed = shown(|| {
             show_ring_saved(true);
-            ring_saved(false);
+            ring_saved(None);
         });
         has(&failed, "resumed_ring_saved 0");
         has(&failed, "resumed_ring_save_errors_total 1");

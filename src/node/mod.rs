@@ -21,7 +21,7 @@ use self::tasks::NodeTasks;
 use self::warmup::Warmups;
 use crate::bus::{Bus, LinkSpec, Names};
 use crate::clock::SystemClock;
-use crate::envelope::{Opener, Secrets};
+use crate::envelope::{KeyAgreements, MissingAlgorithm, Opener, Secrets, openssl_of_this_host};
 use crate::farm::{Farm, FarmSettings, LocalState};
 use crate::keys::{HeldRing, Timetable};
 use crate::proto;
@@ -89,20 +89,37 @@ pub struct Node {
     tasks: NodeTasks,
 }
 
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its settings cannot work.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// Its host cannot do what a node does.
+    #[error(transparent)]
+    Host(#[from] MissingAlgorithm),
+}
+
 impl Node {
     /// Starts a node on `bus`. Its tasks run until [`Node::stop`].
     ///
     /// # Errors
-    /// If the settings cannot work: everything that [`NodeSettings::faults`] finds. Nothing has started then.
+    /// If the settings cannot work: everything that [`NodeSettings::faults`] finds. If the host's OpenSSL lacks what a node cannot
+    /// be without. Nothing has started then.
     pub fn start<B: Bus>(
         settings: NodeSettings,
         secrets: watch::Receiver<Arc<Secrets>>,
         bus: Arc<B>,
         clock: SystemClock,
-    ) -> Result<Self, SettingsError> {
+    ) -> Result<Self, StartError> {
         settings.validate()?;
+        let agreements = openssl_of_this_host()?;
+        if let Some(lacking) = agreements.lacking() {
+            warn!("OpenSSL on this host {lacking}");
+        }
         let running = Running::new();
-        let Assembled { driver, sessions, proxies, ends } = assemble(&settings, &secrets, bus, clock, &running);
+        let Assembled { driver, sessions, proxies, ends } =
+            assemble(&settings, &secrets, bus, clock, (&running, agreements));
         let Running { tasks, publisher, broken, stop, stop_sessions } = running;
         publisher.spawn("the sessions without a link", Arc::clone(&sessions).drop_without_link());
         tasks.spawn("the driver", driver.run());
@@ -156,14 +173,15 @@ fn assemble<B: Bus>(
     secrets: &watch::Receiver<Arc<Secrets>>,
     bus: Arc<B>,
     clock: SystemClock,
-    running: &Running,
+    (running, agreements): (&Running, KeyAgreements),
 ) -> Assembled<B> {
     let identity = Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id: random::random() };
     let names = Names::new(&settings.farm, &settings.pod);
     let (ring_file, held) = saved_ring(settings, clock);
     gauges::settings(&settings.keys);
     gauges::show_ring_saved(ring_file.as_ref().is_some_and(RingFile::keeps_keys));
-    let farm = Farm::new(farm_settings(settings, identity.boot_id, &names), held, random::system(), clock.now());
+    let farm = Farm::new(farm_settings(settings, identity.boot_id, &names), held, random::system(), clock.now())
+        .with_agreements(agreements);
     let (driver_ends, ends) = ends(&farm, clock);
     let proxies = Arc::new(proxy_plane(settings, ends.timetable.clone(), clock));
     let refused = Refused::default();

@@ -336,12 +336,12 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     attacker.to_feeds(&downgraded);
     siege.counted(&[(refused("not_in_epoch"), 2)]);
     // An epoch key that nobody asked for, and requests for one to a key with which every secret is zero.
-    let grant = EpochGrant { epoch: vec![1; 8], public_key: vec![9; 32], sealed: vec![0; 48], asker: vec![] };
+    let grant = EpochGrant { epoch: vec![1; 8], public_key: vec![9; 32], sealed: vec![0; 48], ..EpochGrant::default() };
     let sealed = attacker.seal(&keys, "mallory", Kind::EpochGrant(grant));
     attacker.to_all(&sealed);
     siege.counted(&[(refused("bad_grant"), 1)]);
     for public_key in [vec![0; 32], vec![9; 31]] {
-        let join = Join { inbox: attacker.names.inbox("mallory", "0"), public_key, epochs: Vec::new() };
+        let join = Join { inbox: attacker.names.inbox("mallory", "0"), public_key, ..Join::default() };
         let sealed = attacker.seal(&leaders, "mallory", Kind::Join(join));
         attacker.to_leader(&sealed);
     }
@@ -375,8 +375,8 @@ fn envelopes_that_are_not_right_are_counted_once_each_and_change_nothing() {
     let report = Report { inbox: here.clone(), fingerprint: vec![0; 8], ..Report::default() };
     let many = OperatorTrail { audit: vec![AuditEntry::default(); 9], ..OperatorTrail::default() };
     for kind in [
-        Kind::Join(Join { inbox: elsewhere(), public_key: public_key.clone(), epochs: Vec::new() }),
-        Kind::Join(Join { inbox: here.clone(), public_key, epochs: vec![vec![0; 8]; 17] }),
+        Kind::Join(Join { inbox: elsewhere(), public_key: public_key.clone(), ..Join::default() }),
+        Kind::Join(Join { inbox: here.clone(), public_key, epochs: vec![vec![0; 8]; 17], ..Join::default() }),
         Kind::Request(Request { inbox: elsewhere(), kind: rotate, ..Request::default() }),
         Kind::Request(Request { inbox: here.clone(), kind: rotate, user: "a\nb".to_owned(), ..Request::default() }),
         Kind::Request(Request { inbox: here, kind: None, ..Request::default() }),

@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 use testkit::farm::built;
+use testkit::openssl_conf;
 use testkit::watcher::Folder;
 
 fn resumed(args: &[&str]) -> Output {
@@ -57,4 +58,38 @@ fn json_goes_to_standard_output_alone_also_when_cells_failed() {
     assert_eq!(json["passed"], false);
     assert_eq!(json["modes"][0]["rows"][0]["offer"]["outcome"], "failed");
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// `resumed` with a configuration file that says nothing, on an OpenSSL as `conf` has it.
+fn with_openssl(conf: &std::path::Path, folder: &Folder, command: &str) -> Output {
+    let config = folder.path().join("resumed.toml");
+    std::fs::write(&config, "").expect("a configuration");
+    let mut resumed = Command::new(built("resumed"));
+    resumed.args([command, "--config"]).arg(config).env("OPENSSL_CONF", conf).env_remove("RESUMED_LOG");
+    resumed.output().expect("the binary starts")
+}
+
+#[test]
+fn an_openssl_that_lacks_what_a_node_needs_is_a_mistake_in_one_line() {
+    let folder = Folder::temporary("resumed-");
+    let conf = openssl_conf::with_nothing(folder.path());
+    for command in ["run", "check"] {
+        let output = with_openssl(&conf, &folder, command);
+        let error = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{command}: {error}");
+        let last = error.lines().last().unwrap_or_default();
+        assert!(last.starts_with("resumed: OpenSSL on this host has no HKDF-SHA256, without which "), "{error}");
+        assert!(!error.contains("panic") && stdout(&output).is_empty(), "{error}");
+    }
+}
+
+#[test]
+fn check_says_what_the_openssl_of_this_host_has_to_agree_on_keys() {
+    let folder = Folder::temporary("resumed-");
+    let output = with_openssl(&openssl_conf::without_x25519(folder.path()), &folder, "check");
+    let told = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(told.contains("  key agreements  P-256\n") && told.contains("  warning   has no X25519"), "{told}");
+    let output = with_openssl(std::path::Path::new("/dev/null"), &folder, "check");
+    assert!(stdout(&output).contains("  key agreements  X25519, P-256\n"), "{}", stdout(&output));
 }

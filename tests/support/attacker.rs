@@ -22,7 +22,7 @@ use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
 use resumed::bus::Names;
 use resumed::clock::SystemClock;
-use resumed::envelope::{Epochs, FarmSecret, JoinKey, Opener, Sealer, Secrets};
+use resumed::envelope::{Epochs, FarmSecret, JoinKey, KeyAgreements, Opener, Sealer, Secrets};
 use resumed::proto::{self, Envelope, Payload, payload::Kind};
 use resumed::secret_files::farm_secret;
 use tokio::runtime::Runtime;
@@ -91,8 +91,8 @@ impl Attacker {
     fn ask_for_epoch(&mut self) {
         let inbox = self.names.inbox("mallory", &format!("{:016x}", u64::from_be_bytes(random())));
         let mut answers = self.runtime.block_on(own_queue(&self._connection, &inbox));
-        let key = JoinKey::from_random(&random()).expect("a key");
-        let join = proto::Join { inbox: inbox.clone(), public_key: key.public().to_vec(), epochs: Vec::new() };
+        let key = JoinKey::draw(KeyAgreements::BOTH, &mut || random().into()).expect("a key");
+        let join = key.offer(proto::Join { inbox: inbox.clone(), ..proto::Join::default() });
         let leader = self.names.leader.clone();
         let sealed = self.seal(&leader, "mallory", Kind::Join(join));
         self.to_leader(&sealed);

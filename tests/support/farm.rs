@@ -346,6 +346,7 @@ pub struct Daemon {
     network: Option<Pid>,
     log: String,
     release: Release,
+    openssl: Option<PathBuf>,
     child: Option<Process>,
 }
 
@@ -385,6 +386,7 @@ impl Daemon {
             network: setup.networks.get(index).copied(),
             log: setup.log.clone(),
             release: setup.daemons.get(index).copied().unwrap_or_default(),
+            openssl: None,
             child: None,
         }
     }
@@ -398,10 +400,16 @@ impl Daemon {
             .args(["run", "--log", &self.log, "--config"])
             .arg(self.config())
             .envs(unit_environment())
+            .envs(self.openssl.iter().map(|conf| ("OPENSSL_CONF", conf)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log twice"))
             .stderr(log);
         self.child = Some(Process::spawn(&mut command).expect("resumed runs"));
+    }
+
+    /// From its next launch on its OpenSSL is as `conf` says.
+    pub fn use_openssl(&mut self, conf: &Path) {
+        self.openssl = Some(conf.to_owned());
     }
 
     /// Puts another release into its place, which the next launch starts.

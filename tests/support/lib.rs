@@ -18,6 +18,7 @@ pub mod load;
 pub mod namespaces;
 pub mod network;
 pub mod node;
+pub mod openssl_conf;
 pub mod plugin;
 pub mod ports;
 pub mod prometheus;

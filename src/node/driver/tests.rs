@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::bus::in_process::{Hub, InProcess, InProcessLink};
 use crate::bus::{BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, Names, Published, Route, Seat};
-use crate::envelope::Opener;
+use crate::envelope::{KeyAgreements, Opener};
 use crate::farm::Ask;
 use crate::node::channels::NodeEnds;
 use crate::node::tests::{secrets, settings};
@@ -132,7 +132,7 @@ impl Driven {
     fn start_after<B: Bus>(settings: &NodeSettings, bus: B, meanwhile: impl FnOnce()) -> Self {
         let running = Running::new();
         let Assembled { driver, ends, .. } =
-            assemble(settings, &secrets(), Arc::new(bus), SystemClock::start(), &running);
+            assemble(settings, &secrets(), Arc::new(bus), SystemClock::start(), (&running, KeyAgreements::BOTH));
         meanwhile();
         Self { ends, running, task: tokio::spawn(driver.run()) }
     }

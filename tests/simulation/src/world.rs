@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use resumed::bus::{BusError, DeliveredFrom, Names, Published, Route, Seat};
 use resumed::clock::Now;
-use resumed::envelope::{EpochId, Opener, Refusal};
+use resumed::envelope::{EpochId, KeyAgreements, Opener, Refusal};
 use resumed::farm::{Farm, FarmSettings, Note, Via};
 use resumed::keys::{HeldRing, KeySettings, Ring};
 use resumed::node::core::{Effect, Input, NodeCore, Saving, Stays};
@@ -330,7 +330,9 @@ impl World {
         };
         let opener = Opener::new(Arc::clone(&secrets), FARM, host.settings.keys.max_clock_offset);
         host.opened.clear();
-        let farm = Farm::new(settings, held, Box::new(move |bytes| random.fill(bytes)), now);
+        // Every third host is in FIPS mode.
+        let has = KeyAgreements { x25519: index % 3 != 1, p256: true };
+        let farm = Farm::new(settings, held, Box::new(move |bytes| random.fill(bytes)), now).with_agreements(has);
         host.epochs = watch::Sender::new(Arc::new(farm.epochs().clone()));
         let identity = Identity { farm: FARM.into(), node: host.name.clone(), boot_id: boot_id(index, host.boots) };
         let jitter = Box::new(move |bytes: &mut [u8]| jitter.fill(bytes));

@@ -197,7 +197,7 @@
     unknown_secret: 'sealed with a farm secret that this node does not have', unknown_epoch: 'sealed in an epoch that this node does not know yet',
     bad_tag: 'altered on the way, or forged', not_in_epoch: 'should have been sealed in an epoch', replay: 'seen before',
     clock: 'stamped too far from this node’s clock', malformed: 'not a message', too_large: 'larger than may be', too_many: 'with more in it than any node sends', table_full: 'from more senders than are remembered',
-    unknown_kind: 'of a kind that this release does not know', bad_request: 'a request that makes no sense', library: 'the cryptographic library failed',
+    unknown_kind: 'of a kind that this release does not know', no_agreement: 'from a host that shares no key agreement with this one', bad_request: 'a request that makes no sense', library: 'the cryptographic library failed',
     bad_id: 'no session ID', broken_der: 'not a session', unknown_version: 'of a TLS version without session IDs', unknown_format: 'of a format that this release does not know',
     wrong_id: 'not the session of that ID', expired: 'over already', from_the_future: 'created in the future', lives_too_long: 'to be resumed for more than a week', flushed: 'flushed by a revocation',
     over_limit: 'more than the cache holds', bad_tombstone: 'a removal that makes no sense',
