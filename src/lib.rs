@@ -97,7 +97,7 @@ pub use clock::SystemClock;
 pub use envelope::{FarmSecret, MissingAlgorithm, SecretError, Secrets};
 pub use keys::KeySettings;
 pub use node::{Health, Node, NodeSettings, NodeView, StartError};
-pub use operator::{Operator, OperatorError, Rollout};
+pub use operator::{Operator, OperatorError, RotationProgress};
 pub use proxies::ProxyInfo;
 #[cfg(feature = "rustls")]
 pub use proxies::rustls::FarmTicketer;

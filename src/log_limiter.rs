@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Now;
-use line::Line;
+use line::RepeatedLine;
 
 /// Decides which lines may be written. Counters count everything; this is for people who read logs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LogLimiter {
     /// One entry for each reason ever seen: reasons are words of the program, so these are few.
-    lines: BTreeMap<(&'static str, &'static str), Line>,
+    lines: BTreeMap<(&'static str, &'static str), RepeatedLine>,
 }
 
 impl LogLimiter {

@@ -7,11 +7,11 @@
 mod exporter;
 mod handles;
 mod labels;
+#[cfg(feature = "daemon")]
+mod page_counts;
 mod row;
 pub mod sessions;
 mod table;
-#[cfg(feature = "daemon")]
-mod totals;
 
 #[cfg(feature = "daemon")]
 pub(crate) use exporter::upkeep;
@@ -20,10 +20,10 @@ pub use exporter::{MetricsError, install};
 pub use handles::{Counter, CounterBy, Gauge, GaugeBy, Histogram};
 pub(crate) use labels::Plane;
 pub use labels::{Label, Release};
+#[cfg(feature = "daemon")]
+pub(crate) use page_counts::{PageCounts, page_counts};
 pub use row::{Kind, LabelValues, Row, Unit};
 pub use table::*;
-#[cfg(feature = "daemon")]
-pub(crate) use totals::{Totals, totals};
 
 /// Tells the recorder of now of every metric, and has it show every series that is known beforehand. The daemon does so; a
 /// server with a recorder of its own calls it once that is there.

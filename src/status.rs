@@ -10,7 +10,7 @@ mod from_proto;
 
 /// What the page for people shows, and `/farm.json` says: the farm's state and the last minutes of the node that was asked.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Overview {
+pub struct PageStatus {
     /// The farm's state. Nodes that are out of step come first; of a very large farm not all are in it, see `counts`.
     #[serde(flatten)]
     pub status: FarmStatus,

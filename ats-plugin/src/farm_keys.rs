@@ -3,7 +3,7 @@
 //! A daemon that is gone leaves the proxy its keys. One that comes back without its ring, and finds no broker, knows none
 //! of them. It must not do more harm than one that stays away.
 
-use crate::timetable::{Entry, Timetable};
+use crate::timetable::{ProxyKey, Timetable};
 
 /// Keys of earlier daemons that are kept at most. A ring has no more.
 const MOST_FORMER: usize = 64;
@@ -24,14 +24,14 @@ pub(crate) struct FarmKeys {
     farm: String,
     /// The daemon that speaks has sent no timetable yet.
     first: bool,
-    current: Vec<Entry>,
+    current: Vec<ProxyKey>,
     /// The daemon minted `current` for itself.
     alone: bool,
     /// Names of keys that a daemon minted for itself, as it said at the time. One that has them from its saved ring does not
     /// say it again.
     minted_alone: Vec<[u8; 16]>,
     /// Those of the farm first.
-    former: Vec<Entry>,
+    former: Vec<ProxyKey>,
     floor: u64,
     sessions_from: u64,
 }
@@ -53,7 +53,7 @@ impl FarmKeys {
     /// Takes in what the daemon says at `wall` (UTC milliseconds), and returns what holds from now on.
     pub(crate) fn hear(&mut self, said: &Timetable, wall: u64) -> Timetable {
         let names_one_of =
-            |entries: &[Entry]| entries.iter().any(|ours| said.entries().iter().any(|key| key.name == ours.name));
+            |entries: &[ProxyKey]| entries.iter().any(|ours| said.entries().iter().any(|key| key.name == ours.name));
         // A floor that is below the known one, and not 0, is a revocation too, where a wrong clock set the known one.
         let revoked = said.floor() != 0 && said.floor() != believable(self.floor, wall);
         let has_their_ring = names_one_of(&self.former);
@@ -88,7 +88,7 @@ impl FarmKeys {
     }
 
     /// `keys` beside the former ones. What only this host has comes last: it seals when the others no longer may.
-    fn farm_first(&self, keys: &[Entry], alone: bool) -> Vec<Entry> {
+    fn farm_first(&self, keys: &[ProxyKey], alone: bool) -> Vec<ProxyKey> {
         if alone { joined(&self.former, keys) } else { joined(keys, &self.former) }
     }
 }
@@ -99,14 +99,14 @@ fn believable(floor: u64, wall: u64) -> u64 {
 }
 
 /// Copies, in memory that never moves: what is moved leaves its bytes behind.
-fn joined(first: &[Entry], second: &[Entry]) -> Vec<Entry> {
+fn joined(first: &[ProxyKey], second: &[ProxyKey]) -> Vec<ProxyKey> {
     let mut entries = Vec::with_capacity(first.len() + second.len());
     entries.extend(first.iter().chain(second).cloned());
     entries
 }
 
 /// Copies of those whose tickets still open, in memory that never moves.
-fn open_at(entries: &[Entry], wall: u64) -> Vec<Entry> {
+fn open_at(entries: &[ProxyKey], wall: u64) -> Vec<ProxyKey> {
     let mut open = Vec::with_capacity(entries.len());
     open.extend(entries.iter().filter(|key| key.times().opens_at(wall)).take(MOST_FORMER).cloned());
     open
@@ -116,8 +116,8 @@ fn open_at(entries: &[Entry], wall: u64) -> Vec<Entry> {
 mod tests {
     use super::*;
 
-    fn key(n: u8, seal_from: u64, seal_until: u64, open_until: u64) -> Entry {
-        Entry { name: [n; 16], hmac: [n; 32], aes: [n; 32], seal_from, settled_at: 0, seal_until, open_until }
+    fn key(n: u8, seal_from: u64, seal_until: u64, open_until: u64) -> ProxyKey {
+        ProxyKey { name: [n; 16], hmac: [n; 32], aes: [n; 32], seal_from, settled_at: 0, seal_until, open_until }
     }
 
     /// Open until 1,000 and 2,000; 2 is the next key, and seals from 500 on.

@@ -73,7 +73,7 @@ fn pairs(line: &str) -> Fields {
 /// # Errors
 /// Where it is not YAML, or not of this form; and where it has an alias (`*name`), which is not followed.
 pub(crate) fn entries(text: &str, top: &'static str) -> Result<Vec<Fields>, String> {
-    let mut walk = Walk { top, open: Vec::new(), found: false, nothing: true, entries: Vec::new() };
+    let mut walk = YamlWalk { top, open: Vec::new(), found: false, nothing: true, entries: Vec::new() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| error.to_string())?;
         match event {
@@ -100,7 +100,7 @@ enum Open {
     Sequence,
 }
 
-struct Walk {
+struct YamlWalk {
     top: &'static str,
     open: Vec<Open>,
     found: bool,
@@ -112,7 +112,7 @@ struct Walk {
 /// Deeper than any file of ATS goes.
 const DEEPEST: usize = 32;
 
-impl Walk {
+impl YamlWalk {
     fn scalar(&mut self, word: &str) -> Result<(), String> {
         let is_null = matches!(word, "" | "~" | "null");
         if let Some(Open::Mapping { key: key @ None }) = self.open.last_mut() {

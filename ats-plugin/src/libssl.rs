@@ -117,16 +117,16 @@ fn at_ats(name: &CStr) -> Option<usize> {
 pub(crate) fn authorities(path: &CStr) -> Option<Vec<[u8; 32]>> {
     // SAFETY: a path that ends in zero.
     let names = unsafe { openssl_sys::SSL_load_client_CA_file(path.as_ptr()) };
-    let digests = (!names.is_null()).then(|| Names(names).digests());
+    let digests = (!names.is_null()).then(|| X509Names(names).digests());
     // What it did not find would otherwise be blamed on the next TLS call of this thread.
     // SAFETY: empties this thread's queue.
     unsafe { openssl_sys::ERR_clear_error() };
     digests
 }
 
-struct Names(*mut openssl_sys::stack_st_X509_NAME);
+struct X509Names(*mut openssl_sys::stack_st_X509_NAME);
 
-impl Names {
+impl X509Names {
     fn digests(&self) -> Vec<[u8; 32]> {
         // SAFETY: a live stack.
         let count = unsafe { openssl_sys::OPENSSL_sk_num(self.0.cast()) };
@@ -147,7 +147,7 @@ fn der(name: *mut openssl_sys::X509_NAME) -> Vec<u8> {
     bytes
 }
 
-impl Drop for Names {
+impl Drop for X509Names {
     fn drop(&mut self) {
         unsafe extern "C" fn free(name: *mut c_void) {
             // SAFETY: called for each element, once.

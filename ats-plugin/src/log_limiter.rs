@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use crate::log_line::Line;
+use crate::log_line::RepeatedLine;
 
 /// Decides whether a line may pass.
 pub(crate) struct LogLimiter {
     /// What times are told from.
     start: Instant,
-    line: Line,
+    line: RepeatedLine,
 }
 
 impl Default for LogLimiter {
     fn default() -> Self {
-        Self { start: Instant::now(), line: Line::default() }
+        Self { start: Instant::now(), line: RepeatedLine::default() }
     }
 }
 

@@ -73,7 +73,7 @@ impl Replica {
         self.shards.iter().fold((0, 0), |(entries, bytes), shard| {
             let shard = lock(shard);
             // A table uses seven eighths of what it has.
-            let index = shard.index.capacity() / 7 * 8 * (size_of::<Place>() + 1);
+            let index = shard.index.capacity() / 7 * 8 * (size_of::<IndexEntry>() + 1);
             (entries + shard.index.len() as u64, bytes + (shard.allocated * CHUNK_BYTES + index) as u64)
         })
     }
@@ -100,7 +100,7 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct IndexEntry {
     /// Counted over the shard's life, modulo 2³².
     chunk: u32,
     offset: u32,
@@ -113,14 +113,14 @@ struct Chunk {
     last_expiry: u32,
 }
 
-struct Entry<'a> {
+struct StoredSession<'a> {
     expires: u32,
     id: &'a [u8],
     der: &'a [u8],
 }
 
 struct Shard {
-    index: HashTable<Place>,
+    index: HashTable<IndexEntry>,
     /// Oldest first. One that holds nothing any more has no memory and waits to become the oldest.
     chunks: VecDeque<Chunk>,
     /// The number of `chunks[0]`.
@@ -159,7 +159,7 @@ impl Shard {
             chunk.bytes.reserve_exact(CHUNK_BYTES);
             self.allocated += 1;
         }
-        let place = Place { chunk: number, offset: chunk.bytes.len() as u32, hash };
+        let place = IndexEntry { chunk: number, offset: chunk.bytes.len() as u32, hash };
         chunk.bytes.extend_from_slice(&expires.to_be_bytes());
         chunk.bytes.push(id.as_bytes().len() as u8);
         chunk.bytes.extend_from_slice(&der_len.to_be_bytes());
@@ -172,7 +172,7 @@ impl Shard {
 
     fn remove(&mut self, hash: u32, id: &SessionId) {
         let Self { index, chunks, first, .. } = self;
-        let is_it = |place: &Place| {
+        let is_it = |place: &IndexEntry| {
             place.hash == hash && entry_at(chunks, *first, place.chunk, place.offset).id == id.as_bytes()
         };
         let Ok(found) = index.find_entry(spread(hash), is_it) else { return };
@@ -184,11 +184,11 @@ impl Shard {
         }
     }
 
-    fn find(&self, hash: u32, id: &SessionId) -> Option<&Place> {
+    fn find(&self, hash: u32, id: &SessionId) -> Option<&IndexEntry> {
         self.index.find(spread(hash), |place| place.hash == hash && self.entry(*place).id == id.as_bytes())
     }
 
-    fn entry(&self, place: Place) -> Entry<'_> {
+    fn entry(&self, place: IndexEntry) -> StoredSession<'_> {
         entry_at(&self.chunks, self.first, place.chunk, place.offset)
     }
 
@@ -209,7 +209,7 @@ impl Shard {
         while offset < self.chunks[at].bytes.len() && self.chunks[at].live > 0 {
             let entry = entry_at(&self.chunks, self.first, number, offset as u32);
             let hash = hash_of(hasher, entry.id);
-            let place = Place { chunk: number, offset: offset as u32, hash };
+            let place = IndexEntry { chunk: number, offset: offset as u32, hash };
             let len = HEADER_BYTES + entry.id.len() + entry.der.len();
             if let Ok(found) = self.index.find_entry(spread(hash), |held| *held == place) {
                 found.remove();
@@ -251,12 +251,12 @@ impl Shard {
 }
 
 /// The entry that begins at `offset` of the chunk of that number.
-fn entry_at(chunks: &VecDeque<Chunk>, first: u32, chunk: u32, offset: u32) -> Entry<'_> {
+fn entry_at(chunks: &VecDeque<Chunk>, first: u32, chunk: u32, offset: u32) -> StoredSession<'_> {
     let bytes = &chunks[chunk.wrapping_sub(first) as usize].bytes[offset as usize..];
     let expires = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let (id_len, der_len) = (usize::from(bytes[4]), usize::from(u16::from_be_bytes([bytes[5], bytes[6]])));
     let (id, rest) = bytes[HEADER_BYTES..].split_at(id_len);
-    Entry { expires, id, der: &rest[..der_len] }
+    StoredSession { expires, id, der: &rest[..der_len] }
 }
 
 #[cfg(test)]

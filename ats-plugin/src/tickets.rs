@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::proto;
-use crate::timetable::{Entry, Timetable};
+use crate::timetable::{ProxyKey, Timetable};
 
 /// The name, 16 bytes of the HMAC secret, and an AES-128 key: what ATS takes of each key.
 pub const RECORD_BYTES: usize = 48;
@@ -17,7 +17,7 @@ const MOST_OWN_KEYS: usize = 4;
 
 /// Reads a timetable as the daemon sends it; the error says what is wrong with it.
 pub fn read(mut message: proto::Timetable) -> Result<Timetable, String> {
-    let entries: Result<Vec<Entry>, String> = message.keys.iter().map(entry).collect();
+    let entries: Result<Vec<ProxyKey>, String> = message.keys.iter().map(entry).collect();
     for key in &mut message.keys {
         key.hmac.zeroize();
         key.aes.zeroize();
@@ -26,11 +26,11 @@ pub fn read(mut message: proto::Timetable) -> Result<Timetable, String> {
     entries.map(|entries| Timetable::new(entries).with_floors(floor, sessions_from).with_alone(alone))
 }
 
-fn entry(key: &proto::TimetableKey) -> Result<Entry, String> {
+fn entry(key: &proto::TimetableKey) -> Result<ProxyKey, String> {
     fn exactly<const N: usize>(what: &str, bytes: &[u8]) -> Result<[u8; N], String> {
         bytes.try_into().map_err(|_| format!("a ticket key's {what} has {} bytes, not {N}", bytes.len()))
     }
-    Ok(Entry {
+    Ok(ProxyKey {
         name: exactly("name", &key.name)?,
         hmac: exactly("HMAC secret", &key.hmac)?,
         aes: exactly("AES key", &key.aes)?,
@@ -180,8 +180,8 @@ mod tests {
 
     const OWN: [u8; RECORD_BYTES] = [0xee; RECORD_BYTES];
 
-    fn key(n: u8, seal_from: u64, seal_until: u64, open_until: u64) -> Entry {
-        Entry {
+    fn key(n: u8, seal_from: u64, seal_until: u64, open_until: u64) -> ProxyKey {
+        ProxyKey {
             name: [n; 16],
             hmac: [n + 100; 32],
             aes: [n + 200; 32],

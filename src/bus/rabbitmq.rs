@@ -29,7 +29,7 @@ pub use declare::FEED_PREFETCH;
 use errors::advised;
 pub use link::RabbitMqLink;
 pub use settings::{BadFile, BrokerFile, FileFault, RabbitMqSettings};
-use target::Target;
+use target::BrokerTarget;
 
 /// Largest AMQP frame. lapin keeps 32 of them for each direction of a connection.
 const FRAME_MAX: u32 = 64 << 10;
@@ -54,7 +54,7 @@ impl RabbitMq {
         Ok(Self { settings: Arc::new(settings) })
     }
 
-    async fn open(&self, target: &Target, spec: &LinkSpec, events: &LinkEvents) -> Result<RabbitMqLink, String> {
+    async fn open(&self, target: &BrokerTarget, spec: &LinkSpec, events: &LinkEvents) -> Result<RabbitMqLink, String> {
         let (publishing, consuming) =
             tokio::try_join!(self.dial(target, &spec.node, "publish"), self.dial(target, &spec.node, "consume"))?;
         let declare = Declared::declare(&publishing.connection, &consuming.connection, spec, &self.settings);

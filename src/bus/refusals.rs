@@ -180,14 +180,14 @@ impl Towards {
 }
 
 #[derive(Debug)]
-struct Standing {
+struct LastingRefusal {
     sentence: String,
     said_at: u64,
     refused_at: u64,
     published_since: bool,
 }
 
-impl Standing {
+impl LastingRefusal {
     fn is_over(&self, now: Now) -> bool {
         let quiet = now.mono.saturating_sub(self.refused_at);
         quiet >= AGAIN_AFTER_MS || (self.published_since && quiet >= OVER_AFTER_MS)
@@ -197,7 +197,7 @@ impl Standing {
 /// What brokers refuse this node now: at most one for each kind of route and of reason.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
-    standing: BTreeMap<(Towards, Cause), Standing>,
+    standing: BTreeMap<(Towards, Cause), LastingRefusal>,
 }
 
 impl Refusals {
@@ -225,7 +225,7 @@ impl Refusals {
         let sentence =
             format!("the broker refuses {}: {}", towards.as_str(), with_remedy(&shown(reason), remedy(reason, names)));
         let (said_at, refused_at) = (now.mono, now.mono);
-        let standing = Standing { sentence: sentence.clone(), said_at, refused_at, published_since: false };
+        let standing = LastingRefusal { sentence: sentence.clone(), said_at, refused_at, published_since: false };
         self.standing.insert((towards, cause), standing);
         Some(sentence)
     }

@@ -204,7 +204,7 @@ fn word(cell: &Cell) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::{Offer, Row};
+    use crate::probe::{MatrixRow, Offer};
 
     fn matrix_of(mode: Mode, hosts: &[&str], outcome: impl Fn(usize, usize) -> (Outcome, u32)) -> Matrix {
         let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
@@ -215,7 +215,7 @@ mod tests {
                 Cell { resumed_at: host.clone(), outcome, tries, error }
             });
             let offer = Offer::Session { protocol: "TLSv1.2".into(), cipher: "TLS_X".into() };
-            Row { made_at: made_at.clone(), offer, cells: cells.collect() }
+            MatrixRow { made_at: made_at.clone(), offer, cells: cells.collect() }
         });
         Matrix { mode, rows: rows.collect(), hosts }
     }

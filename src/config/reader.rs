@@ -25,7 +25,7 @@ struct Given {
 }
 
 /// Why a value was not understood.
-struct Fault {
+struct Misread {
     /// The part of the value at fault, ready to be shown; the whole value if none.
     part: Option<String>,
     /// The place in the list of what is at fault, from 0.
@@ -33,7 +33,7 @@ struct Fault {
     reason: String,
 }
 
-impl<R: Into<String>> From<R> for Fault {
+impl<R: Into<String>> From<R> for Misread {
     fn from(reason: R) -> Self {
         Self { part: None, item: None, reason: reason.into() }
     }
@@ -140,7 +140,7 @@ impl Reader {
         key: &'static str,
         default: T,
         accepted: impl Into<String>,
-        parse: impl FnOnce(&Given) -> Result<T, Fault>,
+        parse: impl FnOnce(&Given) -> Result<T, Misread>,
         show: impl FnOnce(&T) -> String,
     ) -> T {
         let (value, origin) = match self.given.remove(key) {
@@ -291,7 +291,7 @@ impl Reader {
         let parse = |given: &Given| {
             let whole = given.origin.is_file();
             each(given, |text| {
-                BrokerUri::parse(text).map_err(|reason| Fault {
+                BrokerUri::parse(text).map_err(|reason| Misread {
                     // Out of a comma-separated list it may be one half of a URI.
                     part: Some(if whole || text.contains("://") { quoted(&redact(text)) } else { quoted("***") }),
                     ..reason.to_string().into()
@@ -305,7 +305,7 @@ impl Reader {
     /// Absolute paths.
     pub(super) fn paths(&mut self, key: &'static str) -> Vec<PathBuf> {
         let parse = |given: &Given| {
-            each(given, |text| absolute(text).map_err(|fault| Fault { part: Some(shown_path(key, text)), ..fault }))
+            each(given, |text| absolute(text).map_err(|fault| Misread { part: Some(shown_path(key, text)), ..fault }))
         };
         let show = |paths: &Vec<PathBuf>| shown_list(paths.iter().map(|path| path.display().to_string()));
         self.read(key, Vec::new(), "absolute paths", parse, show)
@@ -322,7 +322,7 @@ impl Reader {
         let parse = |given: &Given| {
             each(given, |text| match check(text) {
                 Ok(()) => Ok(text.to_owned()),
-                Err(reason) => Err(Fault { part: Some(quoted(text)), ..reason.into() }),
+                Err(reason) => Err(Misread { part: Some(quoted(text)), ..reason.into() }),
             })
         };
         self.read(key, default, accepted, parse, |texts| shown_list(texts.iter().cloned()))
@@ -362,21 +362,21 @@ impl Reader {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn text_of(given: &Given) -> Result<&str, Fault> {
+fn text_of(given: &Given) -> Result<&str, Misread> {
     match &given.kind {
         ValueKind::String(text) => Ok(text),
         _ => Err("is not a text in quotes".into()),
     }
 }
 
-fn absolute(text: &str) -> Result<PathBuf, Fault> {
+fn absolute(text: &str) -> Result<PathBuf, Misread> {
     let path = PathBuf::from(text);
     absolute_path(&path)?;
     Ok(path)
 }
 
 /// Each text of a TOML list or of a comma-separated variable, read by `parse`.
-fn each<T>(given: &Given, parse: impl Fn(&str) -> Result<T, Fault>) -> Result<Vec<T>, Fault> {
+fn each<T>(given: &Given, parse: impl Fn(&str) -> Result<T, Misread>) -> Result<Vec<T>, Misread> {
     match (&given.kind, &given.origin) {
         (ValueKind::String(text), Origin::Environment(_)) => {
             text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(parse).collect()
@@ -389,13 +389,13 @@ fn each<T>(given: &Given, parse: impl Fn(&str) -> Result<T, Fault>) -> Result<Ve
                     ValueKind::String(text) => parse(text),
                     _ => Err("is not a list of texts in quotes".into()),
                 };
-                parsed.map_err(|fault| Fault { item: Some(item), ..fault })
+                parsed.map_err(|fault| Misread { item: Some(item), ..fault })
             })
             .collect(),
         _ => Err("is not a list, such as [\"one\", \"two\"]".into()),
     }
 }
 
-fn within<T: PartialOrd>(value: &T, range: &RangeInclusive<T>) -> Result<(), Fault> {
+fn within<T: PartialOrd>(value: &T, range: &RangeInclusive<T>) -> Result<(), Misread> {
     outside(value, range).map_or(Ok(()), |reason| Err(reason.into()))
 }

@@ -8,12 +8,12 @@ use tracing::error;
 use super::control::ControlCall;
 use super::reload::ReloadCall;
 use super::users::user_name;
-use crate::operator::{Operator, OperatorError, Rollout, wait_of};
+use crate::operator::{Operator, OperatorError, RotationProgress, wait_of};
 use crate::proto::local::{ControlReply, Reloaded, RotateProgress, control_reply, control_request};
 
 /// Who answers commands.
 #[derive(Clone)]
-pub(super) struct Asked {
+pub(super) struct Answerer {
     /// Asks the farm.
     pub(super) operator: Operator,
     /// Reads the farm secrets again.
@@ -21,7 +21,7 @@ pub(super) struct Asked {
 }
 
 /// Answers what comes on the control socket until `stop`.
-pub(super) async fn answer_calls(mut calls: mpsc::Receiver<ControlCall>, asked: Asked, stop: CancellationToken) {
+pub(super) async fn answer_calls(mut calls: mpsc::Receiver<ControlCall>, asked: Answerer, stop: CancellationToken) {
     let mut answers = JoinSet::new();
     loop {
         tokio::select! {
@@ -34,15 +34,15 @@ pub(super) async fn answer_calls(mut calls: mpsc::Receiver<ControlCall>, asked: 
     }
 }
 
-async fn answer(call: ControlCall, Asked { operator, reload_calls }: Asked) {
+async fn answer(call: ControlCall, Answerer { operator, reload_calls }: Answerer) {
     let user = call.uid.map(user_name).unwrap_or_default();
     let operator = operator.for_user(user.clone());
     let reply = |kind| ControlReply { kind: Some(kind) };
     // An asker who has gone away, or is slow, does not hold up the change.
-    let progress = |rotation: &Rollout| {
+    let progress = |rotation: &RotationProgress| {
         let _gone = call.replies.try_send(reply(control_reply::Kind::Rotate(rotate_progress(rotation, false))));
     };
-    let done = |outcome: Result<Rollout, OperatorError>| match outcome {
+    let done = |outcome: Result<RotationProgress, OperatorError>| match outcome {
         Ok(rotation) => control_reply::Kind::Rotate(rotate_progress(&rotation, true)),
         Err(error) => control_reply::Kind::Error(error.to_string()),
     };
@@ -64,7 +64,7 @@ async fn answer(call: ControlCall, Asked { operator, reload_calls }: Asked) {
 }
 
 /// A rotation or a revocation as the control socket reports it.
-fn rotate_progress(rotation: &Rollout, done: bool) -> RotateProgress {
+fn rotate_progress(rotation: &RotationProgress, done: bool) -> RotateProgress {
     RotateProgress {
         generation: rotation.generation,
         have: rotation.have.iter().cloned().collect(),
@@ -133,7 +133,7 @@ mod tests {
             let (calls, receiver) = mpsc::channel(4);
             let (reload_calls, reloads) = mpsc::channel(1);
             let stop = CancellationToken::new();
-            let asked = Asked { operator: Operator::of(&node), reload_calls };
+            let asked = Answerer { operator: Operator::of(&node), reload_calls };
             let task = tokio::spawn(answer_calls(receiver, asked, stop.clone()));
             let answering = Self { node, calls, reloads, stop, task };
             answering.until("that it leads", |view| view.leads && view.active_generation().is_some()).await;

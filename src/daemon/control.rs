@@ -85,7 +85,7 @@ impl ControlSocket {
     /// the socket's file is gone.
     pub(crate) async fn serve(self, calls: mpsc::Sender<ControlCall>, clock: SystemClock, stop: CancellationToken) {
         let mut connections = JoinSet::new();
-        let acceptor = Arc::new(Acceptor { log_limiter: Mutex::default(), clock, idle: self.idle });
+        let acceptor = Arc::new(ControlConnections { log_limiter: Mutex::default(), clock, idle: self.idle });
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -119,13 +119,13 @@ fn found(name: &str) -> Option<Group> {
 }
 
 /// What all connections share.
-struct Acceptor {
+struct ControlConnections {
     log_limiter: Mutex<LogLimiter>,
     clock: SystemClock,
     idle: Duration,
 }
 
-impl Acceptor {
+impl ControlConnections {
     async fn admit(&self, stream: UnixStream, calls: &mpsc::Sender<ControlCall>) {
         let who = match stream.peer_cred() {
             Ok(peer) => format!("process {} of user {}", peer.pid().unwrap_or_default(), peer.uid()),

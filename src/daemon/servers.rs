@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::commands::{Asked, answer_calls};
+use super::commands::{Answerer, answer_calls};
 use super::control::ControlSocket;
 use super::http::page::Page;
-use super::http::{HttpServer, Observed};
+use super::http::{HttpServer, Served};
 use super::reload::ReloadCall;
 use super::run::RunError;
 use super::settings::Settings;
@@ -87,7 +87,7 @@ impl Servers {
         let stop = || servers.stop.clone();
         let (calls, answers) = mpsc::channel(CALLS);
         let (reload_calls, reloads) = mpsc::channel(1);
-        let asked = Asked { operator: Operator::of(node), reload_calls };
+        let asked = Answerer { operator: Operator::of(node), reload_calls };
         let control = control.serve(calls, clock, stop());
         let commands = answer_calls(answers, asked, stop());
         let ats = ats.serve(Arc::clone(&node.proxies), stop());
@@ -121,7 +121,7 @@ impl Servers {
             self.spawn(task);
             page
         });
-        let observed = Observed { metrics: recorder, health: node.health.clone(), page, clock };
+        let observed = Served { metrics: recorder, health: node.health.clone(), page, clock };
         let stop = self.stop.clone();
         self.tasks.spawn(async move { Ok(http.serve(observed, stop).await?) });
     }

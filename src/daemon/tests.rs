@@ -27,7 +27,7 @@ use crate::node::NodeSettings;
 use crate::proto::local::{FromProxy, Hello, Settings as ProxySettings, from_proxy};
 use crate::proxies::ats::AtsSettings;
 use crate::secret_files::farm_secret;
-use crate::status::{FarmStatus, Overview, ReloadState};
+use crate::status::{FarmStatus, PageStatus, ReloadState};
 use crate::temporary::Folder;
 
 /// Whatever a test waits for comes long before.
@@ -121,7 +121,7 @@ impl Host {
     }
 
     /// What the page is given.
-    async fn farm_json(&self) -> Overview {
+    async fn farm_json(&self) -> PageStatus {
         let answer = self.get("/farm.json").await;
         let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))

@@ -11,7 +11,7 @@ use zeroize::Zeroize;
 
 use super::epoch::{EpochId, Epochs, is_sealed_without_epoch};
 use super::key::{OpeningKey, Source};
-use super::replay::{Limits, Mark, NotAdmitted, SenderSalt, Table};
+use super::replay::{Mark, NotAdmitted, SenderSalt, Table, TableLimits};
 use super::secret::Secrets;
 use super::wire::{Header, MAX_ENVELOPE_BYTES, NO_EPOCH, TAG_BYTES, is_node_name, payload_fault};
 use crate::clock::{Now, millis, offset_ms};
@@ -34,7 +34,7 @@ use crate::reason::Reason;
 /// All taken, they are 33 MiB (50 while the hash table grows), and those in use another 33 MiB. A node has two openers.
 pub(crate) const MOST_TRACKED: usize = 16 * 20_000;
 
-pub(super) const LIMITS: Limits = Limits { windows: MOST_TRACKED, live: 40_000 };
+pub(super) const LIMITS: TableLimits = TableLimits { windows: MOST_TRACKED, live: 40_000 };
 
 /// Opens envelopes of one farm, each at most once.
 ///
@@ -765,7 +765,7 @@ mod tests {
 
     #[test]
     fn a_full_table_refuses_new_salts_until_old_ones_are_out_of_reach() {
-        let mut opener = Opener { table: Table::new(Limits { windows: 2, live: 2 }, OFFSET), ..opener() };
+        let mut opener = Opener { table: Table::new(TableLimits { windows: 2, live: 2 }, OFFSET), ..opener() };
         // Stamped as far ahead as is allowed, so fresh for as long as can be.
         let ahead = salted(1, NOW.wall + 300_000);
         opener.open(ROUTE, ahead.clone(), NOW).unwrap();
@@ -783,7 +783,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_forgeries_neither_fills_nor_empties_the_table() {
-        let mut opener = Opener { table: Table::new(Limits { windows: 2, live: 2 }, OFFSET), ..opener() };
+        let mut opener = Opener { table: Table::new(TableLimits { windows: 2, live: 2 }, OFFSET), ..opener() };
         let seen = [salted(1, NOW.wall), salted(2, NOW.wall)];
         for body in &seen {
             opener.open(ROUTE, body.clone(), NOW).unwrap();

@@ -173,7 +173,7 @@ struct Tracked {
     newest: u64,
 }
 
-/// What [`Limits`] promise of memory.
+/// What [`TableLimits`] promise of memory.
 const _: () = assert!(size_of::<(SenderSalt, Tracked)>() == 64 && size_of::<Live>() <= 160);
 
 impl Tracked {
@@ -222,7 +222,7 @@ impl Tracked {
 /// How much a [`Table`] may hold. A window takes 65 bytes, in a hash table that is between 7/16 and 7/8 full; one in use
 /// about 850 more: 160 for 1,024 sequences, the rest for the cipher's context.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct TableLimits {
     /// (secret, salt, route).
     pub windows: usize,
     /// Those in use, each with its derived key.
@@ -244,7 +244,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(limits: Limits, max_clock_offset: Duration) -> Self {
+    pub(crate) fn new(limits: TableLimits, max_clock_offset: Duration) -> Self {
         let max_clock_offset = millis(max_clock_offset);
         let live = Places { taken: 0, most: limits.live };
         Self {
@@ -445,7 +445,7 @@ mod tests {
     }
 
     fn table(windows: usize) -> Table {
-        Table::new(Limits { windows, live: 2 }, OFFSET)
+        Table::new(TableLimits { windows, live: 2 }, OFFSET)
     }
 
     fn sender(salt: u8) -> SenderSalt {

@@ -30,11 +30,11 @@ pub struct Sealer {
     secrets: Arc<Secrets>,
     farm: String,
     salt: [u8; 16],
-    routes: HashMap<Box<str>, Sealing>,
+    routes: HashMap<Box<str>, RouteKey>,
     max_routes: usize,
 }
 
-struct Sealing {
+struct RouteKey {
     /// Derived on first use, and again after another secret became the first, or for another epoch.
     key: Option<(EpochId, SealingKey)>,
     /// `None` once 2^64 messages were sealed.
@@ -105,7 +105,7 @@ impl Sealer {
             if self.routes.len() >= self.max_routes {
                 return Err(SealError::SaltSpent);
             }
-            self.routes.insert(route.into(), Sealing { key: None, next: Some(0) });
+            self.routes.insert(route.into(), RouteKey { key: None, next: Some(0) });
         }
         let sealing = self.routes.get_mut(route).expect("it is there or was just inserted");
 
@@ -146,7 +146,7 @@ impl Sealer {
     /// Goes on at `sequence` on `route`.
     #[cfg(test)]
     pub(super) fn skip_to(&mut self, route: &str, sequence: u64) {
-        self.routes.insert(route.into(), Sealing { key: None, next: Some(sequence) });
+        self.routes.insert(route.into(), RouteKey { key: None, next: Some(sequence) });
     }
 }
 

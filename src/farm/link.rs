@@ -14,8 +14,8 @@ const MOST_DOUBLINGS_OF_MOVES: u32 = 5;
 
 /// The link, if there is one, and what this node asks of it when it hears nothing.
 #[derive(Debug, Default)]
-pub(super) struct Link {
-    up: Option<Up>,
+pub(super) struct LinkState {
+    up: Option<LinkUp>,
     /// The last link was closed on purpose, to renew it.
     renewing: bool,
     renewals: u32,
@@ -32,7 +32,7 @@ pub(super) struct Link {
 }
 
 #[derive(Debug)]
-struct Up {
+struct LinkUp {
     inbox: String,
     heard_at: u64,
     /// No announcement was heard on this link yet.
@@ -52,10 +52,10 @@ pub(super) enum Inbox {
     Broken,
 }
 
-impl Link {
+impl LinkState {
     /// Takes in a new link. Returns whether the one before was closed to renew it.
     pub(super) fn on_connected(&mut self, inbox: String, cx: &mut Context, now: Now) -> bool {
-        self.up = Some(Up { inbox, heard_at: now.mono, first: true });
+        self.up = Some(LinkUp { inbox, heard_at: now.mono, first: true });
         (self.written_at, self.checking) = (None, false);
         cx.timers.set(Timer::Report, now.mono);
         std::mem::take(&mut self.renewing)

@@ -44,7 +44,7 @@ impl Site {
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+struct KnownSite {
     leader: String,
     beat_ms: u64,
     /// How long it had been silent at `since`, in milliseconds, and that in monotonic milliseconds.
@@ -54,7 +54,7 @@ struct Entry {
     known_to_leader: bool,
 }
 
-impl Entry {
+impl KnownSite {
     fn silence(&self, now: Now) -> u64 {
         self.silent_ms.saturating_add(now.mono.saturating_sub(self.since))
     }
@@ -63,7 +63,7 @@ impl Entry {
 /// The sites that were heard within a day: at most [`MOST_SITES`].
 #[derive(Clone, Debug, Default)]
 pub struct Sites {
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, KnownSite>,
     listening: bool,
 }
 
@@ -87,7 +87,7 @@ impl Sites {
             return;
         }
         let (leader, beat_ms) = (presentable(leader), report_every_ms.clamp(*BEATS_MS.start(), *BEATS_MS.end()));
-        self.entries.insert(name, Entry { leader, beat_ms, silent_ms: 0, since: now.mono, known_to_leader: true });
+        self.entries.insert(name, KnownSite { leader, beat_ms, silent_ms: 0, since: now.mono, known_to_leader: true });
     }
 
     /// Makes room; false if every site is heard.
@@ -113,7 +113,7 @@ impl Sites {
     /// What this node tells its followers, if it leads.
     #[must_use]
     pub(crate) fn to_proto(&self, now: Now) -> Vec<proto::FederatedSite> {
-        let told = |(name, entry): (&String, &Entry)| proto::FederatedSite {
+        let told = |(name, entry): (&String, &KnownSite)| proto::FederatedSite {
             name: name.clone(),
             leader: entry.leader.clone(),
             silent_ms: entry.silence(now),
@@ -126,7 +126,7 @@ impl Sites {
     #[must_use]
     pub(crate) fn list(&self, now: Now) -> Vec<Site> {
         let known = self.entries.iter().filter(|(_, entry)| self.listening || entry.known_to_leader);
-        let site = |(name, entry): (&String, &Entry)| Site {
+        let site = |(name, entry): (&String, &KnownSite)| Site {
             name: name.clone(),
             leader: entry.leader.clone(),
             silent_ms: if self.listening { entry.silence(now) } else { entry.silent_ms },

@@ -7,7 +7,7 @@ use super::announce::Announcements;
 use super::context::Context;
 use super::event::{Action, Note, Sender, StepDown};
 use super::lease::{Lease, Told};
-use super::link::{Inbox, Link};
+use super::link::{Inbox, LinkState};
 use super::members::Members;
 use super::report::Reports;
 use super::timers::Timer;
@@ -35,7 +35,7 @@ pub(super) enum Stance {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Standing {
-    pub(super) link: Link,
+    pub(super) link: LinkState,
     pub(super) lease: Lease,
     pub(super) announcements: Announcements,
     pub(super) reports: Reports,
@@ -45,7 +45,7 @@ pub(super) struct Standing {
 impl Standing {
     pub(super) fn new(cx: &mut Context, now: Now) -> Self {
         Self {
-            link: Link::default(),
+            link: LinkState::default(),
             lease: Lease::new(),
             announcements: Announcements::new(cx, now),
             reports: Reports::default(),

@@ -9,7 +9,7 @@ use super::floors::KnownFloors;
 use super::key::{KeyMaterial, TicketKey};
 use super::ring::{Merge, Ring, RingFaults};
 use super::settings::KeySettings;
-use super::timetable::{Entry, Times, Timetable, sealing};
+use super::timetable::{ProxyKey, Times, Timetable, sealing};
 use crate::clock::{Now, millis};
 use crate::proto;
 
@@ -298,7 +298,7 @@ impl HeldRing {
         let keys = self.ring.keys().iter().zip(self.times(now));
         let open = keys.filter(|(_, times)| times.opens_at(now.wall));
         let mut entries = Vec::with_capacity(Ring::CAP);
-        entries.extend(open.map(|(key, times)| Entry {
+        entries.extend(open.map(|(key, times)| ProxyKey {
             name: key.name,
             hmac: *key.hmac(),
             aes: *key.aes(),

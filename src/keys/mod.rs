@@ -19,4 +19,4 @@ pub use held::{HeldRing, KeyState};
 pub use key::{KeyFault, KeyMaterial, TicketKey};
 pub use ring::{Merge, Ring, RingFault, RingFaults};
 pub use settings::KeySettings;
-pub use timetable::{Entry, Timetable};
+pub use timetable::{ProxyKey, Timetable};

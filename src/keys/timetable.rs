@@ -10,7 +10,7 @@ use zeroize::Zeroize;
 
 /// A ticket key (RFC 5077 section 4) as a proxy uses it. The secrets are wiped when it is dropped.
 #[derive(Clone)]
-pub struct Entry {
+pub struct ProxyKey {
     /// What a ticket begins with, 16 bytes. Public.
     pub name: [u8; 16],
     /// The HMAC-SHA256 secret, 32 bytes.
@@ -27,7 +27,7 @@ pub struct Entry {
     pub open_until: u64,
 }
 
-impl Entry {
+impl ProxyKey {
     /// Its four times.
     #[must_use]
     pub fn times(&self) -> Times {
@@ -40,20 +40,20 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for ProxyKey {
     fn drop(&mut self) {
         self.hmac.zeroize();
         self.aes.zeroize();
     }
 }
 
-impl fmt::Debug for Entry {
+impl fmt::Debug for ProxyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("name", &self.name).field("times", &self.times()).finish_non_exhaustive()
+        f.debug_struct("ProxyKey").field("name", &self.name).field("times", &self.times()).finish_non_exhaustive()
     }
 }
 
-/// When a key does what, UTC milliseconds; see [`Entry`] for each.
+/// When a key does what, UTC milliseconds; see [`ProxyKey`] for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
     /// Seals from here on.
@@ -110,7 +110,7 @@ pub fn sealing(keys: impl Iterator<Item = Times> + Clone, wall: u64) -> Option<u
 /// The keys of one proxy, highest in order first.
 #[derive(Clone, Debug, Default)]
 pub struct Timetable {
-    entries: Vec<Entry>,
+    entries: Vec<ProxyKey>,
     floor: u64,
     sessions_from: u64,
     alone: bool,
@@ -120,15 +120,15 @@ pub struct Timetable {
 #[derive(Clone, Debug)]
 pub struct KeySet<'a> {
     /// The key that seals new tickets. `None`: the proxy needs a random key of its own.
-    pub seal: Option<&'a Entry>,
+    pub seal: Option<&'a ProxyKey>,
     /// The keys that open tickets: the sealing one first, the others highest in order first.
-    pub open: Vec<&'a Entry>,
+    pub open: Vec<&'a ProxyKey>,
 }
 
 impl Timetable {
     /// A timetable of `entries`, which stand highest in order first.
     #[must_use]
-    pub fn new(entries: Vec<Entry>) -> Self {
+    pub fn new(entries: Vec<ProxyKey>) -> Self {
         Self { entries, ..Self::default() }
     }
 
@@ -173,7 +173,7 @@ impl Timetable {
 
     /// The keys, highest in order first.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[ProxyKey] {
         &self.entries
     }
 
@@ -181,20 +181,20 @@ impl Timetable {
     #[must_use]
     pub fn at(&self, wall: u64) -> KeySet<'_> {
         let seal = self.seal_at(wall);
-        let is_seal = |entry: &&Entry| seal.is_some_and(|seal| std::ptr::eq(seal, *entry));
+        let is_seal = |entry: &&ProxyKey| seal.is_some_and(|seal| std::ptr::eq(seal, *entry));
         let others = self.entries.iter().filter(|entry| entry.times().opens_at(wall) && !is_seal(entry));
         KeySet { seal, open: seal.into_iter().chain(others).collect() }
     }
 
     /// The key that seals at `wall`, UTC milliseconds; `None` if none may.
     #[must_use]
-    pub fn seal_at(&self, wall: u64) -> Option<&Entry> {
-        sealing(self.entries.iter().map(Entry::times), wall).map(|index| &self.entries[index])
+    pub fn seal_at(&self, wall: u64) -> Option<&ProxyKey> {
+        sealing(self.entries.iter().map(ProxyKey::times), wall).map(|index| &self.entries[index])
     }
 
     /// The key called `name`, if its tickets open at `wall`, UTC milliseconds.
     #[must_use]
-    pub fn open_at(&self, name: &[u8; 16], wall: u64) -> Option<&Entry> {
+    pub fn open_at(&self, name: &[u8; 16], wall: u64) -> Option<&ProxyKey> {
         self.entries.iter().find(|entry| entry.name == *name && entry.times().opens_at(wall))
     }
 
@@ -209,8 +209,8 @@ impl Timetable {
 mod tests {
     use super::*;
 
-    fn entry(name: u8, seal_from: u64, settled_at: u64, seal_until: u64, open_until: u64) -> Entry {
-        Entry { name: [name; 16], hmac: [name; 32], aes: [name; 32], seal_from, settled_at, seal_until, open_until }
+    fn entry(name: u8, seal_from: u64, settled_at: u64, seal_until: u64, open_until: u64) -> ProxyKey {
+        ProxyKey { name: [name; 16], hmac: [name; 32], aes: [name; 32], seal_from, settled_at, seal_until, open_until }
     }
 
     fn sealer(table: &Timetable, wall: u64) -> Option<u8> {

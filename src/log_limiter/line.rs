@@ -9,12 +9,12 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// Lets the first line pass at once, then at most one a minute, and counts those that it holds back.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Line {
+pub(crate) struct RepeatedLine {
     written_at: Option<Duration>,
     held_back: u64,
 }
 
-impl Line {
+impl RepeatedLine {
     /// Whether the line may be written at `now`, a monotonic time since any instant that stays the same; if so, how many were
     /// held back since the last one.
     pub(crate) fn pass(&mut self, now: Duration) -> Option<u64> {
@@ -35,7 +35,7 @@ mod tests {
     fn one_line_a_minute_says_how_many_it_stands_for() {
         let moment = Duration::from_nanos(1);
         for start in [Duration::ZERO, EVERY * 1440] {
-            let mut line = Line::default();
+            let mut line = RepeatedLine::default();
             assert_eq!(line.pass(start), Some(0));
             for since in [Duration::ZERO, moment, EVERY - moment] {
                 assert_eq!(line.pass(start + since), None, "after {since:?}");

@@ -6,8 +6,8 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tokio_util::sync::CancellationToken;
 
+use super::page_counts::Readable;
 use super::row::Kind;
-use super::totals::Readable;
 use super::{TABLE, announce};
 
 /// Why there is no recorder.

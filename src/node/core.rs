@@ -14,7 +14,7 @@ use bytes::Bytes;
 pub use self::effect::{Count, Effect, Line};
 pub use self::input::{Input, Stays};
 use super::sealing::Identity;
-use super::secret_history::SecretHistory;
+use super::secrets_seen::SecretsSeen;
 use crate::bus::backoff::Redial;
 use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Seat};
 use crate::clock::Now;
@@ -40,7 +40,7 @@ pub struct NodeCore {
     /// Opens what arrives on the key plane.
     opener: Opener,
     identity: Identity,
-    secret_history: SecretHistory,
+    secrets_seen: SecretsSeen,
     redial: Redial,
     random: Randomness,
     /// Keeps what others can cause from flooding the log.
@@ -72,14 +72,14 @@ impl NodeCore {
         saving: Saving,
         random: Randomness,
     ) -> Self {
-        let mut secret_history = SecretHistory::default();
-        secret_history.note(ids(secrets));
+        let mut secrets_seen = SecretsSeen::default();
+        secrets_seen.note(ids(secrets));
         let (redial, log_limiter) = (Redial::default(), LogLimiter::default());
         Self {
             farm,
             opener,
             identity,
-            secret_history,
+            secrets_seen,
             redial,
             random,
             log_limiter,
@@ -155,8 +155,8 @@ impl NodeCore {
 
     /// Which farm secrets this node has had.
     #[must_use]
-    pub(crate) fn secret_history(&self) -> &SecretHistory {
-        &self.secret_history
+    pub(crate) fn secrets_seen(&self) -> &SecretsSeen {
+        &self.secrets_seen
     }
 
     /// What `input` is to the farm's machine, if anything.
@@ -168,7 +168,7 @@ impl NodeCore {
                 Event::Wake
             }
             Input::Secrets(secrets) => {
-                self.secret_history.note(ids(&secrets));
+                self.secrets_seen.note(ids(&secrets));
                 self.opener.set_secrets(secrets);
                 Event::Wake
             }

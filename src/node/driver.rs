@@ -13,13 +13,13 @@ use tracing::{info, warn};
 use super::channels::{DriverEnds, OperatorQuestion};
 use super::connection::{Attempt, Connected, Connection, FromConnection, LinkParts, dial};
 use super::core::{Effect, Input, Line, NodeCore};
-use super::gauges::{self, Connections};
 use super::health::Health;
 use super::record::{count_up, log, log_note, refused};
 use super::refused::Refused;
 use super::ring_file::RingFile;
 use super::sites::tell_of_sites;
 use super::view::NodeView;
+use super::view_metrics::{self, Connections};
 use crate::bus::{Bus, LinkSpec};
 use crate::clock::{Now, SystemClock};
 use crate::envelope::Secrets;
@@ -210,7 +210,7 @@ impl<B: Bus> Driver<B> {
         // Where keys may not lie the file has the floors alone, and the ring is not saved.
         let keeps_keys = file.keeps_keys();
         let saved = file.save(contents);
-        gauges::ring_saved(saved.as_ref().map(|()| keeps_keys).ok());
+        view_metrics::ring_saved(saved.as_ref().map(|()| keeps_keys).ok());
         let line = self.core.on_ring_saved(saved.map_err(|error| error.to_string()), self.clock.now());
         if let Some(line) = line.filter(|line| keeps_keys || !matches!(line, Line::RingSavedAgain)) {
             log(&line);
@@ -219,9 +219,9 @@ impl<B: Bus> Driver<B> {
 
     fn show(&self, connection: &Connection<B::Link>) {
         let now = self.clock.now();
-        let (secret_history, refused) = (self.core.secret_history().clone(), self.refused.sentences(now));
-        let view = NodeView { secret_history, refused, ..NodeView::of(self.core.farm(), connection.status(), now) };
-        gauges::show(&view, self.ends.view.borrow().active_generation(), now);
+        let (secrets_seen, refused) = (self.core.secrets_seen().clone(), self.refused.sentences(now));
+        let view = NodeView { secrets_seen, refused, ..NodeView::of(self.core.farm(), connection.status(), now) };
+        view_metrics::show(&view, self.ends.view.borrow().active_generation(), now);
         tell_of_sites(&self.ends.view.borrow(), &view);
         self.ends.health.send_replace(Health::turned(view.active_generation().is_some(), now));
         self.ends.view.send_replace(view);

@@ -34,7 +34,6 @@ mod channels;
 mod connection;
 pub mod core;
 mod driver;
-mod gauges;
 mod health;
 pub mod key_plane;
 mod last_reload;
@@ -43,19 +42,20 @@ mod record;
 mod refused;
 pub mod ring_file;
 pub mod sealing;
-mod secret_history;
+mod secrets_seen;
 mod session_plane;
 mod session_publisher;
 mod settings;
 mod sites;
 mod tasks;
 pub mod view;
+mod view_metrics;
 mod warmup;
 
 pub use channels::OperatorQuestion;
 pub use health::Health;
 pub use last_reload::LastReload;
-pub use secret_history::SecretHistory;
+pub use secrets_seen::SecretsSeen;
 #[cfg(feature = "daemon")]
 pub(crate) use settings::{GROUP_NAME, NODE_NAME, group_name};
 pub use settings::{NodeSettings, node_name};
@@ -178,8 +178,8 @@ fn assemble<B: Bus>(
     let identity = Identity { farm: settings.farm.clone(), node: settings.name.clone(), boot_id: random::random() };
     let names = Names::new(&settings.farm, &settings.pod);
     let (ring_file, held) = saved_ring(settings, clock);
-    gauges::settings(&settings.keys);
-    gauges::show_ring_saved(ring_file.as_ref().is_some_and(RingFile::keeps_keys));
+    view_metrics::settings(&settings.keys);
+    view_metrics::show_ring_saved(ring_file.as_ref().is_some_and(RingFile::keeps_keys));
     let farm = Farm::new(farm_settings(settings, identity.boot_id, &names), held, random::system(), clock.now())
         .with_agreements(agreements);
     let (driver_ends, ends) = ends(&farm, clock);
@@ -224,7 +224,7 @@ fn assemble<B: Bus>(
         ring_file,
         replies: HashMap::new(),
         random: random::system(),
-        connections: gauges::Connections::default(),
+        connections: view_metrics::Connections::default(),
         stop: running.stop.clone(),
     };
     Assembled { driver, sessions, proxies, ends }

@@ -26,7 +26,7 @@ use crate::proto::payload::Kind;
 use crate::proxies::ProxyPlane;
 use crate::reason::{DropReason, Reason};
 use crate::sessions::Applied;
-use crate::sessions::warmup::Peer;
+use crate::sessions::warmup::PodNode;
 
 /// Entries of a batch that are dropped for these reasons are nobody's fault, and not worth a line.
 const ORDINARY: [DropReason; 4] =
@@ -67,7 +67,7 @@ pub(crate) struct SessionPlane {
     pub(super) warmups: Warmups,
     /// The way out of the outbox.
     pub(super) outlet: Outlet,
-    receiving: Mutex<Receiving>,
+    receiving: Mutex<BatchOpener>,
     /// One feed at a time is taken in: the last link's to its end, then the next one's.
     turns: AsyncMutex<()>,
 }
@@ -80,14 +80,14 @@ pub(super) struct SessionLink<L: Link> {
 }
 
 /// What opens batches. Its windows against replays last longer than a link.
-struct Receiving {
+struct BatchOpener {
     opener: Opener,
     log_limiter: LogLimiter,
     secrets: watch::Receiver<Arc<Secrets>>,
     epochs: watch::Receiver<Arc<Epochs>>,
 }
 
-impl Receiving {
+impl BatchOpener {
     /// Takes the secrets and epochs of now, if they are others.
     fn refresh(&mut self) {
         if self.secrets.has_changed().unwrap_or(false) {
@@ -118,7 +118,7 @@ impl SessionPlane {
         let (mut secrets, mut epochs) = (node.secrets.clone(), node.epochs.clone());
         secrets.mark_changed();
         epochs.mark_changed();
-        let mut receiving = Receiving { opener, log_limiter: LogLimiter::default(), secrets, epochs };
+        let mut receiving = BatchOpener { opener, log_limiter: LogLimiter::default(), secrets, epochs };
         receiving.refresh();
         Self { node, warmups, outlet: Outlet::new(), receiving: Mutex::new(receiving), turns: AsyncMutex::new(()) }
     }
@@ -151,7 +151,7 @@ impl SessionPlane {
         }
     }
 
-    fn receiving(&self) -> MutexGuard<'_, Receiving> {
+    fn receiving(&self) -> MutexGuard<'_, BatchOpener> {
         // A panic under the lock ends the daemon.
         self.receiving.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -196,7 +196,7 @@ impl SessionPlane {
     fn take_in(&self, route: &str, body: Bytes) {
         let mut receiving = self.receiving();
         receiving.refresh();
-        let Receiving { opener, log_limiter, .. } = &mut *receiving;
+        let BatchOpener { opener, log_limiter, .. } = &mut *receiving;
         let now = self.node.clock.now();
         let opened = match opener.open(route, body, now) {
             Ok(opened) => opened,
@@ -231,7 +231,7 @@ impl SessionPlane {
         let node = opened.payload.node;
         // The opener has checked that it has 16 bytes.
         let boot_id = opened.payload.boot_id.try_into().unwrap_or_default();
-        let warmup = |node, message| self.take_in_warmup(Peer { node, boot_id }, message, now);
+        let warmup = |node, message| self.take_in_warmup(PodNode { node, boot_id }, message, now);
         let batch = match opened.payload.kind {
             Some(Kind::Sessions(batch)) => batch,
             Some(Kind::WarmupCall(call)) => return warmup(node, WarmupMessage::Call(call)),

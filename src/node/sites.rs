@@ -15,23 +15,23 @@ pub(super) fn site_status(site: Site) -> SiteStatus {
 
 /// What changed between two looks at a node that leads.
 #[derive(Debug, PartialEq, Eq)]
-enum Change<'a> {
+enum SiteChange<'a> {
     First(&'a SiteStatus),
     Silent(&'a SiteStatus),
     Again(&'a SiteStatus),
 }
 
 /// A node that has just begun to lead tells of what is silent, too: the leader before may be what is gone.
-fn changes<'a>(before: &NodeView, after: &'a NodeView) -> Vec<Change<'a>> {
+fn changes<'a>(before: &NodeView, after: &'a NodeView) -> Vec<SiteChange<'a>> {
     if !after.leads {
         return Vec::new();
     }
     let change = |site: &'a SiteStatus| {
         let known = before.sites.iter().find(|known| known.name == site.name);
         match (known.map(|known| known.silent && before.leads), site.silent) {
-            (None | Some(false), true) => Some(Change::Silent(site)),
-            (Some(true), false) => Some(Change::Again(site)),
-            (None, false) => Some(Change::First(site)),
+            (None | Some(false), true) => Some(SiteChange::Silent(site)),
+            (Some(true), false) => Some(SiteChange::Again(site)),
+            (None, false) => Some(SiteChange::First(site)),
             (Some(_), _) => None,
         }
     };
@@ -42,14 +42,16 @@ fn changes<'a>(before: &NodeView, after: &'a NodeView) -> Vec<Change<'a>> {
 pub(super) fn tell_of_sites(before: &NodeView, after: &NodeView) {
     for change in changes(before, after) {
         match change {
-            Change::First(site) => info!(site = ?site.name, leader = ?site.leader, "another site of the farm is heard"),
-            Change::Silent(site) => warn!(
+            SiteChange::First(site) => {
+                info!(site = ?site.name, leader = ?site.leader, "another site of the farm is heard")
+            }
+            SiteChange::Silent(site) => warn!(
                 site = ?site.name,
                 leader = ?site.leader,
                 silent_ms = site.silent_ms,
                 "another site of the farm is silent: no keys come from there (is the link between the brokers up?)"
             ),
-            Change::Again(site) => {
+            SiteChange::Again(site) => {
                 info!(site = ?site.name, leader = ?site.leader, "another site of the farm is heard again")
             }
         }
@@ -71,9 +73,9 @@ mod tests {
 
     fn told(before: &NodeView, after: &NodeView) -> Vec<String> {
         let words = |change| match change {
-            Change::First(site) => format!("first {}", site.name),
-            Change::Silent(site) => format!("silent {}", site.name),
-            Change::Again(site) => format!("again {}", site.name),
+            SiteChange::First(site) => format!("first {}", site.name),
+            SiteChange::Silent(site) => format!("silent {}", site.name),
+            SiteChange::Again(site) => format!("again {}", site.name),
         };
         changes(before, after).into_iter().map(words).collect()
     }

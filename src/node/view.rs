@@ -1,6 +1,6 @@
 //! What a node shows of itself: to `status`, to `/healthz`, and to tests.
 
-use super::secret_history::SecretHistory;
+use super::secrets_seen::SecretsSeen;
 use super::sites::site_status;
 use crate::clock::Now;
 use crate::farm::Farm;
@@ -32,7 +32,7 @@ pub struct NodeView {
     /// Nodes whose clock is too far off to be listened to, each with its clock minus this node's in milliseconds.
     pub skewed: Vec<(String, i64)>,
     /// This node's farm secrets since its start.
-    pub secret_history: SecretHistory,
+    pub secrets_seen: SecretsSeen,
     /// What the broker refuses this node, in sentences.
     pub refused: Vec<String>,
     /// The other sites of the farm, as this node hears them if it leads, or else as its leader said last.
@@ -59,7 +59,7 @@ impl NodeView {
             broker,
             own: own.into(),
             skewed: farm.skewed_nodes().map(|(name, offset)| (name.to_owned(), offset)).collect(),
-            secret_history: SecretHistory::default(),
+            secrets_seen: SecretsSeen::default(),
             refused: Vec::new(),
             sites: farm.sites(now).into_iter().map(site_status).collect(),
             audit,

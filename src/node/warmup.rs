@@ -21,7 +21,7 @@ use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest};
 use crate::random::Randomness;
 use crate::reason::Reason;
-use crate::sessions::warmup::{Action, Donor, Due, Joiner, Note, Peer};
+use crate::sessions::warmup::{Donor, Due, Joiner, PodNode, WarmupAction, WarmupNote};
 
 /// The most of a chunk, in bytes; smaller where `sessions.batch_bytes` is.
 const CHUNK_BYTES: usize = 32 * 1024;
@@ -37,7 +37,7 @@ pub(crate) struct Warmups {
 struct Machines {
     joiner: Joiner,
     donor: Donor,
-    pending: VecDeque<Action>,
+    pending: VecDeque<WarmupAction>,
     log_limiter: LogLimiter,
     /// A node that shares no sessions has no feed: nobody ever gives it any, and it lacks none.
     replicates: bool,
@@ -84,10 +84,10 @@ impl Warmups {
 
 impl Machines {
     /// Notes are for now, messages for the task that sends.
-    fn take(&mut self, actions: Vec<Action>, now: Now) {
+    fn take(&mut self, actions: Vec<WarmupAction>, now: Now) {
         for action in actions {
             match action {
-                Action::Note(note) => self.record(&note, now),
+                WarmupAction::WarmupNote(note) => self.record(&note, now),
                 message => {
                     if self.pending.len() == MAX_PENDING {
                         self.pending.pop_front();
@@ -103,21 +103,24 @@ impl Machines {
         WARMUP_LACKING.set(self.replicates && self.joiner.lacks());
     }
 
-    fn record(&mut self, note: &Note, now: Now) {
+    fn record(&mut self, note: &WarmupNote, now: Now) {
         match note {
-            Note::Refused { reason, .. } => {
+            WarmupNote::Refused { reason, .. } => {
                 MESSAGES_REFUSED.add(*reason, 1);
                 if let Some(held_back) = self.log_limiter.pass("message", reason.as_str(), now) {
                     warn!(held_back, "{note}");
                 }
                 return;
             }
-            Note::DonorLost { .. } => WARMUP_RESTARTS.add(1),
-            Note::WarmedUp { took_ms, .. } => {
+            WarmupNote::DonorLost { .. } => WARMUP_RESTARTS.add(1),
+            WarmupNote::WarmedUp { took_ms, .. } => {
                 WARMUPS.add(1);
                 WARMUP_SECONDS.set(std::time::Duration::from_millis(*took_ms).as_secs_f64());
             }
-            Note::Begins { .. } | Note::NothingToGet | Note::Donates { .. } | Note::Donated { .. } => {}
+            WarmupNote::Begins { .. }
+            | WarmupNote::NothingToGet
+            | WarmupNote::Donates { .. }
+            | WarmupNote::Donated { .. } => {}
         }
         info!("{note}");
     }
@@ -126,7 +129,7 @@ impl Machines {
 /// What the sender of a link does next.
 #[expect(clippy::large_enum_variant, reason = "one at a time, on its way to be sent")]
 enum Next {
-    Send(Action),
+    Send(WarmupAction),
     /// Until these monotonic milliseconds, or until something happens.
     Wait(Option<u64>),
 }
@@ -157,13 +160,13 @@ impl WarmupMessage {
 
 impl SessionPlane {
     /// Takes in one message of a warm-up.
-    pub(super) fn take_in_warmup(&self, peer: Peer, message: WarmupMessage, now: Now) {
+    pub(super) fn take_in_warmup(&self, peer: PodNode, message: WarmupMessage, now: Now) {
         let store = &self.node.proxies.store;
         let mut machines = self.warmups.lock();
         let Machines { joiner, donor, .. } = &mut *machines;
         let actions = match message {
             message if message.feed().is_some_and(|feed| !self.node.names.is_feed(feed)) => {
-                vec![Action::Note(Note::Refused { node: peer.node, reason: Reason::WarmupBadFeed })]
+                vec![WarmupAction::WarmupNote(WarmupNote::Refused { node: peer.node, reason: Reason::WarmupBadFeed })]
             }
             WarmupMessage::Call(call) => donor.on_call(&peer, &call, joiner, store, now),
             WarmupMessage::Offer(offer) => joiner.on_offer(peer, offer, now),
@@ -184,7 +187,7 @@ impl SessionPlane {
         self.warmups.stirred.notify_one();
     }
 
-    fn take_chunk(&self, chunk: Warmup, peer: &Peer, log_limiter: &mut LogLimiter, now: Now) {
+    fn take_chunk(&self, chunk: Warmup, peer: &PodNode, log_limiter: &mut LogLimiter, now: Now) {
         WARMUP_SESSIONS_RECEIVED.add(chunk.entries.len() as u64);
         WARMUP_TOMBSTONES_RECEIVED.add(chunk.tombstones.len() as u64);
         SESSIONS_RECEIVED.add(chunk.entries.len() as u64);
@@ -261,11 +264,11 @@ impl SessionPlane {
         Next::Wait(due.map(|at| at.max(now.mono + 1)))
     }
 
-    async fn send_warmup<L: Link>(&self, link: &SessionLink<L>, message: Action) {
+    async fn send_warmup<L: Link>(&self, link: &SessionLink<L>, message: WarmupAction) {
         let (feed, kind) = match message {
-            Action::Call(call) => (None, Kind::WarmupCall(call)),
-            Action::Send { feed, kind } => (Some(feed), kind),
-            Action::Note(_) => return,
+            WarmupAction::Call(call) => (None, Kind::WarmupCall(call)),
+            WarmupAction::Send { feed, kind } => (Some(feed), kind),
+            WarmupAction::WarmupNote(_) => return,
         };
         let (sessions, tombstones) = match &kind {
             Kind::Warmup(chunk) => (chunk.entries.len() as u64, chunk.tombstones.len() as u64),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::clock::{Now, millis};
-use crate::metrics::Totals;
+use crate::metrics::PageCounts;
 use crate::status::{HistoryStatus, HistoryStep};
 
 /// How often totals are to be noted.
@@ -20,13 +20,13 @@ const MOST: usize = 121;
 #[derive(Debug, Default)]
 pub(crate) struct History {
     /// Monotonic milliseconds and what had been counted until then; oldest first.
-    noted: VecDeque<(u64, Totals)>,
+    noted: VecDeque<(u64, PageCounts)>,
 }
 
 impl History {
     /// Notes what has been counted until `now`.
-    pub(crate) fn note(&mut self, totals: Totals, now: Now) {
-        self.noted.push_back((now.mono, totals));
+    pub(crate) fn note(&mut self, page_counts: PageCounts, now: Now) {
+        self.noted.push_back((now.mono, page_counts));
         self.noted.drain(..self.noted.len().saturating_sub(MOST));
     }
 
@@ -42,7 +42,7 @@ impl History {
     }
 }
 
-fn step(before: &Totals, after: &Totals, ms: u64, ended_ms_ago: u64) -> HistoryStep {
+fn step(before: &PageCounts, after: &PageCounts, ms: u64, ended_ms_ago: u64) -> HistoryStep {
     HistoryStep {
         ended_ms_ago,
         ms,
@@ -71,23 +71,23 @@ mod tests {
         Now { wall: 7, mono: 1_000_000 + 1_000 * seconds }
     }
 
-    fn totals(published: u64, replays: u64) -> Totals {
+    fn page_counts(published: u64, replays: u64) -> PageCounts {
         let refused = if replays == 0 { BTreeMap::new() } else { BTreeMap::from([("replay".to_owned(), replays)]) };
-        Totals { published, refused, ..Totals::default() }
+        PageCounts { published, refused, ..PageCounts::default() }
     }
 
     #[test]
     fn a_step_is_what_came_between_two_notes() {
         let mut history = History::default();
         assert_eq!(history.seen_from(at(0)).steps, []);
-        history.note(totals(100, 0), at(0));
+        history.note(page_counts(100, 0), at(0));
         assert_eq!(
             history.seen_from(at(1)).steps,
             [],
             "what was counted before the first note is not the last minutes'"
         );
-        history.note(totals(103, 0), at(5));
-        history.note(totals(103, 2), at(11));
+        history.note(page_counts(103, 0), at(5));
+        history.note(page_counts(103, 2), at(11));
         let seen = history.seen_from(at(12));
         let refused = BTreeMap::from([("replay".to_owned(), 2)]);
         let steps = [
@@ -101,7 +101,7 @@ mod tests {
     fn a_reason_that_was_counted_before_counts_by_its_growth() {
         let mut history = History::default();
         for (seconds, replays) in [(0, 4), (5, 4), (10, 9)] {
-            history.note(totals(0, replays), at(seconds));
+            history.note(page_counts(0, replays), at(seconds));
         }
         let refused: Vec<_> = history.seen_from(at(10)).steps.into_iter().map(|step| step.refused).collect();
         assert_eq!(refused, [BTreeMap::new(), BTreeMap::from([("replay".to_owned(), 5)])]);
@@ -111,7 +111,7 @@ mod tests {
     fn ten_minutes_are_kept_however_long_the_node_runs() {
         let mut history = History::default();
         for step in 0..10_000 {
-            history.note(totals(step, 0), at(5 * step));
+            history.note(page_counts(step, 0), at(5 * step));
         }
         let seen = history.seen_from(at(5 * 9_999));
         assert_eq!(seen.steps.len(), 120);
@@ -122,9 +122,9 @@ mod tests {
     #[test]
     fn after_a_freeze_nothing_older_than_the_window_is_shown() {
         let mut history = History::default();
-        history.note(totals(0, 0), at(0));
-        history.note(totals(1, 0), at(5));
-        history.note(totals(9, 0), at(1_000));
+        history.note(page_counts(0, 0), at(0));
+        history.note(page_counts(1, 0), at(5));
+        history.note(page_counts(9, 0), at(1_000));
         let steps = history.seen_from(at(1_001)).steps;
         assert_eq!(steps, [HistoryStep { ended_ms_ago: 1_000, ms: 995_000, published: 8, ..HistoryStep::default() }]);
     }

@@ -16,7 +16,7 @@ use crate::status::{AuditStatus, FarmStatus, NodeStatus, ReloadState, SecretsSta
 #[cfg(feature = "daemon")]
 pub mod history;
 #[cfg(feature = "daemon")]
-pub mod overview;
+pub mod page_status;
 mod secret_steps;
 mod warnings;
 
@@ -63,7 +63,7 @@ pub enum OperatorError {
 
 /// How far a rotation or a revocation has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rollout {
+pub struct RotationProgress {
     /// The generation of the new key.
     pub generation: u64,
     /// Whether another rotation was under way already; its key is the new one.
@@ -154,7 +154,7 @@ impl Operator {
         };
         // One node's view of its own secrets says nothing of the others'.
         if status.leader.is_some() {
-            status.secrets = secrets_status(&status.nodes, &view.secret_history);
+            status.secrets = secrets_status(&status.nodes, &view.secrets_seen);
         }
         status.warnings.extend(bad_answer);
         status.warnings.extend(warnings::of(&status, &view, self.max_clock_offset, self.clock.now()));
@@ -169,8 +169,8 @@ impl Operator {
     pub async fn rotate(
         &self,
         wait: Duration,
-        progress: impl FnMut(&Rollout) + Send,
-    ) -> Result<Rollout, OperatorError> {
+        progress: impl FnMut(&RotationProgress) + Send,
+    ) -> Result<RotationProgress, OperatorError> {
         let give_up = Instant::now() + wait;
         match self.ask(Ask::Rotate).await? {
             Reply::Rotating { generation, pending } => {
@@ -191,8 +191,8 @@ impl Operator {
         &self,
         flush_sessions: bool,
         wait: Duration,
-        progress: impl FnMut(&Rollout) + Send,
-    ) -> Result<Rollout, OperatorError> {
+        progress: impl FnMut(&RotationProgress) + Send,
+    ) -> Result<RotationProgress, OperatorError> {
         let give_up = Instant::now() + wait;
         match self.ask(Ask::Revoke { flush_sessions }).await? {
             Reply::Revoked { floor, sessions_from } => {
@@ -208,11 +208,11 @@ impl Operator {
     ///
     /// # Errors
     /// If the node is stopping.
-    pub async fn revoke_local(&self, flush_sessions: bool) -> Result<Rollout, OperatorError> {
+    pub async fn revoke_local(&self, flush_sessions: bool) -> Result<RotationProgress, OperatorError> {
         match self.ask(Ask::RevokeLocal { flush_sessions }).await? {
             Reply::Revoked { floor, .. } => {
                 let have = BTreeSet::from([self.view.borrow().own.name.clone()]);
-                Ok(Rollout { generation: floor, pending: false, have, missing: BTreeSet::new() })
+                Ok(RotationProgress { generation: floor, pending: false, have, missing: BTreeSet::new() })
             }
             _ => Err(OperatorError::NoLeader),
         }
@@ -224,11 +224,11 @@ impl Operator {
         (generation, pending): (u64, bool),
         wanted: Wanted,
         give_up: Instant,
-        mut progress: impl FnMut(&Rollout) + Send,
-    ) -> Rollout {
+        mut progress: impl FnMut(&RotationProgress) + Send,
+    ) -> RotationProgress {
         let own = self.view.borrow().own.name.clone();
         let missing = BTreeSet::from([own]);
-        let mut rotation = Rollout { generation, pending, have: BTreeSet::new(), missing };
+        let mut rotation = RotationProgress { generation, pending, have: BTreeSet::new(), missing };
         loop {
             if let Ok(Reply::Members { members, .. }) = self.ask(Ask::Status).await {
                 let (have, missing) = holders(&members, wanted);

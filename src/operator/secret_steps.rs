@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::node::SecretHistory;
+use crate::node::SecretsSeen;
 use crate::status::{NodeStatus, SecretStep, SecretsStatus};
 
 type Predicate<'a> = Box<dyn Fn(&NodeStatus) -> bool + 'a>;
@@ -13,7 +13,7 @@ type Predicate<'a> = Box<dyn Fn(&NodeStatus) -> bool + 'a>;
 /// What `nodes`, the whole farm, open and seal with, and what may be done next. `history` is that of the node that is
 /// asked.
 #[must_use]
-pub(crate) fn secrets_status(nodes: &[NodeStatus], history: &SecretHistory) -> SecretsStatus {
+pub(crate) fn secrets_status(nodes: &[NodeStatus], history: &SecretsSeen) -> SecretsStatus {
     let sealing: BTreeSet<&String> = nodes.iter().filter_map(|node| node.secret_ids.first()).collect();
     let all: BTreeSet<&String> = nodes.iter().flat_map(|node| &node.secret_ids).collect();
     let (first, last) = (sealing.first().copied(), sealing.last().copied());
@@ -96,8 +96,8 @@ mod tests {
         secrets.iter().enumerate().map(node).collect()
     }
 
-    fn history(steps: &[&str]) -> SecretHistory {
-        let mut history = SecretHistory::default();
+    fn history(steps: &[&str]) -> SecretsSeen {
+        let mut history = SecretsSeen::default();
         steps.iter().for_each(|step| history.note(ids(step)));
         history
     }

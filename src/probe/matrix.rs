@@ -21,12 +21,12 @@ pub struct Matrix {
     /// The hosts as `HOST:PORT`, in the order in which they were given.
     pub hosts: Vec<String>,
     /// One for each host, in the same order: the session that was made there.
-    pub rows: Vec<Row>,
+    pub rows: Vec<MatrixRow>,
 }
 
 /// The session made at one host, and what the others did with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
+pub struct MatrixRow {
     /// The host that made the session.
     pub made_at: String,
     /// What the host's full handshake brought.
@@ -163,7 +163,7 @@ pub fn matrix(client: &Client, targets: &[Target], mode: Mode, tries: u32) -> Ma
     let pairs: Vec<_> =
         made.iter().flat_map(|made| targets.iter().map(move |target| (made, target))).collect::<Vec<_>>();
     let mut cells = in_parallel(&pairs, |(made, target)| cell(client, made, target, tries)).into_iter();
-    let rows = targets.iter().zip(&made).map(|(target, made)| Row {
+    let rows = targets.iter().zip(&made).map(|(target, made)| MatrixRow {
         made_at: target.label().to_owned(),
         offer: offer(made),
         cells: cells.by_ref().take(targets.len()).collect(),
@@ -231,14 +231,14 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> 
 mod tests {
     use super::*;
 
-    fn row(made_at: &str, offer: Offer, cells: &[(&str, Outcome, Option<&str>)]) -> Row {
+    fn row(made_at: &str, offer: Offer, cells: &[(&str, Outcome, Option<&str>)]) -> MatrixRow {
         let cells = cells.iter().map(|&(resumed_at, outcome, error)| Cell {
             resumed_at: resumed_at.into(),
             outcome,
             tries: 1,
             error: error.map(str::to_owned),
         });
-        Row { made_at: made_at.into(), offer, cells: cells.collect() }
+        MatrixRow { made_at: made_at.into(), offer, cells: cells.collect() }
     }
 
     fn session() -> Offer {

@@ -32,11 +32,11 @@ use openssl::x509::X509VerifyResult;
 use openssl::x509::verify::X509CheckFlags;
 use serde::{Deserialize, Serialize};
 
-pub use matrix::{Cell, Matrix, Offer, Outcome, Row, matrix};
+pub use matrix::{Cell, Matrix, MatrixRow, Offer, Outcome, matrix};
 pub use session::Session;
 pub use target::{Target, TargetFault};
 
-use session::Mailbox;
+use session::OfferedSession;
 use stream::Timed;
 
 /// How a session is resumed.
@@ -176,7 +176,7 @@ pub struct Resumption {
 pub struct Client {
     options: Arc<Options>,
     contexts: [SslContext; 3],
-    mailbox: Index<Ssl, Arc<Mailbox>>,
+    mailbox: Index<Ssl, Arc<OfferedSession>>,
 }
 
 impl fmt::Debug for Client {
@@ -264,9 +264,9 @@ impl Client {
         &self.contexts[mode as usize]
     }
 
-    fn connect(&self, target: &Target, mut ssl: Ssl, name: Option<&str>) -> Result<Connection, ProbeError> {
+    fn connect(&self, target: &Target, mut ssl: Ssl, name: Option<&str>) -> Result<Conversation, ProbeError> {
         let limit = self.options.timeout;
-        let mailbox = Arc::new(Mailbox::default());
+        let mailbox = Arc::new(OfferedSession::default());
         ssl.set_ex_data(self.mailbox, Arc::clone(&mailbox));
         if let Some(name) = name {
             ssl.set_hostname(name).map_err(setup)?;
@@ -290,14 +290,14 @@ impl Client {
         let timed = Timed::new(tcp, Instant::now() + limit, Arc::clone(&mailbox));
         let mut stream = SslStream::new(ssl, timed).map_err(setup)?;
         match stream.connect() {
-            Ok(()) => Ok(Connection { stream, mailbox, started }),
+            Ok(()) => Ok(Conversation { stream, mailbox, started }),
             Err(error) => Err(handshake_error(&error, stream.ssl().verify_result(), limit)),
         }
     }
 
     /// The first TLS 1.3 ticket, or `None` if the server closed the connection or let the time limit pass without one.
-    fn wait_for_ticket(&self, connection: &mut Connection, host: &str) -> Option<Vec<u8>> {
-        let Connection { stream, mailbox, .. } = connection;
+    fn wait_for_ticket(&self, connection: &mut Conversation, host: &str) -> Option<Vec<u8>> {
+        let Conversation { stream, mailbox, .. } = connection;
         stream.get_mut().stop_at_ticket();
         stream.get_mut().set_until(Instant::now() + self.options.timeout.min(UNASKED));
         if !read_until_ticket(stream, mailbox) {
@@ -319,13 +319,13 @@ const UNASKED: Duration = Duration::from_millis(300);
 /// How long to wait for the server's end of an orderly close.
 const LINGER: Duration = Duration::from_millis(500);
 
-struct Connection {
+struct Conversation {
     stream: SslStream<Timed>,
-    mailbox: Arc<Mailbox>,
+    mailbox: Arc<OfferedSession>,
     started: Instant,
 }
 
-impl Connection {
+impl Conversation {
     fn current_session(&self) -> Result<Option<Vec<u8>>, ProbeError> {
         self.stream.ssl().session().map(|session| session.to_der().map_err(setup)).transpose()
     }
@@ -347,7 +347,7 @@ impl Connection {
 
 /// Reads and discards until a ticket is in the mailbox or the time is over. True if it is worth to go on: neither has a
 /// ticket come, nor has the server closed.
-fn read_until_ticket(stream: &mut SslStream<Timed>, mailbox: &Mailbox) -> bool {
+fn read_until_ticket(stream: &mut SslStream<Timed>, mailbox: &OfferedSession) -> bool {
     let mut page = [0; 4096];
     while !mailbox.has_session() {
         if let Err(error) = stream.ssl_read(&mut page) {
@@ -360,7 +360,11 @@ fn read_until_ticket(stream: &mut SslStream<Timed>, mailbox: &Mailbox) -> bool {
     false
 }
 
-fn context(mode: Mode, ca_file: Option<&Path>, mailbox: Index<Ssl, Arc<Mailbox>>) -> Result<SslContext, ProbeError> {
+fn context(
+    mode: Mode,
+    ca_file: Option<&Path>,
+    mailbox: Index<Ssl, Arc<OfferedSession>>,
+) -> Result<SslContext, ProbeError> {
     let mut context = SslContextBuilder::new(SslMethod::tls_client()).map_err(setup)?;
     context.set_min_proto_version(Some(mode.version())).map_err(setup)?;
     context.set_max_proto_version(Some(mode.version())).map_err(setup)?;
@@ -452,10 +456,10 @@ mod tests {
     use std::sync::LazyLock;
     use std::sync::atomic::Ordering;
 
-    use super::servers::{Identity, Server, no_tickets};
+    use super::servers::{Server, ServerIdentity, no_tickets};
     use super::*;
 
-    static IDENTITY: LazyLock<Identity> = LazyLock::new(Identity::new);
+    static IDENTITY: LazyLock<ServerIdentity> = LazyLock::new(ServerIdentity::new);
 
     fn client() -> Client {
         Client::new(Options::default()).unwrap()
@@ -634,7 +638,7 @@ mod tests {
         }
         let failures = matrix.failures();
         assert_eq!(failures.len(), 2, "{failures:?}");
-        assert!(failures[0].starts_with(&format!("{dead} made no session: cannot connect: Connection refused")));
+        assert!(failures[0].starts_with(&format!("{dead} made no session: cannot connect: Conversation refused")));
         let column =
             format!("{dead} failed when offered what was made at {} and {}: cannot connect", a.addr(), b.addr());
         assert!(failures[1].starts_with(&column), "{failures:?}");
@@ -685,7 +689,7 @@ mod tests {
         let trusted = directory.path().join("ca.pem");
         std::fs::write(&trusted, IDENTITY.certificate.to_pem().unwrap()).unwrap();
         let other = directory.path().join("other.pem");
-        std::fs::write(&other, Identity::new().certificate.to_pem().unwrap()).unwrap();
+        std::fs::write(&other, ServerIdentity::new().certificate.to_pem().unwrap()).unwrap();
         let [server, _] = farm(|_| ());
         let ask = |ca_file: &Path, name: Option<&str>| {
             let server_name = name.map(str::to_owned);

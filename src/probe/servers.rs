@@ -18,12 +18,12 @@ use openssl::x509::extension::SubjectAlternativeName;
 use openssl::x509::{X509, X509NameBuilder};
 
 /// A self-signed certificate for `edge.example` and 127.0.0.1.
-pub struct Identity {
+pub struct ServerIdentity {
     pub certificate: X509,
     pub key: PKey<Private>,
 }
 
-impl Identity {
+impl ServerIdentity {
     pub(crate) fn new() -> Self {
         let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
         let mut name = X509NameBuilder::new().unwrap();

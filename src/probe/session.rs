@@ -99,12 +99,12 @@ fn ticket_of(der: &[u8]) -> Option<&[u8]> {
 
 /// Where OpenSSL's callback leaves the session of one connection.
 #[derive(Default)]
-pub(crate) struct Mailbox {
+pub(crate) struct OfferedSession {
     has_session: AtomicBool,
     session: Mutex<Option<Vec<u8>>>,
 }
 
-impl Mailbox {
+impl OfferedSession {
     pub(crate) fn put(&self, der: Vec<u8>) {
         *self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(der);
         self.has_session.store(true, Ordering::Release);
@@ -120,8 +120,8 @@ impl Mailbox {
     }
 }
 
-impl fmt::Debug for Mailbox {
+impl fmt::Debug for OfferedSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mailbox").field("has_session", &self.has_session()).finish_non_exhaustive()
+        f.debug_struct("OfferedSession").field("has_session", &self.has_session()).finish_non_exhaustive()
     }
 }

@@ -5,19 +5,19 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::session::Mailbox;
+use super::session::OfferedSession;
 
 /// Past its limit every read and write is `WouldBlock`, which OpenSSL hands on as WANT_READ or WANT_WRITE.
 #[derive(Debug)]
 pub(crate) struct Timed {
     tcp: TcpStream,
     until: Instant,
-    mailbox: Arc<Mailbox>,
+    mailbox: Arc<OfferedSession>,
     stop_at_ticket: bool,
 }
 
 impl Timed {
-    pub(crate) fn new(tcp: TcpStream, until: Instant, mailbox: Arc<Mailbox>) -> Self {
+    pub(crate) fn new(tcp: TcpStream, until: Instant, mailbox: Arc<OfferedSession>) -> Self {
         Self { tcp, until, mailbox, stop_at_ticket: false }
     }
 

@@ -24,7 +24,7 @@ use tokio::net::UnixStream;
 use super::ProxyPlane;
 use crate::reason::ProxyReason;
 pub use accept::Socket;
-use connection::Acceptor;
+use connection::PluginConnections;
 pub use settings::AtsSettings;
 
 /// How many proxies may be connected at once.
@@ -39,6 +39,6 @@ pub const READS_WITHIN: Duration = Duration::from_secs(10);
 /// # Errors
 /// The counted reason for which this side ended it.
 pub async fn converse(stream: UnixStream, plane: Arc<ProxyPlane>) -> Result<(), ProxyReason> {
-    let acceptor = Acceptor::new(plane);
+    let acceptor = PluginConnections::new(plane);
     acceptor.talk(stream, "a proxy").await.map_err(|refusal| refusal.reason())
 }

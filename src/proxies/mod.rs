@@ -82,11 +82,11 @@ pub struct ProxyInfo {
 /// The proxies connected to this node now.
 #[derive(Debug, Default)]
 pub struct Registry {
-    connected: Mutex<Connected>,
+    connected: Mutex<ConnectedProxy>,
 }
 
 #[derive(Debug, Default)]
-struct Connected {
+struct ConnectedProxy {
     next: u64,
     proxies: BTreeMap<u64, ProxyInfo>,
 }
@@ -134,13 +134,13 @@ impl Registry {
         self.lock().proxies.values().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connected> {
+    fn lock(&self) -> MutexGuard<'_, ConnectedProxy> {
         self.connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Shows how many proxies are connected.
-fn show(connected: &Connected) {
+fn show(connected: &ConnectedProxy) {
     crate::metrics::PROXIES_CONNECTED.set(connected.proxies.len() as f64);
 }
 

@@ -42,7 +42,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use crate::clock::SystemClock;
-use crate::keys::{Entry, Timetable};
+use crate::keys::{ProxyKey, Timetable};
 use crate::random;
 
 const NAME: usize = 16;
@@ -127,7 +127,7 @@ const RULE: &[u8] = b"resumed/1 rustls rule ";
 impl Rule {
     /// The MAC key of `key` under this rule: the key's own, or one derived from it, so that neither opens what the other
     /// sealed.
-    fn mac_key(&self, key: &Entry) -> Result<Zeroizing<[u8; MAC]>, ErrorStack> {
+    fn mac_key(&self, key: &ProxyKey) -> Result<Zeroizing<[u8; MAC]>, ErrorStack> {
         if self.0.is_empty() {
             return Ok(Zeroizing::new(key.hmac));
         }
@@ -140,7 +140,7 @@ fn lifetime(timetable: &Timetable, wall: u64) -> u32 {
     u32::try_from(left.min(LONGEST_LIFETIME_S)).unwrap_or_default()
 }
 
-fn seal(key: &Entry, rule: &Rule, iv: [u8; IV], plain: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+fn seal(key: &ProxyKey, rule: &Rule, iv: [u8; IV], plain: &[u8]) -> Result<Vec<u8>, ErrorStack> {
     let ciphertext = encrypt(Cipher::aes_256_cbc(), &key.aes, Some(&iv), plain)?;
     let mut ticket = Vec::with_capacity(NAME + IV + ciphertext.len() + MAC);
     ticket.extend_from_slice(&key.name);
@@ -164,7 +164,7 @@ fn open(timetable: &Timetable, rule: &Rule, ticket: &[u8], wall: u64) -> Result<
     decrypt(Cipher::aes_256_cbc(), &key.aes, Some(iv), ciphertext).map(Some)
 }
 
-fn mac(key: &Entry, rule: &Rule, body: &[u8]) -> Result<[u8; MAC], ErrorStack> {
+fn mac(key: &ProxyKey, rule: &Rule, body: &[u8]) -> Result<[u8; MAC], ErrorStack> {
     hmac_sha256(&*rule.mac_key(key)?, &[body])
 }
 
@@ -185,12 +185,12 @@ mod tests {
     const IV_OF_TESTS: [u8; IV] = [7; IV];
     const SESSION: &[u8] = b"what a server wants to remember of a client";
 
-    fn key(name: u8, seal_from: u64, seal_until: u64, open_until: u64) -> Entry {
+    fn key(name: u8, seal_from: u64, seal_until: u64, open_until: u64) -> ProxyKey {
         let (hmac, aes) = ([name; 32], [name ^ 0xff; 32]);
-        Entry { name: [name; 16], hmac, aes, seal_from, settled_at: 0, seal_until, open_until }
+        ProxyKey { name: [name; 16], hmac, aes, seal_from, settled_at: 0, seal_until, open_until }
     }
 
-    fn table(entries: &[Entry]) -> Timetable {
+    fn table(entries: &[ProxyKey]) -> Timetable {
         Timetable::new(entries.to_vec())
     }
 
@@ -222,7 +222,7 @@ mod tests {
         let other_node = table(&[key(2, 0, 10, 20), key(1, 0, 10, 20)]);
         assert_eq!(opened(&other_node, &ticket, 5).as_deref(), Some(SESSION));
         assert_eq!(opened(&table(&[key(2, 0, 10, 20)]), &ticket, 5), None);
-        let same_name = Entry { hmac: [9; 32], ..key(1, 0, 10, 20).clone() };
+        let same_name = ProxyKey { hmac: [9; 32], ..key(1, 0, 10, 20).clone() };
         assert_eq!(opened(&table(&[same_name]), &ticket, 5), None);
     }
 

@@ -12,4 +12,4 @@ mod warnings;
 #[cfg(feature = "daemon")]
 pub(crate) use access::ACCEPTED_MODES;
 #[cfg(feature = "daemon")]
-pub use warnings::{Daemon, Exposure, Warning, warnings};
+pub use warnings::{DaemonIdentity, Exposure, Warning, warnings};

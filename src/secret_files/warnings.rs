@@ -19,7 +19,7 @@ pub(crate) struct Readers {
 
 /// Who may have what the daemon has, and whom the daemon lets ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Daemon {
+pub struct DaemonIdentity {
     /// The daemon's user and root, by id.
     pub uids: Vec<u32>,
     /// The same by name.
@@ -89,7 +89,7 @@ impl Exposure {
 
 /// How a file with this `access`, whose group is `readers`, exposes its secret to others than `daemon`.
 #[must_use]
-pub(crate) fn exposures(access: Access, readers: &Readers, daemon: &Daemon) -> Vec<Exposure> {
+pub(crate) fn exposures(access: Access, readers: &Readers, daemon: &DaemonIdentity) -> Vec<Exposure> {
     let mut found = Vec::new();
     if access.is_too_open() {
         found.push(Exposure::Mode { mode: access.mode });
@@ -178,7 +178,7 @@ fn with_first_group(passwd: &str, gid: u32) -> impl Iterator<Item = String> {
 
 /// The daemon as this process: itself, or what root looks at it for. Root cannot know which user the daemon runs as, and
 /// takes the user for it who has the name of the file's group, as `resumed` has.
-fn daemon(readers: &Readers, control_gid: Option<u32>) -> Daemon {
+fn daemon(readers: &Readers, control_gid: Option<u32>) -> DaemonIdentity {
     let own = geteuid();
     let mut users: Vec<User> = User::from_uid(own).ok().flatten().into_iter().collect();
     if own.is_root() {
@@ -186,7 +186,7 @@ fn daemon(readers: &Readers, control_gid: Option<u32>) -> Daemon {
     }
     let uids = users.iter().map(|user| user.uid.as_raw()).chain([0, own.as_raw()]).collect();
     let users = users.into_iter().map(|user| user.name).chain(["root".to_owned()]).collect();
-    Daemon { uids, users, control_gid }
+    DaemonIdentity { uids, users, control_gid }
 }
 
 #[cfg(test)]
@@ -202,8 +202,8 @@ mod tests {
         Access { mode: 0o640, uid: 0, gid: RESUMED, handed_over: false }
     }
 
-    fn daemon() -> Daemon {
-        Daemon {
+    fn daemon() -> DaemonIdentity {
+        DaemonIdentity {
             uids: vec![RESUMED, 0],
             users: vec!["resumed".to_owned(), "root".to_owned()],
             control_gid: Some(CONTROL),
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(exposures(packaged(), &group(&["resumed", "root"]), &daemon()), []);
         let members = |names: &[&str]| Exposure::Members { group: "resumed".into(), members: group(names).members };
         let control = Exposure::ControlGroup { group: "resumed".into() };
-        let shared = Daemon { control_gid: Some(RESUMED), ..daemon() };
+        let shared = DaemonIdentity { control_gid: Some(RESUMED), ..daemon() };
         for (mode, who, to, expected) in [
             (0o640, &["resumed", "alice", "bob"][..], daemon(), vec![members(&["alice", "bob"])]),
             (0o440, &["alice"], daemon(), vec![members(&["alice"])]),
@@ -261,7 +261,7 @@ mod tests {
             (0o640, &["alice"], shared.clone(), vec![control, members(&["alice"])]),
             // What the group cannot read concerns none of its members.
             (0o600, &["alice"], shared, vec![]),
-            (0o640, &["resumed"], Daemon { control_gid: None, ..daemon() }, vec![]),
+            (0o640, &["resumed"], DaemonIdentity { control_gid: None, ..daemon() }, vec![]),
         ] {
             assert_eq!(exposures(Access { mode, ..packaged() }, &group(who), &to), expected, "{mode:04o} {who:?}");
         }

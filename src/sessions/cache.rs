@@ -74,7 +74,7 @@ impl Segment {
 }
 
 #[derive(Clone, Copy)]
-struct Place {
+struct IndexEntry {
     hash: u32,
     /// The low half of the arrival number.
     arrival: u32,
@@ -95,7 +95,7 @@ pub struct Cache {
     segments: VecDeque<Segment>,
     /// The number of `segments[0]`, modulo 2³².
     first_segment: u32,
-    index: HashTable<Place>,
+    index: HashTable<IndexEntry>,
     /// Keyed, so that nobody can choose IDs that collide.
     hasher: RandomState,
     next_arrival: u64,
@@ -171,7 +171,7 @@ impl Cache {
             self.slots.reserve_exact((self.slots.len() / 4).max(256));
         }
         self.slots.push_back(slot);
-        let place = Place { hash, arrival: self.next_arrival as u32 };
+        let place = IndexEntry { hash, arrival: self.next_arrival as u32 };
         self.index.insert_unique(spread(hash), place, |place| spread(place.hash));
         self.next_arrival += 1;
 
@@ -312,14 +312,14 @@ impl Cache {
 
     /// Where the slot of this ID's session lies now, the ID's hash being `hash`.
     fn find(&self, hash: u32, id: &SessionId) -> Option<usize> {
-        let is_it = |place: &Place| {
+        let is_it = |place: &IndexEntry| {
             place.hash == hash && self.session_at(&self.slots[self.position(*place)]).id == id.as_bytes()
         };
         self.index.find(spread(hash), is_it).map(|place| self.position(*place))
     }
 
     /// Where the slot of an indexed session lies now.
-    fn position(&self, place: Place) -> usize {
+    fn position(&self, place: IndexEntry) -> usize {
         let oldest = self.slots.front().map_or(0, |slot| slot.arrival);
         let ahead = place.arrival.wrapping_sub(oldest as u32);
         let arrival = oldest + u64::from(ahead);

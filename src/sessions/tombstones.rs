@@ -43,13 +43,13 @@ pub(super) struct Tombstones {
     lasting: u64,
     max: usize,
     /// With the monotonic time until which each stands.
-    standing: BTreeSet<Standing>,
+    standing: BTreeSet<Deadline>,
     known: HashSet<TombstoneHash>,
 }
 
 /// A tombstone and the monotonic time until which it stands: the order in which they go, and are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Standing {
+pub(super) struct Deadline {
     pub until: u64,
     pub hash: TombstoneHash,
 }
@@ -95,7 +95,7 @@ impl Tombstones {
         if until <= mono || !self.known.insert(hash) {
             return None;
         }
-        self.standing.insert(Standing { until, hash });
+        self.standing.insert(Deadline { until, hash });
         let mut dropped = 0;
         while self.standing.len() > self.max {
             self.drop_first();
@@ -108,13 +108,13 @@ impl Tombstones {
     /// given.
     pub(crate) fn behind(
         &self,
-        after: Option<Standing>,
+        after: Option<Deadline>,
         within: Option<u64>,
         mono: u64,
-    ) -> impl Iterator<Item = &Standing> {
+    ) -> impl Iterator<Item = &Deadline> {
         // One made `within` ago stands until then.
         let since = within.map(|within| mono.saturating_add(self.lasting).saturating_sub(within));
-        let first = Standing { until: since.unwrap_or(0).max(mono + 1), hash: TombstoneHash([0; 16]) };
+        let first = Deadline { until: since.unwrap_or(0).max(mono + 1), hash: TombstoneHash([0; 16]) };
         let from = match after {
             Some(after) if after >= first => Bound::Excluded(after),
             _ => Bound::Included(first),
@@ -133,7 +133,7 @@ impl Tombstones {
     }
 
     fn drop_first(&mut self) {
-        if let Some(Standing { hash, .. }) = self.standing.pop_first() {
+        if let Some(Deadline { hash, .. }) = self.standing.pop_first() {
             self.known.remove(&hash);
         }
     }

@@ -90,7 +90,7 @@ fn farm() -> FarmStatus {
     }
 }
 
-fn overview() -> Overview {
+fn overview() -> PageStatus {
     let step = HistoryStep {
         ended_ms_ago: 1_200,
         ms: 5_000,
@@ -102,7 +102,7 @@ fn overview() -> Overview {
         dropped: BTreeMap::from([("expired".into(), 6)]),
         refused: BTreeMap::from([("bad_tag".into(), 7)]),
     };
-    Overview {
+    PageStatus {
         status: farm(),
         now: NOW,
         verdict: Verdict { level: Level::Look, text: "There is a warning.".into() },
@@ -121,7 +121,7 @@ fn the_documents_are_the_same_byte_for_byte() {
     assert_eq!(serde_json::from_str::<FarmStatus>(&pretty).unwrap(), farm());
     let pretty = serde_json::to_string_pretty(&overview()).unwrap() + "\n";
     assert_eq!(pretty, include_str!("tests/farm.json"));
-    assert_eq!(serde_json::from_str::<Overview>(&pretty).unwrap(), overview());
+    assert_eq!(serde_json::from_str::<PageStatus>(&pretty).unwrap(), overview());
 }
 
 /// As release 0.1.0 prints it, which knows neither requests of operators nor other sites.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use resumed::probe::{self, Client, Mode, Options};
-use resumed::status::Overview;
+use resumed::status::PageStatus;
 use serde_json::Value;
 use testkit::attacker::Attacker;
 use testkit::broker::Broker;
@@ -361,7 +361,7 @@ fn the_data_is_what_status_prints_and_the_last_minutes() {
     let ((overview, status), _) = wait_for("the same from both", || {
         let answer = daemon.get("/farm.json")?;
         let (_, json) = answer.split_once("\r\n\r\n").ok_or(answer.as_str())?;
-        let overview: Overview = serde_json::from_str(json).map_err(|error| format!("{error}: {json}"))?;
+        let overview: PageStatus = serde_json::from_str(json).map_err(|error| format!("{error}: {json}"))?;
         let status = daemon.try_status()?;
         let seen = (&overview.status.ring, &overview.status.nodes, &overview.status.leader);
         if seen == (&status.ring, &status.nodes, &status.leader) && !overview.history.steps.is_empty() {

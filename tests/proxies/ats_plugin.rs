@@ -8,7 +8,7 @@ use testkit::plugin;
 use testkit::traffic_server::TrafficServer;
 use testkit::watcher::Folder;
 
-use resumed::keys::{Entry, Timetable};
+use resumed::keys::{ProxyKey, Timetable};
 use testkit::ats::{Ats, AtsSetup, Certificate, PATIENCE};
 use testkit::node::{Node, NodeSetup, key, until};
 use testkit::tls::{Client, Mode, under_the_id};
@@ -31,7 +31,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(tickets: bool, keys: Vec<Entry>) -> Self {
+    fn start(tickets: bool, keys: Vec<ProxyKey>) -> Self {
         let folder = Folder::temporary("resumed-");
         let certificate = Certificate::self_signed("farm.test");
         let runtime = runtime();
@@ -64,7 +64,7 @@ impl Pair {
     }
 }
 
-fn always() -> Vec<Entry> {
+fn always() -> Vec<ProxyKey> {
     vec![key(1, -10..3600, 7200)]
 }
 

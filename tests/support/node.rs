@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use resumed::clock::SystemClock;
-use resumed::keys::{Entry, Timetable};
+use resumed::keys::{ProxyKey, Timetable};
 use resumed::proto::local::Welcome;
 use resumed::proxies::ats::{AtsSettings, Socket};
 use resumed::proxies::{ProxyInfo, ProxyPlane, Registry, SharedOutbox};
@@ -108,10 +108,10 @@ impl Node {
 }
 
 /// A key whose bytes are all `n`, seconds relative to now: sealing in `seal`, open until `open`.
-pub fn key(n: u8, seal: std::ops::Range<i64>, open: i64) -> Entry {
+pub fn key(n: u8, seal: std::ops::Range<i64>, open: i64) -> ProxyKey {
     let now = i64::try_from(SystemClock::start().now().wall).expect("a time");
     let at = |seconds: i64| u64::try_from(now + seconds * 1000).expect("a time");
-    Entry {
+    ProxyKey {
         name: [n; 16],
         hmac: [n ^ 0x55; 32],
         aes: [n ^ 0xaa; 32],

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::RabbitMq;
 use super::errors::words;
-use super::target::Target;
+use super::target::BrokerTarget;
 use super::tls::{self, CertificateRefusal};
 use crate::bus::address::certified;
 use crate::bus::refusals::{SILENT_AT_LOGIN, remedy_at_login, with_remedy};
@@ -37,7 +37,7 @@ pub(super) struct Wired {
 
 impl RabbitMq {
     /// Connects and logs in, as connection `role` of `node`. The error is for people.
-    pub(super) async fn dial(&self, target: &Target, node: &str, role: &str) -> Result<Wired, String> {
+    pub(super) async fn dial(&self, target: &BrokerTarget, node: &str, role: &str) -> Result<Wired, String> {
         let within = self.settings.connect_timeout;
         let (wire, stream) = match timeout(within, self.transport(&target.uri)).await {
             Ok(stream) => stream?,

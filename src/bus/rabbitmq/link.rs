@@ -17,7 +17,7 @@ use super::dial::{Wire, Wired};
 use super::errors::{advised, words};
 use super::leases::{Ends, Leases};
 use super::publish::Publisher;
-use super::target::Target;
+use super::target::BrokerTarget;
 use super::{CLOSE_WITHIN, LOOK_EVERY, REPLY_SUCCESS, RabbitMq};
 use crate::bus::ending::{CLOSED_HERE, Ending};
 use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat};
@@ -57,7 +57,7 @@ impl RabbitMqLink {
     /// Starts all that runs while the link is open.
     pub(super) fn start(
         bus: &RabbitMq,
-        target: &Target,
+        target: &BrokerTarget,
         spec: &LinkSpec,
         publishing: Wired,
         consuming: Wired,

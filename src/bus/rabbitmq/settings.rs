@@ -10,7 +10,7 @@ use std::time::Duration;
 use openssl::error::ErrorStack;
 use zeroize::Zeroizing;
 
-use super::target::Target;
+use super::target::BrokerTarget;
 use super::tls::{self, CertificateRefusal};
 use crate::bus::{BrokerUri, BusError};
 use crate::settings::{Fault, Faults, SettingsError, refuse};
@@ -147,9 +147,9 @@ impl RabbitMqSettings {
     }
 
     /// What to connect to, in order.
-    pub(super) fn targets(&self) -> Result<Vec<Target>, BusError> {
+    pub(super) fn targets(&self) -> Result<Vec<BrokerTarget>, BusError> {
         let password = self.password_file.as_deref().map(password).transpose()?;
-        Ok(self.uris.iter().map(|uri| Target::of(uri, self, password.as_deref().map(String::as_str))).collect())
+        Ok(self.uris.iter().map(|uri| BrokerTarget::of(uri, self, password.as_deref().map(String::as_str))).collect())
     }
 }
 

@@ -9,14 +9,14 @@ use crate::bus::BrokerUri;
 use crate::bus::uri::Login;
 
 /// See the module.
-pub(super) struct Target {
+pub(super) struct BrokerTarget {
     pub(super) uri: Login,
     /// As shown to people.
     pub(super) shown: String,
     password: Zeroizing<String>,
 }
 
-impl Target {
+impl BrokerTarget {
     /// `uri` with `password` if it has none of its own, and with what `settings` say of heartbeat and certificate.
     pub(super) fn of(uri: &BrokerUri, settings: &RabbitMqSettings, password: Option<&str>) -> Self {
         let mut login = uri.login();

@@ -20,8 +20,8 @@ fn uris(texts: &[&str]) -> Vec<BrokerUri> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-fn target(uri: &str, settings: RabbitMqSettings) -> Target {
-    Target::of(&uri.parse().unwrap(), &settings, Some("from-file"))
+fn target(uri: &str, settings: RabbitMqSettings) -> BrokerTarget {
+    BrokerTarget::of(&uri.parse().unwrap(), &settings, Some("from-file"))
 }
 
 #[test]

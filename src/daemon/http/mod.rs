@@ -112,7 +112,7 @@ impl HttpServer {
     ///
     /// # Errors
     /// [`HttpError::Serve`].
-    pub(crate) async fn serve(self, observed: Observed, stop: CancellationToken) -> Result<(), HttpError> {
+    pub(crate) async fn serve(self, observed: Served, stop: CancellationToken) -> Result<(), HttpError> {
         let clock = observed.clock;
         let (page, hint) = match observed.page.clone() {
             Some(page) => (page.routes(), "not found: try /, /farm.json, /metrics or /healthz\n"),
@@ -151,7 +151,7 @@ fn listen_ahead(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// What the server shows.
 #[derive(Clone)]
-pub(crate) struct Observed {
+pub(crate) struct Served {
     /// Every metric.
     pub metrics: PrometheusHandle,
     /// How the node is.
@@ -187,11 +187,11 @@ async fn in_turn(
     answer
 }
 
-async fn render(State(observed): State<Observed>) -> impl IntoResponse {
+async fn render(State(observed): State<Served>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], observed.metrics.render())
 }
 
-async fn healthz(State(observed): State<Observed>) -> impl IntoResponse {
+async fn healthz(State(observed): State<Served>) -> impl IntoResponse {
     let health = *observed.health.borrow();
     match health.verdict(observed.clock.now()) {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
@@ -207,7 +207,7 @@ mod tests {
     use tokio::time::{Instant, timeout};
 
     use super::*;
-    use crate::status::{FarmStatus, Overview};
+    use crate::status::{FarmStatus, PageStatus};
 
     struct Running {
         address: SocketAddr,
@@ -228,7 +228,7 @@ mod tests {
         let (health, receiver) = watch::channel(Health { ring: false, alive_until: clock.now().mono + 60_000 });
         let stop = CancellationToken::new();
         let metrics = crate::metrics::install().unwrap();
-        let observed = Observed { metrics, health: receiver, page, clock };
+        let observed = Served { metrics, health: receiver, page, clock };
         let task = tokio::spawn(server.serve(observed, stop.clone()));
         Running { address, clock, health, stop, task }
     }
@@ -297,7 +297,7 @@ mod tests {
         assert!(data.contains("\r\ncontent-type: application/json\r\n"), "{data}");
         assert!(data.contains("\r\ncontent-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"), "{data}");
         let (_, json) = data.split_once("\r\n\r\n").unwrap();
-        assert_eq!(serde_json::from_str::<Overview>(json).unwrap().status.farm, "edge <b>");
+        assert_eq!(serde_json::from_str::<PageStatus>(json).unwrap().status.farm, "edge <b>");
         for header in [
             "x-content-type-options: nosniff",
             "referrer-policy: no-referrer",

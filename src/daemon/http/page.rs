@@ -22,9 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SystemClock;
-use crate::metrics::totals;
+use crate::metrics::page_counts;
 use crate::operator::history::{History, STEP};
-use crate::operator::overview::{overview, refresh_after};
+use crate::operator::page_status::{page_status, refresh_after};
 use crate::status::FarmStatus;
 
 /// For how long a request waits: longer than a node waits for a leader that does not answer.
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
     wanted: Arc<Notify>,
-    answers: watch::Receiver<Option<Answer>>,
+    answers: watch::Receiver<Option<PageAnswer>>,
     patience: Duration,
 }
 
@@ -47,7 +47,7 @@ struct Timing {
 
 /// An answer, as it goes out.
 #[derive(Clone, Debug)]
-struct Answer {
+struct PageAnswer {
     json: Bytes,
     at: Instant,
     fresh_until: Instant,
@@ -91,7 +91,7 @@ impl Page {
     async fn answer(&self) -> Option<Bytes> {
         let arrived = Instant::now();
         let mut answers = self.answers.clone();
-        let will_do = |answer: &Option<Answer>| {
+        let will_do = |answer: &Option<PageAnswer>| {
             answer.as_ref().is_some_and(|answer| answer.fresh_until > arrived || answer.at >= arrived)
         };
         if !will_do(&answers.borrow()) {
@@ -109,7 +109,7 @@ async fn note(history: &Mutex<History>, clock: SystemClock) {
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        lock(history).note(totals(), clock.now());
+        lock(history).note(page_counts(), clock.now());
     }
 }
 
@@ -120,16 +120,16 @@ async fn answer<F: Future<Output = FarmStatus>>(
     clock: SystemClock,
     fresh_for: fn(usize) -> Duration,
     wanted: &Notify,
-    answers: &watch::Sender<Option<Answer>>,
+    answers: &watch::Sender<Option<PageAnswer>>,
 ) {
     loop {
         wanted.notified().await;
         let status = ask().await;
         let (now, at) = (clock.now(), Instant::now());
         let fresh_until = at + fresh_for(status.nodes.len());
-        let overview = overview(status, lock(history).seen_from(now), now);
-        match serde_json::to_vec(&overview) {
-            Ok(json) => answers.send_replace(Some(Answer { json: json.into(), at, fresh_until })),
+        let page_status = page_status(status, lock(history).seen_from(now), now);
+        match serde_json::to_vec(&page_status) {
+            Ok(json) => answers.send_replace(Some(PageAnswer { json: json.into(), at, fresh_until })),
             Err(error) => {
                 tracing::error!(%error, "the farm's state cannot be written as JSON");
                 None
@@ -199,9 +199,9 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::status::Overview;
+    use crate::status::PageStatus;
 
-    fn text(answer: Option<Bytes>) -> Overview {
+    fn text(answer: Option<Bytes>) -> PageStatus {
         serde_json::from_slice(&answer.expect("an answer")).expect("its JSON")
     }
 

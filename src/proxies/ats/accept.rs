@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Acceptor;
+use super::connection::PluginConnections;
 use super::refusal::ProxyRefusal;
 use super::{AtsSettings, MAX_PROXIES};
 use crate::proxies::ProxyPlane;
@@ -67,7 +67,7 @@ impl Socket {
     /// most.
     pub async fn serve(self, plane: Arc<ProxyPlane>, stop: CancellationToken) {
         let Self { socket, users, users_changed } = self;
-        let acceptor = Arc::new(Acceptor::new(plane));
+        let acceptor = Arc::new(PluginConnections::new(plane));
         let mut users = Users::new(users, users_changed, Arc::clone(&acceptor));
         if users.is_asking() {
             stop.run_until_cancelled(timeout(USERS_WITHIN, users.turn())).await;
@@ -127,11 +127,11 @@ struct Users {
     changed: Arc<Notify>,
     /// The answer to the question under way.
     answers: Option<oneshot::Receiver<Answers<Errno>>>,
-    acceptor: Arc<Acceptor>,
+    acceptor: Arc<PluginConnections>,
 }
 
 impl Users {
-    fn new(names: Vec<String>, changed: Arc<Notify>, acceptor: Arc<Acceptor>) -> Self {
+    fn new(names: Vec<String>, changed: Arc<Notify>, acceptor: Arc<PluginConnections>) -> Self {
         let mut users =
             Self { allowed: AllowedUsers::new(geteuid().as_raw(), names), changed, answers: None, acceptor };
         users.ask();

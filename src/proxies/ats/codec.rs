@@ -38,7 +38,7 @@ pub(super) async fn next_message(messages: &mut Messages) -> Result<Option<FromP
 
 /// `timetable` as the plugin reads it.
 pub(super) fn message_of(timetable: &Timetable) -> local::Timetable {
-    let key = |entry: &crate::keys::Entry| local::TimetableKey {
+    let key = |entry: &crate::keys::ProxyKey| local::TimetableKey {
         name: entry.name.to_vec(),
         hmac: entry.hmac.to_vec(),
         aes: entry.aes.to_vec(),

@@ -36,7 +36,7 @@ const LONGEST_WARNING: usize = 512;
 const MOST_WARNINGS: usize = 64;
 
 /// What all connections share.
-pub(super) struct Acceptor {
+pub(super) struct PluginConnections {
     plane: Arc<ProxyPlane>,
     /// Strangers can cause most of what goes wrong here.
     log_limiter: Mutex<LogLimiter>,
@@ -44,7 +44,7 @@ pub(super) struct Acceptor {
     last: Mutex<BTreeMap<u32, local::Counters>>,
 }
 
-impl Acceptor {
+impl PluginConnections {
     pub(super) fn new(plane: Arc<ProxyPlane>) -> Self {
         Self { plane, log_limiter: Mutex::default(), last: Mutex::default() }
     }

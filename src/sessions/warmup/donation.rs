@@ -11,7 +11,7 @@ use prost::Message;
 use crate::{
     clock::{Now, millis},
     proto::{SessionEntry, SessionFormat, Tombstone, Warmup},
-    sessions::{Store, store::SLOTS_AT_A_TIME, tombstones::Standing},
+    sessions::{Store, store::SLOTS_AT_A_TIME, tombstones::Deadline},
 };
 
 /// A node that was away takes some time to notice that it is, two heartbeats of its connection to the broker (10 s by
@@ -38,7 +38,7 @@ pub(crate) struct Position(At);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
-    Tombstones(Option<Standing>),
+    Tombstones(Option<Deadline>),
     Sessions(u64),
     End,
 }

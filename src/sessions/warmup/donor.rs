@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::donation::{Donation, Position};
 use super::limiter::{Admission, RequestLimiter, SendRate};
-use super::{Action, DonationEnd, Joiner, Note, Peer, WINDOW};
+use super::{DonationEnd, Joiner, PodNode, WINDOW, WarmupAction, WarmupNote};
 use crate::clock::Now;
 use crate::proto::payload::Kind;
 use crate::proto::{WarmupCall, WarmupOffer, WarmupRequest, WarmupState};
@@ -35,13 +35,13 @@ pub struct Donor {
     running: Option<Running>,
     requests: RequestLimiter,
     rate: SendRate,
-    out: Vec<Action>,
+    out: Vec<WarmupAction>,
 }
 
 /// A warm-up under way.
 #[derive(Debug)]
 struct Running {
-    peer: Peer,
+    peer: PodNode,
     id: u64,
     feed: String,
     donation: Donation,
@@ -57,7 +57,7 @@ struct Running {
 }
 
 impl Running {
-    fn new(peer: Peer, request: WarmupRequest, donation: Donation, now: Now) -> Self {
+    fn new(peer: PodNode, request: WarmupRequest, donation: Donation, now: Now) -> Self {
         Self {
             peer,
             id: request.id,
@@ -105,14 +105,21 @@ impl Donor {
     }
 
     /// The session feed is gone, and with it the joiner's way to ask for more.
-    pub(crate) fn feed_down(&mut self) -> Vec<Action> {
+    pub(crate) fn feed_down(&mut self) -> Vec<WarmupAction> {
         self.feed = None;
         self.end(DonationEnd::FeedLost);
         std::mem::take(&mut self.out)
     }
 
     /// A call came from `peer`. Its feed is a feed of this pod.
-    pub fn on_call(&mut self, peer: &Peer, call: &WarmupCall, joiner: &Joiner, store: &Store, now: Now) -> Vec<Action> {
+    pub fn on_call(
+        &mut self,
+        peer: &PodNode,
+        call: &WarmupCall,
+        joiner: &Joiner,
+        store: &Store,
+        now: Now,
+    ) -> Vec<WarmupAction> {
         if self.admits(peer, now) {
             let state = match () {
                 () if self.running.as_ref().is_some_and(|running| running.peer != *peer) => WarmupState::Busy,
@@ -127,7 +134,7 @@ impl Donor {
     }
 
     /// A request came from `peer`. Its feed is a feed of this pod.
-    pub fn on_request(&mut self, peer: Peer, request: WarmupRequest, store: &Store, now: Now) -> Vec<Action> {
+    pub fn on_request(&mut self, peer: PodNode, request: WarmupRequest, store: &Store, now: Now) -> Vec<WarmupAction> {
         match &self.running {
             Some(running) if running.id == request.id && running.peer == peer => self.on_progress(&request, now),
             // What the same node asked for before, it has given up.
@@ -149,7 +156,7 @@ impl Donor {
         }
     }
 
-    fn on_first_request(&mut self, peer: Peer, request: WarmupRequest, store: &Store, now: Now) {
+    fn on_first_request(&mut self, peer: PodNode, request: WarmupRequest, store: &Store, now: Now) {
         if request.done || !self.admits(&peer, now) {
             return;
         }
@@ -160,18 +167,18 @@ impl Donor {
         }
         self.end(DonationEnd::AskedAnew);
         let donation = store.donation(away(request.away_ms), now);
-        self.note(Note::Donates { to: peer.node.clone(), entries: donation.entries });
+        self.note(WarmupNote::Donates { to: peer.node.clone(), entries: donation.entries });
         self.running = Some(Running::new(peer, request, donation, now));
     }
 
-    fn on_request_while_busy(&mut self, peer: &Peer, request: WarmupRequest, now: Now) {
+    fn on_request_while_busy(&mut self, peer: &PodNode, request: WarmupRequest, now: Now) {
         if !request.done && self.admits(peer, now) {
             self.send_offer(request.id, request.feed, 0, WarmupState::Busy);
         }
     }
 
     /// Whether a chunk may be sent. Ends a warm-up whose joiner is gone. `blocked`: the broker takes no messages now.
-    pub fn due(&mut self, blocked: bool, now: Now) -> (Due, Vec<Action>) {
+    pub fn due(&mut self, blocked: bool, now: Now) -> (Due, Vec<WarmupAction>) {
         let Some(running) = &mut self.running else { return (Due::Never, Vec::new()) };
         if blocked {
             running.asked_at = now.mono;
@@ -193,7 +200,7 @@ impl Donor {
     }
 
     /// The next chunk, of about `chunk_bytes`, if [`Self::due`] said so.
-    pub fn next_chunk(&mut self, store: &Store, chunk_bytes: usize, now: Now) -> Option<Action> {
+    pub fn next_chunk(&mut self, store: &Store, chunk_bytes: usize, now: Now) -> Option<WarmupAction> {
         let running = self.running.as_mut()?;
         let (mut chunk, position) = store.donate(&running.donation, running.position, chunk_bytes, now);
         running.under_way.push_back(running.position);
@@ -204,7 +211,7 @@ impl Donor {
         running.tombstones += chunk.tombstones.len() as u64;
         (chunk.id, chunk.number) = (running.id, running.sent);
         self.rate.spend(chunk.encoded_len());
-        Some(Action::Send { feed: running.feed.clone(), kind: Kind::Warmup(chunk) })
+        Some(WarmupAction::Send { feed: running.feed.clone(), kind: Kind::Warmup(chunk) })
     }
 
     /// Whether a warm-up runs.
@@ -222,25 +229,25 @@ impl Donor {
     fn send_offer(&mut self, id: u64, to: String, entries: u64, state: WarmupState) {
         let Some(feed) = self.feed.clone() else { return };
         let offer = WarmupOffer { id, feed, entries, state: state.into() };
-        self.out.push(Action::Send { feed: to, kind: Kind::WarmupOffer(offer) });
+        self.out.push(WarmupAction::Send { feed: to, kind: Kind::WarmupOffer(offer) });
     }
 
     fn end(&mut self, reason: DonationEnd) {
         let Some(Running { peer, sessions, tombstones, .. }) = self.running.take() else { return };
-        self.note(Note::Donated { to: peer.node, sessions, tombstones, reason });
+        self.note(WarmupNote::Donated { to: peer.node, sessions, tombstones, reason });
     }
 
     /// Whether a call or a first request of `peer` is to be answered.
-    fn admits(&mut self, peer: &Peer, now: Now) -> bool {
+    fn admits(&mut self, peer: &PodNode, now: Now) -> bool {
         let admission = self.requests.admit(peer.boot_id, now);
         if admission == Admission::TooOften {
-            self.note(Note::Refused { node: peer.node.clone(), reason: Reason::WarmupFlood });
+            self.note(WarmupNote::Refused { node: peer.node.clone(), reason: Reason::WarmupFlood });
         }
         admission == Admission::Granted
     }
 
-    fn note(&mut self, note: Note) {
-        self.out.push(Action::Note(note));
+    fn note(&mut self, note: WarmupNote) {
+        self.out.push(WarmupAction::WarmupNote(note));
     }
 }
 

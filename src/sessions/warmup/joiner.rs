@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Action, DonorLoss, Note, Peer, WINDOW};
+use super::{DonorLoss, PodNode, WINDOW, WarmupAction, WarmupNote};
 use crate::clock::Now;
 use crate::proto::payload::Kind;
 use crate::proto::{Warmup, WarmupCall, WarmupOffer, WarmupRequest, WarmupState};
@@ -63,7 +63,7 @@ fn since(then: Now, now: Now) -> u64 {
 }
 
 #[derive(Debug)]
-enum State {
+enum JoinerState {
     /// Nothing is lacking, or there is no feed.
     Idle,
     Waiting {
@@ -74,14 +74,14 @@ enum State {
         id: u64,
         calls: u32,
         pick_at: u64,
-        offers: Vec<Offer>,
+        offers: Vec<HeardOffer>,
     },
     Receiving(Receiving),
 }
 
 #[derive(Clone, Debug)]
-struct Offer {
-    peer: Peer,
+struct HeardOffer {
+    peer: PodNode,
     feed: String,
     entries: u64,
     state: WarmupState,
@@ -90,9 +90,9 @@ struct Offer {
 #[derive(Debug)]
 struct Receiving {
     id: u64,
-    donor: Offer,
+    donor: HeardOffer,
     /// Other nodes that were ready.
-    others: Vec<Offer>,
+    others: Vec<HeardOffer>,
     taken: u64,
     credit: u64,
     /// Nothing behind `taken` is asked for again twice, unless it is late.
@@ -110,7 +110,7 @@ pub struct Joiner {
     /// When that was before the node stalled, and until when it matters.
     stalled: Option<(Now, u64)>,
     lack: Option<Lack>,
-    state: State,
+    state: JoinerState,
     /// Of calls and warm-ups that are over.
     former: VecDeque<u64>,
     /// The donor that fell silent last: asked again only if there is no other.
@@ -119,7 +119,7 @@ pub struct Joiner {
     begun_at: Option<u64>,
     sessions: u64,
     tombstones: u64,
-    out: Vec<Action>,
+    out: Vec<WarmupAction>,
 }
 
 impl Joiner {
@@ -132,7 +132,7 @@ impl Joiner {
             alive_at: None,
             stalled: None,
             lack: Some(Lack::Everything),
-            state: State::Idle,
+            state: JoinerState::Idle,
             former: VecDeque::new(),
             avoid: None,
             begun_at: None,
@@ -148,7 +148,7 @@ impl Joiner {
         (self.alive_at, self.stalled) = (Some(now), None);
         if self.lack.is_some() {
             let call_at = now.mono + self.below(CALL_WITHIN_MS);
-            self.state = State::Waiting { call_at, calls: 0 };
+            self.state = JoinerState::Waiting { call_at, calls: 0 };
         }
     }
 
@@ -162,7 +162,7 @@ impl Joiner {
         };
         self.lack.get_or_insert(Lack::Since(lost_at));
         self.remember_id();
-        self.state = State::Idle;
+        self.state = JoinerState::Idle;
     }
 
     /// Whether this node lacks sessions; then it is no donor to be preferred.
@@ -174,19 +174,19 @@ impl Joiner {
     /// Whether a donor is sending what this node lacks.
     #[must_use]
     pub(crate) fn is_receiving(&self) -> bool {
-        matches!(self.state, State::Receiving(_))
+        matches!(self.state, JoinerState::Receiving(_))
     }
 
     /// An offer came. Its feed is a feed of this pod.
-    pub fn on_offer(&mut self, peer: Peer, offer: WarmupOffer, now: Now) -> Vec<Action> {
+    pub fn on_offer(&mut self, peer: PodNode, offer: WarmupOffer, now: Now) -> Vec<WarmupAction> {
         let state = offer.state();
         match &mut self.state {
-            State::Calling { id, offers, .. } if *id == offer.id => {
+            JoinerState::Calling { id, offers, .. } if *id == offer.id => {
                 if offers.len() < MAX_OFFERS && offers.iter().all(|other| other.peer != peer) {
-                    offers.push(Offer { peer, feed: offer.feed, entries: offer.entries, state });
+                    offers.push(HeardOffer { peer, feed: offer.feed, entries: offer.entries, state });
                 }
             }
-            State::Receiving(receiving) if receiving.id == offer.id => {
+            JoinerState::Receiving(receiving) if receiving.id == offer.id => {
                 if receiving.donor.peer != peer {
                     self.refuse(peer, Reason::WarmupUnasked);
                 } else if state != WarmupState::Ready {
@@ -200,10 +200,10 @@ impl Joiner {
     }
 
     /// A chunk came. If it is the next one it is to be taken in, which the first value says; [`Self::chunk_taken`] follows.
-    pub fn on_chunk(&mut self, peer: &Peer, chunk: &Warmup, now: Now) -> (bool, Vec<Action>) {
+    pub fn on_chunk(&mut self, peer: &PodNode, chunk: &Warmup, now: Now) -> (bool, Vec<WarmupAction>) {
         let mut next = false;
         match &mut self.state {
-            State::Receiving(receiving) if receiving.id == chunk.id && receiving.donor.peer == *peer => {
+            JoinerState::Receiving(receiving) if receiving.id == chunk.id && receiving.donor.peer == *peer => {
                 if chunk.number == 0 || chunk.number > receiving.credit {
                     self.refuse(peer.clone(), Reason::WarmupOverCredit);
                 } else if chunk.number == receiving.taken + 1 {
@@ -223,8 +223,8 @@ impl Joiner {
     }
 
     /// The chunk that was next has been taken in.
-    pub fn chunk_taken(&mut self, sessions: u64, tombstones: u64, last: bool, now: Now) -> Vec<Action> {
-        let State::Receiving(receiving) = &mut self.state else { return Vec::new() };
+    pub fn chunk_taken(&mut self, sessions: u64, tombstones: u64, last: bool, now: Now) -> Vec<WarmupAction> {
+        let JoinerState::Receiving(receiving) = &mut self.state else { return Vec::new() };
         self.sessions += sessions;
         self.tombstones += tombstones;
         receiving.taken += 1;
@@ -238,7 +238,7 @@ impl Joiner {
             let took_ms = now.mono.saturating_sub(self.begun_at.unwrap_or(now.mono));
             let (sessions, tombstones) = (self.sessions, self.tombstones);
             self.finish();
-            self.note(Note::WarmedUp { donor, sessions, tombstones, took_ms });
+            self.note(WarmupNote::WarmedUp { donor, sessions, tombstones, took_ms });
         } else if receiving.taken + WINDOW >= receiving.credit + GRANT_EVERY {
             receiving.credit = receiving.taken + WINDOW;
             self.send_request(false, false, now);
@@ -247,16 +247,16 @@ impl Joiner {
     }
 
     /// Time has passed. `blocked`: nothing can be sent now, so silence says nothing.
-    pub fn wake(&mut self, blocked: bool, now: Now) -> Vec<Action> {
+    pub fn wake(&mut self, blocked: bool, now: Now) -> Vec<WarmupAction> {
         self.note_liveness(now);
         match &mut self.state {
-            State::Waiting { call_at, .. } if blocked => *call_at = (*call_at).max(now.mono + CALL_WITHIN_MS / 2),
-            State::Waiting { call_at, calls } if now.mono >= *call_at => {
+            JoinerState::Waiting { call_at, .. } if blocked => *call_at = (*call_at).max(now.mono + CALL_WITHIN_MS / 2),
+            JoinerState::Waiting { call_at, calls } if now.mono >= *call_at => {
                 let calls = *calls;
                 self.send_call(calls, now);
             }
-            State::Calling { pick_at, .. } if now.mono >= *pick_at => self.pick_donor(now),
-            State::Receiving(receiving) => {
+            JoinerState::Calling { pick_at, .. } if now.mono >= *pick_at => self.pick_donor(now),
+            JoinerState::Receiving(receiving) => {
                 if blocked {
                     receiving.heard_at = now.mono;
                     receiving.repeat_at = now.mono + REPEAT_MS;
@@ -277,10 +277,10 @@ impl Joiner {
     pub(crate) fn next_wake(&self) -> Option<u64> {
         let note_at = self.alive_at.filter(|_| self.feed.is_some()).map(|alive| alive.mono + NOTE_LIVENESS_EVERY_MS);
         let due = match &self.state {
-            State::Idle => None,
-            State::Waiting { call_at, .. } => Some(*call_at),
-            State::Calling { pick_at, .. } => Some(*pick_at),
-            State::Receiving(receiving) => Some(receiving.repeat_at.min(receiving.heard_at + SILENT_MS)),
+            JoinerState::Idle => None,
+            JoinerState::Waiting { call_at, .. } => Some(*call_at),
+            JoinerState::Calling { pick_at, .. } => Some(*pick_at),
+            JoinerState::Receiving(receiving) => Some(receiving.repeat_at.min(receiving.heard_at + SILENT_MS)),
         };
         due.into_iter().chain(note_at).min()
     }
@@ -297,12 +297,13 @@ impl Joiner {
     fn send_call(&mut self, calls: u32, now: Now) {
         let (Some(feed), Some(lack)) = (self.feed.clone(), self.lack) else { return };
         let id = self.number();
-        self.state = State::Calling { id, calls: calls + 1, pick_at: now.mono + OFFERS_WITHIN_MS, offers: Vec::new() };
-        self.out.push(Action::Call(WarmupCall { id, feed, away_ms: lack.away_ms(now) }));
+        self.state =
+            JoinerState::Calling { id, calls: calls + 1, pick_at: now.mono + OFFERS_WITHIN_MS, offers: Vec::new() };
+        self.out.push(WarmupAction::Call(WarmupCall { id, feed, away_ms: lack.away_ms(now) }));
     }
 
     fn pick_donor(&mut self, now: Now) {
-        let State::Calling { calls, offers, .. } = &mut self.state else { return };
+        let JoinerState::Calling { calls, offers, .. } = &mut self.state else { return };
         let (calls, offers) = (*calls, std::mem::take(offers));
         let of = |state| offers.iter().filter(move |offer| offer.state == state).cloned().collect::<Vec<_>>();
         let (ready, lacking) = (of(WarmupState::Ready), of(WarmupState::Lacking));
@@ -325,7 +326,7 @@ impl Joiner {
     }
 
     /// Asks one of those who have about the most; two joiners that choose alike find out at the donor.
-    fn ask_one_of(&mut self, mut offers: Vec<Offer>, now: Now) {
+    fn ask_one_of(&mut self, mut offers: Vec<HeardOffer>, now: Now) {
         offers.retain(|offer| offer.entries > 0);
         if offers.len() > 1 && offers.iter().any(|offer| Some(offer.peer.boot_id) != self.avoid) {
             offers.retain(|offer| Some(offer.peer.boot_id) != self.avoid);
@@ -338,9 +339,9 @@ impl Joiner {
         }
         let at = good[usize::try_from(self.below(good.len() as u64)).unwrap_or(0)];
         let donor = offers.swap_remove(at);
-        self.note(Note::Begins { donor: donor.peer.node.clone(), entries: donor.entries });
+        self.note(WarmupNote::Begins { donor: donor.peer.node.clone(), entries: donor.entries });
         self.begun_at.get_or_insert(now.mono);
-        self.state = State::Receiving(Receiving {
+        self.state = JoinerState::Receiving(Receiving {
             id: self.number(),
             donor,
             others: offers,
@@ -354,11 +355,11 @@ impl Joiner {
     }
 
     fn replace_donor(&mut self, reason: DonorLoss, now: Now) {
-        let State::Receiving(receiving) = &mut self.state else { return };
+        let JoinerState::Receiving(receiving) = &mut self.state else { return };
         let (donor, others) = (receiving.donor.peer.clone(), std::mem::take(&mut receiving.others));
         self.avoid = Some(donor.boot_id);
         self.remember_id();
-        self.note(Note::DonorLost { donor: donor.node, reason });
+        self.note(WarmupNote::DonorLost { donor: donor.node, reason });
         if others.is_empty() {
             self.wait(0, now);
         } else {
@@ -367,7 +368,7 @@ impl Joiner {
     }
 
     fn send_request(&mut self, again: bool, done: bool, now: Now) {
-        let (State::Receiving(receiving), Some(feed), Some(lack)) = (&self.state, &self.feed, self.lack) else {
+        let (JoinerState::Receiving(receiving), Some(feed), Some(lack)) = (&self.state, &self.feed, self.lack) else {
             return;
         };
         let request = WarmupRequest {
@@ -379,23 +380,23 @@ impl Joiner {
             again,
             done,
         };
-        let action = Action::Send { feed: receiving.donor.feed.clone(), kind: Kind::WarmupRequest(request) };
+        let action = WarmupAction::Send { feed: receiving.donor.feed.clone(), kind: Kind::WarmupRequest(request) };
         self.out.push(action);
     }
 
     fn wait(&mut self, calls: u32, now: Now) {
         let call_at = now.mono + CALL_AGAIN_MS + self.below(CALL_JITTER_MS);
-        self.state = State::Waiting { call_at, calls };
+        self.state = JoinerState::Waiting { call_at, calls };
     }
 
     fn nothing_to_get(&mut self) {
         self.finish();
-        self.note(Note::NothingToGet);
+        self.note(WarmupNote::NothingToGet);
     }
 
     /// Nothing is lacking any more.
     fn finish(&mut self) {
-        self.state = State::Idle;
+        self.state = JoinerState::Idle;
         self.lack = None;
         self.avoid = None;
         self.begun_at = None;
@@ -405,9 +406,9 @@ impl Joiner {
     /// Remembers the id of a state that is about to end.
     fn remember_id(&mut self) {
         let id = match &self.state {
-            State::Calling { id, .. } => *id,
-            State::Receiving(receiving) => receiving.id,
-            State::Idle | State::Waiting { .. } => return,
+            JoinerState::Calling { id, .. } => *id,
+            JoinerState::Receiving(receiving) => receiving.id,
+            JoinerState::Idle | JoinerState::Waiting { .. } => return,
         };
         if self.former.len() == REMEMBERED {
             self.former.pop_front();
@@ -417,19 +418,19 @@ impl Joiner {
 
     /// The id of the warm-up that runs, and its donor.
     #[cfg(test)]
-    pub(super) fn receives(&self) -> Option<(u64, Peer)> {
+    pub(super) fn receives(&self) -> Option<(u64, PodNode)> {
         match &self.state {
-            State::Receiving(receiving) => Some((receiving.id, receiving.donor.peer.clone())),
-            State::Idle | State::Waiting { .. } | State::Calling { .. } => None,
+            JoinerState::Receiving(receiving) => Some((receiving.id, receiving.donor.peer.clone())),
+            JoinerState::Idle | JoinerState::Waiting { .. } | JoinerState::Calling { .. } => None,
         }
     }
 
-    fn refuse(&mut self, peer: Peer, reason: Reason) {
-        self.note(Note::Refused { node: peer.node, reason });
+    fn refuse(&mut self, peer: PodNode, reason: Reason) {
+        self.note(WarmupNote::Refused { node: peer.node, reason });
     }
 
-    fn note(&mut self, note: Note) {
-        self.out.push(Action::Note(note));
+    fn note(&mut self, note: WarmupNote) {
+        self.out.push(WarmupAction::WarmupNote(note));
     }
 
     fn number(&mut self) -> u64 {
@@ -468,7 +469,7 @@ mod tests {
             joiner.feed_up("two".to_owned(), noticed);
             let later = Now { wall: noticed.wall + 1_000, mono: noticed.mono + 1_000 };
             let actions = joiner.wake(false, later);
-            let [Action::Call(WarmupCall { away_ms: 302_000, .. })] = actions[..] else { panic!("{actions:?}") };
+            let [WarmupAction::Call(WarmupCall { away_ms: 302_000, .. })] = actions[..] else { panic!("{actions:?}") };
         }
     }
 
@@ -485,6 +486,6 @@ mod tests {
         let may = at(21_000);
         assert!(joiner.next_wake().is_some_and(|due| due <= may.mono + CALL_WITHIN_MS));
         let actions = joiner.wake(false, at(may.mono + CALL_WITHIN_MS));
-        assert!(matches!(actions[..], [Action::Call(_)]), "{actions:?}");
+        assert!(matches!(actions[..], [WarmupAction::Call(_)]), "{actions:?}");
     }
 }

@@ -35,7 +35,7 @@ const WINDOW: u64 = 32;
 
 /// Who sent a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub struct PodNode {
     /// The node's name.
     pub node: String,
     /// Random for each start.
@@ -45,7 +45,7 @@ pub struct Peer {
 /// What is to be done.
 #[allow(clippy::large_enum_variant, reason = "a few at a time, and each is handed on at once")]
 #[derive(Debug)]
-pub enum Action {
+pub enum WarmupAction {
     /// Publish to the pod's sessions exchange.
     Call(WarmupCall),
     /// Publish straight to a session feed.
@@ -56,12 +56,12 @@ pub enum Action {
         kind: Kind,
     },
     /// Something worth a log line or a counter.
-    Note(Note),
+    WarmupNote(WarmupNote),
 }
 
 /// What the machines noticed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Note {
+pub enum WarmupNote {
     /// A donor was asked to begin.
     Begins {
         /// The donor.
@@ -140,7 +140,7 @@ labelled! {
     }
 }
 
-impl fmt::Display for Note {
+impl fmt::Display for WarmupNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Begins { donor, entries } => write!(f, "being warmed up by {donor}: about {entries} entries"),

@@ -41,7 +41,7 @@ struct Node {
     donor: Donor,
     store: Store,
     feed: Option<String>,
-    notes: Vec<Note>,
+    notes: Vec<WarmupNote>,
     chunks: u64,
 }
 
@@ -97,8 +97,8 @@ impl World {
         Now { wall: START + self.t, mono: self.t }
     }
 
-    fn peer(index: usize) -> Peer {
-        Peer { node: format!("n{index}"), boot_id: [index as u8; 16] }
+    fn peer(index: usize) -> PodNode {
+        PodNode { node: format!("n{index}"), boot_id: [index as u8; 16] }
     }
 
     fn link(&mut self, index: usize, up: bool) {
@@ -115,11 +115,11 @@ impl World {
         self.carry_out(index, actions);
     }
 
-    fn carry_out(&mut self, from: usize, actions: Vec<Action>) {
+    fn carry_out(&mut self, from: usize, actions: Vec<WarmupAction>) {
         for action in actions {
             match action {
-                Action::Note(note) => self.nodes[from].notes.push(note),
-                Action::Call(call) => {
+                WarmupAction::WarmupNote(note) => self.nodes[from].notes.push(note),
+                WarmupAction::Call(call) => {
                     for to in (0..self.nodes.len()).filter(|to| *to != from) {
                         if let Some(feed) = self.nodes[to].feed.clone() {
                             let kind = Kind::WarmupCall(call.clone());
@@ -127,7 +127,7 @@ impl World {
                         }
                     }
                 }
-                Action::Send { feed, kind } => self.under_way.push_back((self.t + 1, from, feed, kind)),
+                WarmupAction::Send { feed, kind } => self.under_way.push_back((self.t + 1, from, feed, kind)),
             }
         }
     }
@@ -215,7 +215,7 @@ impl World {
         self.t - start
     }
 
-    fn notes(&self) -> Vec<&[Note]> {
+    fn notes(&self) -> Vec<&[WarmupNote]> {
         self.nodes.iter().map(|node| &node.notes[..]).collect()
     }
 
@@ -227,8 +227,8 @@ impl World {
     }
 
     fn donor_of(&self, index: usize) -> Vec<String> {
-        let begins = |note: &Note| match note {
-            Note::Begins { donor, .. } => Some(donor.clone()),
+        let begins = |note: &WarmupNote| match note {
+            WarmupNote::Begins { donor, .. } => Some(donor.clone()),
             _ => None,
         };
         self.nodes[index].notes.iter().filter_map(begins).collect()
@@ -260,7 +260,8 @@ fn a_node_that_joins_late_gets_every_session_and_every_tombstone_and_nothing_tha
     world.settle();
     let store = &world.nodes[joiner].store;
     assert_eq!((store.len(), store.tombstones()), (4_700, 300));
-    let [Note::Begins { .. }, Note::WarmedUp { sessions: 4_700, tombstones: 300, .. }] = world.nodes[joiner].notes[..]
+    let [WarmupNote::Begins { .. }, WarmupNote::WarmedUp { sessions: 4_700, tombstones: 300, .. }] =
+        world.nodes[joiner].notes[..]
     else {
         panic!("{:?}", world.notes())
     };
@@ -302,8 +303,8 @@ fn many_joiners_wait_for_their_turn_where_there_is_one_donor() {
         let mut running = 0;
         for note in &node.notes {
             running += match note {
-                Note::Donates { .. } => 1,
-                Note::Donated { .. } => -1,
+                WarmupNote::Donates { .. } => 1,
+                WarmupNote::Donated { .. } => -1,
                 _ => 0,
             };
             assert!((0..=1).contains(&running), "{:?}", node.notes);
@@ -326,7 +327,7 @@ fn an_interrupted_donor_is_replaced_and_what_it_sent_stays() {
     assert_eq!(world.nodes[joiner].store.len(), 30_000);
     assert!(had >= 10_000 && took < SILENT_MS + 2_000, "{took} ms");
     assert_eq!(world.donor_of(joiner), [format!("n{first}"), format!("n{}", 1 - first)]);
-    let lost = Note::DonorLost { donor: format!("n{first}"), reason: DonorLoss::Silent };
+    let lost = WarmupNote::DonorLost { donor: format!("n{first}"), reason: DonorLoss::Silent };
     assert!(world.nodes[joiner].notes.contains(&lost), "{:?}", world.notes());
 }
 
@@ -358,7 +359,7 @@ fn a_donor_keeps_to_the_credit_and_to_its_rate() {
         let mut bytes = 0;
         let mut chunks = 0;
         while donor.due(false, now).0 == Due::Now {
-            let Some(Action::Send { kind: Kind::Warmup(chunk), .. }) = donor.next_chunk(store, CHUNK, now) else {
+            let Some(WarmupAction::Send { kind: Kind::Warmup(chunk), .. }) = donor.next_chunk(store, CHUNK, now) else {
                 panic!("no chunk")
             };
             (bytes, chunks) = (bytes + chunk.encoded_len() as u64, chunks + 1);
@@ -409,12 +410,17 @@ fn chunks_that_are_late_or_that_nobody_asked_for_change_nothing() {
     ] {
         let (next, actions) = machine.on_chunk(peer, &chunk, now);
         assert!(!next);
-        let [Action::Note(Note::Refused { reason: said, .. })] = &actions[..] else { panic!("{actions:?}") };
+        let [WarmupAction::WarmupNote(WarmupNote::Refused { reason: said, .. })] = &actions[..] else {
+            panic!("{actions:?}")
+        };
         assert_eq!(*said, reason);
     }
     let offer = WarmupOffer { id: id + 1, ..Default::default() };
     let actions = machine.on_offer(World::peer(8), offer, now);
-    assert!(matches!(actions[..], [Action::Note(Note::Refused { reason: Reason::WarmupUnasked, .. })]), "{actions:?}");
+    assert!(
+        matches!(actions[..], [WarmupAction::WarmupNote(WarmupNote::Refused { reason: Reason::WarmupUnasked, .. })]),
+        "{actions:?}"
+    );
     world.settle();
     // It is over: what still comes for it is late, and no fault.
     let (next, actions) = world.nodes[joiner].joiner.on_chunk(&donor, &chunk(id, 3), now);
@@ -435,7 +441,7 @@ fn a_node_that_was_away_gets_what_it_missed_and_forgets_what_was_removed() {
     world.settle();
     let store = &world.nodes[1].store;
     assert_eq!((store.len(), store.tombstones()), (5_080, 20));
-    let [.., Note::WarmedUp { sessions, tombstones: 20, .. }] = world.nodes[1].notes[..] else {
+    let [.., WarmupNote::WarmedUp { sessions, tombstones: 20, .. }] = world.nodes[1].notes[..] else {
         panic!("{:?}", world.notes())
     };
     assert!(sessions < 200 && world.nodes[1].chunks - before < 10, "{sessions} sessions to bring 100");
@@ -449,7 +455,7 @@ fn nodes_that_start_together_give_up_after_three_calls_and_serve_each_other_then
     }
     let took = world.settle();
     assert!(took < u64::from(CALLS) * (CALL_AGAIN_MS + CALL_JITTER_MS + OFFERS_WITHIN_MS), "{took} ms");
-    assert!(world.nodes.iter().all(|node| node.notes == [Note::NothingToGet]), "{:?}", world.notes());
+    assert!(world.nodes.iter().all(|node| node.notes == [WarmupNote::NothingToGet]), "{:?}", world.notes());
     // What is live meanwhile is handed on by the node that has most, although it has called itself.
     let mut world = World::new(2);
     world.link(0, true);
@@ -470,8 +476,8 @@ fn a_flood_of_calls_and_requests_of_one_node_is_counted_and_left_unanswered() {
     for _ in 0..100 {
         for action in node.donor.on_call(&peer, &call, &node.joiner, &node.store, now) {
             match action {
-                Action::Send { .. } => offers += 1,
-                Action::Note(Note::Refused { reason: Reason::WarmupFlood, .. }) => floods += 1,
+                WarmupAction::Send { .. } => offers += 1,
+                WarmupAction::WarmupNote(WarmupNote::Refused { reason: Reason::WarmupFlood, .. }) => floods += 1,
                 other => panic!("{other:?}"),
             }
         }
@@ -480,7 +486,7 @@ fn a_flood_of_calls_and_requests_of_one_node_is_counted_and_left_unanswered() {
     // No other node pays for it, and it does not pay indefinitely.
     assert_eq!(node.donor.on_call(&World::peer(8), &call, &node.joiner, &node.store, now).len(), 1);
     let later = Now { wall: now.wall + 1_000, mono: now.mono + 1_000 };
-    let [Action::Send { .. }] = node.donor.on_call(&peer, &call, &node.joiner, &node.store, later)[..] else {
+    let [WarmupAction::Send { .. }] = node.donor.on_call(&peer, &call, &node.joiner, &node.store, later)[..] else {
         panic!("no offer a second later")
     };
 }
@@ -503,7 +509,7 @@ fn a_donor_says_every_reason_for_which_it_ends_a_warm_up() {
         donor.feed_down(),
     ];
     let ended = ended.into_iter().flatten().filter_map(|action| match action {
-        Action::Note(Note::Donated { reason, .. }) => Some(reason),
+        WarmupAction::WarmupNote(WarmupNote::Donated { reason, .. }) => Some(reason),
         _ => None,
     });
     assert_eq!(Vec::from_iter(ended), DonationEnd::ALL);
@@ -524,7 +530,7 @@ fn a_joiner_says_every_reason_for_which_it_leaves_a_donor() {
     let busy = WarmupOffer { id, state: WarmupState::Busy.into(), ..Default::default() };
     let left = [machine.on_offer(donor, busy, now), machine.wake(false, silent)];
     let left = left.into_iter().flatten().filter_map(|action| match action {
-        Action::Note(Note::DonorLost { reason, .. }) => Some(reason),
+        WarmupAction::WarmupNote(WarmupNote::DonorLost { reason, .. }) => Some(reason),
         _ => None,
     });
     assert_eq!(Vec::from_iter(left), DonorLoss::ALL);

@@ -20,7 +20,7 @@ use resumed::keys::saved::read_back;
 use resumed::keys::{HeldRing, KeySettings, Ring};
 use resumed::proto::limits::decode_within;
 use resumed::proto::{self, payload::Kind};
-use resumed::sessions::warmup::{Action, Donor, Due, Joiner, Peer};
+use resumed::sessions::warmup::{Donor, Due, Joiner, PodNode, WarmupAction};
 use resumed::sessions::{Removals, SessionSettings, Store, validate};
 
 use crate::NOW;
@@ -178,7 +178,7 @@ pub fn payload(data: &[u8]) {
         payload.sent_at = now.wall.saturating_sub(300_000).saturating_add(payload.sent_at % 600_001);
         if how & 2 != 0 {
             // As it comes through the session feed.
-            let peer = Peer { node: payload.node, boot_id: payload.boot_id.try_into().expect("resized") };
+            let peer = PodNode { node: payload.node, boot_id: payload.boot_id.try_into().expect("resized") };
             let sending = match payload.kind {
                 Some(Kind::Sessions(batch)) => {
                     let entries = batch.entries.len();
@@ -206,7 +206,7 @@ pub fn payload(data: &[u8]) {
             // The joiner's calls are told what to expect: an offer that follows may answer them.
             drop((sending, joiner.wake(false, now)));
             if let (Due::Now, _) = donor.due(false, now)
-                && let Some(Action::Send { kind: Kind::Warmup(chunk), .. }) = donor.next_chunk(&store, 4096, now)
+                && let Some(WarmupAction::Send { kind: Kind::Warmup(chunk), .. }) = donor.next_chunk(&store, 4096, now)
             {
                 assert!(chunk.encoded_len() <= 4096 + 16 * 1024 + 1024, "a chunk of {} bytes", chunk.encoded_len());
             }

@@ -8,7 +8,7 @@ use resumed::clock::{Now, millis};
 use resumed::envelope::Refusal;
 use resumed::farm::{MintReason, Note};
 use resumed::keys::saved::read_back;
-use resumed::keys::{Entry, KeyMaterial, KeySettings, Ring, TicketKey};
+use resumed::keys::{KeyMaterial, KeySettings, ProxyKey, Ring, TicketKey};
 use resumed::node::core::Effect;
 use resumed::proto::{self, payload::Kind};
 use resumed::reason::Reason;
@@ -577,7 +577,7 @@ impl World {
         let settled_begun = |now: Now| {
             a.standing.ring.values().any(|(key, _)| key.seal_from <= now.wall && held_for(&key.name) >= settle)
         };
-        let opens = |sealed: &Entry| {
+        let opens = |sealed: &ProxyKey| {
             let entry = b.proxy.open_at(&sealed.name, self.now(opener).wall);
             entry.is_some_and(|entry| entry.hmac == sealed.hmac && entry.aes == sealed.aes)
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// What one node has seen of its own secrets since its start. Of two secrets that every node opens, nothing else tells
 /// which is the new one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SecretHistory {
+pub struct SecretsSeen {
     pub(crate) now: Vec<String>,
     /// Those that were not there at first, or not always.
     came: BTreeSet<String>,
@@ -13,7 +13,7 @@ pub struct SecretHistory {
     sealed: BTreeSet<String>,
 }
 
-impl SecretHistory {
+impl SecretsSeen {
     /// Takes the ids that the node opens from now on, the one that seals first. The first call is the start.
     pub(crate) fn note(&mut self, ids: Vec<String>) {
         if !self.now.is_empty() {

@@ -16,7 +16,7 @@ use super::{
 
 /// What was counted since this process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Totals {
+pub(crate) struct PageCounts {
     /// Sessions of this node's proxies sent to the pod.
     pub published: u64,
     /// Sessions that came from the pod.
@@ -35,8 +35,8 @@ pub(crate) struct Totals {
 
 /// What the installed recorder has counted; nothing if none is installed.
 #[must_use]
-pub(crate) fn totals() -> Totals {
-    KEPT.totals()
+pub(crate) fn page_counts() -> PageCounts {
+    KEPT.page_counts()
 }
 
 /// A process has one recorder.
@@ -60,11 +60,11 @@ impl Kept {
         counter.clone()
     }
 
-    fn totals(&self) -> Totals {
+    fn page_counts(&self) -> PageCounts {
         let kept = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let of = |key: &Key| kept.get(key).map_or(0, |(_, total)| total.load(Ordering::Relaxed));
         let all = |counter: super::Counter| of(&Key::from_static_name(counter.name()));
-        Totals {
+        PageCounts {
             published: all(SESSIONS_PUBLISHED),
             received: all(SESSIONS_RECEIVED),
             inserted: all(SESSIONS_INSERTED),
@@ -121,7 +121,7 @@ pub(super) struct Readable<R> {
 }
 
 impl<R> Readable<R> {
-    /// The one whose counts [`totals`] gives.
+    /// The one whose counts [`page_counts`] gives.
     pub(super) fn of_process(recorder: R) -> Self {
         Self { recorder, kept: Arc::clone(&KEPT) }
     }
@@ -171,7 +171,7 @@ mod tests {
         let recorder = Readable { recorder: exporter, kept: Arc::clone(&kept) };
         with_local_recorder(&recorder, || {
             announce();
-            assert_eq!(kept.totals(), Totals::default());
+            assert_eq!(kept.page_counts(), PageCounts::default());
             for counter in [SESSIONS_PUBLISHED, SESSIONS_RECEIVED, SESSIONS_INSERTED, PROXY_SESSIONS_INSERTED] {
                 counter.add(2);
             }
@@ -184,7 +184,7 @@ mod tests {
             MESSAGES_SENT.add(Plane::Keys, 1);
         });
         let by = |counts: &[(&str, u64)]| counts.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
-        let expected = Totals {
+        let expected = PageCounts {
             published: 3,
             received: 2,
             inserted: 2,
@@ -193,7 +193,7 @@ mod tests {
             dropped: by(&[("echo", 7)]),
             refused: by(&[("replay", 2), ("bad_tag", 1)]),
         };
-        assert_eq!(kept.totals(), expected);
+        assert_eq!(kept.page_counts(), expected);
         let text = shown.render();
         for series in [
             "resumed_sessions_published_total 3",
@@ -210,12 +210,12 @@ mod tests {
     #[test]
     fn the_process_reads_what_its_own_recorder_counts() {
         install().unwrap();
-        let before = totals();
+        let before = page_counts();
         MESSAGES_MISSED.add(5);
         SESSIONS_DROPPED.add(DropReason::BadId, 3);
-        let after = totals();
+        let after = page_counts();
         assert!(after.missed >= before.missed + 5, "{before:?} then {after:?}");
-        let bad_ids = |totals: &Totals| totals.dropped.get("bad_id").copied().unwrap_or(0);
+        let bad_ids = |page_counts: &PageCounts| page_counts.dropped.get("bad_id").copied().unwrap_or(0);
         assert!(bad_ids(&after) >= bad_ids(&before) + 3, "{before:?} then {after:?}");
     }
 }

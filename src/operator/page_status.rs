@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::{Now, millis};
-use crate::status::{FarmStatus, HistoryStatus, Level, NodeCounts, Overview, Verdict};
+use crate::status::{FarmStatus, HistoryStatus, Level, NodeCounts, PageStatus, Verdict};
 use crate::words::listed;
 
 /// So many nodes are listed at most: those that are out of step first. A browser shows them, and the answer stays below a megabyte.
@@ -19,7 +19,7 @@ const REFRESH_PER_NODE: Duration = Duration::from_millis(20);
 
 /// Puts the parts together at `now`.
 #[must_use]
-pub fn overview(mut status: FarmStatus, history: HistoryStatus, now: Now) -> Overview {
+pub fn page_status(mut status: FarmStatus, history: HistoryStatus, now: Now) -> PageStatus {
     let verdict = verdict(&status);
     let total = status.nodes.len();
     let in_step = status.nodes.iter().filter(|node| node.in_step).count();
@@ -28,7 +28,7 @@ pub fn overview(mut status: FarmStatus, history: HistoryStatus, now: Now) -> Ove
     let counts = NodeCounts { total, in_step, listed: status.nodes.len() };
     let secret_step = status.secrets.in_words();
     let refresh_ms = millis(refresh_after(total));
-    Overview { status, now: now.wall, verdict, counts, secret_step, history, refresh_ms }
+    PageStatus { status, now: now.wall, verdict, counts, secret_step, history, refresh_ms }
 }
 
 /// For how long the state of a farm of `nodes` nodes is not asked for again.
@@ -148,24 +148,24 @@ mod tests {
     fn of_a_farm_of_thousands_those_out_of_step_are_listed_first_and_it_is_asked_less_often() {
         let names: Vec<String> = (0..3_000).map(|n| format!("n{n:04}")).collect();
         let nodes: Vec<(&str, bool)> = names.iter().map(|name| (name.as_str(), name != "n2999")).collect();
-        let overview = overview(farm(&nodes), HistoryStatus::default(), NOW);
-        assert_eq!(overview.counts, NodeCounts { total: 3_000, in_step: 2_999, listed: 1_000 });
-        assert_eq!(overview.status.nodes.len(), 1_000);
+        let page_status = page_status(farm(&nodes), HistoryStatus::default(), NOW);
+        assert_eq!(page_status.counts, NodeCounts { total: 3_000, in_step: 2_999, listed: 1_000 });
+        assert_eq!(page_status.status.nodes.len(), 1_000);
         assert_eq!(
-            (overview.status.nodes[0].name.as_str(), overview.status.nodes[1].name.as_str()),
+            (page_status.status.nodes[0].name.as_str(), page_status.status.nodes[1].name.as_str()),
             ("n2999", "n0000")
         );
-        assert_eq!((overview.refresh_ms, overview.now), (60_000, NOW.wall));
+        assert_eq!((page_status.refresh_ms, page_status.now), (60_000, NOW.wall));
         assert_eq!(refresh_after(3), Duration::from_secs(2));
     }
 
     #[test]
     fn the_document_holds_what_status_prints() {
         let status = farm(&[("a", true), ("b", false)]);
-        let overview = overview(status.clone(), HistoryStatus::default(), NOW);
-        let json = serde_json::to_string(&overview).unwrap();
+        let page_status = page_status(status.clone(), HistoryStatus::default(), NOW);
+        let json = serde_json::to_string(&page_status).unwrap();
         let read: FarmStatus = serde_json::from_str(&json).unwrap();
         assert_eq!(read, FarmStatus { nodes: vec![status.nodes[1].clone(), status.nodes[0].clone()], ..status });
-        assert_eq!(serde_json::from_str::<Overview>(&json).unwrap(), overview);
+        assert_eq!(serde_json::from_str::<PageStatus>(&json).unwrap(), page_status);
     }
 }
