@@ -347,7 +347,7 @@ fn metrics_page_false_turns_off_the_page_and_its_data() {
     for path in ["/", "/farm.json"] {
         let answer = daemon.get(path).expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-        assert!(answer.ends_with("\r\n\r\nnot found: try /metrics or /healthz\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nnot found: try /metrics, /livez, /readyz or /healthz\n"), "{answer}");
     }
     assert!(daemon.get("/metrics").expect("an answer").starts_with("HTTP/1.1 200 "));
 }

@@ -1,4 +1,5 @@
-//! The HTTP server for `/metrics` (Prometheus text format 0.0.4), `/healthz`, and the page for people unless it is turned off.
+//! The HTTP server for `/metrics` (Prometheus text format 0.0.4), `/livez`, `/readyz`, `/healthz`, and the page for people unless
+//! it is turned off.
 //!
 //! It runs on the daemon's one thread, which has keys and sessions to see to, and every process that reaches it may ask. So what it
 //! does in a second is bounded, however many ask and however fast: connections, pieces of requests ([`BoundedListener`]),
@@ -32,6 +33,7 @@ use crate::clock::SystemClock;
 use crate::node::Health;
 
 mod bounded_listener;
+mod health;
 pub(super) mod page;
 mod turns;
 
@@ -115,13 +117,13 @@ impl HttpServer {
     pub(crate) async fn serve(self, observed: Served, stop: CancellationToken) -> Result<(), HttpError> {
         let clock = observed.clock;
         let (page, hint) = match observed.page.clone() {
-            Some(page) => (page.routes(), "not found: try /, /farm.json, /metrics or /healthz\n"),
-            None => (Router::new(), "not found: try /metrics or /healthz\n"),
+            Some(page) => (page.routes(), "not found: try /, /farm.json, /metrics, /livez, /readyz or /healthz\n"),
+            None => (Router::new(), "not found: try /metrics, /livez, /readyz or /healthz\n"),
         };
         let router = Router::new()
             .route("/metrics", get(render))
-            .route("/healthz", get(healthz))
-            .with_state(observed)
+            .with_state(observed.clone())
+            .merge(health::routes(observed))
             .merge(page)
             .fallback(move || async move { (StatusCode::NOT_FOUND, hint) })
             .layer(from_fn_with_state(Arc::new(Turns::new(ANSWERS.0, ANSWERS.1, clock)), in_turn));
@@ -189,14 +191,6 @@ async fn in_turn(
 
 async fn render(State(observed): State<Served>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], observed.metrics.render())
-}
-
-async fn healthz(State(observed): State<Served>) -> impl IntoResponse {
-    let health = *observed.health.borrow();
-    match health.verdict(observed.clock.now()) {
-        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-    }
 }
 
 #[cfg(test)]
@@ -270,12 +264,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn liveness_and_readiness_are_told_apart_and_in_every_way_that_a_load_balancer_asks() {
+        let running = start().await;
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            let live = request(running.address, &format!("{method} /livez")).await;
+            assert!(live.starts_with("HTTP/1.1 200 OK\r\n"), "{live}");
+            for path in ["/readyz", "/healthz"] {
+                let lacking = request(running.address, &format!("{method} {path}")).await;
+                assert!(lacking.starts_with("HTTP/1.1 503 "), "{lacking}");
+            }
+        }
+        let lacking = request(running.address, "GET /readyz").await;
+        let why = "no ring yet: neither a leader's nor one of its own";
+        assert!(lacking.ends_with(&format!("\r\n\r\n{{\"ready\":false,\"lacks\":[\"{why}\"]}}")), "{lacking}");
+
+        running.health.send_modify(|health| health.ring = true);
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            for path in ["/livez", "/readyz", "/healthz"] {
+                let well = request(running.address, &format!("{method} {path}")).await;
+                assert!(well.starts_with("HTTP/1.1 200 OK\r\n"), "{method} {path}: {well}");
+            }
+        }
+        let ready = request(running.address, "GET /readyz").await;
+        assert!(ready.ends_with("\r\n\r\n{\"ready\":true,\"lacks\":[]}"), "{ready}");
+        assert!(ready.contains("\r\ncontent-type: application/json\r\n"), "{ready}");
+
+        let an_hour_ago = running.clock.now().mono - 3_600_000;
+        running.health.send_modify(|health| health.alive_until = an_hour_ago);
+        for path in ["/livez", "/readyz", "/healthz"] {
+            let dead = request(running.address, &format!("GET {path}")).await;
+            assert!(dead.starts_with("HTTP/1.1 503 ") && dead.contains("not live"), "{dead}");
+        }
+    }
+
+    #[tokio::test]
     async fn other_paths_get_a_hint_and_other_methods_a_405() {
         let running = start().await;
         for path in ["/", "/farm.json", "/favicon.ico"] {
             let answer = request(running.address, &format!("GET {path}")).await;
             assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-            assert!(answer.ends_with("\r\n\r\nnot found: try /metrics or /healthz\n"), "{answer}");
+            assert!(answer.ends_with("\r\n\r\nnot found: try /metrics, /livez, /readyz or /healthz\n"), "{answer}");
         }
         let answer = request(running.address, "DELETE /metrics").await;
         assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
