@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::table::{plain, table};
-use crate::probe::{Cell, Client, Matrix, Mode, Options, Outcome, ProbeError, Target, TargetFault, matrix};
+use crate::probe::{Cell, Client, ClientCertificate, Matrix, Mode, Options, Outcome, ProbeError, Target, TargetFault, matrix};
 
 /// The end of `resumed probe --help`.
 pub(crate) const LONG_HELP: &str = "\
@@ -21,7 +21,7 @@ mode, with the host that made the session at the left and the host that it was o
   FAILED      no handshake, at this host or at the one that should have made the session
   no session  the host that should have made the session offers none in this mode
 
-Below a table stands each failure in words. Exits 1 if any cell is not `resumed`. A mode that no host offers fails too: \
+Below a table stands each failure in words, with the alert that a server sent. Exits 1 if any cell is not `resumed`. A mode that no host offers fails too: \
 name the modes that count with --mode.
 
 Modes: `id` is TLS 1.2 by session ID, `ticket12` TLS 1.2 by ticket, `ticket13` TLS 1.3 by ticket.
@@ -38,6 +38,7 @@ only. Rows and cells have the order of hosts.
 Examples:
   resumed probe 192.0.2.11:443 192.0.2.12:443 --sni www.example.com
   resumed probe '[2001:db8::11]:8443' '[2001:db8::12]:8443' --mode ticket12,ticket13
+  resumed probe edge-1.example.com edge-2.example.com --cert client.pem --key client.key
   resumed probe edge-1.example.com edge-2.example.com --json | jq -r '.modes[].failures[]'";
 
 /// The arguments of `resumed probe`.
@@ -73,6 +74,14 @@ pub struct ProbeArgs {
     /// Verify certificates against the authorities in this PEM file
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
+
+    /// Show this client certificate to servers that ask for one: a PEM file, with those that lead to its authority behind it
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+
+    /// The private key of --cert, a PEM file without a passphrase; without it the key is in the file of --cert
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
 }
 
 /// A value of `--mode`.
@@ -107,7 +116,12 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> Result<(), Failure> {
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
     // Mistakes in any argument come before the first packet.
     args.hosts.iter().try_for_each(|host| Target::check(host)).map_err(|error| usage(&error))?;
-    let options = Options { server_name: args.sni.clone(), timeout: args.timeout, ca_file: args.ca.clone() };
+    let certificate = args.cert.clone().map(|chain| {
+        let key = args.key.clone().unwrap_or_else(|| chain.clone());
+        ClientCertificate { chain, key }
+    });
+    let options =
+        Options { server_name: args.sni.clone(), timeout: args.timeout, ca_file: args.ca.clone(), certificate };
     let client = Client::new(options).map_err(|error| match error {
         ProbeError::Options(_) => usage(&error),
         _ => Failure::of(error),
@@ -298,6 +312,8 @@ TLS 1.2 by session ID: 3 of 4 resumed
             timeout: Duration::from_secs(1),
             tries: 1,
             ca: None,
+            cert: None,
+            key: None,
         };
         let run = |args| run(&args, &mut Vec::new()).unwrap_err();
         for (args, code, text) in [

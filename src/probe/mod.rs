@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
+use openssl::pkey::PKey;
 use openssl::ssl::{
     self, ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslOptions, SslSessionCacheMode, SslStream,
     SslVerifyMode, SslVersion,
@@ -31,6 +32,7 @@ use openssl::ssl::{
 use openssl::x509::X509VerifyResult;
 use openssl::x509::verify::X509CheckFlags;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 pub use matrix::{Cell, Matrix, MatrixRow, Offer, Outcome, matrix};
 pub use session::Session;
@@ -107,12 +109,23 @@ pub struct Options {
     pub timeout: Duration,
     /// Verify certificates against the authorities in this PEM file, and against the SNI name or else the address.
     pub ca_file: Option<PathBuf>,
+    /// What the client shows to servers that ask for a certificate (RFC 8446 section 4.3.2).
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// A client's certificate and its key, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate, and behind it those that lead to an authority.
+    pub chain: PathBuf,
+    /// The private key, without a passphrase. It may be the same file.
+    pub key: PathBuf,
 }
 
 impl Default for Options {
     /// SNI from the host's name, 5 s a step, no verification.
     fn default() -> Self {
-        Self { server_name: None, timeout: Duration::from_secs(5), ca_file: None }
+        Self { server_name: None, timeout: Duration::from_secs(5), ca_file: None, certificate: None }
     }
 }
 
@@ -142,6 +155,13 @@ pub enum ProbeError {
     /// The server's certificate did not pass verification.
     #[error("the certificate is not trusted: {0}")]
     Certificate(String),
+    /// The server ended the connection with an alert after its part of the handshake, as one does in TLS 1.3 that wants another
+    /// client certificate than it got (RFC 8446 section 4.4.2.4); the text is OpenSSL's.
+    #[error("the server broke off: {alert}{}", remedy(alert))]
+    BrokenOff {
+        /// The alert in words.
+        alert: String,
+    },
     /// The handshake succeeded, but the server offered nothing to resume by.
     #[error("the server offers no {}", .0.what_is_offered())]
     NotOffered(Mode),
@@ -189,8 +209,8 @@ impl Client {
     /// A client with `options`.
     ///
     /// # Errors
-    /// [`ProbeError::Options`] if the server name is an address or too long, the timeout is zero, or the CA file cannot
-    /// be used; [`ProbeError::Setup`] if OpenSSL cannot do TLS 1.2 or TLS 1.3.
+    /// [`ProbeError::Options`] if the server name is an address or too long, the timeout is zero, or the CA file or the client's
+    /// certificate cannot be used; [`ProbeError::Setup`] if OpenSSL cannot do TLS 1.2 or TLS 1.3.
     pub fn new(options: Options) -> Result<Self, ProbeError> {
         if let Some(name) = &options.server_name {
             check_server_name(name)?;
@@ -199,7 +219,7 @@ impl Client {
             return Err(ProbeError::Options("a timeout of 0s leaves no time to connect".into()));
         }
         let mailbox = Ssl::new_ex_index().map_err(setup)?;
-        let context = |mode| context(mode, options.ca_file.as_deref(), mailbox);
+        let context = |mode| context(mode, &options, mailbox);
         let contexts = [context(Mode::Id)?, context(Mode::Ticket12)?, context(Mode::Ticket13)?];
         Ok(Self { options: Arc::new(options), contexts, mailbox })
     }
@@ -214,7 +234,7 @@ impl Client {
         let ssl = Ssl::new(self.context(mode)).map_err(setup)?;
         let mut connection = self.connect(target, ssl, name)?;
         let der = if mode == Mode::Ticket13 {
-            self.wait_for_ticket(&mut connection, name.unwrap_or(target.host()))
+            self.wait_for_ticket(&mut connection, name.unwrap_or(target.host()))?
         } else {
             connection.current_session()?
         };
@@ -250,7 +270,9 @@ impl Client {
         let mut connection = self.connect(target, ssl, name)?;
         let resumed = connection.stream.ssl().session_reused();
         let der = match mode {
-            Mode::Ticket13 if renew => self.wait_for_ticket(&mut connection, name.unwrap_or(target.host())),
+            Mode::Ticket13 if renew => self.wait_for_ticket(&mut connection, name.unwrap_or(target.host()))?,
+            // A server that resumes has seen the client's certificate before. One that does not may find only now that it lacks one.
+            Mode::Ticket13 if !resumed => self.look_for_ticket(&mut connection)?,
             Mode::Ticket13 => connection.mailbox.take(),
             Mode::Id | Mode::Ticket12 => connection.current_session()?,
         };
@@ -295,21 +317,30 @@ impl Client {
         }
     }
 
-    /// The first TLS 1.3 ticket, or `None` if the server closed the connection or let the time limit pass without one.
-    fn wait_for_ticket(&self, connection: &mut Conversation, host: &str) -> Option<Vec<u8>> {
+    /// The first TLS 1.3 ticket that the server sends by itself, if it does soon.
+    fn look_for_ticket(&self, connection: &mut Conversation) -> Result<Option<Vec<u8>>, ProbeError> {
         let Conversation { stream, mailbox, .. } = connection;
         stream.get_mut().stop_at_ticket();
         stream.get_mut().set_until(Instant::now() + self.options.timeout.min(UNASKED));
-        if !read_until_ticket(stream, mailbox) {
-            return mailbox.take();
+        read_until_ticket(stream, mailbox)?;
+        Ok(mailbox.take())
+    }
+
+    /// The first TLS 1.3 ticket, or `None` if the server closed the connection or let the time limit pass without one.
+    fn wait_for_ticket(&self, connection: &mut Conversation, host: &str) -> Result<Option<Vec<u8>>, ProbeError> {
+        let Conversation { stream, mailbox, .. } = connection;
+        stream.get_mut().stop_at_ticket();
+        stream.get_mut().set_until(Instant::now() + self.options.timeout.min(UNASKED));
+        if !read_until_ticket(stream, mailbox)? {
+            return Ok(mailbox.take());
         }
         stream.get_mut().set_until(Instant::now() + self.options.timeout);
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         // A server that no longer takes the request may have sent its ticket all the same.
         if stream.write_all(request.as_bytes()).is_ok() {
-            read_until_ticket(stream, mailbox);
+            read_until_ticket(stream, mailbox)?;
         }
-        mailbox.take()
+        Ok(mailbox.take())
     }
 }
 
@@ -347,22 +378,43 @@ impl Conversation {
 
 /// Reads and discards until a ticket is in the mailbox or the time is over. True if it is worth to go on: neither has a
 /// ticket come, nor has the server closed.
-fn read_until_ticket(stream: &mut SslStream<Timed>, mailbox: &OfferedSession) -> bool {
+///
+/// # Errors
+/// [`ProbeError::BrokenOff`] if the server sent an alert in place of a ticket.
+fn read_until_ticket(stream: &mut SslStream<Timed>, mailbox: &OfferedSession) -> Result<bool, ProbeError> {
     let mut page = [0; 4096];
     while !mailbox.has_session() {
         if let Err(error) = stream.ssl_read(&mut page) {
-            return error.code() == ErrorCode::WANT_READ && !mailbox.has_session();
+            return match alert_in(&error).filter(|_| !mailbox.has_session()) {
+                Some(alert) => Err(ProbeError::BrokenOff { alert }),
+                None => Ok(error.code() == ErrorCode::WANT_READ && !mailbox.has_session()),
+            };
         }
         if stream.get_mut().is_over() {
-            return true;
+            return Ok(true);
         }
     }
-    false
+    Ok(false)
+}
+
+/// The server's alert, in OpenSSL's words: `tlsv13 alert certificate required`.
+fn alert_in(error: &ssl::Error) -> Option<String> {
+    let reasons = error.ssl_error()?.errors().iter().filter_map(|error| error.reason());
+    reasons.filter(|reason| reason.contains(" alert ")).map(str::to_owned).next()
+}
+
+/// What to do about an alert, if that can be told, as the end of a sentence.
+fn remedy(alert: &str) -> &'static str {
+    if alert.contains("certificate required") {
+        "; it wants a client certificate, which --cert and --key give"
+    } else {
+        ""
+    }
 }
 
 fn context(
     mode: Mode,
-    ca_file: Option<&Path>,
+    options: &Options,
     mailbox: Index<Ssl, Arc<OfferedSession>>,
 ) -> Result<SslContext, ProbeError> {
     let mut context = SslContextBuilder::new(SslMethod::tls_client()).map_err(setup)?;
@@ -372,18 +424,9 @@ fn context(
     if mode == Mode::Id {
         context.set_options(SslOptions::NO_TICKET);
     }
-    match ca_file {
-        Some(file) => {
-            let unusable = |why: &dyn fmt::Display| ProbeError::Options(format!("CA file {}: {why}", file.display()));
-            std::fs::File::open(file).map_err(|error| unusable(&error))?;
-            context.set_ca_file(file).map_err(|_| unusable(&"no certificates in PEM form"))?;
-            context.set_verify(SslVerifyMode::PEER);
-        }
-        None => {
-            context.set_verify(SslVerifyMode::NONE);
-            // Whoever does not look at certificates has no use for rules about their strength either.
-            context.set_cipher_list("DEFAULT:@SECLEVEL=0").map_err(setup)?;
-        }
+    verify_by(&mut context, options.ca_file.as_deref())?;
+    if let Some(certificate) = &options.certificate {
+        show(&mut context, certificate)?;
     }
     // The cache stays empty: sessions leave through the callback, and only TLS 1.3's arrive after the handshake.
     context.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
@@ -393,6 +436,39 @@ fn context(
         }
     });
     Ok(context.build())
+}
+
+/// Opens `file` for its reason, which OpenSSL does not give, if it cannot be read.
+fn readable<'a>(what: &'static str, file: &'a Path) -> Result<impl Fn(&dyn fmt::Display) -> ProbeError + 'a, ProbeError> {
+    let unusable = move |why: &dyn fmt::Display| ProbeError::Options(format!("{what} {}: {why}", file.display()));
+    std::fs::File::open(file).map_err(|error| unusable(&error))?;
+    Ok(unusable)
+}
+
+/// Has certificates of servers verified by the authorities in `ca_file`, if there is one.
+fn verify_by(context: &mut SslContextBuilder, ca_file: Option<&Path>) -> Result<(), ProbeError> {
+    if let Some(file) = ca_file {
+        let unusable = readable("CA file", file)?;
+        context.set_ca_file(file).map_err(|_| unusable(&"no certificates in PEM form"))?;
+        context.set_verify(SslVerifyMode::PEER);
+        return Ok(());
+    }
+    context.set_verify(SslVerifyMode::NONE);
+    // A client that does not look at certificates has no use for rules about their strength either.
+    context.set_cipher_list("DEFAULT:@SECLEVEL=0").map_err(setup)
+}
+
+/// Has the client show `certificate` where a server asks for one.
+fn show(context: &mut SslContextBuilder, certificate: &ClientCertificate) -> Result<(), ProbeError> {
+    let ClientCertificate { chain, key } = certificate;
+    let unusable = readable("client certificate", chain)?;
+    context.set_certificate_chain_file(chain).map_err(|_| unusable(&"no certificate in PEM form"))?;
+    let unusable = readable("client key", key)?;
+    // A question for a passphrase would hold up whoever runs this without a terminal.
+    let pem = Zeroizing::new(std::fs::read(key).map_err(|error| unusable(&error))?);
+    let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0));
+    let key = key.map_err(|_| unusable(&"no private key in PEM form without a passphrase"))?;
+    context.set_private_key(&key).map_err(|_| unusable(&"it is not the key of the client certificate"))
 }
 
 /// `SSL_OP_LEGACY_SERVER_CONNECT`, which the openssl crate does not name: connect to servers without RFC 5746 too.
@@ -556,6 +632,72 @@ mod tests {
         assert!(client().resume(&server.target(), &made.session).unwrap().resumed);
     }
 
+    /// Servers that ask for a client certificate, and take those of [`IDENTITY`] alone.
+    fn farm_that_wants_a_certificate() -> [Server; 2] {
+        farm(|context| {
+            context.cert_store_mut().add_cert(IDENTITY.certificate.clone()).unwrap();
+            context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+        })
+    }
+
+    /// The identity's certificate and key in a file each.
+    fn certificate_in(folder: &crate::temporary::Folder) -> ClientCertificate {
+        let [chain, key] = ["client.pem", "client.key"].map(|name| folder.path().join(name));
+        std::fs::write(&chain, IDENTITY.certificate.to_pem().unwrap()).unwrap();
+        std::fs::write(&key, IDENTITY.key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        ClientCertificate { chain, key }
+    }
+
+    #[test]
+    fn a_farm_that_wants_client_certificates_resumes_with_one_and_without_says_what_the_servers_said() {
+        let folder = crate::temporary::Folder::new();
+        let servers = farm_that_wants_a_certificate();
+        let targets: Vec<_> = servers.iter().map(Server::target).collect();
+        let certificate = Some(certificate_in(&folder));
+        let shown = Client::new(Options { certificate, ..Options::default() }).unwrap();
+        for mode in Mode::ALL {
+            let with = matrix(&shown, &targets, mode, 1);
+            assert!(with.passed(), "{mode}: {:?}", with.failures());
+            let without = client().handshake(&targets[0], mode).unwrap_err();
+            let said = without.to_string();
+            let expected = match mode {
+                Mode::Id | Mode::Ticket12 => "the handshake failed: sslv3 alert handshake failure",
+                Mode::Ticket13 => {
+                    "the server broke off: tlsv13 alert certificate required; it wants a client certificate, which --cert \
+                     and --key give"
+                }
+            };
+            assert_eq!(said, expected, "{mode}");
+        }
+        // A session that a server takes is refused without a certificate by one that does not know it.
+        let made = shown.handshake(&targets[0], Mode::Ticket13).unwrap();
+        let [stranger, _] = farm_that_wants_a_certificate();
+        let refused = client().resume(&stranger.target(), &made.session).unwrap_err();
+        assert!(matches!(&refused, ProbeError::BrokenOff { alert } if alert.contains("certificate required")), "{refused}");
+    }
+
+    #[test]
+    fn a_client_certificate_that_cannot_be_used_is_told_before_anything_is_sent() {
+        let folder = crate::temporary::Folder::new();
+        let good = certificate_in(&folder);
+        let refused = |certificate: ClientCertificate| {
+            Client::new(Options { certificate: Some(certificate), ..Options::default() }).unwrap_err().to_string()
+        };
+        let swapped = ClientCertificate { chain: good.key.clone(), key: good.key.clone() };
+        assert!(refused(swapped).ends_with("client.key: no certificate in PEM form"));
+        let other = folder.path().join("other.key");
+        std::fs::write(&other, ServerIdentity::new().key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        let said = refused(ClientCertificate { key: other, ..good.clone() });
+        assert!(said.ends_with("other.key: it is not the key of the client certificate"), "{said}");
+        let locked = folder.path().join("locked.key");
+        let cipher = openssl::symm::Cipher::aes_128_cbc();
+        std::fs::write(&locked, IDENTITY.key.private_key_to_pem_pkcs8_passphrase(cipher, b"secret").unwrap()).unwrap();
+        let said = refused(ClientCertificate { key: locked, ..good.clone() });
+        assert!(said.ends_with("locked.key: no private key in PEM form without a passphrase"), "{said}");
+        let said = refused(ClientCertificate { key: folder.path().join("none.key"), ..good });
+        assert!(said.contains("none.key: No such file"), "{said}");
+    }
+
     #[test]
     fn a_server_that_offers_nothing_to_resume_by_is_told_apart_from_one_that_refuses() {
         let server = Server::openssl(IDENTITY.context(|context| {
@@ -638,7 +780,7 @@ mod tests {
         }
         let failures = matrix.failures();
         assert_eq!(failures.len(), 2, "{failures:?}");
-        assert!(failures[0].starts_with(&format!("{dead} made no session: cannot connect: Conversation refused")));
+        assert!(failures[0].starts_with(&format!("{dead} made no session: cannot connect: Connection refused")));
         let column =
             format!("{dead} failed when offered what was made at {} and {}: cannot connect", a.addr(), b.addr());
         assert!(failures[1].starts_with(&column), "{failures:?}");
