@@ -166,19 +166,50 @@ impl RingFile {
         if self.allow_disk {
             return Ok(());
         }
-        let mountinfo = read_proc("/proc/self/mountinfo")?;
-        let swaps = read_proc("/proc/swaps")?;
-        stays_in_memory(&mountinfo, &swaps, &directory, metadata.dev())
+        let proc = Path::new("/proc");
+        let mountinfo = read_text(&proc.join("self/mountinfo"))?;
+        stays_in_memory(&mountinfo, &Swap::of(proc)?, &directory, metadata.dev())
             .map_err(|found| RingFileError::Unsafe { path: self.directory.clone(), found })
     }
 }
 
-/// Reads a file below /proc; a kernel built without swap has no /proc/swaps. Paths in it may be any bytes.
-fn read_proc(path: &str) -> Result<String, RingFileError> {
-    match fs::read(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound && path == "/proc/swaps" => Ok(String::new()),
-        Err(error) => Err(io_error("read", Path::new(path), error)),
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+/// What a host can put pages of memory on, as proc(5) tells.
+#[derive(Debug, PartialEq)]
+enum Swap {
+    /// No area is active, or the kernel has no swap at all.
+    None,
+    /// This area is active; there may be others.
+    Active(String),
+    /// What would tell is not there, as where only processes are shown (`ProcSubset=pid`).
+    Unknown,
+}
+
+impl Swap {
+    /// As the files in `proc` say. A kernel built without swap has no `swaps`, and then says that it has none in `meminfo`.
+    fn of(proc: &Path) -> Result<Self, RingFileError> {
+        if let Some(swaps) = if_there(read_text(&proc.join("swaps")))? {
+            return Ok(active_swap(&swaps).map_or(Self::None, |area| Self::Active(area.to_owned())));
+        }
+        let total = if_there(read_text(&proc.join("meminfo")))?.as_deref().and_then(swap_total);
+        Ok(match total {
+            Some(0) => Self::None,
+            Some(kibibytes) => Self::Active(format!("areas of {kibibytes} KiB")),
+            None => Self::Unknown,
+        })
+    }
+}
+
+/// Reads a file below /proc. Paths in it may be any bytes.
+fn read_text(path: &Path) -> Result<String, RingFileError> {
+    let bytes = fs::read(path).map_err(|error| io_error("read", path, error))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// `None` where the file is not there.
+fn if_there(read: Result<String, RingFileError>) -> Result<Option<String>, RingFileError> {
+    match read {
+        Err(RingFileError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
     }
 }
 
@@ -187,8 +218,8 @@ fn io_error(verb: &'static str, path: &Path, error: io::Error) -> RingFileError 
 }
 
 /// Whether `directory` on `device` keeps its files in memory that is never swapped out; if not, what it does instead.
-/// The texts are those of /proc/self/mountinfo and /proc/swaps, see proc(5).
-fn stays_in_memory(mountinfo: &str, swaps: &str, directory: &Path, device: u64) -> Result<(), String> {
+/// The text is that of /proc/self/mountinfo, see proc(5).
+fn stays_in_memory(mountinfo: &str, swap: &Swap, directory: &Path, device: u64) -> Result<(), String> {
     let mounts = mountinfo.lines().filter_map(Mount::parse);
     let over = mounts.filter(|mount| mount.is_on(device) && directory.starts_with(&mount.point));
     // Of mounts one over the other the last one counts.
@@ -198,9 +229,14 @@ fn stays_in_memory(mountinfo: &str, swaps: &str, directory: &Path, device: u64) 
     match mount.kind {
         "ramfs" => Ok(()),
         "tmpfs" if mount.options.split(',').any(|option| option == "noswap") => Ok(()),
-        "tmpfs" => match active_swap(swaps) {
-            None => Ok(()),
-            Some(swap) => Err(format!("lies on tmpfs without noswap, and there is active swap on {swap}")),
+        "tmpfs" => match swap {
+            Swap::None => Ok(()),
+            Swap::Active(area) => Err(format!("lies on tmpfs without noswap, and there is active swap on {area}")),
+            Swap::Unknown => {
+                Err("lies on tmpfs without noswap, and whether there is active swap cannot be told: /proc has \
+                                  neither swaps nor meminfo (ProcSubset=pid in the unit hides them)"
+                    .into())
+            }
         },
         other => Err(format!("lies on {other}")),
     }
@@ -209,6 +245,12 @@ fn stays_in_memory(mountinfo: &str, swaps: &str, directory: &Path, device: u64) 
 /// The first active swap area in the text of /proc/swaps: a line of headings, then one for each area.
 fn active_swap(swaps: &str) -> Option<&str> {
     swaps.lines().skip(1).find_map(|line| line.split_whitespace().next())
+}
+
+/// The size of all active swap areas in the text of /proc/meminfo, in KiB: `SwapTotal:       0 kB`.
+fn swap_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("SwapTotal:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// One line of /proc/self/mountinfo.
@@ -306,7 +348,9 @@ mod tests {
     use crate::keys::{HeldRing, KeyMaterial};
 
     const HOUR: u64 = 3_600_000;
-    const NO_SWAP: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+    const NO_SWAP: Swap = Swap::None;
+    /// What /proc/swaps says where no area is active.
+    const HEADINGS: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
     const MOUNTS: &str = "\
 27 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw,discard
 23 27 0:5 / /dev rw,relatime - devtmpfs devtmpfs rw,mode=755
@@ -322,8 +366,8 @@ mod tests {
         nix::sys::stat::makedev(major, minor)
     }
 
-    fn verdict(swaps: &str, directory: &str, (major, minor): (u64, u64)) -> Result<(), String> {
-        stays_in_memory(MOUNTS, swaps, Path::new(directory), device(major, minor))
+    fn verdict(swap: &Swap, directory: &str, (major, minor): (u64, u64)) -> Result<(), String> {
+        stays_in_memory(MOUNTS, swap, Path::new(directory), device(major, minor))
     }
 
     fn at(wall: u64) -> Now {
@@ -358,9 +402,8 @@ mod tests {
 
     #[test]
     fn memory_that_is_never_swapped_out_is_accepted() {
-        let swap = format!("{NO_SWAP}/dev/vdb1  partition\t2097148\t0\t-2\n");
-        assert_eq!(verdict(NO_SWAP, "/run/resumed", (0, 23)), Ok(()));
-        assert_eq!(verdict("", "/run/resumed", (0, 23)), Ok(()));
+        let swap = Swap::Active("/dev/vdb1".into());
+        assert_eq!(verdict(&NO_SWAP, "/run/resumed", (0, 23)), Ok(()));
         assert_eq!(verdict(&swap, "/run/locked/resumed", (0, 24)), Ok(()));
         assert_eq!(verdict(&swap, "/run/old", (0, 25)), Ok(()));
         assert_eq!(verdict(&swap, "/run/with space/resumed", (0, 27)), Ok(()));
@@ -368,15 +411,15 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused_with_what_was_found() {
-        let swap = format!("{NO_SWAP}/dev/vdb1  partition\t2097148\t0\t-2\n");
+        let swap = Swap::Active("/dev/vdb1".into());
         let swapped = verdict(&swap, "/run/resumed", (0, 23)).unwrap_err();
         assert_eq!(swapped, "lies on tmpfs without noswap, and there is active swap on /dev/vdb1");
-        assert_eq!(verdict(NO_SWAP, "/var/lib/resumed", (254, 1)).unwrap_err(), "lies on ext4");
-        assert_eq!(verdict(NO_SWAP, "/dev/resumed", (0, 5)).unwrap_err(), "lies on devtmpfs");
-        assert_eq!(verdict(NO_SWAP, "/run/covered", (254, 2)).unwrap_err(), "lies on xfs");
-        assert_eq!(verdict(NO_SWAP, "/run/lockedup", (254, 2)).unwrap_err(), UNKNOWN, "a name is no prefix of a path");
-        assert_eq!(verdict(NO_SWAP, "/run/resumed", (0, 99)).unwrap_err(), UNKNOWN);
-        assert_eq!(stays_in_memory("garbage - here\n\n", "", Path::new("/"), 0).unwrap_err(), UNKNOWN);
+        assert_eq!(verdict(&NO_SWAP, "/var/lib/resumed", (254, 1)).unwrap_err(), "lies on ext4");
+        assert_eq!(verdict(&NO_SWAP, "/dev/resumed", (0, 5)).unwrap_err(), "lies on devtmpfs");
+        assert_eq!(verdict(&NO_SWAP, "/run/covered", (254, 2)).unwrap_err(), "lies on xfs");
+        assert_eq!(verdict(&NO_SWAP, "/run/lockedup", (254, 2)).unwrap_err(), UNKNOWN, "a name is no prefix of a path");
+        assert_eq!(verdict(&NO_SWAP, "/run/resumed", (0, 99)).unwrap_err(), UNKNOWN);
+        assert_eq!(stays_in_memory("garbage - here\n\n", &NO_SWAP, Path::new("/"), 0).unwrap_err(), UNKNOWN);
     }
 
     const UNKNOWN: &str = "lies on a file system that /proc/self/mountinfo does not show";
@@ -384,8 +427,38 @@ mod tests {
     #[test]
     fn a_mount_option_that_only_contains_noswap_is_another_one() {
         let mounts = "24 27 0:23 / /run rw - tmpfs noswap rw,mynoswap=1\n";
-        let swap = format!("{NO_SWAP}/swapfile file 1 0 -2\n");
+        let swap = Swap::Active("/swapfile".into());
         assert!(stays_in_memory(mounts, &swap, Path::new("/run"), device(0, 23)).is_err());
+    }
+
+    #[test]
+    fn tmpfs_is_refused_where_swap_cannot_be_told_and_what_never_swaps_is_not() {
+        let refused = verdict(&Swap::Unknown, "/run/resumed", (0, 23)).unwrap_err();
+        assert!(refused.contains("cannot be told: /proc has neither swaps nor meminfo"), "{refused}");
+        assert_eq!(verdict(&Swap::Unknown, "/run/locked/resumed", (0, 24)), Ok(()));
+        assert_eq!(verdict(&Swap::Unknown, "/run/old", (0, 25)), Ok(()));
+    }
+
+    #[test]
+    fn swap_is_told_by_either_file_and_unknown_where_both_are_hidden() {
+        let active = format!("{HEADINGS}/dev/vdb1  partition\t2097148\t0\t-2\n");
+        let (none, some) = ("MemTotal: 9 kB\nSwapTotal:       0 kB\n", "SwapTotal:     512 kB\nSwapFree: 0 kB\n");
+        for (swaps, meminfo, expected) in [
+            (Some(HEADINGS), Some(none), Swap::None),
+            (Some(active.as_str()), Some(some), Swap::Active("/dev/vdb1".into())),
+            // A kernel without swap.
+            (None, Some(none), Swap::None),
+            (None, Some(some), Swap::Active("areas of 512 KiB".into())),
+            // Only processes are shown.
+            (None, None, Swap::Unknown),
+            (None, Some("MemTotal: 9 kB\n"), Swap::Unknown),
+        ] {
+            let proc = crate::temporary::Folder::new();
+            for (file, text) in [("swaps", swaps), ("meminfo", meminfo)] {
+                text.map(|text| fs::write(proc.path().join(file), text)).transpose().unwrap();
+            }
+            assert_eq!(Swap::of(proc.path()).unwrap(), expected, "swaps {swaps:?}, meminfo {meminfo:?}");
+        }
     }
 
     #[test]
@@ -403,7 +476,7 @@ mod tests {
 
     fn agrees_with_this_host(directory: &Path) {
         let kind = file_system(directory);
-        let swapping = active_swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()).is_some();
+        let swapping = Swap::of(Path::new("/proc")).unwrap() != Swap::None;
         match RingFile::open(directory, "test", false) {
             Ok(_) => assert!(kind == "ramfs" || kind == "tmpfs", "{kind} accepted"),
             Err(RingFileError::Unsafe { found, .. }) => {
