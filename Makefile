@@ -227,12 +227,19 @@ lint: dependencies-build dependencies-lint ## Formatting, clippy, shellcheck and
 	$(CARGO) clippy --package resumed --lib --no-default-features --features rustls $(RELEASE) -- -D warnings
 	$(CARGO) clippy --package resumed --lib --no-default-features --features daemon $(RELEASE) -- -D warnings
 
+# It is the registry that knows: without a network it says NOT CHECKED.
+.PHONY: yanked
+yanked: dependencies-build ## Fail if a crate of Cargo.lock was yanked: withdrawn from the registry
+	$(if $(filter --offline,$(CARGO_FLAGS)),CARGO_NET_OFFLINE=true) CARGO='$(CARGO)' scripts/check-yanked.py Cargo.lock fuzz/Cargo.lock
+
 .PHONY: audit
-audit: $(CARGO_DENY) ## Licences, sources and banned crates of the whole dependency tree (builds cargo-deny once)
+audit: yanked $(CARGO_DENY) ## Licences, sources and banned crates of the whole dependency tree (builds cargo-deny once); ADVISORIES=DIR: advisories too, by that clone of their database
 	$(FOR_TOOLS) $(CARGO_DENY) --workspace check --hide-inclusion-graph bans licenses sources
+	$(FOR_TOOLS) CARGO_DENY='$(CARGO_DENY)' scripts/check-advisories.sh '$(ADVISORIES)'
 
 $(CARGO_DENY):
-	$(CARGO) install --locked --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools cargo-deny
+	$(SAY) 'building cargo-deny: about 3 min, once'
+	$(TOOL_PROFILE) $(CARGO) install --quiet --locked --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools cargo-deny
 
 # For whoever changes a dependency: a test says when these are not up to date.
 .PHONY: notices
