@@ -1,29 +1,81 @@
-//! What the roles in `ansible/` write for each generation of what they configure, as Ansible itself does it.
+//! What the roles in `ansible/` write for each generation of what they configure, and what they refuse and do not show, as Ansible
+//! itself does it.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::Group;
 use serde_json::{Value, json};
+use testkit::farm::built;
 use testkit::watcher::Folder;
 
-/// `program` of Ansible with `words`, on this machine alone; what it said.
-fn ansible(program: &str, folder: &Path, words: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(words)
-        .args(["--inventory", "localhost,", "--connection", "local"])
+/// `program` of Ansible, or what runs one, as on a control host that has its files in `folder` and finds programs in `bin` there.
+fn control_host(program: &str, folder: &Path) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(program);
+    command
+        .env("PATH", format!("{}:{path}", folder.join("bin").display()))
         .env("ANSIBLE_CONFIG", testkit::tree().join("ansible/ansible.cfg"))
         .env("ANSIBLE_LOCAL_TEMP", folder)
         .env("ANSIBLE_REMOTE_TEMP", folder)
-        .current_dir(folder)
-        .output()
-        .expect("ansible (package ansible-core)");
+        .current_dir(folder);
+    command
+}
+
+/// Whether `command` succeeded, and what it said.
+fn outcome(command: &mut Command) -> (bool, String) {
+    let output = command.output().expect("ansible (package ansible-core)");
     let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success(), "{said}");
+    (output.status.success(), said)
+}
+
+/// The words of what Ansible `said`, without the lines and quotes into which it breaks a message.
+fn told(said: &str) -> String {
+    said.split_whitespace().collect::<Vec<_>>().join(" ").replace("\\\"", "\"").replace("''", "'")
+}
+
+/// What has Ansible act on this machine alone.
+const HERE: [&str; 4] = ["--inventory", "localhost,", "--connection", "local"];
+
+/// `program` of Ansible with `words`, on this machine alone; what it said.
+fn ansible(program: &str, folder: &Path, words: &[&str]) -> String {
+    let (succeeded, said) = outcome(control_host(program, folder).args(words).args(HERE));
+    assert!(succeeded, "{said}");
     said
 }
+
+/// Plays the tasks `from` of `role` with `variables` on this machine, or what of it `within` shows; whether that succeeded, and
+/// what Ansible said.
+fn play_tasks(
+    folder: &Path,
+    (role, from): (&str, &str),
+    variables: &Value,
+    within: &[&str],
+    words: &[&str],
+) -> (bool, String) {
+    let task = format!("ansible.builtin.include_role: {{name: {role}, tasks_from: {from}}}");
+    let play = format!("- hosts: localhost\n  gather_facts: false\n  tasks:\n    - {task}\n");
+    fs::create_dir_all(folder.join("play")).expect("a folder");
+    fs::write(folder.join("play/tasks.yml"), play).expect("a playbook");
+    let variables = variables.to_string();
+    let play = ["ansible-playbook", "play/tasks.yml", "--extra-vars", &variables];
+    let all: Vec<_> = within.iter().chain(&play).chain(&HERE).chain(words).collect();
+    outcome(control_host(all[0], folder).args(&all[1..]))
+}
+
+/// Runs the rest of its words with an /etc of their own, in which a host is as the package has made it: the group "resumed", and a
+/// folder for each of its configuration and that of RabbitMQ. What it adds, `etc` beside the words' folder holds. Needs root.
+const ON_A_HOST: [&str; 6] = [
+    "unshare",
+    "--mount",
+    "/bin/sh",
+    "-c",
+    "set -e; mount -t tmpfs -o mode=755 etc /mnt; cp -a /etc/. /mnt; mkdir -p /mnt/resumed /mnt/rabbitmq; cp -r etc/. /mnt; \
+     mount --move /mnt /etc; grep -q ^resumed: /etc/group || echo resumed:x:64000: >>/etc/group; exec \"$@\"",
+    "on-a-host",
+];
 
 /// A template of a role with the role's own defaults and variables, and `facts` on top.
 fn rendered(role: &str, template: &str, facts: &Value) -> String {
@@ -189,4 +241,206 @@ fn the_user_that_a_traffic_server_runs_as_may_connect_to_the_daemon() {
     let lines: Vec<_> = toml.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     assert_eq!(lines, ["[ats]", "users = [\"web\"]", "[node]", "farm = \"prod\""]);
     assert!(example_of_a_built_traffic_server().contains("  ats:\n    users: [web] "));
+}
+
+/// A host's configuration as an operator wrote it who keeps the password in the URI, which the daemon takes.
+const BY_HAND: &str = "[node]\nfarm = \"prod\"\n[broker]\nuris = [\"amqp://resumed:hunter2@mq1:5672/%2f\"]\n";
+
+/// A folder with `etc/FILE`, which holds `text`, and the daemon's program in `bin`.
+fn host_with(file: &str, text: &str) -> Folder {
+    let folder = Folder::temporary("resumed-");
+    let file = folder.path().join("etc").join(file);
+    fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+    fs::create_dir(folder.path().join("bin")).expect("a folder");
+    fs::write(file, text).expect("a configuration");
+    symlink(built("resumed"), folder.path().join("bin/resumed")).expect("a link");
+    folder
+}
+
+/// What `--check --diff` says at the second level of detail of a host whose resumed.toml is `text`.
+fn checked_against(text: &str) -> String {
+    let host = host_with("resumed/resumed.toml", text);
+    let variables = json!({"resumed_farm": "edge"});
+    let words = ["--check", "--diff", "-vv"];
+    let (succeeded, said) = play_tasks(host.path(), ("resumed", "toml"), &variables, &ON_A_HOST, &words);
+    assert!(succeeded && said.contains("changed=1 "), "{said}");
+    said
+}
+
+/// Whether `said` shows `secret`, as it is or as Ansible's modules hand files on.
+fn shows(said: &str, file: &str, secret: &str) -> bool {
+    said.contains(secret) || said.contains(&openssl::base64::encode_block(file.as_bytes()))
+}
+
+#[test]
+fn a_diff_shows_no_configuration_that_may_hold_a_password() {
+    let forms = [
+        BY_HAND.to_owned(),
+        // As a comment, with an @ and a / in it, with the @ written as TOML can, and beside one without.
+        BY_HAND.replace("uris", "# uris"),
+        BY_HAND.replace("hunter2", "a@b/hunter2"),
+        BY_HAND.replace("hunter2@", "hunter2\\u0040"),
+        BY_HAND.replace("[\"amqp", "[\"amqps://resumed@mq2:5671/%2f\", \"amqp"),
+    ];
+    for text in forms {
+        let said = checked_against(&text);
+        assert!(!shows(&said, &text, "hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn a_diff_shows_what_changes_in_a_configuration_without_a_password() {
+    let text = "[node]\nfarm = \"prod\"\n[broker]\nuris = [\"amqps://resumed@mq1:5671/%2f\", \"amqp://mq2/\"]\n";
+    let said = checked_against(text);
+    assert!(said.contains("-farm = \"prod\"") && said.contains("+farm = \"edge\""), "{said}");
+    assert!(said.contains("-uris = "), "{said}");
+}
+
+/// The step of a rotation edits one line; a diff would show those around it.
+#[test]
+fn a_diff_of_a_step_of_a_rotation_shows_no_line_beside_it() {
+    let text = format!("{BY_HAND}[secret]\nfiles = [\"/etc/resumed/farm.secret\"]\n");
+    let host = host_with("resumed/resumed.toml", &text);
+    let secret = host.path().join("farm.secret");
+    fs::write(&secret, "a secret").expect("a secret");
+    fs::write(host.path().join("farm.secret.step"), "step: add\n").expect("a step");
+    let variables = json!({"resumed_farm_secret_src": secret});
+    let words = ["--check", "--diff", "-vv"];
+    let (_, said) = play_tasks(host.path(), ("resumed", "secrets"), &variables, &ON_A_HOST, &words);
+    let (_, named) = said.split_once("TASK [resumed : Name the farm secrets in their order]").expect(&said);
+    assert!(named.contains("changed: [localhost]"), "{said}");
+    assert!(!shows(&said, &text, "hunter2"), "{said}");
+}
+
+#[test]
+fn a_diff_shows_no_settings_of_rabbitmq() {
+    let text = "listeners.tcp = none\nssl_options.password = hunter2\n";
+    let host = host_with("rabbitmq/rabbitmq.conf", text);
+    let variables = json!({"rabbitmq_settings": {"default_pass": "hunter3"}, "rabbitmq_package": {"stdout": "4.0.5"}});
+    // A machine without systemd says so at the task after this one.
+    let (_, said) =
+        play_tasks(host.path(), ("rabbitmq", "configure"), &variables, &ON_A_HOST, &["--check", "--diff", "-vv"]);
+    let (_, configured) = said.split_once("TASK [rabbitmq : Configure RabbitMQ]").expect(&said);
+    let (configured, _) = configured.split_once("\nTASK [").expect(&said);
+    assert!(configured.contains("changed: [localhost]"), "{said}");
+    assert!(!shows(&said, text, "hunter2") && !said.contains("hunter3"), "{said}");
+}
+
+/// A folder with the farm secret of a farm, in the clear, and `password`, that of a vault.
+fn secrets_in_a_folder() -> Folder {
+    let folder = Folder::temporary("resumed-");
+    fs::write(folder.path().join("farm.secret"), format!("{}\n", "ab".repeat(32))).expect("a secret");
+    fs::write(folder.path().join("password"), "of the vault\n").expect("a password");
+    folder
+}
+
+fn encrypt(folder: &Path, file: &str) {
+    let words = ["encrypt", "--vault-id", "farms@password", file];
+    let (succeeded, said) = outcome(control_host("ansible-vault", folder).args(words));
+    assert!(succeeded, "{said}");
+}
+
+/// Has the role make the new secret of a rotation.
+fn new_secret(folder: &Path, words: &[&str]) -> (bool, String) {
+    let variables = json!({"resumed_farm_secret_src": folder.join("farm.secret")});
+    play_tasks(folder, ("rotate_secret", "new_secret"), &variables, &[], words)
+}
+
+const VAULT: [&str; 2] = ["--vault-id", "farms@password"];
+
+#[test]
+fn a_new_farm_secret_is_in_the_vault_that_the_old_one_is_in() {
+    let folder = secrets_in_a_folder();
+    let read = |file: &str| fs::read_to_string(folder.path().join(file)).expect(file);
+    encrypt(folder.path(), "farm.secret");
+    let old = read("farm.secret");
+
+    let (succeeded, said) = new_secret(folder.path(), &[]);
+    assert!(
+        !succeeded && told(&said).contains("farm.secret is encrypted with ansible-vault, and Ansible cannot"),
+        "{said}"
+    );
+    assert!(!folder.path().join("farm.secret.new").exists(), "{said}");
+
+    let (succeeded, said) = new_secret(folder.path(), &VAULT);
+    assert!(succeeded, "{said}");
+    let new = read("farm.secret.new");
+    assert_eq!(new.lines().next(), old.lines().next(), "another vault than the old one's");
+    assert_eq!(fs::metadata(folder.path().join("farm.secret.new")).expect("the new one").mode() & 0o777, 0o600);
+    let (succeeded, plain) =
+        outcome(control_host("ansible-vault", folder.path()).args(["view", "farm.secret.new"]).args(VAULT));
+    assert!(succeeded && plain.trim().len() == 64 && plain.trim().bytes().all(|c| c.is_ascii_hexdigit()), "{plain}");
+    assert_ne!(plain.trim(), "ab".repeat(32));
+    assert!(!said.contains(plain.trim()), "{said}");
+
+    // One that is there is taken, also one that is the farm's already, which a rotation left that was stopped at its end.
+    assert!(new_secret(folder.path(), &VAULT).0);
+    assert_eq!(read("farm.secret.new"), new);
+    fs::write(folder.path().join("farm.secret.new"), &old).expect("the old one");
+    assert!(new_secret(folder.path(), &VAULT).0);
+    assert_ne!(read("farm.secret.new"), old);
+    assert_eq!(read("farm.secret"), old);
+}
+
+#[test]
+fn a_new_farm_secret_in_the_clear_takes_no_place_in_a_vault() {
+    let folder = secrets_in_a_folder();
+    encrypt(folder.path(), "farm.secret");
+    fs::write(folder.path().join("farm.secret.new"), "cd".repeat(32)).expect("a new secret");
+    let (succeeded, said) = new_secret(folder.path(), &VAULT);
+    assert!(
+        !succeeded && told(&said).contains("ansible-vault encrypt ") && told(&said).contains("Nothing was changed."),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_new_farm_secret_is_in_the_clear_where_the_old_one_is() {
+    let folder = secrets_in_a_folder();
+    let (succeeded, said) = new_secret(folder.path(), &[]);
+    assert!(succeeded, "{said}");
+    let new = fs::read_to_string(folder.path().join("farm.secret.new")).expect("the new secret");
+    assert_eq!(new.trim().len(), 64, "{new}");
+    assert_eq!(fs::metadata(folder.path().join("farm.secret.new")).expect("the new one").mode() & 0o777, 0o600);
+}
+
+/// Makes the secrets of a farm whose brokers have those names.
+fn farm_secrets(folder: &Path, brokers: &[&str], words: &[&str]) -> (bool, String) {
+    let secrets = folder.join("secrets");
+    let variables = json!({"farm_secrets_directory": secrets, "farm_secrets_brokers": brokers});
+    play_tasks(folder, ("farm_secrets", "main"), &variables, &[], words)
+}
+
+#[test]
+fn the_name_of_a_broker_is_nothing_that_a_shell_reads() {
+    let folder = Folder::temporary("resumed-");
+    let names = ["mq;touch other", "mq >third | x"];
+    let (succeeded, said) = farm_secrets(folder.path(), &names, &[]);
+    assert!(succeeded, "{said}");
+    let (succeeded, again) = farm_secrets(folder.path(), &names, &[]);
+    assert!(succeeded && again.contains("changed=0 "), "{again}");
+    let made = fs::read_dir(folder.path().join("secrets")).expect("the folder").flatten();
+    let mut made: Vec<_> = made.map(|entry| entry.file_name().into_string().expect("UTF-8")).collect();
+    made.sort();
+    let pairs = names.iter().flat_map(|name| ["key", "pem"].map(|kind| format!("broker-{name}.{kind}")));
+    let others = ["broker.password", "ca.key", "ca.pem", "erlang.cookie", "farm.secret"].map(str::to_owned);
+    let mut expected: Vec<_> = pairs.chain(others).collect();
+    expected.sort();
+    assert_eq!(made, expected);
+}
+
+#[test]
+fn a_brokers_key_in_a_vault_is_not_replaced_by_one_in_the_clear() {
+    let folder = secrets_in_a_folder();
+    assert!(farm_secrets(folder.path(), &["mq"], &[]).0);
+    let key = folder.path().join("secrets/broker-mq.key");
+    encrypt(folder.path(), "secrets/broker-mq.key");
+    let in_vault = fs::read_to_string(&key).expect("the key");
+    let (succeeded, said) = farm_secrets(folder.path(), &["mq"], &VAULT);
+    assert!(succeeded && said.contains("changed=0 "), "{said}");
+    // As if its end were near.
+    fs::remove_file(folder.path().join("secrets/broker-mq.pem")).expect("the certificate");
+    let (succeeded, said) = farm_secrets(folder.path(), &["mq"], &VAULT);
+    assert!(!succeeded && told(&said).contains("mq needs a new certificate, and broker-NAME.key"), "{said}");
+    assert_eq!(fs::read_to_string(&key).expect("the key"), in_vault);
 }
