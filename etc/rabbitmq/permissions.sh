@@ -3,8 +3,9 @@
 #
 #   permissions.sh FARM USER [VHOST]
 #
-# Run it on a broker as a user that may run rabbitmqctl (root, or rabbitmq). USER must exist already:
+# Run it on a broker as a user that may run rabbitmqctl (root, or rabbitmq). USER and VHOST must exist already:
 #   rabbitmqctl add_user resumed            (asks for the password)
+#   rabbitmqctl add_vhost FARM              (a virtual host of the farm's own: see below; without VHOST it is "/")
 #
 # What is granted, and why:
 #   configure  ^resumed\.FARM\.   declare the farm's exchanges and this node's queues, and the leader's queue: the lease
@@ -12,9 +13,11 @@
 #              ^amq\.default$     publish straight to the leader's queue and to a node's queues, through the default exchange
 #   read       ^resumed\.FARM\.   consume from the queues; bind to the exchanges
 #
-# The broker cannot limit which queue is reached through the default exchange. A user of one farm can therefore send to
-# another farm's queues on the same vhost; it cannot read them, and what it sends is refused there, because it is not
-# sealed with that farm's secret. Give each farm a vhost of its own where even that is too much.
+# The broker cannot limit which queue is reached through the default exchange. So every account on the vhost that may write to
+# amq.default, such as another farm's user, can send to this farm's queues. It cannot read them, and what it sends is refused,
+# because it is not sealed with the farm's secret. But it can deny service: resumed.FARM.leader takes 4,096 messages and 16 MiB, and
+# drops the oldest beyond that. While another account fills it, reports, joins and operators' requests are lost: nodes are
+# shown as missing, nodes that start get no key, and rotate and revoke find no leader. Give each farm a vhost of its own.
 set -eu
 
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then

@@ -2,12 +2,13 @@
 //! itself does it.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::Group;
 use serde_json::{Value, json};
+use testkit::broker::Broker;
 use testkit::farm::built;
 use testkit::watcher::Folder;
 
@@ -443,4 +444,130 @@ fn a_brokers_key_in_a_vault_is_not_replaced_by_one_in_the_clear() {
     let (succeeded, said) = farm_secrets(folder.path(), &["mq"], &VAULT);
     assert!(!succeeded && told(&said).contains("mq needs a new certificate, and broker-NAME.key"), "{said}");
     assert_eq!(fs::read_to_string(&key).expect("the key"), in_vault);
+}
+
+/// The example's inventory in a folder, with `change` made to it, of hosts that cannot be reached.
+struct Inventory {
+    folder: Folder,
+}
+
+impl Inventory {
+    fn of_the_example(change: impl Fn(&str, String) -> String) -> Self {
+        let folder = Folder::temporary("resumed-");
+        let example = testkit::tree().join("ansible/inventory/example");
+        fs::create_dir_all(folder.path().join("farm/group_vars")).expect("a folder");
+        for file in ["hosts.yml", "group_vars/all.yml", "group_vars/brokers.yml", "group_vars/proxies.yml"] {
+            let text = fs::read_to_string(example.join(file)).expect(file);
+            let text = text.replace("/etc/resumed-farms", &folder.path().display().to_string());
+            fs::write(folder.path().join("farm").join(file), change(file, text)).expect(file);
+        }
+        fs::create_dir(folder.path().join("bin")).expect("a folder");
+        let ssh = folder.path().join("bin/ssh");
+        fs::write(&ssh, "#!/bin/sh\necho no route to host >&2\nexit 255\n").expect("a program");
+        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("its mode");
+        Self { folder }
+    }
+
+    /// Plays site.yml as far as that goes: to the secrets on this machine, for no host can be reached. Whether it came to them,
+    /// and what it said.
+    fn set_up(&self) -> (bool, String) {
+        let site = testkit::tree().join("ansible/site.yml");
+        let mut command = control_host("ansible-playbook", self.folder.path());
+        let (succeeded, said) = outcome(command.arg(site).args(["--inventory", "farm"]));
+        assert!(!succeeded, "{said}");
+        (self.folder.path().join("prod/farm.secret").exists(), said)
+    }
+
+    /// What `variable` is for the first proxy.
+    fn shows(&self, variable: &str) -> String {
+        let mut command = control_host("ansible", self.folder.path());
+        let words =
+            ["a.example.net", "--inventory", "farm", "--module-name", "debug", "--args", &format!("var={variable}")]
+                .map(str::to_owned);
+        let (succeeded, said) = outcome(command.args(words));
+        assert!(succeeded, "{said}");
+        said
+    }
+}
+
+#[test]
+fn the_example_has_a_virtual_host_of_the_farms_own_and_serves_metrics_on_loopback() {
+    let example = Inventory::of_the_example(|_, text| text);
+    let uris = example.shows("resumed_broker_uris");
+    assert_eq!(uris.lines().filter(|line| line.ends_with(":5671/prod")).count(), 3, "{uris}");
+    // The daemon's own default, which is loopback, unless it is set.
+    let listen = example.shows("resumed_metrics_listen");
+    assert!(listen.contains("VARIABLE IS NOT DEFINED") || listen.contains("127.0.0.1:"), "{listen}");
+    let (made, said) = example.set_up();
+    assert!(made && said.contains("UNREACHABLE"), "{said}");
+}
+
+/// As the example of 0.1.0 had it, whose copies name no virtual host but at the end of the URIs.
+fn in_the_default_virtual_host(file: &str, text: String) -> String {
+    if file == "group_vars/proxies.yml" { text.replace("5671/' ~ resumed_farm", "5671/%2f'") } else { text }
+}
+
+#[test]
+fn an_inventory_of_the_release_before_is_stopped_before_anything_changes_and_one_line_lets_it_go_on() {
+    let before = Inventory::of_the_example(in_the_default_virtual_host);
+    let uris = before.shows("resumed_broker_uris");
+    assert_eq!(uris.lines().filter(|line| line.ends_with(":5671/%2f")).count(), 3, "{uris}");
+    let (made, said) = before.set_up();
+    assert!(!made, "{said}");
+    let told = told(&said);
+    assert!(told.contains("end in the virtual host \"/\", and the brokers have \"prod\""), "{said}");
+    assert!(told.contains("rabbitmq_vhost: /") && told.contains("Nothing was changed."), "{said}");
+
+    let kept = Inventory::of_the_example(|file, text| {
+        let line = if file == "group_vars/brokers.yml" { "rabbitmq_vhost: /\n" } else { "" };
+        in_the_default_virtual_host(file, text) + line
+    });
+    let (made, said) = kept.set_up();
+    assert!(made && said.contains("UNREACHABLE"), "{said}");
+}
+
+/// Has the role let the nodes of the farm `prod` in at the broker behind `bin/rabbitmqctl`.
+fn let_in(folder: &Path, vhost: Option<&str>) -> (bool, String) {
+    let mut variables = json!({"rabbitmq_farm": "prod", "rabbitmq_password_src": folder.join("password")});
+    vhost.into_iter().for_each(|vhost| variables["rabbitmq_vhost"] = json!(vhost));
+    play_tasks(folder, ("rabbitmq", "user"), &variables, &[], &[])
+}
+
+#[test]
+fn a_farm_gets_a_virtual_host_of_its_own_and_one_that_is_elsewhere_stays_there() {
+    let broker = Broker::start();
+    let folder = secrets_in_a_folder();
+    fs::create_dir(folder.path().join("bin")).expect("a folder");
+    broker.write_ctl(&folder.path().join("bin/rabbitmqctl"));
+    let granted = || {
+        let told = broker.ctl(&["list_user_permissions", "resumed", "--formatter", "json"]);
+        let told: Value = serde_json::from_str(&told).expect("JSON");
+        let mut vhosts: Vec<_> =
+            told.as_array().expect("a list").iter().map(|grant| grant["vhost"].to_string()).collect();
+        vhosts.sort();
+        vhosts.join(" ")
+    };
+
+    let (succeeded, said) = let_in(folder.path(), None);
+    assert!(succeeded, "{said}");
+    assert_eq!(granted(), "\"prod\"");
+    assert!(!broker.ctl(&["list_users"]).contains("guest"));
+    let (succeeded, said) = let_in(folder.path(), None);
+    assert!(succeeded && said.contains("changed=0 "), "{said}");
+
+    // As 0.1.0 set it up.
+    broker.ctl(&["delete_vhost", "prod"]);
+    assert!(let_in(folder.path(), Some("/")).0);
+    let (succeeded, said) = let_in(folder.path(), None);
+    let told = told(&said);
+    assert!(!succeeded && told.contains("works for the farm prod in the virtual host \"/\""), "{said}");
+    assert_eq!(granted(), "\"/\"");
+    assert!(!broker.ctl(&["list_vhosts"]).contains("prod"));
+    // It stays when that is said, and moves when that is said.
+    let (succeeded, said) = let_in(folder.path(), Some("/"));
+    assert!(succeeded && said.contains("changed=0 "), "{said}");
+    assert!(let_in(folder.path(), Some("prod")).0);
+    assert_eq!(granted(), "\"/\" \"prod\"");
+    let (succeeded, said) = let_in(folder.path(), None);
+    assert!(succeeded && said.contains("changed=0 "), "{said}");
 }

@@ -134,6 +134,9 @@ fn a_farm_is_set_up_upgraded_and_loses_hosts_and_its_clients_resume() {
         let first = site.must_play("site.yml");
         println!("site.yml took {:.0?}, {} changes", first.took, first.changed);
         probe(&site);
+        // In a virtual host of its own, and in no other.
+        let granted = site.hosts[0].must("rabbitmqctl --silent list_user_permissions resumed");
+        assert!(granted.starts_with("test\t") && granted.lines().count() == 1, "{granted}");
         for host in &site.hosts {
             println!("{}", host.must("systemctl status --no-pager --lines=0 resumed"));
         }

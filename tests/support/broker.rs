@@ -3,11 +3,12 @@
 //! They are of the RabbitMQ that [`RabbitMq::chosen`] says: Debian's package on this machine, or what RABBITMQ names.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -412,6 +413,23 @@ impl Broker {
             ));
         }
         Ok(String::from_utf8(output.stdout).expect("rabbitmqctl prints UTF-8"))
+    }
+
+    /// Writes a program to `file` that is this broker's `rabbitmqctl`, for what calls it by that name.
+    pub fn write_ctl(&self, file: &Path) {
+        let mut command = self.command("rabbitmqctl");
+        command.args(["--node", &self.node()]);
+        let quoted = |word: &OsStr| format!("'{}'", word.to_str().expect("UTF-8").replace('\'', r"'\''"));
+        let mut script = format!("#!/bin/sh\nset -e\ncd {}\n", quoted(self.dir.path().as_os_str()));
+        for (name, value) in command.get_envs() {
+            let name = name.to_str().expect("UTF-8");
+            script +=
+                &value.map_or_else(|| format!("unset {name}\n"), |value| format!("export {name}={}\n", quoted(value)));
+        }
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        script += &format!("exec {} \"$@\"\n", words.map(quoted).collect::<Vec<_>>().join(" "));
+        fs::write(file, script).expect("a script");
+        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).expect("its mode");
     }
 
     /// The broker's own log and output so far, for the message of a failing test.
