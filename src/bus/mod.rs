@@ -49,6 +49,9 @@ pub trait Bus: Send + Sync + 'static {
     -> impl Future<Output = Result<Self::Link, BusError>> + Send;
 }
 
+/// The largest message that a node opens, in bytes. Of a larger one a link hands on a byte more than that.
+pub(crate) const MOST_BODY_BYTES: usize = 1024 * 1024;
+
 /// Where a link delivers. A full channel holds back the queues that feed it, and what waits longer waits at the broker,
 /// where the oldest goes first: so a node that is slow at sessions still hears of keys at once.
 #[derive(Clone, Debug)]

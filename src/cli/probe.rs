@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use super::Failure;
 use super::table::{plain, table};
-use crate::probe::{Cell, Client, ClientCertificate, Matrix, Mode, Options, Outcome, ProbeError, Target, TargetFault, matrix};
+use crate::probe::{
+    Cell, Client, ClientCertificate, Matrix, Mode, Options, Outcome, ProbeError, Target, TargetFault, matrix,
+};
 
 /// The end of `resumed probe --help`.
 pub(crate) const LONG_HELP: &str = "\

@@ -79,6 +79,7 @@ pub use open::{Opened, Opener, Refusal};
 pub use seal::{SealError, Sealer};
 pub(crate) use secret::SECRET_TEXT_BYTES;
 pub use secret::{FarmSecret, SecretError, Secrets};
+pub(crate) use wire::MAX_ENVELOPE_BYTES;
 pub use wire::is_node_name;
 
 #[cfg(test)]

@@ -15,15 +15,17 @@ use super::lease::{LeaseAsker, LeaseTried};
 use super::refused::Refused;
 use super::sealing::{Identity, Sealing};
 use super::session_plane::{LinkedSessions, SessionPlane};
-use crate::bus::{Bus, BusError, Link, LinkEvent, LinkEvents, LinkSpec, Names, Route, Seat};
+use crate::bus::{Bus, BusError, Link, LinkEvent, LinkEvents, LinkSpec, MOST_BODY_BYTES, Names, Route, Seat};
 use crate::clock::SystemClock;
-use crate::envelope::{Epochs, Secrets};
+use crate::envelope::{Epochs, MAX_ENVELOPE_BYTES, Secrets};
 use crate::proto::payload::Kind;
 use crate::random::Randomness;
 use crate::status::BrokerStatus;
 
-/// Key-plane deliveries between link and driver.
-const KEY_EVENTS: usize = 256;
+/// Key-plane deliveries between link and driver: 32 MiB at most, whatever is written to the node's queues.
+const KEY_EVENTS: usize = 32;
+// What the bus hands on of a message is one byte more than a node opens.
+const _: () = assert!(MOST_BODY_BYTES == MAX_ENVELOPE_BYTES);
 
 /// Session batches between link and feed: times `batch_bytes`, this bounds the memory.
 const FEED_EVENTS: usize = 16;

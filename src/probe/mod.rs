@@ -412,11 +412,7 @@ fn remedy(alert: &str) -> &'static str {
     }
 }
 
-fn context(
-    mode: Mode,
-    options: &Options,
-    mailbox: Index<Ssl, Arc<OfferedSession>>,
-) -> Result<SslContext, ProbeError> {
+fn context(mode: Mode, options: &Options, mailbox: Index<Ssl, Arc<OfferedSession>>) -> Result<SslContext, ProbeError> {
     let mut context = SslContextBuilder::new(SslMethod::tls_client()).map_err(setup)?;
     context.set_min_proto_version(Some(mode.version())).map_err(setup)?;
     context.set_max_proto_version(Some(mode.version())).map_err(setup)?;
@@ -439,7 +435,10 @@ fn context(
 }
 
 /// Opens `file` for its reason, which OpenSSL does not give, if it cannot be read.
-fn readable<'a>(what: &'static str, file: &'a Path) -> Result<impl Fn(&dyn fmt::Display) -> ProbeError + 'a, ProbeError> {
+fn readable<'a>(
+    what: &'static str,
+    file: &'a Path,
+) -> Result<impl Fn(&dyn fmt::Display) -> ProbeError + 'a, ProbeError> {
     let unusable = move |why: &dyn fmt::Display| ProbeError::Options(format!("{what} {}: {why}", file.display()));
     std::fs::File::open(file).map_err(|error| unusable(&error))?;
     Ok(unusable)
@@ -673,7 +672,10 @@ mod tests {
         let made = shown.handshake(&targets[0], Mode::Ticket13).unwrap();
         let [stranger, _] = farm_that_wants_a_certificate();
         let refused = client().resume(&stranger.target(), &made.session).unwrap_err();
-        assert!(matches!(&refused, ProbeError::BrokenOff { alert } if alert.contains("certificate required")), "{refused}");
+        assert!(
+            matches!(&refused, ProbeError::BrokenOff { alert } if alert.contains("certificate required")),
+            "{refused}"
+        );
     }
 
     #[test]

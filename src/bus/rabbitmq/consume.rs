@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::errors::words;
-use crate::bus::{DeliveredFrom, LinkEvent};
+use crate::bus::{DeliveredFrom, LinkEvent, MOST_BODY_BYTES};
 
 /// After so long without another delivery, what is owed is acknowledged; until then only every quarter of a prefetch.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(50);
@@ -36,6 +36,13 @@ fn site_of(headers: &FieldTable) -> Option<String> {
     Some(text("cluster-name").or_else(|| text("uri")).unwrap_or_default())
 }
 
+/// What a node may be handed of a message. Whoever may write to one of its queues may write messages as large as the broker
+/// takes, by default 128 MiB: of those the node gets one byte more than it opens, and refuses that, counted. What it keeps
+/// is of that size.
+fn within_bounds(data: Vec<u8>) -> Bytes {
+    if data.len() > MOST_BODY_BYTES { Bytes::copy_from_slice(&data[..=MOST_BODY_BYTES]) } else { Bytes::from(data) }
+}
+
 /// Hands deliveries on and acknowledges what found room, until the consumer ends; then says why, if there was a why.
 pub(super) async fn hand_on(
     mut consumer: Consumer,
@@ -58,7 +65,7 @@ pub(super) async fn hand_on(
                 let headers = delivery.properties.headers().as_ref().filter(|_| from == DeliveredFrom::Inbox);
                 let site = headers.and_then(site_of);
                 let from = if site.is_some() { DeliveredFrom::Federated } else { from };
-                let body = Bytes::from(delivery.data);
+                let body = within_bounds(delivery.data);
                 let event = LinkEvent::Delivered { from, route: route.to_string(), body, site };
                 if sink.send(event).await.is_err() {
                     // The node listens no more and is about to drop the link. Nothing is taken from the broker until then.
@@ -76,6 +83,24 @@ pub(super) async fn hand_on(
             && let Err(error) = acker.ack(BasicAckOptions { multiple: true }).await
         {
             return Some(words(&error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_message_that_no_node_opens_one_byte_more_is_handed_on_than_one_opens() {
+        for (length, handed) in [
+            (0, 0),
+            (MOST_BODY_BYTES - 1, MOST_BODY_BYTES - 1),
+            (MOST_BODY_BYTES, MOST_BODY_BYTES),
+            (MOST_BODY_BYTES + 1, MOST_BODY_BYTES + 1),
+            (8 * MOST_BODY_BYTES, MOST_BODY_BYTES + 1),
+        ] {
+            assert_eq!(within_bounds(vec![7; length]).len(), handed, "of {length} bytes");
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::hex::hex;
 use crate::random;
 
 /// Deliveries of the inbox, and of the leader's queue, that are under way to this node at any time.
-pub(super) const KEY_PREFETCH: u16 = 64;
+pub(super) const KEY_PREFETCH: u16 = 16;
 /// Deliveries of the session feed under way at any time: with batches of 96 KiB at most 12 MiB, and enough for 2,500
 /// batches a second over a round trip of 50 ms.
 pub const FEED_PREFETCH: u16 = 128;

@@ -28,7 +28,7 @@ pub use super::host::START;
 
 pub const FARM: &str = "sim";
 /// Deliveries that are on their way to a node that stands still; more wait at the broker.
-const PREFETCH: usize = 64;
+const PREFETCH: usize = 16;
 /// What waits at the broker: how many, and for how long.
 const QUEUE_LENGTH: usize = 4_096;
 const QUEUE_TTL_MS: u64 = 30_000;
