@@ -238,7 +238,7 @@ audit: yanked $(CARGO_DENY) ## Licences, sources and banned crates of the whole 
 	$(FOR_TOOLS) CARGO_DENY='$(CARGO_DENY)' scripts/check-advisories.sh '$(ADVISORIES)'
 
 $(CARGO_DENY):
-	$(SAY) 'building cargo-deny: about 3 min, once'
+	$(SAY) 'building cargo-deny: some minutes, once'
 	$(TOOL_PROFILE) $(CARGO) install --quiet --locked --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools cargo-deny
 
 # For whoever changes a dependency: a test says when these are not up to date.
