@@ -288,10 +288,10 @@ fn a_lease_that_cannot_be_tried_is_told_once_a_minute_for_each_kind_of_failure()
         let told: Vec<_> = lines(&effects).into_iter().map(|line| format!("{line:?}")).collect();
         told.join(", ")
     };
+    assert_eq!(told(0, refused()), "", "refusals are told where all are");
     assert!(told(1, unanswered()).starts_with("LeaseNotTried { error: Unanswered"));
     assert!(told(2, closed()).starts_with("LeaseNotTried { error: Closed"), "the other failure hides it not");
     assert_eq!(told(3, unanswered()), "");
-    assert_eq!(told(4, refused()), "", "refusals are told where all are");
     assert!(told(60_001, unanswered()).ends_with("held_back: 1 }"));
 }
 

@@ -101,6 +101,10 @@ impl Link for NotingLink {
         if self.bus.keeps_leases.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
+        // It takes its time: what does not wait for it comes first.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
         let released = self.link.release_lease(seat).await;
         self.bus.note("release");
         released
