@@ -11,6 +11,7 @@ use resumed::keys::{HeldRing, Ring};
 use resumed::node::core::Input;
 use resumed::proto::{self, payload::Kind};
 use simulation::broker::Store;
+use simulation::secrets::STEPS;
 use simulation::sweep::{Sweep, explain, sweep, try_seed};
 use simulation::world::{FARM, Setup};
 use simulation::{World, large_farm, script};
@@ -688,6 +689,79 @@ fn envelopes_that_only_claim_an_epoch_make_a_node_ask_once_a_beat() {
 }
 
 #[test]
+fn a_farm_secret_that_is_changed_in_three_steps_makes_no_message_unreadable() {
+    for seed in 0..10 {
+        let mut world = farm(seed, 4);
+        world.run_for(4 * BEAT);
+        for step in 1..=STEPS {
+            for node in 0..4 {
+                world.put_secrets(node, step);
+                // Those that have taken the step and those that have not hear each other.
+                world.run_for(BEAT);
+            }
+        }
+        assert_eq!((world.reloads, world.unknown_secrets), (12, 0), "seed {seed}");
+        world.assert_one_farm(&format!("seed {seed}"));
+        world.assert_all_are_shown(world.leaders()[0]);
+    }
+}
+
+#[test]
+fn a_node_without_the_new_farm_secret_is_alone_until_it_has_it() {
+    for seed in 0..10 {
+        let mut world = farm(seed, 4);
+        world.run_for(4 * BEAT);
+        let left = (world.leaders()[0] + 1) % 4;
+        for node in (0..4).filter(|node| *node != left) {
+            world.put_secrets(node, STEPS);
+        }
+        world.run_for(90_000);
+        assert!(world.unknown_secrets > 0, "seed {seed}");
+        assert_eq!(world.rings().len(), 2, "seed {seed}: it heard of a key");
+        world.put_secrets(left, STEPS);
+        world.run_for(5 * BEAT);
+        world.assert_one_farm(&format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn a_ring_that_could_not_be_saved_is_saved_as_soon_as_it_can_be() {
+    for seed in 0..10 {
+        let mut world = farm(seed, 3);
+        world.run_for(4 * BEAT);
+        let (follower, before) = ((world.leaders()[0] + 1) % 3, world.generations(0));
+        let saved = |world: &World| {
+            let ring = world.hosts[follower].saved_ring(world.now(follower));
+            ring.ring().keys().iter().map(|key| key.generation).collect::<Vec<_>>()
+        };
+        world.fail_saves(follower, 20_000);
+        let Reply::Rotating { .. } = world.answer(follower, Ask::Rotate) else { panic!("seed {seed}: no rotation") };
+        world.run_for(14_000);
+        assert_eq!(saved(&world), before, "seed {seed}: the older ring is in its file");
+        assert!(world.saves_failed >= 4, "seed {seed}: it was tried {} times", world.saves_failed);
+        world.run_for(6_000);
+        assert_eq!(saved(&world), world.generations(follower), "seed {seed}: it was tried again");
+    }
+}
+
+#[test]
+fn two_sites_have_a_leader_each_and_one_ring() {
+    for seed in 0..10 {
+        let mut setup = Setup::plain(4);
+        (setup.brokers, setup.sites) = (2, true);
+        let mut world = World::new(seed, setup, false);
+        world.run_for(10 * BEAT);
+        assert_eq!((world.leaders().len(), world.rings().len()), (2, 1), "seed {seed}");
+        world.cut_federation(true);
+        world.run_for(120_000);
+        assert_eq!(world.rings().len(), 2, "seed {seed}: each went on alone");
+        world.cut_federation(false);
+        world.run_for(6 * BEAT);
+        assert_eq!((world.leaders().len(), world.rings().len()), (2, 1), "seed {seed}");
+    }
+}
+
+#[test]
 fn two_leaders_of_a_healed_farm_open_each_others_rings_and_end_in_one_epoch() {
     for seed in 0..30 {
         let mut setup = Setup::plain(4);
@@ -915,7 +989,7 @@ fn every_seed_keeps_the_invariants() {
     assert!(pairs_checked > 100 * count, "the invariants were hardly looked at: {pairs_checked}");
     assert!(pairs_across > 10 * count, "sites were hardly compared: {pairs_across}");
     assert!(attacks_refused > count, "nobody attacked: {attacks_refused}");
-    assert!(reloads > 3 * count, "hardly a farm secret was changed: {reloads}");
+    assert!(reloads > count, "hardly a farm secret was changed: {reloads}");
     assert!(unknown_secrets > 0, "no node was left behind");
     assert!(saves_failed > count / 10 && died_unsaved >= count / 100, "hardly a save failed: {saves_failed}");
     assert!(led_further_back >= count / 100, "hardly a leader was driven from the first seat: {led_further_back}");

@@ -1,4 +1,4 @@
-//! Invariants 1 to 5 of `docs/testing.md` ("Simulated farms"), checked at every step. The rules stand here a second
+//! Invariants 1 to 7 of `docs/testing.md` ("Simulated farms"), checked at every step. The rules stand here a second
 //! time, apart from the code that is checked.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -394,7 +394,7 @@ impl World {
         });
     }
 
-    /// A node's daemon writes this as its ring, and it is kept or lost: invariant 7. Every key that it can have and that still
+    /// A node's daemon writes this as its ring, and it is kept or lost: invariant 6. Every key that it can have and that still
     /// opens is in there, and none but those.
     pub fn ring_written(&mut self, index: usize, contents: &[u8], kept: bool) {
         let now = self.now(index);
@@ -408,14 +408,14 @@ impl World {
         let (Some(held), settings) = (host.held(), host.settings.keys) else { return };
         let back = match read_back(contents, FARM, settings, now) {
             Ok(back) => back.held,
-            Err(why) => return self.violated(|| format!("invariant 7: node{index} cannot read back its ring: {why}")),
+            Err(why) => return self.violated(|| format!("invariant 6: node{index} cannot read back its ring: {why}")),
         };
         let (held, saved) = (held.ring(), back.ring());
         let possible = |key: &&TicketKey| !is_impossible(key, now, &settings);
         let lacks = held.open_at(now.wall).filter(possible).find(|key| saved.key(&key.name) != Some(*key));
         let wrong = lacks.or_else(|| saved.keys().iter().find(|key| held.key(&key.name) != Some(*key)));
         if let Some(generation) = wrong.map(|key| key.generation) {
-            self.violated(|| format!("invariant 7: node{index} saves another ring than it holds: key {generation}"));
+            self.violated(|| format!("invariant 6: node{index} saves another ring than it holds: key {generation}"));
         }
     }
 
@@ -425,7 +425,7 @@ impl World {
         let host = &self.hosts[index];
         if host.core.is_some() && host.standing.unsaved.is_some_and(|until| now.mono >= until) {
             let name = host.name.clone();
-            self.violated(|| format!("invariant 7: {name} has not saved its ring, nor tried again"));
+            self.violated(|| format!("invariant 6: {name} has not saved its ring, nor tried again"));
         }
     }
 
@@ -444,7 +444,9 @@ impl World {
         }
         if standing.asked.len() > MOST_ASKED {
             let name = name.clone();
-            self.violated(|| format!("{name} asks for an epoch key more than {MOST_ASKED} times in a beat"));
+            self.violated(|| {
+                format!("invariant 7: {name} asks for an epoch key more than {MOST_ASKED} times in a beat")
+            });
         }
     }
 
@@ -732,10 +734,10 @@ impl World {
                 self.hosts[index].standing.alone_at = self.t;
                 self.hosts[index].standing.joined = false;
             }
-            // Whatever its host says of itself, and whoever is dishonest: what it reports is within bounds.
+            // What a node reports of its host is within bounds, also where the daemon tells it of more. No report here is forged.
             Note::Refused { node, reason: Reason::BadReport } => {
                 let name = self.hosts[index].name.clone();
-                self.violated(|| format!("invariant 6: {name} refuses a report of {node}"));
+                self.violated(|| format!("invariant 7: {name} refuses a report of {node}"));
             }
             // Nothing opened any more: what a dishonest member may bring about.
             Note::Minted { reason: MintReason::First, .. } if self.ledger.tainted => self.excuse(),

@@ -763,7 +763,7 @@ impl Run {
         let untold = untold.map(|host| &self.world.hosts[host]);
         if let Some(host) = untold {
             let shown: Vec<_> = members.iter().filter(|member| member.name == host.name).collect();
-            let what = format!("invariant 6: node{asked} shows {shown:?}, while {} says {:?}", host.name, host.local);
+            let what = format!("invariant 7: node{asked} shows {shown:?}, while {} says {:?}", host.name, host.local);
             self.world.violated(|| what);
         }
         self.world.verdict()
