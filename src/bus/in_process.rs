@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ending::{CLOSED_HERE, Ending};
-use super::{Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat};
+use super::{Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
+use crate::routes::{Published, Route, Seat};
 
 /// What an in-process hub calls itself where RabbitMQ has a URI.
 pub(crate) const PEER: &str = "in-process";

@@ -11,7 +11,6 @@ pub mod rabbitmq;
 pub mod refusals;
 mod uri;
 
-pub use crate::routes::{Names, Published, Route, Seat};
 pub use uri::{BrokerUri, UriFault, redact};
 
 use std::future::Future;
@@ -19,6 +18,7 @@ use std::future::Future;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::routes::{Names, Published, Route, Seat};
 use crate::settings::SettingsError;
 
 /// What a node needs of a connection to the farm.

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{BusError, Names, Route};
+use super::BusError;
 use crate::clock::Now;
+use crate::routes::{Names, Route};
 
 /// A refusal that lasts is said again after so long, in milliseconds; so long after the last one it counts as over.
 const AGAIN_AFTER_MS: u64 = 60 * 60 * 1000;
@@ -266,7 +267,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::Seat;
+    use crate::routes::Seat;
 
     const DENIED: &str =
         "403 ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'resumed'";

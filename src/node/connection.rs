@@ -15,11 +15,12 @@ use super::lease::{LeaseAsker, LeaseTried};
 use super::refused::Refused;
 use super::sealing::{Identity, Sealing};
 use super::session_plane::{LinkedSessions, SessionPlane};
-use crate::bus::{Bus, BusError, Link, LinkEvent, LinkEvents, LinkSpec, MOST_BODY_BYTES, Names, Route, Seat};
+use crate::bus::{Bus, BusError, Link, LinkEvent, LinkEvents, LinkSpec, MOST_BODY_BYTES};
 use crate::clock::SystemClock;
 use crate::envelope::{Epochs, MAX_ENVELOPE_BYTES, Secrets};
 use crate::proto::payload::Kind;
 use crate::random::Randomness;
+use crate::routes::{Names, Route, Seat};
 use crate::status::BrokerStatus;
 
 /// Key-plane deliveries between link and driver: 32 MiB at most, whatever is written to the node's queues.

@@ -16,7 +16,7 @@ pub use self::input::{Input, Stays};
 use super::sealing::Identity;
 use super::secrets_seen::SecretsSeen;
 use crate::bus::backoff::Redial;
-use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Seat};
+use crate::bus::{BusError, DeliveredFrom, LeaseAnswer};
 use crate::clock::Now;
 use crate::envelope::{Opener, Refusal, Secrets};
 use crate::farm::{Action, Event, Farm, Note, Via};
@@ -26,6 +26,7 @@ use crate::log_limiter::LogLimiter;
 use crate::proto::AuditOutcome;
 use crate::random::Randomness;
 use crate::reason::Reason;
+use crate::routes::Seat;
 
 /// A ring that could not be saved is tried again after this long: it may not change for hours, and a restart would
 /// forget it.

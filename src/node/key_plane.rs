@@ -14,10 +14,11 @@ use tracing::{debug, warn};
 
 use super::refused::Refused;
 use super::sealing::Sealing;
-use crate::bus::{BusError, Link, Names, Published, Route, Seat};
+use crate::bus::{BusError, Link};
 use crate::clock::SystemClock;
 use crate::metrics::{self, Plane};
 use crate::proto::payload::Kind;
+use crate::routes::{Names, Published, Route, Seat};
 
 /// How long the broker's answer to a message is waited for before another one goes the same way, where a node reports every
 /// `report_every`: a broker of a cluster that stands still must not keep a leader's next announcement from the others until

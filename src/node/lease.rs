@@ -7,8 +7,9 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use super::refused::Refused;
-use crate::bus::{BusError, LeaseAnswer, Link, Names, Seat};
+use crate::bus::{BusError, LeaseAnswer, Link};
 use crate::clock::SystemClock;
+use crate::routes::{Names, Seat};
 
 /// Questions that wait for the one before. A node tries once at a time, and gives up only what it holds.
 const QUEUE: usize = 8;
@@ -90,7 +91,8 @@ mod tests {
 
     use super::*;
     use crate::bus::in_process::{Hub, InProcess, InProcessLink};
-    use crate::bus::{Bus, LinkEvents, LinkSpec, Published, Route};
+    use crate::bus::{Bus, LinkEvents, LinkSpec};
+    use crate::routes::{Published, Route};
 
     /// A link whose broker answers a release only when it is let.
     struct Slow {

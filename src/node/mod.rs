@@ -19,7 +19,7 @@ use self::sealing::Identity;
 use self::session_plane::{SessionParts, SessionPlane, flush, sweep};
 use self::tasks::NodeTasks;
 use self::warmup::Warmups;
-use crate::bus::{Bus, LinkSpec, Names};
+use crate::bus::{Bus, LinkSpec};
 use crate::clock::SystemClock;
 use crate::envelope::{KeyAgreements, MissingAlgorithm, Opener, Secrets, openssl_of_this_host};
 use crate::farm::{Farm, FarmSettings, LocalState};
@@ -27,6 +27,7 @@ use crate::keys::{HeldRing, Timetable};
 use crate::proto;
 use crate::proxies::{ProxyPlane, Registry, SharedOutbox};
 use crate::random;
+use crate::routes::Names;
 use crate::sessions::{Removals, Store};
 use crate::settings::SettingsError;
 

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 
 use crate::bus::refusals::Refusals;
-use crate::bus::{BusError, LeaseAnswer, Names, Published, Route};
+use crate::bus::{BusError, LeaseAnswer};
 use crate::clock::Now;
+use crate::routes::{Names, Published, Route};
 
 /// What the broker refuses this node. Copies share it; it outlives the links, which such a refusal may end.
 #[derive(Clone, Debug, Default)]

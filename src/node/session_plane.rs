@@ -17,7 +17,7 @@ use super::sealing::Sealing;
 use super::session_publisher::Outlet;
 use super::tasks::NodeTasks;
 use super::warmup::{WarmupMessage, Warmups};
-use crate::bus::{BusError, Link, LinkEvent, Names};
+use crate::bus::{BusError, Link, LinkEvent};
 use crate::clock::{Now, SystemClock};
 use crate::envelope::{Epochs, Opener, Refusal, Secrets};
 use crate::log_limiter::LogLimiter;
@@ -25,6 +25,7 @@ use crate::metrics::{self, Plane};
 use crate::proto::payload::Kind;
 use crate::proxies::ProxyPlane;
 use crate::reason::{DropReason, Reason};
+use crate::routes::Names;
 use crate::sessions::Applied;
 use crate::sessions::warmup::PodNode;
 

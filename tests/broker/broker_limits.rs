@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec, Names, Published, Route};
+use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec};
+use resumed::routes::{Names, Published, Route};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::held_seat::HeldSeat;

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use resumed::bus::in_process::{Hub, InProcess, QueueLimits};
 use resumed::bus::rabbitmq::{FEED_PREFETCH, RabbitMq, RabbitMqSettings};
-use resumed::bus::{
-    Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Seat,
-};
+use resumed::bus::{Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
+use resumed::routes::{Names, Published, Route, Seat};
 use testkit::broker::Broker;
 use tokio::sync::mpsc;
 use tokio::time::timeout;

@@ -8,9 +8,8 @@ use testkit::watcher::Folder;
 
 use bytes::Bytes;
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{
-    Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Names, Published, Route, Seat,
-};
+use resumed::bus::{Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
+use resumed::routes::{Names, Published, Route, Seat};
 use testkit::authority::{Authority, Issued, VALID};
 use testkit::broker::{Broker, BrokerOptions, BrokerTls};
 use tokio::sync::{Mutex, MutexGuard, mpsc};

@@ -5,7 +5,8 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec, Names, Route};
+use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec};
+use resumed::routes::{Names, Route};
 use testkit::broker::Broker;
 use tokio::sync::mpsc;
 use tokio::time::timeout;

@@ -6,8 +6,9 @@ use std::process::Command;
 use testkit::watcher::Folder;
 
 use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvents, LinkSpec, Names, Published, Route, Seat};
+use resumed::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvents, LinkSpec};
 use resumed::probe::{Client, Mode, Options};
+use resumed::routes::{Names, Published, Route, Seat};
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use tokio::sync::mpsc;

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::bus::Names;
 use resumed::clock::Now;
 use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Sealer, Secrets};
 use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
@@ -16,6 +15,7 @@ use resumed::proto::{
     SessionEntry, TicketKey, payload::Kind,
 };
 use resumed::reason::Reason;
+use resumed::routes::Names;
 use resumed_decoders::counting::{held, peak};
 
 /// What `work` held at its peak beyond what was held before, in bytes, and how long it took.

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::env;
 use std::time::Duration;
 
-use resumed::bus::{Names, Seat};
 use resumed::clock::millis;
 use resumed::farm::{Ask, MintReason, Note, Reply, Via};
 use resumed::keys::{HeldRing, Ring};
 use resumed::node::core::Input;
 use resumed::proto::{self, payload::Kind};
+use resumed::routes::{Names, Seat};
 use simulation::broker::Store;
 use simulation::secrets::STEPS;
 use simulation::sweep::{Sweep, explain, sweep, try_seed};

@@ -20,10 +20,10 @@ use openssl::pkey::PKey;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
-use resumed::bus::Names;
 use resumed::clock::SystemClock;
 use resumed::envelope::{Epochs, FarmSecret, JoinKey, KeyAgreements, Opener, Sealer, Secrets};
 use resumed::proto::{self, Envelope, Payload, payload::Kind};
+use resumed::routes::Names;
 use resumed::secret_files::farm_secret;
 use tokio::runtime::Runtime;
 

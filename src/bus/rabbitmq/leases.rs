@@ -20,7 +20,8 @@ use super::declare::{KEY_PREFETCH, declare, key_queue_arguments, nonce, open_cha
 use super::dial::Wired;
 use super::errors::{RESOURCE_LOCKED, advised};
 use super::{CLOSE_WITHIN, LOOK_EVERY, REPLY_SUCCESS, RabbitMq};
-use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, LinkEvent, LinkSpec, Seat};
+use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, LinkEvent, LinkSpec};
+use crate::routes::Seat;
 
 /// How long a broker that this node is connected to may take for one question. It takes milliseconds, but for a cluster that
 /// elects its own leader just then; one that does not answer by then has lost its majority, or stands still.

@@ -20,7 +20,8 @@ use super::publish::Publisher;
 use super::target::BrokerTarget;
 use super::{CLOSE_WITHIN, LOOK_EVERY, REPLY_SUCCESS, RabbitMq};
 use crate::bus::ending::{CLOSED_HERE, Ending};
-use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, Published, Route, Seat};
+use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
+use crate::routes::{Published, Route, Seat};
 
 type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
 

@@ -12,8 +12,9 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use super::declare::open_channel;
 use super::errors::{failed, refused};
 use super::session_channel::SessionChannel;
+use crate::bus::BusError;
 use crate::bus::ending::Ending;
-use crate::bus::{BusError, Names, Published, Route};
+use crate::routes::{Names, Published, Route};
 
 /// Messages on the key plane that may wait for the broker's answer at the same time.
 const KEY_CHANNELS: usize = 8;

@@ -7,12 +7,13 @@ use zeroize::Zeroizing;
 use super::input::Stays;
 #[cfg(doc)]
 use super::{Input, NodeCore};
-use crate::bus::{BusError, Route, Seat};
+use crate::bus::BusError;
 use crate::envelope::{Epochs, Refusal};
 use crate::farm::{Note, Reply};
 use crate::keys::Timetable;
 use crate::proto::payload::Kind;
 use crate::reason::{KeyReason, Reason};
+use crate::routes::{Route, Seat};
 
 /// What is to be done, in this order.
 #[derive(Debug)]

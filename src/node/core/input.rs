@@ -6,9 +6,10 @@ use bytes::Bytes;
 
 #[cfg(doc)]
 use super::{Effect, NodeCore};
-use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Published, Seat};
+use crate::bus::{BusError, DeliveredFrom, LeaseAnswer};
 use crate::envelope::Secrets;
 use crate::farm::{Ask, LocalState};
+use crate::routes::{Published, Seat};
 
 /// What happened to a node.
 #[derive(Debug)]

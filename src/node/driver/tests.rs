@@ -12,13 +12,14 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::bus::in_process::{Hub, InProcess, InProcessLink};
-use crate::bus::{BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, Names, Published, Route, Seat};
+use crate::bus::{BusError, LeaseAnswer, Link, LinkEvent, LinkEvents};
 use crate::envelope::{KeyAgreements, Opener};
 use crate::farm::Ask;
 use crate::node::channels::NodeEnds;
 use crate::node::tests::{secrets, settings};
 use crate::node::{Assembled, NodeSettings, Running, assemble};
 use crate::proto::payload::Kind;
+use crate::routes::{Names, Published, Route, Seat};
 
 /// Whatever a test waits for comes long before.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -10,7 +10,6 @@ use openssl::sha::sha256;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
-use resumed::bus::{Names, Seat};
 use resumed::clock::Now;
 use resumed::envelope::{
     EpochKey, Epochs, FarmSecret, Opener, Refusal, Secrets, is_node_name, is_sealed_without_epoch,
@@ -20,6 +19,7 @@ use resumed::keys::saved::read_back;
 use resumed::keys::{HeldRing, KeySettings, Ring};
 use resumed::proto::limits::decode_within;
 use resumed::proto::{self, payload::Kind};
+use resumed::routes::{Names, Seat};
 use resumed::sessions::warmup::{Donor, Due, Joiner, PodNode, WarmupAction};
 use resumed::sessions::{Removals, SessionSettings, Store, validate};
 

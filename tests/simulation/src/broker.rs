@@ -8,12 +8,13 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use resumed::bus::{BusError, LeaseAnswer, Published, Route, Seat};
+use resumed::bus::{BusError, LeaseAnswer};
 use resumed::farm::Via;
 use resumed::node::core::Stays;
 use resumed::node::key_plane::Waiting;
 use resumed::node::sealing::Sealing;
 use resumed::proto::payload::Kind;
+use resumed::routes::{Published, Route, Seat};
 
 pub type LinkId = usize;
 

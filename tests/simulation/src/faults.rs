@@ -1,8 +1,8 @@
 //! What goes wrong, one at a time, and how it is put right again.
 
-use resumed::bus::{Route, Seat};
 use resumed::clock::millis;
 use resumed::proto::{self, payload::Kind};
+use resumed::routes::{Route, Seat};
 
 use super::World;
 use super::broker::{Downstream, Store};

@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use resumed::bus::{Route, Seat};
 use resumed::clock::{Now, millis};
 use resumed::envelope::Refusal;
 use resumed::farm::{MintReason, Note};
@@ -12,6 +11,7 @@ use resumed::keys::{KeyMaterial, KeySettings, ProxyKey, Ring, TicketKey};
 use resumed::node::core::Effect;
 use resumed::proto::{self, payload::Kind};
 use resumed::reason::Reason;
+use resumed::routes::{Route, Seat};
 use zeroize::Zeroizing;
 
 use super::World;

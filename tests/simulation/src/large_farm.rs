@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use resumed::bus::{Names, Published, Route};
 use resumed::clock::{Now, millis};
 use resumed::envelope::EpochId;
 use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
 use resumed::keys::{HeldRing, KeySettings};
 use resumed::proto::{self, payload::Kind};
+use resumed::routes::{Names, Published, Route};
 
 use super::random::Seeded;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::bus::{BusError, DeliveredFrom, Names, Published, Route, Seat};
+use resumed::bus::{BusError, DeliveredFrom};
 use resumed::clock::Now;
 use resumed::envelope::{EpochId, KeyAgreements, Opener, Refusal};
 use resumed::farm::{Farm, FarmSettings, Note, Via};
@@ -15,6 +15,7 @@ use resumed::node::core::{Effect, Input, NodeCore, Saving, Stays};
 use resumed::node::key_plane::Waiting;
 use resumed::node::sealing::{Identity, Sealing};
 use resumed::proto::{self, payload::Kind};
+use resumed::routes::{Names, Published, Route, Seat};
 use tokio::sync::watch;
 
 use super::attacker::Attacker;
