@@ -9,7 +9,7 @@ use clap::{Command, CommandFactory};
 use clap_complete::aot::{Shell, generate_to};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
-use resumed::cli::Cli;
+use resumed::internals::cli::Cli;
 
 /// Every key with its default and what it means.
 const CONFIGURATION: &str = include_str!("../etc/resumed.toml");

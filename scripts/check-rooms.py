@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds the rooms of src/ to the arrows of scripts/rooms.txt, and files to 700 lines.
+"""Holds the rooms of src/ to the arrows of scripts/rooms.txt, their door to what comes through it, and files to 700 lines.
 
 usage: scripts/check-rooms.py             look, and say what does not hold
        scripts/check-rooms.py --actual    print the arrows that there are
@@ -7,7 +7,8 @@ usage: scripts/check-rooms.py             look, and say what does not hold
 
 No room uses another that the table does not name, and no file that has a line of its own there another than that line names; what
 is pure touches no socket, file, task, clock, recorder or global; the arrows go round in no circle; docs/architecture.md shows the
-same table, and says of each room what it is. What is there for tests alone may use what it likes.
+same table, and says of each room what it is. What is there for tests alone may use what it likes. What src/internals.rs hands out
+of the rooms is named by something that is built beside the library.
 """
 
 import pathlib
@@ -17,6 +18,10 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = "scripts/rooms.txt"
 MOST_LINES = 700
+
+# The door to the rooms, and what comes through it: packages and crates beside the library.
+DOOR = "src/internals.rs"
+BESIDE = ("tests", "benches", "debian", "src/main.rs")
 
 # What a pure room keeps away from: paths, as they stand in the sources once groups are written out.
 IMPURE = [
@@ -154,7 +159,7 @@ def impurities(text, room):
 
 def all_rooms():
     names = {path.stem for path in (ROOT / "src").iterdir() if path.suffix == ".rs" or path.is_dir()}
-    return sorted(names - {"lib", "main", "temporary"})
+    return sorted(names - {"internals", "lib", "main", "temporary"})
 
 
 def read_table():
@@ -188,6 +193,18 @@ def faults_in(file, text, room, rule, names):
     if pure:
         faults += [f"{shown} is of what is pure, and touches {what}" for what in impurities(text, room)]
     return faults
+
+
+def handed_out(door):
+    """The names that the door's text hands out; what a `*` stands for is not among them."""
+    return {path.split("::")[-1] for path in written_out(without_comments(door).replace("crate::", ""))} - {"*", "self"}
+
+
+def unused_door():
+    files = [file for place in BESIDE for file in ([ROOT / place] if place.endswith(".rs") else (ROOT / place).rglob("*.rs"))]
+    named = set(re.findall(r"\w+", " ".join(without_comments(file.read_text(encoding="utf-8")) for file in files)))
+    names = handed_out((ROOT / DOOR).read_text(encoding="utf-8"))
+    return [f"{DOOR} hands out {name}, which nothing beside the library names" for name in sorted(names - named)]
 
 
 def circle(rooms):
@@ -226,6 +243,7 @@ def look():
     for room in rooms:
         for file, text in sources_of(room).items():
             faults += faults_in(file, text, room, rule_of(file, room, rooms, files), names)
+    faults += unused_door()
     found = circle(rooms)
     if found:
         faults.append(f"the arrows of {TABLE} go round: {' uses '.join(found)}")
@@ -269,6 +287,8 @@ def self_test():
     for text, room in arrow.items():
         assert room in arrows_in(own, without_comments(text), names)[0], text
     assert arrows_in(own, "use crate::RabbitMq;", names)[1], "a name of the façade"
+    assert arrows_in(own, "use crate::internals::bus::Link;", names)[1], "the door, from within"
+    assert handed_out("pub mod a {\n    pub use crate::a::b::{C, d};\n    pub use crate::e::*; // f\n}") == {"C", "d"}
     rooms = {"node": (False, {"farm", "metrics"})}
     files = {"node/core": (True, {"farm"})}
     for text, place, noticed in (

@@ -67,6 +67,8 @@ pub mod envelope;
 pub mod farm;
 pub mod hex;
 mod hkdf;
+#[doc(hidden)]
+pub mod internals;
 pub mod keys;
 pub mod log_limiter;
 pub mod memory;

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    resumed::cli::main()
+    resumed::internals::cli::main()
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use openssl::ssl::{Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslStream, SslVerifyMode, SslVersion};
-use resumed::clock::SystemClock;
+use resumed::SystemClock;
 
 use crate::memory::{cpu_seconds, exact_cpu_seconds, resident_bytes, threads};
 use crate::proxy;

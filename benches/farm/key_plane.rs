@@ -9,11 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use resumed::clock::SystemClock;
-use resumed::envelope::Secrets;
-use resumed::keys::KeyState;
-use resumed::node::{Node, NodeSettings, NodeView};
-use resumed::operator::Operator;
+use resumed::internals::keys::KeyState;
+use resumed::{Node, NodeSettings, NodeView, Operator, Secrets, SystemClock};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;

@@ -8,11 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use resumed::bus::rabbitmq::{RabbitMq, RabbitMqSettings};
-use resumed::clock::SystemClock;
-use resumed::envelope::{FarmSecret, Secrets};
-use resumed::node::{Node, NodeSettings};
-use resumed::proto::SessionEntry;
+use resumed::internals::proto::SessionEntry;
+use resumed::{FarmSecret, Node, NodeSettings, RabbitMq, RabbitMqSettings, Secrets, SystemClock};
 use resumed_ats::from_daemon::FromDaemon;
 use resumed_ats::incoming::{Incoming, Refused, keep};
 use resumed_ats::outgoing::Outgoing;

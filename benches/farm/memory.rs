@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
-use resumed::clock::SystemClock;
+use resumed::SystemClock;
 
 use crate::proxy;
 use crate::report::Report;

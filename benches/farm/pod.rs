@@ -4,7 +4,7 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resumed::clock::SystemClock;
+use resumed::SystemClock;
 
 use crate::key_plane::{broker_bytes, line};
 use crate::memory::{exact_cpu_seconds, tree_cpu_seconds};

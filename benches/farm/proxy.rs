@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use prost::Message;
-use resumed::proto::SessionEntry;
-use resumed::proto::local::{FromProxy, Hello, Sessions, ToProxy, from_proxy, to_proxy};
+use resumed::internals::proto::SessionEntry;
+use resumed::internals::proto::local::{FromProxy, Hello, Sessions, ToProxy, from_proxy, to_proxy};
 
 /// A connection to a daemon's `ats.sock`, introduced.
 pub fn connect(socket: &Path, takes_sessions: bool) -> UnixStream {

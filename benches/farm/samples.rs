@@ -8,7 +8,7 @@ use bytes::Bytes;
 use openssl::pkey::PKey;
 use openssl::ssl::{Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
-use resumed::proto::SessionEntry;
+use resumed::internals::proto::SessionEntry;
 
 use testkit::ats::Certificate;
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resumed::clock::SystemClock;
+use resumed::SystemClock;
 
 use crate::micro::BATCH_SESSIONS;
 use crate::report::Report;

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use resumed::probe::Mode;
+use resumed::internals::probe::Mode;
 use testkit::broker::{Broker, BrokerOptions, Store};
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::hopping::Hopping;

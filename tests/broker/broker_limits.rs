@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec};
-use resumed::routes::{Names, Published, Route};
+use resumed::internals::bus::{Bus, Link, LinkEvents, LinkSpec, RabbitMqLink};
+use resumed::internals::routes::{Names, Published, Route};
+use resumed::{BusError, RabbitMq, RabbitMqSettings};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::held_seat::HeldSeat;

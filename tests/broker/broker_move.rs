@@ -6,8 +6,8 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 
-use resumed::keys::KeyState;
-use resumed::probe::{Client, Mode, Options, Target};
+use resumed::internals::keys::KeyState;
+use resumed::internals::probe::{Client, Mode, Options, Target};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, wait_for};
 use testkit::federation;

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use resumed::bus::in_process::{Hub, InProcess, QueueLimits};
-use resumed::bus::rabbitmq::{FEED_PREFETCH, RabbitMq, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
-use resumed::routes::{Names, Published, Route, Seat};
+use resumed::internals::bus::{
+    Bus, DeliveredFrom, FEED_PREFETCH, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, QueueLimits,
+};
+use resumed::internals::routes::{Names, Published, Route, Seat};
+use resumed::{BusError, Hub, InProcess, RabbitMq, RabbitMqSettings};
 use testkit::broker::Broker;
 use tokio::sync::mpsc;
 use tokio::time::timeout;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resumed::routes::{Names, Seat};
+use resumed::internals::routes::{Names, Seat};
 use testkit::broker::{Broker, BrokerOptions, Store};
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::load::SessionLoad;

@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resumed::keys::KeyState;
-use resumed::probe::{Client, Mode, Options, Session, Target};
+use resumed::internals::keys::KeyState;
+use resumed::internals::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, Host, Proxies, wait_for};
 use testkit::federation::{self, cluster_name, federate, let_in};

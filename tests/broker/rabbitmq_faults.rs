@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use testkit::watcher::Folder;
 
 use bytes::Bytes;
-use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
-use resumed::routes::{Names, Published, Route, Seat};
+use resumed::internals::bus::{Bus, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, RabbitMqLink};
+use resumed::internals::routes::{Names, Published, Route, Seat};
+use resumed::{BusError, RabbitMq, RabbitMqSettings};
 use testkit::authority::{Authority, Issued, VALID};
 use testkit::broker::{Broker, BrokerOptions, BrokerTls};
 use tokio::sync::{Mutex, MutexGuard, mpsc};

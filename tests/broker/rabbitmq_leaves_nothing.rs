@@ -4,9 +4,9 @@ use std::fs;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, Link, LinkEvents, LinkSpec};
-use resumed::routes::{Names, Route};
+use resumed::internals::bus::{Bus, Link, LinkEvents, LinkSpec, RabbitMqLink};
+use resumed::internals::routes::{Names, Route};
+use resumed::{BusError, RabbitMq, RabbitMqSettings};
 use testkit::broker::Broker;
 use tokio::sync::mpsc;
 use tokio::time::timeout;

@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use testkit::watcher::Folder;
 
-use resumed::bus::rabbitmq::{RabbitMq, RabbitMqLink, RabbitMqSettings};
-use resumed::bus::{Bus, BusError, LeaseAnswer, Link, LinkEvents, LinkSpec};
-use resumed::probe::{Client, Mode, Options};
-use resumed::routes::{Names, Published, Route, Seat};
+use resumed::internals::bus::{Bus, LeaseAnswer, Link, LinkEvents, LinkSpec, RabbitMqLink};
+use resumed::internals::probe::{Client, Mode, Options};
+use resumed::internals::routes::{Names, Published, Route, Seat};
+use resumed::{BusError, RabbitMq, RabbitMqSettings};
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use tokio::sync::mpsc;

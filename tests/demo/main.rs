@@ -20,8 +20,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resumed::keys::KeyState;
-use resumed::probe::{Mode, Target};
+use resumed::internals::keys::KeyState;
+use resumed::internals::probe::{Mode, Target};
 use testkit::broker::{Broker, BrokerOptions};
 use testkit::farm::{Farm, FarmSetup, built, wait_for};
 use testkit::hopping::{Hopping, Tally};

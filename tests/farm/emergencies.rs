@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use resumed::probe::{Client, Mode, Options, Session, Target};
-use resumed::proto::{Request, Rotate, payload, request};
+use resumed::internals::probe::{Client, Mode, Options, Session, Target};
+use resumed::internals::proto::{Request, Rotate, payload, request};
 use resumed::status::{AuditAction, AuditOutcome, AuditStatus, ReloadState, SecretStep};
 use testkit::attacker::Attacker;
 use testkit::broker::Broker;
@@ -207,7 +207,7 @@ fn a_host_with_a_wrong_clock_is_named_in_status() {
     let broker = Broker::shared();
     let farm = Farm::start_in_step(&FarmSetup { proxies: Proxies::None, ..FarmSetup::new(2, &broker.uri()) });
     let mut attacker = Attacker::join(&broker.uri(), farm.name(), &["pod"], &farm.secret);
-    let report = resumed::proto::payload::Kind::Report(resumed::proto::Report::default());
+    let report = resumed::internals::proto::payload::Kind::Report(resumed::internals::proto::Report::default());
     let leaders = attacker.names.leader.clone();
     wait_for("the warning", || {
         // It reports on; one message alone may be an old one that somebody sends again.

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use resumed::hex::hex;
-use resumed::keys::KeyState;
-use resumed::probe::{Client, Mode, Options, Session, Target};
+use resumed::internals::hex::hex;
+use resumed::internals::keys::KeyState;
+use resumed::internals::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::hopping::Hopping;

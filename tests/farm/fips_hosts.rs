@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use resumed::probe::{Client, Mode, Options};
+use resumed::internals::probe::{Client, Mode, Options};
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::openssl_conf;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use prost::Message;
-use resumed::proto::local::{
+use resumed::internals::proto::local::{
     ControlRequest, FromProxy, Hello, RotateCommand, ToProxy, control_request, from_proxy, to_proxy,
 };
 use testkit::farm::{Daemon, Farm, FarmSetup, PATIENCE, Proxies, wait_for};

@@ -16,18 +16,18 @@ use testkit::watcher::Folder;
 use bytes::Bytes;
 use openssl::ssl::SslSession;
 use prost::Message;
-use resumed::hex::hex;
-use resumed::probe::{Client, Mode, Options};
-use resumed::proto::frame::MOST_PLUGIN_BYTES;
-use resumed::proto::local::{
+use resumed::internals::hex::hex;
+use resumed::internals::probe::{Client, Mode, Options};
+use resumed::internals::proto::frame::MOST_PLUGIN_BYTES;
+use resumed::internals::proto::local::{
     ControlRequest, Counters, FromProxy, Hello, RotateCommand, Sessions, StatusCommand, control_request, from_proxy,
 };
-use resumed::proto::payload::Kind;
-use resumed::proto::{
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::proto::{
     Announcement, Answer, AuditEntry, EpochGrant, Farewell, Join, Member, OperatorTrail, Outcome, Payload, Proxy,
     Report, Request, Ring, Rotate, SessionBatch, SessionEntry, SessionFormat, TicketKey, request,
 };
-use resumed::proxies::ats::MAX_PROXIES;
+use resumed::internals::proxies::ats::MAX_PROXIES;
 use resumed::status::{FarmStatus, KeyStatus, RingStatus};
 use testkit::attacker::{Attacker, announcement, flipped, random};
 use testkit::broker::Broker;

@@ -6,8 +6,8 @@ use std::fs;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use resumed::probe::{Client, Mode, Options, Session};
-use resumed::routes::Names;
+use resumed::internals::probe::{Client, Mode, Options, Session};
+use resumed::internals::routes::Names;
 use resumed::status::{FarmStatus, NodeStatus, RingStatus, SecretStep};
 use testkit::broker::Broker;
 use testkit::farm::{Daemon, Farm, FarmSetup, Host, Proxies, new_secret, wait_for};

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use resumed::probe::{Client, Mode, Options, Session, Target};
+use resumed::internals::probe::{Client, Mode, Options, Session, Target};
 use testkit::broker::Broker;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};
 use testkit::network::far_away;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use prost::Message;
-use resumed::proto::local::{FromProxy, Hello, Sessions, ToProxy, from_proxy, to_proxy};
-use resumed::proto::payload::Kind;
-use resumed::proto::{SessionEntry, SessionFormat, Warmup, WarmupCall, WarmupOffer, WarmupRequest};
+use resumed::internals::proto::local::{FromProxy, Hello, Sessions, ToProxy, from_proxy, to_proxy};
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::proto::{SessionEntry, SessionFormat, Warmup, WarmupCall, WarmupOffer, WarmupRequest};
 use testkit::attacker::Attacker;
 use testkit::broker::Broker;
 use testkit::farm::{Daemon, Farm, FarmSetup, Proxies, wait_for};
@@ -53,7 +53,7 @@ fn removal(number: u64) -> SessionEntry {
 }
 
 fn wall() -> u64 {
-    resumed::clock::SystemClock::start().now().wall
+    resumed::SystemClock::start().now().wall
 }
 
 /// What a proxy last heard of a session, and when.

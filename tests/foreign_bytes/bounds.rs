@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::clock::Now;
-use resumed::envelope::{EpochKey, Epochs, FarmSecret, Opener, Sealer, Secrets};
-use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
-use resumed::keys::{HeldRing, KeySettings};
-use resumed::proto::{
+use resumed::internals::clock::Now;
+use resumed::internals::envelope::{EpochKey, Epochs, Opener, Sealer};
+use resumed::internals::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
+use resumed::internals::keys::HeldRing;
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::proto::{
     Announcement, Answer, AuditEntry, LastReload, Member, OperatorTrail, Outcome, Payload, Proxy, Ring, SessionBatch,
-    SessionEntry, TicketKey, payload::Kind,
+    SessionEntry, TicketKey,
 };
-use resumed::reason::Reason;
-use resumed::routes::Names;
+use resumed::internals::reason::Reason;
+use resumed::internals::routes::Names;
+use resumed::{FarmSecret, KeySettings, Secrets};
 use resumed_decoders::counting::{held, peak};
 
 /// What `work` held at its peak beyond what was held before, in bytes, and how long it took.

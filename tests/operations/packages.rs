@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use testkit::watcher::Folder;
 
 use clap::CommandFactory;
-use resumed::cli::Cli;
+use resumed::internals::cli::Cli;
 
 /// A package, and a folder with what is in it.
 struct Package {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use nix::sys::signal::Signal;
-use resumed::probe::{self, Client, Mode, Options};
+use resumed::internals::probe::{self, Client, Mode, Options};
 use resumed::status::PageStatus;
 use serde_json::Value;
 use testkit::attacker::Attacker;

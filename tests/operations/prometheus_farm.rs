@@ -1,6 +1,6 @@
 //! A real Prometheus that watches real nodes, with the rules and the dashboard that are shipped.
 
-use resumed::probe::{Client, Mode, Options};
+use resumed::internals::probe::{Client, Mode, Options};
 use testkit::broker::Broker;
 use testkit::dashboard::Dashboard;
 use testkit::farm::{Farm, FarmSetup, Proxies, wait_for};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use resumed::metrics::{self, Row};
+use resumed::internals::metrics::{self, Row};
 use testkit::dashboard::Dashboard;
 
 /// Sections of the runbook that no alert leads to.
@@ -310,7 +310,7 @@ fn links_within_the_runbook_lead_somewhere() {
 #[test]
 fn every_reason_for_a_refusal_or_a_drop_is_explained_and_tested_or_called_ordinary() {
     let (runbook, tests) = (runbook(), text("etc/prometheus/resumed.rules.test.yml"));
-    for metric in [metrics::MESSAGES_REFUSED.name(), metrics::SESSIONS_DROPPED.name()] {
+    for metric in ["resumed_messages_refused_total", "resumed_sessions_dropped_total"] {
         let label = row_of(metric).and_then(|row| row.label).expect("it is counted by reason");
         for reason in label.values {
             assert!(runbook.contains(&format!("`{reason}`")), "the runbook says nothing of {metric} {reason}");

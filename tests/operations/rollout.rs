@@ -17,7 +17,7 @@ use hosts::balancer::{Balancer, NOTICES_WITHIN};
 use hosts::host::Host;
 use hosts::returning::{Counts, Outcome, Returning, Visit};
 use hosts::site::{self, OUTSIDE, SERVER_NAME, Site};
-use resumed::probe::{Mode, Target};
+use resumed::internals::probe::{Mode, Target};
 use testkit::dashboard::Dashboard;
 use testkit::farm::{built, wait_for};
 use testkit::namespaces::{Network, apart};

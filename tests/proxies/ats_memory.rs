@@ -14,9 +14,9 @@ use testkit::watcher::Folder;
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::keys::Timetable;
-use resumed::proto::SessionEntry;
-use resumed::proto::local::{ToProxy, Welcome, to_proxy};
+use resumed::internals::keys::Timetable;
+use resumed::internals::proto::SessionEntry;
+use resumed::internals::proto::local::{ToProxy, Welcome, to_proxy};
 use testkit::ats::{Ats, AtsSetup, Certificate};
 use testkit::node::{Node, NodeSetup, key};
 use testkit::tls::{Client, Mode};

@@ -8,7 +8,7 @@ use testkit::plugin;
 use testkit::traffic_server::TrafficServer;
 use testkit::watcher::Folder;
 
-use resumed::keys::{ProxyKey, Timetable};
+use resumed::internals::keys::{ProxyKey, Timetable};
 use testkit::ats::{Ats, AtsSetup, Certificate, PATIENCE};
 use testkit::node::{Node, NodeSetup, key, until};
 use testkit::tls::{Client, Mode, under_the_id};

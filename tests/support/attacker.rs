@@ -20,11 +20,11 @@ use openssl::pkey::PKey;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
-use resumed::clock::SystemClock;
-use resumed::envelope::{Epochs, FarmSecret, JoinKey, KeyAgreements, Opener, Sealer, Secrets};
-use resumed::proto::{self, Envelope, Payload, payload::Kind};
-use resumed::routes::Names;
-use resumed::secret_files::farm_secret;
+use resumed::internals::envelope::{Epochs, JoinKey, KeyAgreements, Opener, Sealer};
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::proto::{self, Envelope, Payload};
+use resumed::internals::routes::Names;
+use resumed::{FarmSecret, Secrets, SystemClock};
 use tokio::runtime::Runtime;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -255,7 +255,7 @@ impl Attacker {
         }
     }
 
-    /// Seals any bytes at all, as the format's description in `resumed::envelope` says.
+    /// Seals any bytes at all, as the format's description in `src/envelope/mod.rs` says.
     pub fn seal_raw(&mut self, route: &str, text: &[u8], epoch: [u8; 8]) -> Bytes {
         let secret = crate::secret_bytes(&self.secret_file);
         let salt: [u8; 16] = random();
@@ -324,7 +324,7 @@ pub fn flipped(body: &[u8], at: usize) -> Vec<u8> {
 }
 
 fn read(secret: &Path) -> Arc<Secrets> {
-    Arc::new(farm_secret::read_all(&[secret]).expect("the farm's secret"))
+    Arc::new(resumed::read_farm_secrets(&[secret]).expect("the farm's secret"))
 }
 
 /// A queue of the attacker's own on `exchange`.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use resumed::probe::{self, Client, Mode, Target};
+use resumed::internals::probe::{self, Client, Mode, Target};
 use resumed::status::{FarmStatus, SecretStep};
 
 use crate::ats::{Ats, AtsSetup, Certificate, free_port};

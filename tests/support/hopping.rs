@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resumed::hex::hex;
-use resumed::probe::{Client, Mode, Options, Session, Target};
+use resumed::internals::hex::hex;
+use resumed::internals::probe::{Client, Mode, Options, Session, Target};
 
 /// How long a session ID may take to be known everywhere.
 const SHARED_WITHIN: Duration = Duration::from_secs(5);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::proto::SessionEntry;
-use resumed::proto::local::{FromProxy, Hello, Sessions, from_proxy};
+use resumed::internals::proto::SessionEntry;
+use resumed::internals::proto::local::{FromProxy, Hello, Sessions, from_proxy};
 
 use crate::tls;
 

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use resumed::clock::SystemClock;
-use resumed::keys::{ProxyKey, Timetable};
-use resumed::proto::local::Welcome;
-use resumed::proxies::ats::{AtsSettings, Socket};
-use resumed::proxies::{ProxyInfo, ProxyPlane, Registry, SharedOutbox};
-use resumed::sessions::{Removals, SessionSettings, Store};
+use resumed::internals::keys::{ProxyKey, Timetable};
+use resumed::internals::proto::local::Welcome;
+use resumed::internals::proxies::ats::{AtsSettings, Socket};
+use resumed::internals::proxies::{ProxyPlane, Registry, SharedOutbox};
+use resumed::internals::sessions::{Removals, Store};
+use resumed::{ProxyInfo, SessionSettings, SystemClock};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use openssl::base64::encode_block;
-use resumed::hex::hex;
+use resumed::internals::hex::hex;
 
 /// So many bytes of a secret in a row are a leak.
 pub const WINDOW: usize = 8;

@@ -1,6 +1,6 @@
 //! Sessions that are to resume, or to be refused, as a client sees it.
 
-use resumed::probe::{Client, Mode, Session, Target};
+use resumed::internals::probe::{Client, Mode, Session, Target};
 
 use crate::farm::wait_for;
 

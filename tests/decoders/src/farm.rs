@@ -10,18 +10,17 @@ use openssl::sha::sha256;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
-use resumed::clock::Now;
-use resumed::envelope::{
-    EpochKey, Epochs, FarmSecret, Opener, Refusal, Secrets, is_node_name, is_sealed_without_epoch,
-};
-use resumed::farm::{Ask, Event, Farm, FarmSettings, Via};
-use resumed::keys::saved::read_back;
-use resumed::keys::{HeldRing, KeySettings, Ring};
-use resumed::proto::limits::decode_within;
-use resumed::proto::{self, payload::Kind};
-use resumed::routes::{Names, Seat};
-use resumed::sessions::warmup::{Donor, Due, Joiner, PodNode, WarmupAction};
-use resumed::sessions::{Removals, SessionSettings, Store, validate};
+use resumed::internals::clock::Now;
+use resumed::internals::envelope::{EpochKey, Epochs, Opener, Refusal, is_node_name, is_sealed_without_epoch};
+use resumed::internals::farm::{Ask, Event, Farm, FarmSettings, Via};
+use resumed::internals::keys::{HeldRing, Ring, read_back};
+use resumed::internals::proto;
+use resumed::internals::proto::limits::decode_within;
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::routes::{Names, Seat};
+use resumed::internals::sessions::warmup::{Donor, Due, Joiner, PodNode, WarmupAction};
+use resumed::internals::sessions::{Removals, Store, validate};
+use resumed::{FarmSecret, KeySettings, Secrets, SessionSettings};
 
 use crate::NOW;
 
@@ -64,7 +63,7 @@ fn hkdf(secret: &[u8], salt: &[u8], info: &[u8]) -> Vec<u8> {
     hmac(&hmac(salt, secret), &[info, &[1]].concat())
 }
 
-/// Seals any bytes at all under the farm secret, alone or in the epoch, as the format's description in `resumed::envelope`
+/// Seals any bytes at all under the farm secret, alone or in the epoch, as the format's description in `src/envelope/mod.rs`
 /// says.
 fn seal(text: &[u8], in_epoch: bool, sequence: u64) -> Bytes {
     let epoch = if in_epoch { EPOCHS.current().map_or([0; 8], EpochKey::id) } else { [0; 8] };
@@ -238,7 +237,7 @@ fn farm_settings(keys: KeySettings) -> FarmSettings {
 }
 
 /// Never the same bytes twice within a run, always the same run.
-fn randomness() -> resumed::random::Randomness {
+fn randomness() -> resumed::internals::random::Randomness {
     let mut state = 1_u64;
     Box::new(move |bytes| {
         for byte in bytes {

@@ -7,17 +7,17 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use resumed::clock::SystemClock;
-use resumed::daemon::control::{ControlCall, IDLE, converse};
-use resumed::keys::Timetable;
-use resumed::operator::wait_of;
-use resumed::proto::limits::decode_within;
-use resumed::proto::local::{
+use resumed::internals::daemon::{ControlCall, IDLE, converse};
+use resumed::internals::keys::Timetable;
+use resumed::internals::operator::wait_of;
+use resumed::internals::proto::limits::decode_within;
+use resumed::internals::proto::local::{
     CONTROL_REPLY, CONTROL_REQUEST, ControlReply, ControlRequest, Welcome, control_reply, control_request,
 };
-use resumed::proxies::{ProxyPlane, Registry, SharedOutbox, ats};
-use resumed::reason::ProxyReason::{Garbage, Io, NoHello, TooLarge, Truncated};
-use resumed::sessions::{SessionSettings, Store};
+use resumed::internals::proxies::{ProxyPlane, Registry, SharedOutbox, ats};
+use resumed::internals::reason::ProxyReason::{Garbage, Io, NoHello, TooLarge, Truncated};
+use resumed::internals::sessions::Store;
+use resumed::{SessionSettings, SystemClock};
 use resumed_ats::from_daemon::{FromDaemon, decode};
 use resumed_ats::incoming::keep;
 use resumed_ats::replica::Replica;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use resumed::bus::{BrokerUri, redact};
-use resumed::config;
+use resumed::BrokerUri;
+use resumed::internals::bus::redact;
+use resumed::internals::config;
 
 /// The text of a configuration file.
 pub fn config(data: &[u8]) {

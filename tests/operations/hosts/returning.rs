@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use resumed::probe::{Client, Mode, Options, Target};
+use resumed::internals::probe::{Client, Mode, Options, Target};
 
 /// How often a client comes back with one session, or with what renewed it.
 const RETURNS: usize = 4;

@@ -9,7 +9,7 @@ use super::World;
 use super::broker::{Downstream, Envelope, LinkId, Origin};
 use super::random::Seeded;
 use super::world::Happening;
-use resumed::farm::Via;
+use resumed::internals::farm::Via;
 
 const REMEMBERED: usize = 64;
 

@@ -8,13 +8,12 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use resumed::bus::{BusError, LeaseAnswer};
-use resumed::farm::Via;
-use resumed::node::core::Stays;
-use resumed::node::key_plane::Waiting;
-use resumed::node::sealing::Sealing;
-use resumed::proto::payload::Kind;
-use resumed::routes::{Published, Route, Seat};
+use resumed::BusError;
+use resumed::internals::bus::LeaseAnswer;
+use resumed::internals::farm::Via;
+use resumed::internals::node::{Sealing, Stays, Waiting};
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::routes::{Published, Route, Seat};
 
 pub type LinkId = usize;
 

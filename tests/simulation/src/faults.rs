@@ -1,8 +1,9 @@
 //! What goes wrong, one at a time, and how it is put right again.
 
-use resumed::clock::millis;
-use resumed::proto::{self, payload::Kind};
-use resumed::routes::{Route, Seat};
+use resumed::internals::clock::millis;
+use resumed::internals::proto;
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::routes::{Route, Seat};
 
 use super::World;
 use super::broker::{Downstream, Store};

@@ -4,12 +4,12 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use resumed::clock::Now;
-use resumed::envelope::{Epochs, Secrets};
-use resumed::farm::{Farm, LocalState, Note, Reply};
-use resumed::keys::saved::read_back;
-use resumed::keys::{HeldRing, KeySettings, Timetable};
-use resumed::node::core::NodeCore;
+use resumed::internals::clock::Now;
+use resumed::internals::envelope::Epochs;
+use resumed::internals::farm::{Farm, LocalState, Note, Reply};
+use resumed::internals::keys::{HeldRing, Timetable, read_back};
+use resumed::internals::node::NodeCore;
+use resumed::{KeySettings, Secrets};
 use tokio::sync::watch;
 
 use super::broker::{Downstream, LinkId};

@@ -3,15 +3,16 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use resumed::clock::{Now, millis};
-use resumed::envelope::Refusal;
-use resumed::farm::{MintReason, Note};
-use resumed::keys::saved::read_back;
-use resumed::keys::{KeyMaterial, KeySettings, ProxyKey, Ring, TicketKey};
-use resumed::node::core::Effect;
-use resumed::proto::{self, payload::Kind};
-use resumed::reason::Reason;
-use resumed::routes::{Route, Seat};
+use resumed::KeySettings;
+use resumed::internals::clock::{Now, millis};
+use resumed::internals::envelope::Refusal;
+use resumed::internals::farm::{MintReason, Note};
+use resumed::internals::keys::{KeyMaterial, ProxyKey, Ring, TicketKey, read_back};
+use resumed::internals::node::Effect;
+use resumed::internals::proto;
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::reason::Reason;
+use resumed::internals::routes::{Route, Seat};
 use zeroize::Zeroizing;
 
 use super::World;

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use resumed::clock::{Now, millis};
-use resumed::envelope::EpochId;
-use resumed::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
-use resumed::keys::{HeldRing, KeySettings};
-use resumed::proto::{self, payload::Kind};
-use resumed::routes::{Names, Published, Route};
+use resumed::KeySettings;
+use resumed::internals::clock::{Now, millis};
+use resumed::internals::envelope::EpochId;
+use resumed::internals::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
+use resumed::internals::keys::HeldRing;
+use resumed::internals::proto;
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::routes::{Names, Published, Route};
 
 use super::random::Seeded;
 
@@ -282,7 +284,7 @@ impl LargeFarm {
     fn send(&mut self, from: usize, to: &Route, kind: Kind) {
         let now = self.now();
         let member = self.nodes[from].farm.own_member();
-        let epoch = self.nodes[from].farm.epochs().sealing(&kind, now).map(resumed::envelope::EpochKey::id);
+        let epoch = self.nodes[from].farm.epochs().sealing(&kind, now).map(resumed::internals::envelope::EpochKey::id);
         let payload =
             proto::Payload { node: member.name, boot_id: member.boot_id, sent_at: now.wall, kind: Some(kind) };
         let bytes = payload.encoded_len() as u64 + ENVELOPE_BYTES;

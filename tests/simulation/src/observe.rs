@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use resumed::envelope::EpochId;
-use resumed::farm::{Ask, Reply, Via};
-use resumed::keys::Ring;
-use resumed::node::core::Input;
-use resumed::node::sealing::Identity;
-use resumed::proto::payload::Kind;
+use resumed::internals::envelope::EpochId;
+use resumed::internals::farm::{Ask, Reply, Via};
+use resumed::internals::keys::Ring;
+use resumed::internals::node::{Identity, Input};
+use resumed::internals::proto::payload::Kind;
 
 use super::host::START;
 use super::world::{FARM, World};

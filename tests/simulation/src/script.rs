@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use resumed::clock::millis;
-use resumed::farm::{Ask, LocalState, Reply};
-use resumed::keys::{KeySettings, Ring};
-use resumed::node::core::Input;
-use resumed::proto;
+use resumed::KeySettings;
+use resumed::internals::clock::millis;
+use resumed::internals::farm::{Ask, LocalState, Reply};
+use resumed::internals::keys::Ring;
+use resumed::internals::node::Input;
+use resumed::internals::proto;
 
 use super::World;
 use super::broker::Store;

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use resumed::envelope::{FarmSecret, Secrets};
-use resumed::farm::LocalState;
-use resumed::node::core::Input;
-use resumed::proto;
+use resumed::internals::farm::LocalState;
+use resumed::internals::node::Input;
+use resumed::internals::proto;
+use resumed::{FarmSecret, Secrets};
 
 use super::World;
 use super::host::Host;

@@ -1,7 +1,7 @@
 //! Two sites of one farm: a broker each, which does not see the other, and between the two what RabbitMQ's federation hands
 //! on from one keys exchange to the other. Each site has a leader of its own.
 
-use resumed::farm::Via;
+use resumed::internals::farm::Via;
 
 use super::World;
 use super::broker::{Downstream, Envelope};

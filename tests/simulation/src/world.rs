@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::bus::{BusError, DeliveredFrom};
-use resumed::clock::Now;
-use resumed::envelope::{EpochId, KeyAgreements, Opener, Refusal};
-use resumed::farm::{Farm, FarmSettings, Note, Via};
-use resumed::keys::{HeldRing, KeySettings, Ring};
-use resumed::node::core::{Effect, Input, NodeCore, Saving, Stays};
-use resumed::node::key_plane::Waiting;
-use resumed::node::sealing::{Identity, Sealing};
-use resumed::proto::{self, payload::Kind};
-use resumed::routes::{Names, Published, Route, Seat};
+use resumed::internals::bus::DeliveredFrom;
+use resumed::internals::clock::Now;
+use resumed::internals::envelope::{EpochId, KeyAgreements, Opener, Refusal};
+use resumed::internals::farm::{Farm, FarmSettings, Note, Reply, Via};
+use resumed::internals::keys::{HeldRing, Ring};
+use resumed::internals::node::{Effect, Identity, Input, NodeCore, Saving, Sealing, Stays, Waiting};
+use resumed::internals::proto;
+use resumed::internals::proto::payload::Kind;
+use resumed::internals::routes::{Names, Published, Route, Seat};
+use resumed::{BusError, KeySettings};
 use tokio::sync::watch;
 
 use super::attacker::Attacker;
@@ -916,9 +916,11 @@ fn ring_in(kind: &Kind, now: Now, settings: &KeySettings) -> Ring {
     ring.map(|ring| Ring::read(ring, now, settings).0).unwrap_or_default()
 }
 
-fn words(reply: &resumed::farm::Reply) -> String {
+fn words(reply: &Reply) -> String {
     match reply {
-        resumed::farm::Reply::Members { leader, members } => format!("{} members by {leader}", members.len()),
+        Reply::Members { leader, members } => {
+            format!("{} members by {leader}", members.len())
+        }
         other => format!("{other:?}"),
     }
 }
