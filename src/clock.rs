@@ -31,7 +31,7 @@ pub fn millis(span: Duration) -> u64 {
 
 /// `theirs` minus `ours` in milliseconds, saturating: how far another clock is from this host's.
 #[must_use]
-pub fn offset_ms(theirs: u64, ours: u64) -> i64 {
+pub(crate) fn offset_ms(theirs: u64, ours: u64) -> i64 {
     let distance = i64::try_from(theirs.abs_diff(ours)).unwrap_or(i64::MAX);
     if theirs >= ours { distance } else { -distance }
 }
@@ -58,7 +58,7 @@ impl SystemClock {
 
     /// The `Instant` at which the monotonic clock reads `mono` milliseconds.
     #[must_use]
-    pub fn instant(&self, mono: u64) -> Instant {
+    pub(crate) fn instant(&self, mono: u64) -> Instant {
         self.start + Duration::from_millis(mono.saturating_sub(MONO_START))
     }
 }
@@ -66,7 +66,7 @@ impl SystemClock {
 /// One instant in nanoseconds, as fine as this host's clocks are. It tells one draw of random bytes from another
 /// ([`crate::random`]); nothing is decided by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Nanoseconds {
+pub(crate) struct Nanoseconds {
     /// UTC, since the Unix epoch.
     pub wall: u128,
     /// Since this process first asked; never goes backwards.

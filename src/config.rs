@@ -22,7 +22,9 @@ use zeroize::Zeroizing;
 use crate::bus::BrokerUri;
 use crate::daemon::Settings;
 use file::TomlFile;
-pub use mistake::{Mistake, Origin, Place, Understood};
+pub(crate) use mistake::{Mistake, Understood};
+#[cfg(test)]
+pub(crate) use mistake::{Origin, Place};
 use reader::Reader;
 
 /// Where the configuration stands unless `--config` says otherwise.
@@ -72,7 +74,7 @@ pub(crate) type Explained = (Settings, Vec<Understood>, Vec<Mistake>);
 ///
 /// # Errors
 /// The file cannot be read or is not TOML; or every mistake in it and in the environment.
-pub fn load(path: Option<&Path>) -> Result<Settings, ConfigError> {
+pub(crate) fn load(path: Option<&Path>) -> Result<Settings, ConfigError> {
     let (settings, _, mistakes) = load_explained(path)?;
     if mistakes.is_empty() { Ok(settings) } else { Err(ConfigError::Mistakes(mistakes)) }
 }
@@ -108,7 +110,7 @@ pub fn read_explained(path: &Path, text: &str) -> Result<Explained, ConfigError>
 
 /// Every setting at its default.
 #[must_use]
-pub fn defaults() -> Settings {
+pub(crate) fn defaults() -> Settings {
     understand(TomlFile::default(), std::iter::empty(), &host_name()).0
 }
 

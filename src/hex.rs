@@ -8,7 +8,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// The lower-case hex digit of `value`, of which the lower four bits count: for text that is written in place, such as a secret's.
 #[must_use]
-pub fn digit(value: u8) -> u8 {
+pub(crate) fn digit(value: u8) -> u8 {
     b"0123456789abcdef"[usize::from(value & 0xf)]
 }
 

@@ -54,7 +54,8 @@ pub mod keys {
 }
 
 pub mod metrics {
-    pub use crate::metrics::{Row, TABLE};
+    pub use crate::metrics::row::Row;
+    pub use crate::metrics::table::TABLE;
 }
 
 pub mod node {

@@ -48,49 +48,49 @@
 //!
 //! # The rooms
 //!
-//! The modules are the rooms of `docs/architecture.md`. What in them is public is so for the project's own tests, benchmark and
-//! fuzzers, which live in other packages and name it by its path: that may be another one in the next release. For a server that
-//! embeds a node, everything stands at the root.
+//! The modules are the rooms of `docs/architecture.md`, and this crate's own. For a server that embeds a node, everything stands at the
+//! root and in [`memory`], [`metrics`] and [`status`]. The project's own tests, benchmark and fuzzers, which are other packages, come in by
+//! a door that the documentation does not show, `internals`: what is there may change with every commit.
 #![forbid(unsafe_code)]
 // Tests tell their story in one piece.
 #![cfg_attr(test, allow(clippy::too_many_lines, unreachable_pub))]
 
-pub mod bus;
+mod bus;
 #[cfg(feature = "daemon")]
-pub mod cli;
-pub mod clock;
+mod cli;
+mod clock;
 #[cfg(feature = "daemon")]
-pub mod config;
+mod config;
 #[cfg(feature = "daemon")]
-pub mod daemon;
-pub mod envelope;
-pub mod farm;
-pub mod hex;
+mod daemon;
+mod envelope;
+mod farm;
+mod hex;
 mod hkdf;
 #[doc(hidden)]
 pub mod internals;
-pub mod keys;
-pub mod log_limiter;
+mod keys;
+mod log_limiter;
 pub mod memory;
 pub mod metrics;
-pub mod node;
-pub mod operator;
+mod node;
+mod operator;
 #[cfg(feature = "daemon")]
-pub mod probe;
-pub mod proto;
-pub mod proxies;
-pub mod random;
-pub mod reason;
-pub mod routes;
-pub mod secret_files;
-pub mod sessions;
-pub mod settings;
+mod probe;
+mod proto;
+mod proxies;
+mod random;
+mod reason;
+mod routes;
+mod secret_files;
+mod sessions;
+mod settings;
 pub mod status;
 #[cfg(test)]
 mod temporary;
-pub mod token_bucket;
-pub mod unix_socket;
-pub mod words;
+mod token_bucket;
+mod unix_socket;
+mod words;
 
 pub use bus::in_process::{Hub, InProcess};
 pub use bus::rabbitmq::{RabbitMq, RabbitMqSettings};
@@ -98,7 +98,7 @@ pub use bus::{BrokerUri, BusError, UriFault};
 pub use clock::SystemClock;
 pub use envelope::{FarmSecret, MissingAlgorithm, SecretError, Secrets};
 pub use keys::KeySettings;
-pub use node::{Health, Node, NodeSettings, NodeView, StartError};
+pub use node::{Health, LastReload, Node, NodeSettings, NodeView, StartError};
 pub use operator::{Operator, OperatorError, RotationProgress};
 pub use proxies::ProxyInfo;
 #[cfg(feature = "rustls")]

@@ -9,21 +9,22 @@ mod handles;
 mod labels;
 #[cfg(feature = "daemon")]
 mod page_counts;
-mod row;
-pub mod sessions;
-mod table;
+pub(crate) mod row;
+pub(crate) mod sessions;
+pub(crate) mod table;
 
 #[cfg(feature = "daemon")]
 pub(crate) use exporter::upkeep;
 #[cfg(feature = "daemon")]
-pub use exporter::{MetricsError, install};
-pub use handles::{Counter, CounterBy, Gauge, GaugeBy, Histogram};
-pub(crate) use labels::Plane;
-pub use labels::{Label, Release};
+pub(crate) use exporter::{MetricsError, install};
+#[cfg(feature = "daemon")]
+pub(crate) use handles::{Counter, CounterBy};
+#[cfg(feature = "daemon")]
+pub(crate) use labels::Label;
+pub(crate) use labels::{Plane, Release};
 #[cfg(feature = "daemon")]
 pub(crate) use page_counts::{PageCounts, page_counts};
-pub use row::{Kind, LabelValues, Row, Unit};
-pub use table::*;
+pub(crate) use table::*;
 
 /// Tells the recorder of now of every metric, and has it show every series that is known beforehand. The daemon does so; a
 /// server with a recorder of its own calls it once that is there.

@@ -139,7 +139,7 @@ pub(crate) fn try_fill(bytes: &mut [u8]) -> Result<(), NoRandomness> {
 ///
 /// # Panics
 /// If the host has none to give: nothing in this daemon would be safe then.
-pub fn fill(bytes: &mut [u8]) {
+pub(crate) fn fill(bytes: &mut [u8]) {
     try_fill(bytes).expect("the host's random sources work");
 }
 

@@ -5,10 +5,10 @@
 
 /// An enum whose every variant has a label, with all of them and their labels in the order in which they stand.
 macro_rules! labelled {
-    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $label:expr,)+ }) => {
+    ($(#[$about:meta])* $vis:vis $name:ident { $($(#[$doc:meta])* $variant:ident => $label:expr,)+ }) => {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name {
+        $vis enum $name {
             $($(#[$doc])* $variant,)+
         }
 
@@ -21,7 +21,7 @@ macro_rules! labelled {
 
             /// Its label.
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            $vis const fn as_str(self) -> &'static str {
                 // They stand in the same order.
                 Self::LABELS[self as usize]
             }
@@ -39,7 +39,7 @@ pub(crate) use labelled;
 
 labelled! {
     /// Why an envelope, or what was in it, is refused: `resumed_messages_refused_total`.
-    Reason {
+    pub Reason {
         /// No farm secret of this node has the id that the envelope names.
         UnknownSecret => "unknown_secret",
         /// This node holds no epoch key with the id that the envelope names.
@@ -99,7 +99,7 @@ labelled! {
 
 labelled! {
     /// Why a key, or a floor, of a ring is skipped: `resumed_keys_skipped_total`.
-    KeyReason {
+    pub KeyReason {
         /// Its name or its secrets are too short or too long.
         WrongLength => "wrong_length",
         /// It would seal later than any key that is minted now.
@@ -120,7 +120,7 @@ labelled! {
 labelled! {
     /// Why a session, or a removal, is dropped: it is not sound, it is known already, it was removed or flushed before, or there was
     /// no room or no way for it. `resumed_sessions_dropped_total`.
-    DropReason {
+    pub DropReason {
         /// The announced ID is empty or longer than RFC 5246 allows.
         BadId => "bad_id",
         /// It has more bytes than `sessions.max_session_bytes`.
@@ -178,7 +178,7 @@ labelled! {
 
 labelled! {
     /// Why a connection on the plugins' socket is refused or ended: `resumed_proxies_refused_total`.
-    ProxyReason {
+    pub ProxyReason {
         /// As many proxies are connected as there may be.
         TooMany => "too_many",
         /// Its user is not one that may connect.
@@ -202,7 +202,7 @@ labelled! {
 
 labelled! {
     /// Why a connection on the control socket is ended: `resumed_control_refused_total`.
-    ControlReason {
+    pub(crate) ControlReason {
         /// What it sent is no request, or came before the last was answered.
         Malformed => "malformed",
         /// A request is longer than any is.

@@ -60,12 +60,12 @@ impl std::error::Error for SettingsError {}
 ///
 /// # Errors
 /// All of them, if there are any.
-pub fn refuse(faults: Vec<Fault>) -> Result<(), SettingsError> {
+pub(crate) fn refuse(faults: Vec<Fault>) -> Result<(), SettingsError> {
     if faults.is_empty() { Ok(()) } else { Err(SettingsError(faults)) }
 }
 
 /// What is wrong with `value` if it lies outside of `range`: "is too small", "is too large".
-pub fn outside<T: PartialOrd>(value: &T, range: &RangeInclusive<T>) -> Option<&'static str> {
+pub(crate) fn outside<T: PartialOrd>(value: &T, range: &RangeInclusive<T>) -> Option<&'static str> {
     match value {
         value if value < range.start() => Some("is too small"),
         value if value > range.end() => Some("is too large"),
@@ -157,13 +157,13 @@ impl Faults {
 
 /// `value` as it is written in the configuration: `1h 30m`.
 #[must_use]
-pub fn span(value: Duration) -> String {
+pub(crate) fn span(value: Duration) -> String {
     humantime::format_duration(value).to_string()
 }
 
 /// `value` bytes as they are written in the configuration, in the largest unit that divides them: `256MiB`.
 #[must_use]
-pub fn bytes(value: u64) -> String {
+pub(crate) fn bytes(value: u64) -> String {
     for (unit, name) in [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
         if value >= unit && value.is_multiple_of(unit) {
             return format!("{}{name}", value / unit);

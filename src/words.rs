@@ -5,13 +5,15 @@ use std::time::Duration;
 
 /// `1 node`, `2 nodes`.
 #[must_use]
-pub fn counted(count: usize, what: &str) -> String {
+#[cfg(any(test, feature = "daemon"))]
+pub(crate) fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// `a, b and c`, or of more than `most` names `a, b, c and 9 more`, where `rest` is the last word.
 #[must_use]
-pub fn listed(names: &[&str], most: usize, rest: &str) -> String {
+#[cfg(any(test, feature = "daemon"))]
+pub(crate) fn listed(names: &[&str], most: usize, rest: &str) -> String {
     let (shown, others) = names.split_at(names.len().min(most));
     let rest = format!("{} {rest}", others.len());
     let more = (!others.is_empty()).then_some(rest.as_str());
@@ -25,6 +27,7 @@ pub fn listed(names: &[&str], most: usize, rest: &str) -> String {
 
 /// `ms` milliseconds in their two largest units, for a table: `3h 12m`, `45s`, `350ms`.
 #[must_use]
+#[cfg(any(test, feature = "daemon"))]
 pub(crate) fn brief(ms: u64) -> String {
     if ms < 1000 {
         return format!("{ms}ms");
@@ -50,7 +53,8 @@ pub(crate) fn rounded(ms: u64) -> String {
 
 /// When `at` is, seen from `now`, both UTC milliseconds: `in 3h 12m`, `2m 5s ago`, `now`.
 #[must_use]
-pub fn relative(at: u64, now: u64) -> String {
+#[cfg(any(test, feature = "daemon"))]
+pub(crate) fn relative(at: u64, now: u64) -> String {
     let apart = at.abs_diff(now);
     match apart {
         0..1000 => "now".to_owned(),
@@ -61,7 +65,8 @@ pub fn relative(at: u64, now: u64) -> String {
 
 /// How far a clock is off: `-12ms`, `+1500ms`, `+3m 20s`. To the millisecond below a minute, where that matters.
 #[must_use]
-pub fn offset(ms: i64) -> String {
+#[cfg(any(test, feature = "daemon"))]
+pub(crate) fn offset(ms: i64) -> String {
     let size = ms.unsigned_abs();
     let size = if size < 60_000 { format!("{size}ms") } else { brief(size) };
     match ms {

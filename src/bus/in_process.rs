@@ -98,7 +98,8 @@ impl Hub {
 
     /// The queues there are, in no order.
     #[must_use]
-    pub fn queues(&self) -> Vec<String> {
+    #[cfg(test)]
+    pub(crate) fn queues(&self) -> Vec<String> {
         lock(&self.state).queues.keys().cloned().collect()
     }
 

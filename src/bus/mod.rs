@@ -6,9 +6,9 @@
 mod address;
 pub(crate) mod backoff;
 mod ending;
-pub mod in_process;
-pub mod rabbitmq;
-pub mod refusals;
+pub(crate) mod in_process;
+pub(crate) mod rabbitmq;
+pub(crate) mod refusals;
 mod uri;
 
 pub use uri::{BrokerUri, UriFault, redact};

@@ -28,7 +28,10 @@ use declare::Declared;
 pub use declare::FEED_PREFETCH;
 use errors::advised;
 pub use link::RabbitMqLink;
-pub use settings::{BadFile, BrokerFile, FileFault, RabbitMqSettings};
+pub(crate) use settings::BadFile;
+#[cfg(feature = "daemon")]
+pub(crate) use settings::BrokerFile;
+pub use settings::RabbitMqSettings;
 use target::BrokerTarget;
 
 /// Largest AMQP frame. lapin keeps 32 of them for each direction of a connection.

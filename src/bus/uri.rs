@@ -111,20 +111,21 @@ impl BrokerUri {
 
     /// Whether it is `amqps://`.
     #[must_use]
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.login.scheme == AMQPScheme::AMQPS
     }
 
     /// Whether it names the virtual host with the empty name, as `amqp://host/` does (AMQP URI specification). Where none
     /// is named, as in `amqp://host`, it is `/`.
     #[must_use]
-    pub fn has_nameless_vhost(&self) -> bool {
+    #[cfg(feature = "daemon")]
+    pub(crate) fn has_nameless_vhost(&self) -> bool {
         self.login.vhost.is_empty()
     }
 
     /// Whether it names a user.
     #[must_use]
-    pub fn names_user(&self) -> bool {
+    pub(crate) fn names_user(&self) -> bool {
         self.names_user
     }
 

@@ -17,7 +17,7 @@ use crate::words::counted;
 /// One aligned table for each section: key, value, where the value comes from. `file` is the configuration file that
 /// was read, if one was. Passwords stand as `***` in `understood` already.
 #[must_use]
-pub fn understood(understood: &[Understood], file: Option<&Path>) -> String {
+pub(super) fn understood(understood: &[Understood], file: Option<&Path>) -> String {
     let mut text = match file {
         Some(file) => format!("{}\n", file.display()),
         None => "no configuration file\n".to_owned(),
@@ -57,7 +57,7 @@ pub(crate) fn host(openssl: &str, agreements: KeyAgreements) -> String {
 
 /// A file that the settings name and that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileProblem {
+pub(super) struct FileProblem {
     /// `section.key`.
     pub key: &'static str,
     /// The file.
@@ -70,7 +70,7 @@ pub struct FileProblem {
 
 /// Everything that is wrong: the mistakes, then the files.
 #[must_use]
-pub fn told(mistakes: &[Mistake], problems: &[FileProblem]) -> String {
+pub(super) fn told(mistakes: &[Mistake], problems: &[FileProblem]) -> String {
     let parts = [
         (!mistakes.is_empty()).then(|| self::mistakes(mistakes)),
         (!problems.is_empty()).then(|| file_problems(problems)),
@@ -80,7 +80,7 @@ pub fn told(mistakes: &[Mistake], problems: &[FileProblem]) -> String {
 
 /// Every mistake, one paragraph each: key and value, where it comes from, what is wrong, what would be accepted.
 #[must_use]
-pub fn mistakes(mistakes: &[Mistake]) -> String {
+pub(super) fn mistakes(mistakes: &[Mistake]) -> String {
     let mut text = format!("{} in the configuration\n", counted(mistakes.len(), "mistake"));
     for Mistake { key, value, origin, reason, accepted } in mistakes {
         match value {
@@ -108,7 +108,7 @@ pub(crate) fn file_problems(problems: &[FileProblem]) -> String {
 
 /// Every secret that others than the daemon may get at: nothing that keeps it from running. Empty if there is none.
 #[must_use]
-pub fn warnings(warnings: &[Warning]) -> String {
+pub(super) fn warnings(warnings: &[Warning]) -> String {
     if warnings.is_empty() {
         return String::new();
     }

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the demonstration did not come to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum DemoError {
+pub(super) enum DemoError {
     /// No farm secret could be made.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -73,7 +73,7 @@ pub enum DemoError {
 ///
 /// # Errors
 /// What kept it from its end.
-pub async fn demo(out: &mut impl Write) -> Result<bool, DemoError> {
+pub(super) async fn demo(out: &mut impl Write) -> Result<bool, DemoError> {
     say(out, &format!("Starting {NODES} nodes on the in-process bus, and a rustls server beside each.\n"))?;
     let clock = SystemClock::start();
     let nodes = start_nodes(clock)?;

@@ -3,17 +3,17 @@
 //! Exit codes: 0 ok, 1 failed, 2 a mistake in the usage or in the configuration. Errors go to standard error as one
 //! line that begins with `resumed:`.
 
-pub mod check;
-pub mod control;
+mod check;
+pub(crate) mod control;
 #[cfg(feature = "rustls")]
-pub mod demo;
-pub mod probe;
-pub mod reload;
-pub mod revoke;
-pub mod rotate;
-pub mod run;
-pub mod secret;
-pub mod status;
+mod demo;
+mod probe;
+mod reload;
+pub(crate) mod revoke;
+pub(crate) mod rotate;
+mod run;
+mod secret;
+pub(crate) mod status;
 mod table;
 
 use std::error::Error;
@@ -60,23 +60,23 @@ pub struct Cli {
     /// A file that is named must be there. The default one may be absent: then the defaults hold, and what the
     /// environment says as RESUMED__SECTION__KEY.
     #[arg(long, global = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
 
     /// What to log to standard error: error, warn, info, debug, trace or off [env: RESUMED_LOG]
     ///
     /// Also by module, separated by commas, as in `warn,resumed::farm=debug`. By default the daemon logs `info`, every
     /// other command `warn`.
     #[arg(long, global = true, value_name = "LEVEL")]
-    pub log: Option<String>,
+    pub(crate) log: Option<String>,
 
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// What to do.
 #[derive(Subcommand, Clone, Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run a node of the farm, beside a proxy
     #[command(after_long_help = "\
 SIGTERM ends it: it says farewell, so that the lease moves at once. SIGHUP reads the farm secrets again, as `resumed \
@@ -173,7 +173,7 @@ Example:
 
 /// Where the daemon's control socket is.
 #[derive(Args, Clone, Debug, Default)]
-pub struct SocketArg {
+pub(crate) struct SocketArg {
     /// The daemon's control socket [default: control.socket in the configuration]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -226,7 +226,7 @@ impl SocketArg {
 
 /// Why a command did not do what it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// It was tried, and failed: exit code 1.
     Failed(String),
     /// A mistake in the usage or in the configuration: exit code 2.

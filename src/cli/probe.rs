@@ -45,7 +45,7 @@ Examples:
 
 /// The arguments of `resumed probe`.
 #[derive(Args, Clone, Debug)]
-pub struct ProbeArgs {
+pub(crate) struct ProbeArgs {
     /// The hosts: name or address, with the port unless it is 443; IPv6 addresses with a port in brackets
     #[arg(required = true, value_name = "HOST:PORT")]
     pub hosts: Vec<String>,
@@ -88,7 +88,7 @@ pub struct ProbeArgs {
 
 /// A value of `--mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ModeArg {
+pub(crate) enum ModeArg {
     /// TLS 1.2 by session ID
     Id,
     /// TLS 1.2 by ticket
@@ -114,7 +114,7 @@ impl ModeArg {
 ///
 /// # Errors
 /// If an argument cannot be used, or any cell is not `resumed`.
-pub fn run(args: &ProbeArgs, out: &mut impl Write) -> Result<(), Failure> {
+pub(super) fn run(args: &ProbeArgs, out: &mut impl Write) -> Result<(), Failure> {
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
     // Mistakes in any argument come before the first packet.
     args.hosts.iter().try_for_each(|host| Target::check(host)).map_err(|error| usage(&error))?;
@@ -151,7 +151,7 @@ pub fn run(args: &ProbeArgs, out: &mut impl Write) -> Result<(), Failure> {
 ///
 /// # Errors
 /// See above.
-pub fn verdict(matrices: &[Matrix]) -> Result<(), Failure> {
+pub(super) fn verdict(matrices: &[Matrix]) -> Result<(), Failure> {
     let failed: Vec<_> = matrices.iter().filter(|matrix| !matrix.passed()).collect();
     if failed.is_empty() {
         return Ok(());
@@ -186,7 +186,7 @@ fn json(matrices: &[Matrix]) -> Result<String, Failure> {
 
 /// One mode as a table, and its failures in words. Ends with a newline.
 #[must_use]
-pub fn render(matrix: &Matrix) -> String {
+pub(super) fn render(matrix: &Matrix) -> String {
     /// The widest table whose columns have the hosts' names; in wider ones they have numbers.
     const WIDEST: usize = 100;
     const CORNER: &str = "made at";

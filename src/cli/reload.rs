@@ -12,7 +12,7 @@ use super::{Failure, SocketArg};
 
 /// The arguments of `resumed reload`.
 #[derive(Args, Clone, Debug)]
-pub struct ReloadArgs {
+pub(crate) struct ReloadArgs {
     /// Where the daemon is.
     #[command(flatten)]
     pub socket: SocketArg,
@@ -25,7 +25,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// If it refuses them, with the reason, or does not answer.
-pub fn run(socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
+pub(super) fn run(socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let ids = Control::connect(socket)?.reload(ANSWER_WITHIN)?;
     Ok(writeln!(out, "{}", in_words(&ids))?)
 }

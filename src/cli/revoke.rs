@@ -15,7 +15,7 @@ use crate::settings;
 
 /// The arguments of `resumed revoke`.
 #[derive(Args, Clone, Debug)]
-pub struct RevokeArgs {
+pub(crate) struct RevokeArgs {
     /// Also flush every session-ID session created until now
     #[arg(long)]
     pub flush_sessions: bool,
@@ -37,7 +37,7 @@ pub struct RevokeArgs {
 ///
 /// # Errors
 /// If the daemon cannot, or if a node has not confirmed in time: it is named.
-pub fn run(args: &RevokeArgs, socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
+pub(crate) fn run(args: &RevokeArgs, socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let RevokeArgs { flush_sessions, local, wait, .. } = *args;
     let command = RevokeCommand { wait_ms: millis(wait), flush_sessions, local };
     let request = control_request::Kind::Revoke(command);

@@ -16,7 +16,7 @@ use crate::words::counted;
 
 /// The arguments of `resumed rotate`.
 #[derive(Args, Clone, Debug)]
-pub struct RotateArgs {
+pub(crate) struct RotateArgs {
     /// How long to wait until every node holds the new key
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub wait: Duration,
@@ -30,7 +30,7 @@ pub struct RotateArgs {
 ///
 /// # Errors
 /// If the daemon cannot, or if a node does not hold the key in time: it is named.
-pub fn run(args: &RotateArgs, socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
+pub(crate) fn run(args: &RotateArgs, socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let request = control_request::Kind::Rotate(RotateCommand { wait_ms: millis(args.wait) });
     let last = follow(&mut Control::connect(socket)?, request, args.wait, out, step)?;
     if last.missing.is_empty() {

@@ -18,7 +18,7 @@ use crate::daemon::run::{self, RunError};
 ///
 /// # Errors
 /// If it cannot start, or one of its sockets fails.
-pub fn run(settings: Settings, config: Option<&Path>) -> Result<(), Failure> {
+pub(super) fn run(settings: Settings, config: Option<&Path>) -> Result<(), Failure> {
     let config: Option<PathBuf> = config.map(Path::to_owned);
     let secret_files = move || match read_settings(config.as_deref()) {
         Ok(settings) => Ok(settings.secret_files),

@@ -12,7 +12,7 @@ use crate::secret_files::farm_secret;
 
 /// The commands under `resumed secret`.
 #[derive(Subcommand, Clone, Debug)]
-pub enum SecretCommand {
+pub(crate) enum SecretCommand {
     /// Write a new random farm secret to FILE, mode 0600; never overwrites
     #[command(after_long_help = "\
 Copy the file to every node of the farm, and name it in secret.files there. Whoever has it can read and forge all that \
@@ -30,7 +30,7 @@ Example:
 ///
 /// # Errors
 /// If the file is there already or cannot be written, or the system has no randomness.
-pub fn run(command: &SecretCommand, out: &mut impl Write) -> Result<(), Failure> {
+pub(super) fn run(command: &SecretCommand, out: &mut impl Write) -> Result<(), Failure> {
     match command {
         SecretCommand::New { file } => new(file, out),
     }

@@ -22,7 +22,7 @@ use crate::words::{brief, counted, offset, relative};
 
 /// The arguments of `resumed status`.
 #[derive(Args, Clone, Debug)]
-pub struct StatusArgs {
+pub(crate) struct StatusArgs {
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -46,7 +46,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// If the daemon does not answer, or the farm is not in step in time. What is known is printed all the same.
-pub fn run(args: &StatusArgs, socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
+pub(crate) fn run(args: &StatusArgs, socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let Some(wait) = args.wait_in_step else {
         return print(&ask(socket, ANSWER_WITHIN)?, args.json, out);
     };
@@ -103,7 +103,7 @@ pub(crate) fn out_of_step(status: &FarmStatus) -> Option<String> {
 
 /// The farm as tables, with times as seen at `now` (UTC milliseconds). Ends with a newline.
 #[must_use]
-pub fn render(status: &FarmStatus, now: u64) -> String {
+pub(crate) fn render(status: &FarmStatus, now: u64) -> String {
     let FarmStatus { farm, pod, asked, leader, nodes, secrets, ring, broker, audit, sites, warnings } = status;
     let leads = match leader {
         Some(leader) => format!("led by {}", plain(leader)),

@@ -1,10 +1,10 @@
 //! The daemon: one node with its servers, as a process that a service manager runs.
 
 mod commands;
-pub mod control;
+pub(crate) mod control;
 mod http;
 mod reload;
-pub mod run;
+pub(crate) mod run;
 mod servers;
 mod service;
 mod settings;
@@ -12,4 +12,4 @@ mod settings;
 mod tests;
 mod users;
 
-pub use settings::{ControlSettings, MetricsSettings, Settings};
+pub(crate) use settings::{ControlSettings, MetricsSettings, Settings};

@@ -33,7 +33,7 @@ const STOP_WITHIN: Duration = Duration::from_millis(1_800);
 
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     /// A farm secret cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretFileError),
@@ -84,7 +84,10 @@ impl From<StartError> for RunError {
 ///
 /// # Errors
 /// What keeps the node from starting, or a socket that fails later.
-pub async fn run(settings: Settings, secret_files: impl Fn() -> Result<Vec<PathBuf>, String>) -> Result<(), RunError> {
+pub(crate) async fn run(
+    settings: Settings,
+    secret_files: impl Fn() -> Result<Vec<PathBuf>, String>,
+) -> Result<(), RunError> {
     settings.validate()?;
     for weakness in memory::keep() {
         warn!("{weakness}");

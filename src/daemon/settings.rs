@@ -31,14 +31,14 @@ impl ControlSettings {
     /// Checks the limits.
     ///
     /// # Errors
-    /// All of [`ControlSettings::faults`].
+    /// Every setting that is outside of its limits or does not fit the others.
     pub fn validate(&self) -> Result<(), SettingsError> {
         refuse(self.faults())
     }
 
     /// Every setting that is outside of its limits.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.text("control.socket", &self.socket.to_string_lossy(), socket_path(&self.socket), SOCKET_PATH);
         if let Some(group) = &self.group {
@@ -87,14 +87,14 @@ impl Settings {
     /// Checks the limits of every room, and what has to fit across rooms.
     ///
     /// # Errors
-    /// All of [`Settings::faults`].
+    /// Every setting that is outside of its limits or does not fit the others.
     pub fn validate(&self) -> Result<(), SettingsError> {
         refuse(self.faults())
     }
 
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         if !self.broker.uris.is_empty() && self.secret_files.is_empty() {
             faults.compared(Fault {

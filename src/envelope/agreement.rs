@@ -245,7 +245,7 @@ pub enum MissingAlgorithm {
 ///
 /// # Errors
 /// If it lacks what a node cannot be without.
-pub fn openssl_of_this_host() -> Result<KeyAgreements, MissingAlgorithm> {
+pub(crate) fn openssl_of_this_host() -> Result<KeyAgreements, MissingAlgorithm> {
     hkdf_sha256(&[1; 32], b"", &[b"trial"], &mut [0; 32]).map_err(|error| MissingAlgorithm::Hkdf(said(&error)))?;
     let sealed = encrypt_aead(Cipher::aes_256_gcm(), &[1; 32], Some(&[0; 12]), b"", b"trial", &mut [0; 16]);
     sealed.map_err(|error| MissingAlgorithm::AesGcm(said(&error)))?;

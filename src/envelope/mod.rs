@@ -71,12 +71,14 @@ mod seal;
 mod secret;
 mod wire;
 
-pub use agreement::{KeyAgreements, MissingAlgorithm, openssl_of_this_host};
-pub use epoch::{EpochId, EpochKey, Epochs, GrantFault, JoinKey, is_sealed_without_epoch};
+pub(crate) use agreement::openssl_of_this_host;
+pub use agreement::{KeyAgreements, MissingAlgorithm};
+pub use epoch::{EpochId, EpochKey, Epochs, JoinKey, is_sealed_without_epoch};
 pub(crate) use epoch::{epoch_name, seal_grant};
 pub(crate) use open::MOST_TRACKED;
-pub use open::{Opened, Opener, Refusal};
-pub use seal::{SealError, Sealer};
+pub use open::{Opener, Refusal};
+pub(crate) use seal::SealError;
+pub use seal::Sealer;
 pub(crate) use secret::SECRET_TEXT_BYTES;
 pub use secret::{FarmSecret, SecretError, Secrets};
 pub(crate) use wire::MAX_ENVELOPE_BYTES;

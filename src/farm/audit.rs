@@ -17,7 +17,7 @@ const LONGEST_USER: usize = 64;
 
 /// Whether `user` can stand for the user who asked: at most 64 bytes of printable ASCII, blanks too. Empty: not said.
 #[must_use]
-pub fn is_user(user: &str) -> bool {
+pub(crate) fn is_user(user: &str) -> bool {
     user.len() <= LONGEST_USER && user.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 

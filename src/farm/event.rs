@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::requests::{Ask, Reply};
 #[cfg(doc)]
-use super::{Farm, is_user};
+use super::{Farm, audit::is_user};
 use crate::envelope::{EpochId, epoch_name};
 use crate::proto::{self, payload::Kind};
 use crate::reason::{KeyReason, Reason};

@@ -38,7 +38,7 @@ const MOST_FORMER: usize = 8;
 
 /// One node, as its reports describe it.
 #[derive(Clone, Debug)]
-pub struct Member {
+pub(crate) struct Member {
     /// The node's name.
     pub name: String,
     /// Random for each start of the node.
@@ -160,7 +160,7 @@ fn namesakes_of(name: &str) -> RangeInclusive<(String, [u8; 16])> {
 
 /// All nodes that were heard lately.
 #[derive(Debug, Default)]
-pub struct Members {
+pub(crate) struct Members {
     table: BTreeMap<(String, [u8; 16]), Member>,
     doubts: BTreeMap<(String, [u8; 16]), Doubt>,
     /// What the reports take in memory together, in bytes.

@@ -34,10 +34,11 @@ mod testing;
 mod timers;
 mod walk;
 
-pub use audit::is_user;
-pub use event::{Action, Event, MintReason, Note, StepDown, Via};
+#[cfg(feature = "daemon")]
+pub(crate) use audit::is_user;
+pub use event::{Action, Event, MintReason, Note, Via};
 pub use machine::Farm;
-pub use members::{Member, Members};
+
 pub use requests::{Ask, Reply};
 pub use settings::{FarmSettings, LocalState};
-pub use sites::{Site, Sites};
+pub(crate) use sites::Site;

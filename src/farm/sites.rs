@@ -24,7 +24,7 @@ const BEATS_MS: std::ops::RangeInclusive<u64> = 100..=10 * 60 * 1000;
 
 /// Another site, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
+pub(crate) struct Site {
     /// What its broker calls its cluster.
     pub name: String,
     /// The node that led there when it was last heard.
@@ -62,7 +62,7 @@ impl KnownSite {
 
 /// The sites that were heard within a day: at most [`MOST_SITES`].
 #[derive(Clone, Debug, Default)]
-pub struct Sites {
+pub(crate) struct Sites {
     entries: BTreeMap<String, KnownSite>,
     listening: bool,
 }

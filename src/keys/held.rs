@@ -344,7 +344,7 @@ mod tests {
 
     use super::super::ring::testing::{any_message, key, ring};
     use super::*;
-    use crate::keys::RingFault;
+    use crate::keys::ring::RingFault;
 
     const HOUR: u64 = 3_600_000;
     /// `settle` of the rings in this module's properties.

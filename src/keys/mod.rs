@@ -9,14 +9,15 @@ mod floors;
 mod held;
 mod key;
 mod ring;
-pub mod saved;
+pub(crate) mod saved;
 mod settings;
-pub mod timetable;
+mod timetable;
 #[cfg(test)]
 mod two_nodes;
 
 pub use held::{HeldRing, KeyState};
-pub use key::{KeyFault, KeyMaterial, TicketKey};
-pub use ring::{Merge, Ring, RingFault, RingFaults};
+pub use key::{KeyMaterial, TicketKey};
+pub use ring::Ring;
+pub(crate) use ring::RingFaults;
 pub use settings::KeySettings;
 pub use timetable::{ProxyKey, Timetable};

@@ -35,7 +35,7 @@ pub struct Merge {
 
 /// A part of a ring that is skipped. The rest of the ring stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RingFault {
+pub(crate) enum RingFault {
     /// A key is at fault.
     #[error("ticket key of generation {generation}: {fault}")]
     Key {

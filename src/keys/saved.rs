@@ -51,7 +51,7 @@ const LONGEST_NUMBER: usize = 10;
 /// `held` as a file of a node of `farm` keeps it from `now` on, without the keys that have expired: 48 bytes of header and a
 /// message, at most 64 KiB. Never grown in memory, so that no copy is left behind.
 #[must_use]
-pub fn encode(held: &HeldRing, farm: &str, now: Now) -> Zeroizing<Vec<u8>> {
+pub(crate) fn encode(held: &HeldRing, farm: &str, now: Now) -> Zeroizing<Vec<u8>> {
     let ring = held.ring();
     let spans = ring.open_at(now.wall).map(|key| millis(held.held_for(&key.name, now).unwrap_or_default()));
     let held_for = spans.collect();

@@ -41,34 +41,34 @@ impl Default for KeySettings {
 impl KeySettings {
     /// How long a key opens after it is superseded or may seal no longer: `keep` × `interval`.
     #[must_use]
-    pub fn open_for(&self) -> Duration {
+    pub(crate) fn open_for(&self) -> Duration {
         self.interval.saturating_mul(self.keep)
     }
 
     /// How long an interval may be.
-    pub const INTERVAL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(7 * 24 * 60 * 60);
+    pub(crate) const INTERVAL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(7 * 24 * 60 * 60);
     /// For how many intervals a key may go on opening.
-    pub const KEEP: RangeInclusive<u32> = 1..=32;
+    pub(crate) const KEEP: RangeInclusive<u32> = 1..=32;
     /// How long a key may settle, as long as that is less than half an interval.
-    pub const SETTLE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(7 * 24 * 60 * 60);
+    pub(crate) const SETTLE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(7 * 24 * 60 * 60);
     /// How long a key may seal, as long as that is at least two intervals.
     pub const MAX_SEAL_AGE: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(365 * 24 * 60 * 60);
     /// The longest [`open_for`](Self::open_for) within these limits: 32 intervals of 7 d.
     pub const LONGEST_OPEN_FOR: Duration = Self::INTERVAL.end().saturating_mul(*Self::KEEP.end());
     /// By how much clocks may be allowed to differ.
-    pub const MAX_CLOCK_OFFSET: RangeInclusive<Duration> = SECOND..=Duration::from_secs(60 * 60);
+    pub(crate) const MAX_CLOCK_OFFSET: RangeInclusive<Duration> = SECOND..=Duration::from_secs(60 * 60);
 
     /// Checks the limits.
     ///
     /// # Errors
-    /// All of [`KeySettings::faults`].
+    /// Every setting that is outside of its limits or does not fit the others.
     pub fn validate(&self) -> Result<(), SettingsError> {
         refuse(self.faults())
     }
 
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.span("keys.interval", self.interval, &Self::INTERVAL);
         faults.range("keys.keep", &self.keep, &Self::KEEP, u32::to_string);

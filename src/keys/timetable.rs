@@ -69,13 +69,13 @@ pub struct Times {
 impl Times {
     /// Whether tickets of the key open at `wall`.
     #[must_use]
-    pub fn opens_at(&self, wall: u64) -> bool {
+    pub(crate) fn opens_at(&self, wall: u64) -> bool {
         wall <= self.open_until
     }
 
     /// Whether the key's own times allow it to seal at `wall`. A key whose tickets do not open never seals.
     #[must_use]
-    pub fn may_seal_at(&self, wall: u64) -> bool {
+    pub(crate) fn may_seal_at(&self, wall: u64) -> bool {
         self.seal_from <= wall && wall <= self.seal_until && self.opens_at(wall)
     }
 
@@ -96,7 +96,7 @@ impl Times {
 /// begun, the one that begins first (a settled one before others); else none, and the proxy needs a random key of its
 /// own. So a key never seals on arrival while an older one still can. A key that no longer opens counts for nothing,
 /// as if it had been erased already.
-pub fn sealing(keys: impl Iterator<Item = Times> + Clone, wall: u64) -> Option<usize> {
+pub(super) fn sealing(keys: impl Iterator<Item = Times> + Clone, wall: u64) -> Option<usize> {
     let open = keys.enumerate().filter(|(_, key)| key.opens_at(wall));
     let may_seal = open.clone().filter(|(_, key)| key.may_seal_at(wall));
     let settled = may_seal.clone().find(|(_, key)| key.settled_at <= wall);
@@ -148,7 +148,7 @@ impl Timetable {
     /// Whether the node minted all of these keys for itself, and has met no other node since it started: as far as it knows,
     /// their tickets open here and nowhere else.
     #[must_use]
-    pub fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         self.alone
     }
 

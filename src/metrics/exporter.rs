@@ -12,7 +12,7 @@ use super::{TABLE, announce};
 
 /// Why there is no recorder.
 #[derive(Debug, thiserror::Error)]
-pub enum MetricsError {
+pub(crate) enum MetricsError {
     /// The exporter cannot be built.
     #[error("cannot record metrics: {0}")]
     Build(#[from] BuildError),
@@ -28,7 +28,7 @@ pub enum MetricsError {
 ///
 /// # Errors
 /// Another recorder was installed in this process before.
-pub fn install() -> Result<PrometheusHandle, MetricsError> {
+pub(crate) fn install() -> Result<PrometheusHandle, MetricsError> {
     static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(handle) = &*installed {

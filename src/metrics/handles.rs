@@ -11,7 +11,7 @@ use super::row::{Kind, LabelValues, Row, Unit};
 
 /// A number that only rises.
 #[derive(Clone, Copy, Debug)]
-pub struct Counter {
+pub(crate) struct Counter {
     name: &'static str,
     unit: Unit,
 }
@@ -27,7 +27,8 @@ impl Counter {
 
     /// The metric's name.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    #[cfg(any(test, feature = "daemon"))]
+    pub(crate) const fn name(self) -> &'static str {
         self.name
     }
 
@@ -39,7 +40,7 @@ impl Counter {
 
 /// A number for each value of a label, that only rises.
 #[derive(Clone, Copy, Debug)]
-pub struct CounterBy<L> {
+pub(crate) struct CounterBy<L> {
     name: &'static str,
     unit: Unit,
     label: PhantomData<L>,
@@ -56,7 +57,8 @@ impl<L: Label> CounterBy<L> {
 
     /// The metric's name.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    #[cfg(any(test, feature = "daemon"))]
+    pub(crate) const fn name(self) -> &'static str {
         self.name
     }
 
@@ -68,7 +70,7 @@ impl<L: Label> CounterBy<L> {
 
 /// A number that is shown as it is now.
 #[derive(Clone, Copy, Debug)]
-pub struct Gauge {
+pub(crate) struct Gauge {
     name: &'static str,
     unit: Unit,
 }
@@ -90,7 +92,7 @@ impl Gauge {
 
 /// A number for each value of a label, shown as it is now.
 #[derive(Clone, Copy, Debug)]
-pub struct GaugeBy<L> {
+pub(crate) struct GaugeBy<L> {
     name: &'static str,
     unit: Unit,
     label: PhantomData<L>,
@@ -120,7 +122,7 @@ impl<L: Label> GaugeBy<L> {
 
 /// Values, counted by their size.
 #[derive(Clone, Copy, Debug)]
-pub struct Histogram {
+pub(crate) struct Histogram {
     name: &'static str,
     unit: Unit,
     buckets: &'static [f64],

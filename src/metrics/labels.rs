@@ -4,7 +4,7 @@ use crate::keys::KeyState;
 use crate::reason::{ControlReason, DropReason, KeyReason, ProxyReason, Reason, labelled};
 
 /// A label of a metric, and all values that it can have.
-pub trait Label: Copy {
+pub(crate) trait Label: Copy {
     /// The label's name.
     const KEY: &'static str;
 
@@ -17,7 +17,7 @@ pub trait Label: Copy {
 
 labelled! {
     /// What travels on the broker.
-    Plane {
+    pub(crate) Plane {
         /// Announcements, reports, requests, answers and farewells.
         Keys => "keys",
         /// Session batches.
@@ -29,7 +29,7 @@ labelled! {
 
 labelled! {
     /// The release that runs.
-    Release {
+    pub(crate) Release {
         /// This one.
         This => env!("CARGO_PKG_VERSION"),
     }

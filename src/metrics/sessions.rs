@@ -25,20 +25,20 @@ use crate::sessions::{Applied, Evictions, Occupancy, Reported, Store};
 
 /// Records how long `sessions` that left their proxy at `at` took to here at `now`, both UTC milliseconds. A sender's clock
 /// ahead of this one counts as no delay.
-pub fn replicated(at: u64, now: u64, sessions: usize) {
+pub(crate) fn replicated(at: u64, now: u64, sessions: usize) {
     let delay = Duration::from_millis(now.saturating_sub(at)).as_secs_f64();
     REPLICATION_DELAY.record_many(delay, sessions);
 }
 
 /// Counts what a batch or a warm-up of the pod did to `store`.
-pub fn applied(applied: &Applied, store: &Store) {
+pub(crate) fn applied(applied: &Applied, store: &Store) {
     SESSIONS_INSERTED.add(applied.sessions);
     SESSIONS_REMOVED.add(applied.removals);
     changed(&applied.dropped, applied.evicted, store);
 }
 
 /// Counts what a proxy's report did to `store`.
-pub fn reported(reported: &Reported, store: &Store) {
+pub(crate) fn reported(reported: &Reported, store: &Store) {
     changed(&reported.dropped, reported.evicted, store);
 }
 

@@ -18,7 +18,7 @@ const DELAY_BUCKETS: [f64; 14] =
 /// A handle for each row, and the rows. The text above a row is its help text.
 macro_rules! table {
     ($($(#[doc = $help:literal])+ $handle:ident: $kind:ident $(<$label:ty>)? = ($($about:expr),+);)+) => {
-        $($(#[doc = $help])+ pub const $handle: $kind$(<$label>)? = $kind::new($($about),+);)+
+        $($(#[doc = $help])+ pub(crate) const $handle: $kind$(<$label>)? = $kind::new($($about),+);)+
 
         /// Every metric.
         pub const TABLE: &[Row] = &[$($handle.row(concat!($($help),+).trim_ascii())),+];

@@ -4,6 +4,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusRecorder;
 use tokio_util::sync::CancellationToken;
 
+use super::row::{Kind, LabelValues, Row, Unit};
 use super::*;
 use crate::reason::DropReason;
 

@@ -16,7 +16,7 @@ const QUESTIONS: usize = 64;
 
 /// An operator's question, with the way back.
 #[derive(Debug)]
-pub struct OperatorQuestion {
+pub(crate) struct OperatorQuestion {
     /// What is asked.
     pub ask: Ask,
     /// Who asks.

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use self::effect::{Count, Effect, Line};
+pub use self::effect::Effect;
+pub(crate) use self::effect::{Count, Line};
 pub use self::input::{Input, Stays};
 use super::sealing::Identity;
 use super::secrets_seen::SecretsSeen;

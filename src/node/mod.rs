@@ -33,33 +33,33 @@ use crate::settings::SettingsError;
 
 mod channels;
 mod connection;
-pub mod core;
+pub(crate) mod core;
 mod driver;
 mod health;
-pub mod key_plane;
+pub(crate) mod key_plane;
 mod last_reload;
 mod lease;
 mod record;
 mod refused;
-pub mod ring_file;
-pub mod sealing;
+mod ring_file;
+pub(crate) mod sealing;
 mod secrets_seen;
 mod session_plane;
 mod session_publisher;
 mod settings;
 mod sites;
 mod tasks;
-pub mod view;
+mod view;
 mod view_metrics;
 mod warmup;
 
-pub use channels::OperatorQuestion;
+pub(crate) use channels::OperatorQuestion;
 pub use health::Health;
 pub use last_reload::LastReload;
-pub use secrets_seen::SecretsSeen;
+pub(crate) use secrets_seen::SecretsSeen;
+pub use settings::NodeSettings;
 #[cfg(feature = "daemon")]
-pub(crate) use settings::{GROUP_NAME, NODE_NAME, group_name};
-pub use settings::{NodeSettings, node_name};
+pub(crate) use settings::{GROUP_NAME, NODE_NAME, group_name, node_name};
 pub use view::NodeView;
 
 /// Batches from the farm that a slow proxy may be behind; what it misses beyond is counted.
@@ -75,7 +75,7 @@ pub struct Node {
     /// What the node shows of itself.
     pub view: watch::Receiver<NodeView>,
     /// Takes what an operator asks of the farm.
-    pub questions: mpsc::Sender<OperatorQuestion>,
+    pub(crate) questions: mpsc::Sender<OperatorQuestion>,
     /// How it behaves.
     pub settings: NodeSettings,
     /// What became of the last attempt to read the farm secrets again: their reader says it here.
@@ -105,7 +105,7 @@ impl Node {
     /// Starts a node on `bus`. Its tasks run until [`Node::stop`].
     ///
     /// # Errors
-    /// If the settings cannot work: everything that [`NodeSettings::faults`] finds. If the host's OpenSSL lacks what a node cannot
+    /// If the settings cannot work: everything that [`NodeSettings::validate`] finds. If the host's OpenSSL lacks what a node cannot
     /// be without. Nothing has started then.
     pub fn start<B: Bus>(
         settings: NodeSettings,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// What one node has seen of its own secrets since its start. Of two secrets that every node opens, nothing else tells
 /// which is the new one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SecretsSeen {
+pub(crate) struct SecretsSeen {
     pub(crate) now: Vec<String>,
     /// Those that were not there at first, or not always.
     came: BTreeSet<String>,

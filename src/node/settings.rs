@@ -40,7 +40,8 @@ impl NodeSettings {
     /// How long a beat may be.
     pub const REPORT_EVERY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5 * 60);
     /// How long a node may wait before it starts alone.
-    pub const START_ALONE_AFTER: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60 * 60);
+    pub(crate) const START_ALONE_AFTER: RangeInclusive<Duration> =
+        Duration::from_millis(100)..=Duration::from_secs(60 * 60);
 
     /// The node `name` of a farm, with every setting at its default but one: the ring is saved nowhere.
     #[must_use]
@@ -62,14 +63,14 @@ impl NodeSettings {
     /// Checks the limits.
     ///
     /// # Errors
-    /// All of [`NodeSettings::faults`].
+    /// Every setting that is outside of its limits or does not fit the others.
     pub fn validate(&self) -> Result<(), SettingsError> {
         refuse(self.faults())
     }
 
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.text("node.name", &self.name, node_name(&self.name), NODE_NAME);
         faults.text("node.farm", &self.farm, group_name(&self.farm), GROUP_NAME);
@@ -92,7 +93,7 @@ pub(crate) const GROUP_NAME: &str = "1 to 63 of a-z, 0-9 and -";
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn node_name(text: &str) -> Result<(), String> {
+pub(crate) fn node_name(text: &str) -> Result<(), String> {
     name(text, 128, |c| c.is_ascii_graphic())
 }
 

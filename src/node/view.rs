@@ -32,13 +32,13 @@ pub struct NodeView {
     /// Nodes whose clock is too far off to be listened to, each with its clock minus this node's in milliseconds.
     pub skewed: Vec<(String, i64)>,
     /// This node's farm secrets since its start.
-    pub secrets_seen: SecretsSeen,
+    pub(crate) secrets_seen: SecretsSeen,
     /// What the broker refuses this node, in sentences.
     pub refused: Vec<String>,
     /// The other sites of the farm, as this node hears them if it leads, or else as its leader said last.
     pub sites: Vec<SiteStatus>,
     /// The last requests of operators that this node knows of.
-    pub audit: Vec<proto::AuditEntry>,
+    pub(crate) audit: Vec<proto::AuditEntry>,
 }
 
 impl NodeView {

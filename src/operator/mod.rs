@@ -14,9 +14,9 @@ use crate::proto::{self, AuditEntry, AuditOutcome};
 use crate::status::{AuditStatus, FarmStatus, NodeStatus, ReloadState, SecretsStatus};
 
 #[cfg(feature = "daemon")]
-pub mod history;
+pub(crate) mod history;
 #[cfg(feature = "daemon")]
-pub mod page_status;
+pub(crate) mod page_status;
 mod secret_steps;
 mod warnings;
 
@@ -108,7 +108,7 @@ impl Operator {
         }
     }
 
-    /// The same for `user`, who is named where requests are kept: see [`is_user`](crate::farm::is_user).
+    /// The same for `user`, who is named where requests are kept: at most 64 bytes of printable ASCII, or the leader takes no request.
     #[must_use]
     pub fn for_user(self, user: String) -> Self {
         Self { user, ..self }

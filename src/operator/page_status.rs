@@ -19,7 +19,7 @@ const REFRESH_PER_NODE: Duration = Duration::from_millis(20);
 
 /// Puts the parts together at `now`.
 #[must_use]
-pub fn page_status(mut status: FarmStatus, history: HistoryStatus, now: Now) -> PageStatus {
+pub(crate) fn page_status(mut status: FarmStatus, history: HistoryStatus, now: Now) -> PageStatus {
     let verdict = verdict(&status);
     let total = status.nodes.len();
     let in_step = status.nodes.iter().filter(|node| node.in_step).count();

@@ -34,9 +34,13 @@ use openssl::x509::verify::X509CheckFlags;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-pub use matrix::{Cell, Matrix, MatrixRow, Offer, Outcome, matrix};
+pub use matrix::matrix;
+pub(crate) use matrix::{Cell, Matrix, Outcome};
+#[cfg(test)]
+pub(crate) use matrix::{MatrixRow, Offer};
 pub use session::Session;
-pub use target::{Target, TargetFault};
+pub use target::Target;
+pub(crate) use target::TargetFault;
 
 use session::OfferedSession;
 use stream::Timed;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Why a `HOST:PORT` cannot be probed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum TargetFault {
+pub(crate) enum TargetFault {
     /// It is not of the form `HOST`, `HOST:PORT`, `ADDRESS` or `[ADDRESS]:PORT`.
     #[error("{input:?} is not HOST:PORT: {why}")]
     Malformed {

@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use prost::Message;
 
 /// Bytes of the length before a message.
-pub const LENGTH_BYTES: usize = 4;
+pub(crate) const LENGTH_BYTES: usize = 4;
 
 /// The largest message between a plugin and its node, in either direction, in bytes.
 pub const MOST_PLUGIN_BYTES: usize = 1024 * 1024;
@@ -26,7 +26,7 @@ pub const MOST_REPLY_BYTES: usize = 64 * 1024 * 1024;
 /// The length of a message of so many `bytes`, as it stands before it.
 #[inline]
 #[must_use]
-pub fn length_of(bytes: usize) -> [u8; LENGTH_BYTES] {
+pub(crate) fn length_of(bytes: usize) -> [u8; LENGTH_BYTES] {
     // A longer one is beyond every bound: no reader takes it.
     u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes()
 }
@@ -35,7 +35,7 @@ pub fn length_of(bytes: usize) -> [u8; LENGTH_BYTES] {
 ///
 /// # Errors
 /// If the message has more than `most` bytes.
-pub fn encode(message: &impl Message, most: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn encode(message: &impl Message, most: usize) -> io::Result<Vec<u8>> {
     let length = message.encoded_len();
     if length > most {
         return Err(io::Error::other(format!("a message of {length} bytes is too long to send")));

@@ -15,7 +15,7 @@ use prost::{DecodeError, Message};
 
 /// The most bytes that the elements of one message may take once they are structures, strings and spare room of vectors
 /// apart: several times what any node's message takes.
-pub const MOST_STRUCTURE_BYTES: usize = 8 * 1024 * 1024;
+pub(crate) const MOST_STRUCTURE_BYTES: usize = 8 * 1024 * 1024;
 
 /// No message names more fields in its limits.
 const MOST_FIELDS: usize = 16;
@@ -24,11 +24,11 @@ const MOST_FIELDS: usize = 16;
 #[derive(Debug)]
 pub struct Limits(
     /// At most 16.
-    pub &'static [Limit],
+    pub(crate) &'static [Limit],
 );
 
 /// Of a message in which nothing repeats.
-pub const FLAT: Limits = Limits(&[]);
+pub(crate) const FLAT: Limits = Limits(&[]);
 
 impl Limits {
     /// What is said of the field `number`, if anything.
@@ -58,7 +58,7 @@ pub struct Limit {
 impl Limit {
     /// A message that occurs once. The decoder would merge several of them into one that no limit held for.
     #[must_use]
-    pub const fn once(number: u32, name: &'static str, inside: &'static Limits) -> Self {
+    pub(crate) const fn once(number: u32, name: &'static str, inside: &'static Limits) -> Self {
         Self { number, name, most: 1, each: 0, packed: false, inside }
     }
 
@@ -76,7 +76,13 @@ impl Limit {
 
     /// At most `most` elements of `each` bytes as a structure.
     #[must_use]
-    pub const fn repeated(number: u32, name: &'static str, most: usize, each: usize, inside: &'static Limits) -> Self {
+    pub(crate) const fn repeated(
+        number: u32,
+        name: &'static str,
+        most: usize,
+        each: usize,
+        inside: &'static Limits,
+    ) -> Self {
         Self { number, name, most, each, packed: false, inside }
     }
 
@@ -132,7 +138,7 @@ pub fn decode_within<M: Message + Default>(bytes: impl Buf + AsRef<[u8]>, limits
 ///
 /// # Errors
 /// As [`decode_within`].
-pub fn check(message: &[u8], limits: &Limits) -> Result<(), Undecodable> {
+pub(crate) fn check(message: &[u8], limits: &Limits) -> Result<(), Undecodable> {
     walk(message, limits, &mut MOST_STRUCTURE_BYTES.clone())
 }
 

@@ -17,10 +17,10 @@
 //! `daemon::servers` or by the server that embeds the node.
 
 pub(crate) mod allowed_users;
-pub mod ats;
+pub(crate) mod ats;
 mod outbox;
 #[cfg(feature = "rustls")]
-pub mod rustls;
+pub(crate) mod rustls;
 
 use std::collections::BTreeMap;
 use std::fmt;

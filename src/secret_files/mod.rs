@@ -5,11 +5,13 @@
 //! ([`farm_secret::read`]); of everything else `resumed check` and the daemon warn ([`warnings()`]).
 
 mod access;
-pub mod farm_secret;
+pub(crate) mod farm_secret;
 #[cfg(feature = "daemon")]
 mod warnings;
 
 #[cfg(feature = "daemon")]
 pub(crate) use access::ACCEPTED_MODES;
+#[cfg(all(test, feature = "daemon"))]
+pub(crate) use warnings::Exposure;
 #[cfg(feature = "daemon")]
-pub use warnings::{DaemonIdentity, Exposure, Warning, warnings};
+pub(crate) use warnings::{Warning, warnings};

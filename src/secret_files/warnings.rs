@@ -19,7 +19,7 @@ pub(crate) struct Readers {
 
 /// Who may have what the daemon has, and whom the daemon lets ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DaemonIdentity {
+pub(crate) struct DaemonIdentity {
     /// The daemon's user and root, by id.
     pub uids: Vec<u32>,
     /// The same by name.
@@ -30,7 +30,7 @@ pub struct DaemonIdentity {
 
 /// How a secret may come to others than the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Exposure {
+pub(crate) enum Exposure {
     /// By its mode.
     #[error("has mode {mode:04o}, which lets others at it")]
     Mode {
@@ -113,7 +113,7 @@ pub(crate) fn exposures(access: Access, readers: &Readers, daemon: &DaemonIdenti
 /// A secret's file that others than the daemon may get at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} = {}: {exposure}; {}", path.display(), exposure.remedy())]
-pub struct Warning {
+pub(crate) struct Warning {
     /// The setting that names the file, `section.key`, or what of the configuration file makes it one.
     pub key: &'static str,
     /// The file.
@@ -129,7 +129,7 @@ pub struct Warning {
 /// and the users of `/etc/passwd` whose first group it is. A user of LDAP whose first group it is stays unseen, and so
 /// does who is let in by an ACL.
 #[must_use]
-pub fn warnings(
+pub(crate) fn warnings(
     others: &[(&'static str, &Path)],
     farm_secrets: &[PathBuf],
     control_group: Option<&str>,

@@ -18,17 +18,18 @@ mod session;
 mod settings;
 mod store;
 mod tombstones;
-pub mod warmup;
+pub(crate) mod warmup;
 
 pub use cache::Cache;
 #[cfg(test)]
 pub(crate) use cache::ENTRY_OVERHEAD;
-pub use id::SessionId;
+pub(crate) use id::SessionId;
 pub(crate) use outbox::Outbox;
-pub use session::{Session, SessionFault, validate};
+pub use session::validate;
+pub(crate) use session::{Session, SessionFault};
 pub use settings::SessionSettings;
-pub(crate) use store::Occupancy;
-pub use store::{Applied, Evictions, Refill, Removals, Reported, Store};
+pub(crate) use store::{Applied, Evictions, Occupancy, Reported};
+pub use store::{Removals, Store};
 pub(crate) use tombstones::MAX_TOMBSTONES;
 
 /// The most entries that a batch may have; those behind are dropped, one by one. A megabyte of removals has 22,000.

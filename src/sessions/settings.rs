@@ -37,23 +37,23 @@ impl Default for SessionSettings {
 
 impl SessionSettings {
     /// How large the cache may be.
-    pub const MAX_BYTES: RangeInclusive<u64> = MIB..=MIB * MIB;
+    pub(crate) const MAX_BYTES: RangeInclusive<u64> = MIB..=MIB * MIB;
     /// How large the largest session may be.
-    pub const MAX_SESSION_BYTES: RangeInclusive<u64> = 256..=512 * KIB;
+    pub(crate) const MAX_SESSION_BYTES: RangeInclusive<u64> = 256..=512 * KIB;
     /// How large a batch may be: with its headers it stays below an envelope's 1 MiB.
-    pub const BATCH_BYTES: RangeInclusive<u64> = KIB..=512 * KIB;
+    pub(crate) const BATCH_BYTES: RangeInclusive<u64> = KIB..=512 * KIB;
 
     /// Checks the limits.
     ///
     /// # Errors
-    /// All of [`SessionSettings::faults`].
+    /// Every setting that is outside of its limits or does not fit the others.
     pub fn validate(&self) -> Result<(), SettingsError> {
         refuse(self.faults())
     }
 
     /// Every setting that is outside of its limits or does not fit the others.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.bytes("sessions.max_bytes", self.max_bytes, &Self::MAX_BYTES);
         faults.bytes("sessions.max_session_bytes", self.max_session_bytes, &Self::MAX_SESSION_BYTES);

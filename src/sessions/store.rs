@@ -166,7 +166,7 @@ impl StoreState {
 
 /// What [`Store::local`] made of a proxy's report.
 #[derive(Debug, Default)]
-pub struct Reported {
+pub(crate) struct Reported {
     /// What to publish, in the report's order. The bytes are slices of the report.
     pub news: Vec<SessionEntry>,
     /// Why others were refused, as far as it is worth a line in the log: echoes and removals without effect are not.
@@ -495,7 +495,7 @@ impl Reported {
 
 /// Reads a store from the oldest session to the newest: see [`Store::refill`].
 #[derive(Debug)]
-pub struct Refill<'a> {
+pub(crate) struct Refill<'a> {
     store: &'a Store,
     chunk_bytes: usize,
     next: Option<u64>,

@@ -54,12 +54,12 @@ impl Default for RabbitMqSettings {
 
 impl RabbitMqSettings {
     /// How long a heartbeat may be.
-    pub const HEARTBEAT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5 * 60);
+    pub(crate) const HEARTBEAT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5 * 60);
 
     /// Everything that cannot work, by the settings alone: no file is looked at. That there is no broker is no fault here: a
     /// node may run alone.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.span("broker.heartbeat", self.heartbeat, &Self::HEARTBEAT);
         if !self.uris.is_empty() {
@@ -106,7 +106,7 @@ impl RabbitMqSettings {
     /// Whether a bus can be made of these settings, without a look at any file.
     ///
     /// # Errors
-    /// All of [`RabbitMqSettings::faults`], or that there is no broker.
+    /// Every setting that is outside of its limits or does not fit the others, or that there is no broker.
     pub fn validate(&self) -> Result<(), SettingsError> {
         let mut faults = self.faults();
         if self.uris.is_empty() {
@@ -136,7 +136,8 @@ impl RabbitMqSettings {
 
     /// Everything that is wrong with the files, each of them judged alone, and a key also beside its certificate.
     #[must_use]
-    pub fn bad_files(&self) -> Vec<BadFile> {
+    #[cfg(feature = "daemon")]
+    pub(crate) fn bad_files(&self) -> Vec<BadFile> {
         let mut bad = Vec::new();
         bad.extend(self.ca_file.as_deref().and_then(|path| tls::authorities(path).err()));
         if let (Some(cert), Some(key)) = (&self.cert_file, &self.key_file) {

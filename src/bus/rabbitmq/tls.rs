@@ -82,6 +82,7 @@ fn check_pair(builder: &SslConnectorBuilder, path: &Path) -> Result<(), BadFile>
 }
 
 /// What is wrong with a certificate and its key: one of them or both by themselves, or the key beside the certificate.
+#[cfg(feature = "daemon")]
 pub(super) fn bad_pair(cert: &Path, key: &Path) -> Vec<BadFile> {
     let Ok(mut builder) = SslConnector::builder(SslMethod::tls_client()) else { return Vec::new() };
     match (present_certificate(&mut builder, cert), present_key(&mut builder, key)) {

@@ -39,7 +39,7 @@ mod turns;
 
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
-pub enum HttpError {
+pub(crate) enum HttpError {
     /// The address cannot be listened on.
     #[error("metrics.listen = \"{address}\": {source}")]
     Bind {

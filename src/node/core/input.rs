@@ -28,7 +28,7 @@ pub enum Input {
         id: u64,
         /// What is asked.
         ask: Ask,
-        /// Who asks: see [`is_user`](crate::farm::is_user).
+        /// Who asks: at most 64 bytes of printable ASCII; empty: not said.
         user: String,
     },
     /// A link to the broker is up.

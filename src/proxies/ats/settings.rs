@@ -27,14 +27,14 @@ impl AtsSettings {
     /// Checks the limits.
     ///
     /// # Errors
-    /// All of [`AtsSettings::faults`].
+    /// Every setting that is outside of its limits or does not fit the others.
     pub fn validate(&self) -> Result<(), SettingsError> {
         refuse(self.faults())
     }
 
     /// Every setting that is outside of its limits.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Faults::default();
         faults.text("ats.socket", &self.socket.to_string_lossy(), socket_path(&self.socket), SOCKET_PATH);
         for user in &self.users {

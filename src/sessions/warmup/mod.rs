@@ -118,7 +118,7 @@ pub enum WarmupNote {
 
 labelled! {
     /// Why a joiner takes nothing more of its donor, in the words of the log.
-    DonorLoss {
+    pub DonorLoss {
         /// It serves another joiner, or does not know of this one any more.
         Busy => "it is busy",
         /// No chunk of it has come for 3 s.
@@ -128,7 +128,7 @@ labelled! {
 
 labelled! {
     /// Why a donor sends a joiner nothing more, in the words of the log.
-    DonationEnd {
+    pub DonationEnd {
         /// The joiner has taken everything.
         Done => "done",
         /// The joiner begins from the start.
