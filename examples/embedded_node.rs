@@ -27,8 +27,7 @@ use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::x509::{X509, X509NameBuilder};
 use resumed::{
-    BrokerUri, FarmTicketer, Node, NodeSettings, ProxyInfo, RabbitMq, RabbitMqSettings, SystemClock, memory,
-    read_farm_secrets,
+    BrokerUri, Node, NodeSettings, ProxyInfo, RabbitMq, RabbitMqSettings, SystemClock, memory, read_farm_secrets,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
@@ -66,7 +65,7 @@ async fn main() -> Fallible<()> {
     let bus = RabbitMq::new(broker(&flags)?)?;
     let node = Node::start(node_settings(&flags)?, secrets, Arc::new(bus), SystemClock::start())?;
     // So that `resumed status` names this server beside its node.
-    let _registered = node.proxies.registry.register(this_server());
+    let _registered = node.register(this_server());
 
     let listener = TcpListener::bind(flags.required("listen")?)?;
     let config = Arc::new(server_config(&node, identity(&flags)?)?);
@@ -108,8 +107,7 @@ fn server_config(node: &Node, (chain, key): Identity) -> Fallible<ServerConfig> 
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
-    let ticketer = FarmTicketer::new(node.proxies.timetable.clone(), node.proxies.clock);
-    config.ticketer = Arc::new(ticketer.for_rule(RULE));
+    config.ticketer = Arc::new(node.ticketer().for_rule(RULE));
     // Sessions that only this server can resume are of no use behind a load balancer.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)

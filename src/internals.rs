@@ -20,7 +20,7 @@ pub mod cli {
 }
 
 pub mod clock {
-    pub use crate::clock::{Now, millis};
+    pub use crate::clock::millis;
 }
 
 #[cfg(feature = "daemon")]
@@ -99,7 +99,7 @@ pub mod routes {
 }
 
 pub mod sessions {
-    pub use crate::sessions::{Cache, Removals, Store, validate};
+    pub use crate::sessions::{Cache, Store, validate};
 
     pub mod warmup {
         pub use crate::sessions::warmup::{Donor, Due, Joiner, PodNode, WarmupAction};

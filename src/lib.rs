@@ -11,7 +11,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use resumed::{FarmSecret, FarmTicketer, Hub, InProcess, Node, NodeSettings, Secrets, SystemClock};
+//! use resumed::{FarmSecret, Hub, InProcess, Node, NodeSettings, Secrets, SystemClock};
 //! use tokio::sync::watch;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -23,7 +23,7 @@
 //! let node = Node::start(NodeSettings::new("edge-1", "prod", "default"), secrets, bus, SystemClock::start())?;
 //!
 //! // For `rustls::ServerConfig::ticketer`.
-//! let ticketer = FarmTicketer::new(node.proxies.timetable.clone(), node.proxies.clock);
+//! let ticketer = node.ticketer();
 //! # drop(ticketer);
 //!
 //! // The node says farewell, so that the farm does not wait for it.
@@ -41,7 +41,7 @@
 //! | feature | gives | brings |
 //! | --- | --- | --- |
 //! | none | the node, its buses, secrets and their files, what operators ask, the adapter for Traffic Server | no crate of those below |
-//! | `rustls` (default) | `FarmTicketer`, for rustls servers; `resumed demo` | rustls with ring |
+//! | `rustls` (default) | [`Node::ticketer`], for rustls servers; `resumed demo` | rustls with ring |
 //! | `daemon` (default) | the program `resumed`: commands, configuration, control socket, HTTP, the exporter of metrics, the probe, warnings about secret files | clap, axum, comfy-table, config, toml, metrics-exporter-prometheus, sd-notify, tracing-subscriber |
 //!
 //! A server that embeds a node asks for `default-features = false, features = ["rustls"]`.
@@ -95,17 +95,17 @@ mod words;
 pub use bus::in_process::{Hub, InProcess};
 pub use bus::rabbitmq::{RabbitMq, RabbitMqSettings};
 pub use bus::{BrokerUri, BusError, UriFault};
-pub use clock::SystemClock;
+pub use clock::{Now, SystemClock};
 pub use envelope::{FarmSecret, MissingAlgorithm, SecretError, Secrets};
 pub use keys::KeySettings;
 pub use node::{Health, LastReload, Node, NodeSettings, NodeView, StartError};
 pub use operator::{Operator, OperatorError, RotationProgress};
-pub use proxies::ProxyInfo;
 #[cfg(feature = "rustls")]
 pub use proxies::rustls::FarmTicketer;
+pub use proxies::{ProxyInfo, Registered};
 pub use secret_files::farm_secret::{
     SecretFileError, read as read_farm_secret, read_all as read_farm_secrets, write_new as write_farm_secret,
 };
-pub use sessions::SessionSettings;
-pub use settings::SettingsError;
+pub use sessions::{Removals, SessionSettings};
+pub use settings::{Fault, SettingsError};
 pub use status::FarmStatus;

@@ -80,7 +80,7 @@ pub(super) async fn demo(out: &mut impl Write) -> Result<bool, DemoError> {
     let config = Certificate::new()?;
     let mut targets = Vec::new();
     for node in &nodes {
-        targets.push(Target::from(serve(&config, &node.proxies.timetable, clock)?));
+        targets.push(Target::from(serve(&config, node.ticketer())?));
     }
     wait_for(&nodes, "one ring in common", |views| {
         let fingerprint = &views[0].ring.fingerprint;
@@ -237,12 +237,7 @@ impl Certificate {
 }
 
 /// Serves on a free loopback port until the process ends.
-fn serve(
-    certificate: &Certificate,
-    timetable: &watch::Receiver<Arc<crate::keys::Timetable>>,
-    clock: SystemClock,
-) -> Result<SocketAddr, DemoError> {
-    let ticketer = FarmTicketer::new(timetable.clone(), clock);
+fn serve(certificate: &Certificate, ticketer: FarmTicketer) -> Result<SocketAddr, DemoError> {
     let config = Arc::new(certificate.server(ticketer)?);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;

@@ -25,7 +25,9 @@ use crate::envelope::{KeyAgreements, MissingAlgorithm, Opener, Secrets, openssl_
 use crate::farm::{Farm, FarmSettings, LocalState};
 use crate::keys::{HeldRing, Timetable};
 use crate::proto;
-use crate::proxies::{ProxyPlane, Registry, SharedOutbox};
+#[cfg(feature = "rustls")]
+use crate::proxies::rustls::FarmTicketer;
+use crate::proxies::{ProxyInfo, ProxyPlane, Registered, Registry, SharedOutbox};
 use crate::random;
 use crate::routes::Names;
 use crate::sessions::{Removals, Store};
@@ -70,7 +72,8 @@ const LOCAL_STATE_EVERY: Duration = Duration::from_secs(1);
 
 /// A running node. Dropping it does not stop it: call [`Node::stop`].
 pub struct Node {
-    /// What proxy adapters need.
+    /// What the adapters of this project need, in this crate and beside it.
+    #[doc(hidden)]
     pub proxies: Arc<ProxyPlane>,
     /// What the node shows of itself.
     pub view: watch::Receiver<NodeView>,
@@ -132,6 +135,22 @@ impl Node {
         tasks.spawn("the look at the proxies", look);
         let NodeEnds { view, questions, health, .. } = ends;
         Ok(Self { proxies, view, questions, settings, reloads, health, broken, stop_sessions, publisher, stop, tasks })
+    }
+
+    /// Has reports, and so `resumed status`, name `proxy` beside this node until what this returns is dropped. A server that embeds a node
+    /// is a proxy itself.
+    #[must_use]
+    pub fn register(&self, proxy: ProxyInfo) -> Registered {
+        self.proxies.registry.register(proxy)
+    }
+
+    /// What seals and opens the tickets of a rustls server in this process, for
+    /// [`ServerConfig::ticketer`](rustls::ServerConfig::ticketer). Any number may be had; they follow the node's keys while it
+    /// runs, and the times of its last keys afterwards.
+    #[cfg(feature = "rustls")]
+    #[must_use]
+    pub fn ticketer(&self) -> FarmTicketer {
+        FarmTicketer::new(self.proxies.timetable.clone(), self.proxies.clock)
     }
 
     /// Sends what the outbox holds, says farewell, so that the lease moves at once, and ends every task.

@@ -8,25 +8,6 @@
 //!
 //! as OpenSSL lays it out, without the length that the RFC puts before the ciphertext. What is inside is rustls' own:
 //! a ticket of another kind of proxy is authentic here, but is not understood, and leads to a full handshake.
-//!
-//! # Listeners with different rules about client certificates
-//!
-//! A ticket holds what the full handshake found: the server's name, the cipher suite, the client's certificate if there was
-//! one. Before it resumes, rustls 0.23 compares the cipher suite, with it the TLS version, and the server's name, and nothing
-//! else: it does not ask the listener's `ClientCertVerifier`, and does not look whether the ticket has a certificate. (Its
-//! documentation of `ServerConfig` says so under "Sharing resumption storage".) So a client that got a ticket where no certificate is asked
-//! for would resume on a listener of the same farm that requires one, and be taken in without one. That is so on one server
-//! with two listeners, and on two servers.
-//!
-//! Each rule therefore needs a ticketer of its own: [`FarmTicketer::for_rule`] names the rule, and a ticket opens only
-//! under the name that it was sealed under. Give the same name to the listeners of all servers that ask the same client
-//! certificates, of the same authorities; and another name wherever that differs. The client then makes a full handshake, in
-//! which its certificate is asked for. A farm of its own for each rule, with a node for each, does the same with separate
-//! keys.
-//!
-//! Within one rule a client that resumes shows no certificate again: what its ticket holds counts, until the ticket's key
-//! is gone, also if the certificate has expired or was revoked meanwhile. A listener that cannot accept this checks
-//! `peer_certificates` after the handshake, or gives no tickets.
 
 use std::fmt;
 use std::sync::Arc;
@@ -55,6 +36,25 @@ const LONGEST_LIFETIME_S: u64 = 7 * 24 * 60 * 60;
 ///
 /// It follows the timetable that it watches, and its keys' times also when no timetable comes any more. While no key
 /// may seal, the server issues no ticket, and clients make full handshakes: a handshake never waits for a key.
+///
+/// # Listeners with different rules about client certificates
+///
+/// A ticket holds what the full handshake found: the server's name, the cipher suite, the client's certificate if there was
+/// one. Before it resumes, rustls 0.23 compares the cipher suite, with it the TLS version, and the server's name, and nothing
+/// else: it does not ask the listener's `ClientCertVerifier`, and does not look whether the ticket has a certificate. (Its
+/// documentation of `ServerConfig` says so under "Sharing resumption storage".) So a client that got a ticket where no certificate is asked
+/// for would resume on a listener of the same farm that requires one, and be taken in without one. That is so on one server
+/// with two listeners, and on two servers.
+///
+/// Each rule therefore needs a ticketer of its own: [`FarmTicketer::for_rule`] names the rule, and a ticket opens only
+/// under the name that it was sealed under. Give the same name to the listeners of all servers that ask the same client
+/// certificates, of the same authorities; and another name wherever that differs. The client then makes a full handshake, in
+/// which its certificate is asked for. A farm of its own for each rule, with a node for each, does the same with separate
+/// keys.
+///
+/// Within one rule a client that resumes shows no certificate again: what its ticket holds counts, until the ticket's key
+/// is gone, also if the certificate has expired or was revoked meanwhile. A listener that cannot accept this checks
+/// `peer_certificates` after the handshake, or gives no tickets.
 #[derive(Clone)]
 pub struct FarmTicketer {
     timetable: watch::Receiver<Arc<Timetable>>,
@@ -63,9 +63,9 @@ pub struct FarmTicketer {
 }
 
 impl FarmTicketer {
-    /// A ticketer for [`ServerConfig::ticketer`](::rustls::ServerConfig::ticketer), where all listeners of the farm have the
-    /// same rule about client certificates: see [the module](self). `timetable` is that of
-    /// [`ProxyPlane`](super::ProxyPlane).
+    /// One that follows `timetable`: [`Node::ticketer`](crate::Node::ticketer) is how a server gets one. Until it is told of a
+    /// [rule](Self::for_rule), all listeners of the farm have the same about client certificates.
+    #[doc(hidden)]
     #[must_use]
     pub fn new(timetable: watch::Receiver<Arc<Timetable>>, clock: SystemClock) -> Self {
         Self { timetable, clock, rule: Rule::default() }

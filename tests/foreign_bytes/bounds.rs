@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::internals::clock::Now;
 use resumed::internals::envelope::{EpochKey, Epochs, Opener, Sealer};
 use resumed::internals::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
 use resumed::internals::keys::HeldRing;
@@ -17,7 +16,7 @@ use resumed::internals::proto::{
 };
 use resumed::internals::reason::Reason;
 use resumed::internals::routes::Names;
-use resumed::{FarmSecret, KeySettings, Secrets};
+use resumed::{FarmSecret, KeySettings, Now, Secrets};
 use resumed_decoders::counting::{held, peak};
 
 /// What `work` held at its peak beyond what was held before, in bytes, and how long it took.

@@ -12,10 +12,10 @@ use testkit::tls;
 use testkit::watcher::Folder;
 
 use bytes::Bytes;
+use resumed::Removals;
 use resumed::internals::hex::hex;
 use resumed::internals::keys::Timetable;
 use resumed::internals::proto::{SessionBatch, SessionEntry, SessionFormat};
-use resumed::internals::sessions::Removals;
 use testkit::node::{Node, NodeSetup, key, until};
 
 /// Compiles the host that plays ATS of this major version.

@@ -10,7 +10,6 @@ use openssl::sha::sha256;
 use openssl::sign::Signer;
 use openssl::symm::{Cipher, encrypt_aead};
 use prost::Message;
-use resumed::internals::clock::Now;
 use resumed::internals::envelope::{EpochKey, Epochs, Opener, Refusal, is_node_name, is_sealed_without_epoch};
 use resumed::internals::farm::{Ask, Event, Farm, FarmSettings, Via};
 use resumed::internals::keys::{HeldRing, Ring, read_back};
@@ -19,8 +18,8 @@ use resumed::internals::proto::limits::decode_within;
 use resumed::internals::proto::payload::Kind;
 use resumed::internals::routes::{Names, Seat};
 use resumed::internals::sessions::warmup::{Donor, Due, Joiner, PodNode, WarmupAction};
-use resumed::internals::sessions::{Removals, Store, validate};
-use resumed::{FarmSecret, KeySettings, Secrets, SessionSettings};
+use resumed::internals::sessions::{Store, validate};
+use resumed::{FarmSecret, KeySettings, Now, Removals, Secrets, SessionSettings};
 
 use crate::NOW;
 

@@ -40,5 +40,4 @@ pub fn run(name: &str, data: &[u8]) {
 }
 
 /// An instant of both clocks: sessions in the corpora were made then.
-const NOW: resumed::internals::clock::Now =
-    resumed::internals::clock::Now { wall: 1_795_620_000_000, mono: 86_400_000 };
+const NOW: resumed::Now = resumed::Now { wall: 1_795_620_000_000, mono: 86_400_000 };

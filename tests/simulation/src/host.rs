@@ -4,12 +4,11 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use resumed::internals::clock::Now;
 use resumed::internals::envelope::Epochs;
 use resumed::internals::farm::{Farm, LocalState, Note, Reply};
 use resumed::internals::keys::{HeldRing, Timetable, read_back};
 use resumed::internals::node::NodeCore;
-use resumed::{KeySettings, Secrets};
+use resumed::{KeySettings, Now, Secrets};
 use tokio::sync::watch;
 
 use super::broker::{Downstream, LinkId};

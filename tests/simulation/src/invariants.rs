@@ -3,8 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use resumed::KeySettings;
-use resumed::internals::clock::{Now, millis};
+use resumed::internals::clock::millis;
 use resumed::internals::envelope::Refusal;
 use resumed::internals::farm::{MintReason, Note};
 use resumed::internals::keys::{KeyMaterial, ProxyKey, Ring, TicketKey, read_back};
@@ -13,6 +12,7 @@ use resumed::internals::proto;
 use resumed::internals::proto::payload::Kind;
 use resumed::internals::reason::Reason;
 use resumed::internals::routes::{Route, Seat};
+use resumed::{KeySettings, Now};
 use zeroize::Zeroizing;
 
 use super::World;

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use resumed::KeySettings;
-use resumed::internals::clock::{Now, millis};
+use resumed::internals::clock::millis;
 use resumed::internals::envelope::EpochId;
 use resumed::internals::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
 use resumed::internals::keys::HeldRing;
 use resumed::internals::proto;
 use resumed::internals::proto::payload::Kind;
 use resumed::internals::routes::{Names, Published, Route};
+use resumed::{KeySettings, Now};
 
 use super::random::Seeded;
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 use resumed::internals::bus::DeliveredFrom;
-use resumed::internals::clock::Now;
 use resumed::internals::envelope::{EpochId, KeyAgreements, Opener, Refusal};
 use resumed::internals::farm::{Farm, FarmSettings, Note, Reply, Via};
 use resumed::internals::keys::{HeldRing, Ring};
@@ -15,7 +14,7 @@ use resumed::internals::node::{Effect, Identity, Input, NodeCore, Saving, Sealin
 use resumed::internals::proto;
 use resumed::internals::proto::payload::Kind;
 use resumed::internals::routes::{Names, Published, Route, Seat};
-use resumed::{BusError, KeySettings};
+use resumed::{BusError, KeySettings, Now};
 use tokio::sync::watch;
 
 use super::attacker::Attacker;
