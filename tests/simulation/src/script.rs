@@ -63,7 +63,7 @@ const ON_HOSTS: &[Class] = &[Class::Secrets, Class::Disk, Class::Host, Class::Fl
 /// the stories in which they found it.
 const HOSTS_SEED: u64 = 0x686f_7374_1d04;
 
-/// Another such draw: which farms without a cluster have two sites. So chosen too.
+/// Another such draw: which farms without a cluster have two sites. Chosen for the same reason.
 const SITES_SEED: u64 = 0x7369_7465_0010;
 
 /// Proxies that a report may tell of.

@@ -71,7 +71,7 @@ impl World {
         }
     }
 
-    /// The brokers that have a leader each, by one of theirs: all of a cluster are one farm's.
+    /// Every site, by its broker. A cluster is one site, and broker 0 stands for it.
     pub fn sites(&self) -> std::ops::Range<usize> {
         0..if self.setup.sites { 2 } else { 1 }
     }
