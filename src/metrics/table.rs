@@ -100,6 +100,8 @@ table! {
     TOMBSTONES_DROPPED: Counter = ("resumed_tombstones_dropped_total", Count);
     /// Proxies connected to this node.
     PROXIES_CONNECTED: Gauge = ("resumed_proxies_connected", Count);
+    /// Warnings that the proxies connected to this node give of their own settings.
+    PROXY_WARNINGS: Gauge = ("resumed_proxy_warnings", Count);
     /// Connections on the plugins' socket refused or ended, by reason.
     PROXIES_REFUSED: CounterBy<ProxyReason> = ("resumed_proxies_refused_total", Count);
     /// Sessions and removals that this node's proxies reported.

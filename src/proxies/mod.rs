@@ -139,9 +139,11 @@ impl Registry {
     }
 }
 
-/// Shows how many proxies are connected.
+/// Shows how many proxies are connected, and how much they warn of.
 fn show(connected: &ConnectedProxy) {
     crate::metrics::PROXIES_CONNECTED.set(connected.proxies.len() as f64);
+    let warnings: usize = connected.proxies.values().map(|proxy| proxy.warnings.len()).sum();
+    crate::metrics::PROXY_WARNINGS.set(warnings as f64);
 }
 
 /// A proxy is connected while this exists.

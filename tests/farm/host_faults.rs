@@ -278,3 +278,27 @@ fn a_proxy_killed_under_load_is_missed_refilled_and_nobody_elses_business() {
         assert_eq!(host.daemon.generations(), ring, "the ring of {} changed", host.name);
     }
 }
+
+#[test]
+fn what_a_proxy_warns_of_is_seen_by_host_from_every_other_host() {
+    let broker = Broker::shared();
+    let setup = FarmSetup { proxies: Proxies::Tickets, ..FarmSetup::new(2, &broker.uri()) };
+    let mut farm = Farm::lay_out(&setup);
+    farm.hosts[1].ats().write("etc/sni.yaml", "sni:\n- fqdn: www.farm.test\n  verify_client: MODERATE\n");
+    farm.launch();
+    farm.wait_in_step();
+    let (other, warns) = (&farm.hosts[0].daemon, &farm.hosts[1].daemon);
+    assert_eq!(warns.wait_for_metric("resumed_proxy_warnings", |warnings| warnings > 0.0), 1.0);
+    assert_eq!(other.metric("resumed_proxy_warnings"), 0.0);
+    let text = "sni.yaml gives www.farm.test verify_client";
+    wait_for("the warning at the other host", || {
+        let said = other.try_status()?.warnings;
+        let named = |warning: &String| warning.starts_with("host1 (ats ") && warning.contains(text);
+        if said.len() == 1 && said.iter().all(named) { Ok(()) } else { Err(format!("{said:?}")) }
+    });
+    let page = other.get("/farm.json").expect("the page's data");
+    assert!(page.contains(text), "{page}");
+    let status = other.command(&["status"]);
+    let status = String::from_utf8_lossy(&status.stdout);
+    assert!(status.contains("host1 (ats ") && status.contains(text), "{status}");
+}

@@ -151,6 +151,7 @@ async fn a_proxys_new_settings_take_the_place_of_those_that_it_came_with() {
         proxy.say(from_proxy::Kind::Settings(Settings { certificate_digest: digest.clone(), warnings })).await;
         until("the new settings", || registry.list()[0].certificate_digest == shown).await;
         assert_eq!(bench.node.warnings().len(), usize::from(digest[0]));
+        assert_eq!(bench.metric("resumed_proxy_warnings"), u64::from(digest[0]));
         assert_eq!(registry.list()[0].warnings[0], "warning 0", "as reports carry it");
     }
     drop(proxy);
