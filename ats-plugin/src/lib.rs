@@ -3,13 +3,14 @@
 //! ATS's session hook runs on its network threads inside a handshake: it copies and enqueues, or looks one session up,
 //! and never waits. One thread talks to the daemon, one keeps the ticket keys by their times; both live as long as ATS,
 //! which they may call. A third, which writes to the daemon, ends with its connection, and may not. `plugin.rs` is the
-//! room they share; everything unsafe is in `api.rs`, `libssl.rs` and at the entries below. What is public touches nothing of ATS:
+//! room they share; everything unsafe is in `api.rs`, `libssl.rs`, at the few calls that concern sockets, and at the entries below. What is public touches nothing of ATS:
 //! `fuzz/` feeds it and the benchmarks time it.
 
 mod api;
 mod args;
 pub mod batch;
 mod coalescer;
+mod daemon_socket;
 mod farm_keys;
 mod fields;
 #[path = "../../src/proto/frame.rs"]
@@ -110,7 +111,7 @@ fn spawn(name: &str, plugin: &'static Plugin, mut work: impl FnMut() + Send + 's
         api::leave_signals_to_ats();
         while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {
             plugin.counters.apply_errors.fetch_add(1, Ordering::Relaxed);
-            say(Level::Error, "a thread panicked, see standard error; starting it again");
+            plugin.say(Level::Error, "a thread panicked, see standard error; starting it again");
             std::thread::sleep(Duration::from_secs(1));
         }
     };

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::api::{Level, say};
+use crate::daemon_socket;
 use crate::farm_keys::FarmKeys;
 use crate::from_daemon::FromDaemon;
 use crate::incoming::{self, Incoming};
@@ -30,7 +31,7 @@ pub(crate) fn run(plugin: &'static Plugin) {
     let mut absences = LogLimiter::default();
     let mut losses = LogLimiter::default();
     while !plugin.stops() {
-        match UnixStream::connect(&plugin.socket) {
+        match daemon_socket::connect(&plugin.socket) {
             Ok(stream) => {
                 let talked = talk(plugin, stream, &mut connects, &mut keys);
                 if plugin.connected.swap(false, Ordering::Relaxed) {
