@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::{self, Write};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -594,6 +595,30 @@ pub(crate) fn say(level: Level, message: &str) {
     match (printers[level as usize], CString::new(line)) {
         // SAFETY: the format asks for one string, which ends in zero.
         (Some(print), Ok(line)) => unsafe { print(c"%s".as_ptr(), line.as_ptr()) },
-        _ => eprintln!("[resumed] {message}"),
+        // Not eprintln!, which panics where that is closed. There is nowhere left to say that it failed.
+        _ => drop(writeln!(io::stderr(), "[resumed] {message}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_line_that_can_be_written_nowhere_ends_nothing() {
+        const WITHIN: &str = "RESUMED_TEST_SAYS_IT";
+        if std::env::var_os(WITHIN).is_some() {
+            return say(Level::Error, "to a standard error that no process reads");
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(ours);
+        let mut says_it = Command::new(std::env::current_exe().unwrap());
+        says_it.args(["--exact", "--nocapture", "api::tests::a_line_that_can_be_written_nowhere_ends_nothing"]);
+        let said = says_it.env(WITHIN, "1").stderr(OwnedFd::from(theirs)).output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
     }
 }
