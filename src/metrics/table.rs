@@ -76,6 +76,8 @@ table! {
     KEY_CONFLICTS: Counter = ("resumed_key_conflicts_total", Count);
     /// Messages on the key plane that the broker did not answer for: a queue is on a broker that is gone.
     MESSAGES_NACKED: Counter = ("resumed_messages_nacked_total", Count);
+    /// Messages on the key plane that were dropped because too many waited for the broker.
+    MESSAGES_CROWDED_OUT: Counter = ("resumed_messages_crowded_out_total", Count);
     /// Sessions of this node's proxies sent to the pod.
     SESSIONS_PUBLISHED: Counter = ("resumed_sessions_published_total", Count);
     /// Sessions that came from other nodes of the pod.

@@ -152,11 +152,12 @@ impl KeyPlane {
         Self { shared, task: Some(task) }
     }
 
-    /// Queues a message. A full queue drops it: the broker is blocked, and the next beat repeats what matters.
+    /// Queues a message. A full queue drops it, which is counted: the broker is blocked, and the next beat repeats what matters.
     pub(crate) fn send(&self, route: Route, kind: Kind) {
         if self.shared.waiting().push(route, kind) {
             self.shared.stirred.notify_one();
         } else {
+            metrics::MESSAGES_CROWDED_OUT.add(1);
             debug!("the broker is blocked and the queue full: a message on the key plane is dropped");
         }
     }
@@ -337,8 +338,8 @@ mod tests {
         Kind::Farewell(proto::Farewell {})
     }
 
-    #[tokio::test]
-    async fn what_goes_to_all_does_not_wait_for_what_goes_to_one() {
+    /// A plane whose broker takes nothing yet.
+    fn plane() -> (Arc<Slow>, KeyPlane) {
         let link = Arc::new(Slow { takes: Semaphore::new(0), taken: Mutex::default() });
         let secrets = Arc::new(Secrets::new(vec![FarmSecret::generate().expect("a secret")]).expect("one secret"));
         let (_sender, secrets) = watch::channel(secrets);
@@ -348,8 +349,26 @@ mod tests {
         let sealing = Sealing::new(identity, secrets, epochs, crate::random::system(), clock.now());
         let (events, _events) = mpsc::channel(1);
         let timing = (clock, confirm_within(Duration::from_secs(2)));
-        let plane =
-            KeyPlane::start(Arc::clone(&link), Names::new("f", "p"), sealing, timing, Refused::default(), events);
+        let names = Names::new("f", "p");
+        let plane = KeyPlane::start(Arc::clone(&link), names, sealing, timing, Refused::default(), events);
+        (link, plane)
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_counted() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let _local = ::metrics::set_default_local_recorder(&recorder);
+        let (_link, plane) = plane();
+        for _ in 0..Waiting::MOST + 3 {
+            plane.send(leader(), farewell());
+        }
+        let shown = recorder.handle().render();
+        assert!(shown.lines().any(|line| line == "resumed_messages_crowded_out_total 3"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn what_goes_to_all_does_not_wait_for_what_goes_to_one() {
+        let (link, plane) = plane();
         let answers: Vec<_> = (0..20).map(|node| Route::Inbox(format!("{node}"))).collect();
         answers.iter().for_each(|to| plane.send(to.clone(), farewell()));
         // The first answers are with the broker by now.
