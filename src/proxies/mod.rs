@@ -40,7 +40,7 @@ pub struct ProxyPlane {
     /// The ticket keys that proxies use now, with their times.
     pub timetable: watch::Receiver<Arc<Timetable>>,
     /// Sessions and removals from the farm, in order, each already applied to `store`. An adapter that falls behind
-    /// fills its proxy again from `store`, so the capacity bounds memory and not what a proxy may learn.
+    /// fills its proxy again from `store`, removals of late included, so the capacity bounds memory and not what a proxy may learn.
     pub from_farm: broadcast::Sender<Arc<Vec<proto::SessionEntry>>>,
     /// What the node's own proxies made, for the farm.
     pub outbox: Arc<SharedOutbox>,

@@ -157,6 +157,7 @@ impl StoreState {
             Change::Removed(id) => {
                 let dropped = self.tombstones.insert(TombstoneHash::of(id), mono).ok_or(SessionFault::Duplicate)?;
                 evicted.tombstones += dropped;
+                self.tombstones.name(*id, mono);
                 self.cache.remove(id);
             }
         }
@@ -344,10 +345,13 @@ impl Store {
             state.tombstones.expire(now.mono);
             let StoreState { cache, tombstones, .. } = &mut *state;
             let goes = |id: &[u8]| id.try_into().is_ok_and(|id| tombstones.stands(&TombstoneHash::of(&id)));
-            from = cache.remove_where(arrival, SLOTS_AT_A_TIME, goes, |id| {
-                applied.removals += 1;
-                applied.for_proxies.push(SessionEntry::removal(id));
-            });
+            let mut gone = Vec::new();
+            from = cache.remove_where(arrival, SLOTS_AT_A_TIME, goes, |id| gone.extend(SessionId::try_from(id)));
+            applied.removals += gone.len() as u64;
+            for id in gone {
+                tombstones.name(id, now.mono);
+                applied.for_proxies.push(SessionEntry::removal(id.as_bytes()));
+            }
         }
         applied
     }
@@ -399,17 +403,19 @@ impl Store {
         flushed
     }
 
-    /// Begins to read all sessions that are held now, for a proxy that has just connected: in chunks of at most
-    /// `chunk_bytes` encoded (but at least one session each), oldest first, so that a proxy with less room ends up
+    /// Begins to read what a proxy must hear that has just connected, or missed something: first the removals of late, as many
+    /// as are known by their IDs and not only by a hash, then all sessions that are held now; in chunks of at most
+    /// `chunk_bytes` encoded (but at least one entry each), oldest first, so that a proxy with less room ends up
     /// with the newest.
     ///
     /// The reader holds no lock between chunks. It leaves out sessions that are removed or replaced before their
     /// chunk is taken, and those that arrive after this call: so whoever also forwards what [`Self::remote`] returns
     /// must listen for that before this call, and send each chunk before what arrived after the chunk was taken.
     #[must_use]
-    pub(crate) fn refill(&self, chunk_bytes: usize) -> Refill<'_> {
-        let until = self.lock().cache.next_arrival();
-        Refill { store: self, chunk_bytes, next: Some(0), until }
+    pub(crate) fn refill(&self, chunk_bytes: usize, now: Now) -> Refill<'_> {
+        let mut state = self.lock();
+        let removed = state.tombstones.named(now.mono).collect::<Vec<_>>().into_iter();
+        Refill { store: self, chunk_bytes, removed, next: Some(0), until: state.cache.next_arrival() }
     }
 
     /// How many sessions are held, those included that expired since the last sweep.
@@ -493,18 +499,30 @@ impl Reported {
     }
 }
 
-/// Reads a store from the oldest session to the newest: see [`Store::refill`].
+/// What a removal takes in a message, in bytes: an ID of 32 bytes, and a tag and a length for it and for the entry.
+const LARGEST_REMOVAL: usize = SessionId::MAX + 4;
+
+/// Reads a store's removals, and its sessions from the oldest to the newest: see [`Store::refill`].
 #[derive(Debug)]
 pub(crate) struct Refill<'a> {
     store: &'a Store,
     chunk_bytes: usize,
+    /// The removals that are still to be told.
+    removed: std::vec::IntoIter<SessionId>,
     next: Option<u64>,
     until: u64,
 }
 
 impl Refill<'_> {
-    /// The next sessions, those left out that have expired by `now`; `None` after the last.
+    /// The next removals or sessions, those left out that have expired by `now`; `None` after the last.
     pub(crate) fn next_chunk(&mut self, now: Now) -> Option<Vec<SessionEntry>> {
+        let at_most = (self.chunk_bytes / LARGEST_REMOVAL).max(1);
+        let removals: Vec<_> =
+            self.removed.by_ref().take(at_most).map(|id| SessionEntry::removal(id.as_bytes())).collect();
+        if removals.is_empty() { self.next_sessions(now) } else { Some(removals) }
+    }
+
+    fn next_sessions(&mut self, now: Now) -> Option<Vec<SessionEntry>> {
         let mut chunk = Vec::new();
         let mut encoded = 0;
         let mut full = false;
@@ -581,8 +599,9 @@ mod tests {
     }
 
     fn refilled(store: &Store, chunk_bytes: usize, now: Now) -> Vec<SessionEntry> {
-        let mut refill = store.refill(chunk_bytes);
-        std::iter::from_fn(|| refill.next_chunk(now)).flatten().collect()
+        let mut refill = store.refill(chunk_bytes, now);
+        let all = std::iter::from_fn(|| refill.next_chunk(now)).flatten();
+        all.skip_while(|entry| entry.session.is_empty()).collect()
     }
 
     /// Reports one entry: what is to be published of it.
@@ -611,7 +630,7 @@ mod tests {
         assert_eq!(store.flush(floor, |removals| gone.extend(removals)), 2);
         let removal = |number| SessionEntry { at: 0, ..removed(number) };
         assert_eq!(gone, [removal(1), removal(2)]);
-        let chunk = store.refill(1 << 20).next_chunk(START).unwrap();
+        let chunk = store.refill(1 << 20, START).next_chunk(START).unwrap();
         assert_eq!(chunk.iter().map(|session| session.id.clone()).collect::<Vec<_>>(), [id(3)]);
 
         assert_eq!(local(&store, &made_at(4, 1), START), Err(SessionFault::Flushed));
@@ -801,7 +820,7 @@ mod tests {
         }
         let now = later(10);
         let expected: Vec<i64> = (1..=300).filter(|number| number % 3 != 0).collect();
-        let mut refill = store.refill(2_000);
+        let mut refill = store.refill(2_000, now);
         let chunks: Vec<_> = std::iter::from_fn(|| refill.next_chunk(now)).collect();
         for chunk in &chunks {
             let encoded = crate::proto::local::Sessions { entries: chunk.clone() }.encoded_len();
@@ -818,6 +837,27 @@ mod tests {
         assert_eq!(numbers(&refilled(&store, 1 << 20, now)), expected);
         assert_eq!(store.sweep(later(TIMEOUT)), 200);
         assert_eq!((store.len(), store.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_refill_begins_with_the_removals_whose_tombstones_stand() {
+        let store = store();
+        let _ = store.remote(batch((1..=5).map(made).chain([removed(2)])), START);
+        local(&store, &removed(3), later(1)).unwrap();
+        // Of one that was never held, and of one that was: a warm-up names both by their hashes.
+        let tombstones = [9, 5].map(|number| Tombstone {
+            hash: TombstoneHash::of(&SessionId::try_from(&id(number)[..]).unwrap()).as_bytes().to_vec().into(),
+            remaining_ms: 600_000,
+        });
+        let _ = store.warm(Warmup { tombstones: tombstones.into(), format: 1, ..Warmup::default() }, later(2));
+        let _ = store.apply_tombstones(later(2));
+        let told = |chunk_bytes, now| {
+            let mut refill = store.refill(chunk_bytes, now);
+            std::iter::from_fn(|| refill.next_chunk(now)).map(|chunk| numbers(&chunk)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(1 << 20, later(2)), [vec![-2, -3, -5], vec![1, 4]]);
+        assert_eq!(told(80, later(2)), [vec![-2, -3], vec![-5], vec![1], vec![4]], "within the bytes of a chunk");
+        assert_eq!(told(1 << 20, later(600))[0], [-3, -5], "those whose time is over are left out");
     }
 
     #[test]
@@ -838,7 +878,7 @@ mod tests {
         for number in 1..=10 {
             local(&store, &made(number), START).unwrap();
         }
-        let mut refill = store.refill(0);
+        let mut refill = store.refill(0, START);
         assert_eq!(numbers(&refill.next_chunk(START).unwrap()), [1]);
         local(&store, &removed(1), START).unwrap();
         assert_eq!(store.remote(batch([removed(5), made(11)]), START).for_proxies.len(), 2);

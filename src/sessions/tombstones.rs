@@ -1,7 +1,7 @@
 //! Which sessions were removed lately, so that a late or repeated insertion does not bring them back.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet, VecDeque},
     ops::Bound,
     time::Duration,
 };
@@ -14,6 +14,11 @@ use crate::clock::millis;
 /// The most tombstones that a node keeps, about 20 MB of them. A pod that removes more than 430 sessions a second
 /// forgets the oldest before their time.
 pub(crate) const MAX_TOMBSTONES: usize = 1 << 18;
+
+/// For how many of the latest removals the session ID is kept too, 3 MB of them: what a proxy that missed them is told. At the
+/// most removals that tombstones stand for, these are two and a half minutes, and a proxy that does not read loses its connection
+/// after ten seconds.
+const MOST_NAMED: usize = MAX_TOMBSTONES / 4;
 
 /// The first 16 bytes of SHA-256 over a session ID: enough to know it again, and no use to anybody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,13 +43,16 @@ impl TombstoneHash {
 }
 
 /// Tombstones in the order in which they go. Those that this node makes go in the order in which they were made; those
-/// that a warm-up brought have the time that they have left.
+/// that a warm-up brought have the time that they have left. Another node's tombstone is a hash; what was removed here, or was
+/// held when its hash came, has an ID besides: [`Self::named`].
 pub(super) struct Tombstones {
     lasting: u64,
     max: usize,
     /// With the monotonic time until which each stands.
     standing: BTreeSet<Deadline>,
     known: HashSet<TombstoneHash>,
+    /// The IDs that were removed last, in that order, each with the monotonic time until which it is kept.
+    named: VecDeque<(u64, SessionId)>,
 }
 
 /// A tombstone and the monotonic time until which it stands: the order in which they go, and are read.
@@ -57,7 +65,7 @@ pub(super) struct Deadline {
 impl Tombstones {
     /// At most `max` tombstones that stand for `lasting` each.
     pub(crate) fn new(lasting: Duration, max: usize) -> Self {
-        Self { lasting: millis(lasting), max, standing: BTreeSet::new(), known: HashSet::new() }
+        Self { lasting: millis(lasting), max, standing: BTreeSet::new(), known: HashSet::new(), named: VecDeque::new() }
     }
 
     /// How many there are.
@@ -79,6 +87,20 @@ impl Tombstones {
     /// Whether a tombstone stood when [`Self::expire`] was last called.
     pub(crate) fn stands(&self, hash: &TombstoneHash) -> bool {
         self.known.contains(hash)
+    }
+
+    /// Keeps the ID of a removed session for as long as a tombstone that is made now stands, if no [`MOST_NAMED`] follow.
+    pub(crate) fn name(&mut self, id: SessionId, mono: u64) {
+        if self.named.len() >= MOST_NAMED {
+            self.named.pop_front();
+        }
+        self.named.push_back((mono.saturating_add(self.lasting), id));
+    }
+
+    /// The IDs of sessions that were removed lately, in the order in which they were.
+    pub(crate) fn named(&mut self, mono: u64) -> impl Iterator<Item = SessionId> {
+        self.expire(mono);
+        self.named.iter().map(|(_, id)| *id)
     }
 
     /// Adds a tombstone. A second one for the same session changes nothing and gives `None`; otherwise the number of
@@ -126,6 +148,12 @@ impl Tombstones {
     pub(crate) fn expire(&mut self, mono: u64) {
         while self.standing.first().is_some_and(|standing| standing.until <= mono) {
             self.drop_first();
+        }
+        while self.named.front().is_some_and(|(until, _)| *until <= mono) {
+            self.named.pop_front();
+        }
+        if self.named.capacity() > self.named.len() * 4 + 1024 {
+            self.named.shrink_to(self.named.len() * 2);
         }
         if self.known.capacity() > self.known.len() * 4 + 1024 {
             self.known.shrink_to(self.known.len() * 2);
@@ -208,6 +236,22 @@ mod tests {
         assert_eq!(stones.behind(None, Some(997), 2_000).count(), 20);
         assert_eq!(stones.behind(after, Some(997), 2_000).count(), 0);
         assert_eq!(stones.behind(None, None, 601_003).count(), 10, "those whose time is over are left out");
+    }
+
+    #[test]
+    fn the_ids_removed_last_are_known_for_as_long_as_tombstones_stand_and_within_their_bound() {
+        let id = |number: usize| SessionId::try_from(&number.to_be_bytes()[..]).unwrap();
+        let mut stones = Tombstones::new(Duration::from_secs(600), 10);
+        stones.name(id(0), 1_000);
+        stones.name(id(1), 2_000);
+        assert!(stones.named(600_999).eq([id(0), id(1)]));
+        assert!(stones.named(601_000).eq([id(1)]));
+        for number in 0..MOST_NAMED + 2 {
+            stones.name(id(number), 3_000);
+        }
+        assert!(stones.named(3_000).eq((2..MOST_NAMED + 2).map(id)), "the oldest went");
+        assert_eq!(stones.named(603_000).count(), 0);
+        assert!(stones.named.capacity() <= 1024, "and gave their memory back");
     }
 
     #[test]

@@ -69,6 +69,15 @@ impl Bench {
         let _ = self.node.plane.from_farm.send(Arc::new(applied.for_proxies));
         (id, der)
     }
+
+    /// Another host of the farm removes a session.
+    fn farm_removal(&self, id: &[u8]) {
+        let entry = SessionEntry { id: Bytes::copy_from_slice(id), session: Bytes::new(), at: 0 };
+        let batch = SessionBatch { entries: vec![entry], format: SessionFormat::OpensslDer.into() };
+        let applied = self.node.plane.store.remote(batch, self.node.plane.clock.now());
+        assert_eq!(applied.removals, 1, "{applied:?}");
+        let _ = self.node.plane.from_farm.send(Arc::new(applied.for_proxies));
+    }
 }
 
 fn hello(process_id: u32) -> from_proxy::Kind {
@@ -136,6 +145,17 @@ impl Proxy {
             }
         }
         all
+    }
+
+    /// The IDs of the next sessions that it is told to forget, in one message. Messages of sessions on the way are skipped.
+    async fn removals(&mut self) -> Vec<Vec<u8>> {
+        loop {
+            let mut entries = self.sessions(1).await;
+            entries.retain(|entry| entry.session.is_empty());
+            if !entries.is_empty() {
+                return entries.into_iter().map(|entry| entry.id.to_vec()).collect();
+            }
+        }
     }
 }
 
@@ -380,6 +400,32 @@ async fn a_proxy_that_falls_behind_is_filled_again_from_the_store() {
         }
     }
     assert_eq!(bench.metric("resumed_sessions_dropped_total{reason=\"proxy_slow\"}"), 4);
+}
+
+#[tokio::test]
+async fn a_proxy_that_fell_behind_or_was_away_hears_what_the_farm_removed_meanwhile() {
+    let bench = Bench::start(&NodeSetup { backlog: 2, ..NodeSetup::default() }).await;
+    let [lagged, away] = [(), ()].map(|()| bench.farm_session().0);
+    let mut proxy = bench.proxy().await;
+    proxy.hear().await;
+    proxy.hear().await;
+    assert_eq!(proxy.sessions(2).await.len(), 2);
+    // The removal and what follows lie between two looks of the writer: all but the last two are lost to it.
+    bench.farm_removal(&lagged);
+    for _ in 0..4 {
+        bench.farm_session();
+    }
+    assert_eq!(proxy.removals().await, [lagged.clone()]);
+
+    drop(proxy);
+    bench.node.proxies(0).await;
+    bench.farm_removal(&away);
+    let mut proxy = bench.proxy().await;
+    proxy.hear().await;
+    proxy.hear().await;
+    assert_eq!(proxy.removals().await, [lagged, away]);
+    assert_eq!(proxy.sessions(4).await.len(), 4, "and behind them what the farm has");
+    bench.node.stop().await;
 }
 
 #[tokio::test]

@@ -183,7 +183,7 @@ impl PluginConnections {
         SESSIONS_DROPPED.add(DropReason::TooLargeForProxy, since(now.too_large_for_proxy, before.too_large_for_proxy));
     }
 
-    /// Greets, then sends keys, all sessions of the store, and what the farm makes from now on.
+    /// Greets, then sends keys, the removals of late and all sessions of the store, and what the farm makes from now on.
     async fn speak(&self, mut writer: OwnedWriteHalf, sessions: bool, keeps_keys: bool) -> Result<(), ProxyRefusal> {
         let plane = &self.plane;
         let mut timetable = plane.timetable.clone();
@@ -196,7 +196,7 @@ impl PluginConnections {
             send(&mut writer, to_proxy::Kind::Timetable(message_of(&first))).await?;
         }
         let takes_sessions = sessions && plane.welcome.replicate;
-        let mut refill = takes_sessions.then(|| plane.store.refill(CHUNK_BYTES));
+        let mut refill = takes_sessions.then(|| plane.store.refill(CHUNK_BYTES, plane.clock.now()));
         loop {
             // Keys first, then what is new; what is old fills the rest of the time. A removal overtakes nothing: a chunk
             // is read from the store and sent in one step.
@@ -216,7 +216,7 @@ impl PluginConnections {
                     Err(RecvError::Lagged(batches)) => {
                         SESSIONS_DROPPED.add(DropReason::ProxySlow, batches);
                         self.complain("proxy", "slow", &format_args!("a proxy fell {batches} batches behind; refilling it"));
-                        refill = Some(plane.store.refill(CHUNK_BYTES));
+                        refill = Some(plane.store.refill(CHUNK_BYTES, plane.clock.now()));
                     }
                     Err(RecvError::Closed) => return Ok(()),
                 },
