@@ -415,7 +415,7 @@ async fn a_proxy_that_fell_behind_or_was_away_hears_what_the_farm_removed_meanwh
     for _ in 0..4 {
         bench.farm_session();
     }
-    assert_eq!(proxy.removals().await, [lagged.clone()]);
+    assert_eq!(proxy.removals().await, std::slice::from_ref(&lagged));
 
     drop(proxy);
     bench.node.proxies(0).await;
