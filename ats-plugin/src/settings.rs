@@ -135,6 +135,7 @@ fn warnings(source: &impl Source, files: &Files, sessions: bool) -> Vec<String> 
     of_tickets(source, &mut warnings);
     of_certificates(source, files, &mut warnings);
     of_names(files, &mut warnings);
+    of_rules(source, files, &mut warnings);
     unreadable(files, &mut warnings);
     warnings
 }
@@ -225,6 +226,31 @@ fn of_names(files: &Files, warnings: &mut Vec<String>) {
     some_names(files, "ssl_ticket_enabled: 0", off, "their clients get no tickets", warnings);
     let none = |entry: &&Fields| entry.is("ssl_ticket_number", 0);
     some_names(files, "ssl_ticket_number: 0", none, "their TLS 1.3 clients get no tickets", warnings);
+}
+
+/// Rules about client certificates that differ between names. ATS 9.2.9 looks at a name's rule in full handshakes alone, and takes a
+/// session or a ticket of any name under any other, certificates of their own or not: on one host, and so on all of a farm.
+fn of_rules(source: &impl Source, files: &Files, warnings: &mut Vec<String>) {
+    let default = source.number(c"proxy.config.ssl.client.certification_level").unwrap_or(0);
+    let weaker = |entry: &&Fields| level_of(entry).is_some_and(|level| level < default);
+    let stricter = |entry: &&Fields| level_of(entry).is_some_and(|level| level > default);
+    let follows = "what a client got under a name with a weaker rule it resumes under the others, on any host of the farm, and is \
+                   asked for no certificate; serve names with different rules by different farms";
+    for (setting, picked) in [
+        ("a weaker verify_client than other names", &weaker as &dyn Fn(&&Fields) -> bool),
+        ("a stricter verify_client than other names", &stricter),
+    ] {
+        some_names(files, setting, picked, follows, warnings);
+    }
+}
+
+/// The name's own rule, as `certification_level` has it: 0 asks for no certificate, 1 takes none too, 2 requires one.
+fn level_of(entry: &Fields) -> Option<i64> {
+    entry.get("verify_client").map(|level| match level.to_ascii_uppercase().as_str() {
+        "NONE" => 0,
+        "MODERATE" => 1,
+        _ => 2,
+    })
 }
 
 /// So many names stand in one sentence.
@@ -403,8 +429,8 @@ mod tests {
         let mut records = good();
         records.numbers.insert("proxy.config.ssl.session_cache", 0);
         let files = files(GOOD, "sni: [{fqdn: a, verify_client: STRICT}]");
-        assert!(warnings(&records, &files, false).is_empty());
-        assert_eq!(warnings(&records, &files, true).len(), 2);
+        assert_eq!(warnings(&records, &files, false).len(), 1, "whose rule tickets pass too");
+        assert_eq!(warnings(&records, &files, true).len(), 3);
     }
 
     #[test]
@@ -434,13 +460,32 @@ mod tests {
             sni += &format!("- fqdn: n{n}\n  ssl_ticket_enabled: 0\n  verify_client: MODERATE\n");
         }
         let found = found(&good(), GOOD, &sni);
-        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found.len(), 4, "{found:?}");
         assert!(
             found[0].contains("sni.yaml gives n0, n1, n2, n3, n4 and 2 more verify_client: ATS keeps"),
             "{found:?}"
         );
         assert!(found[1].contains("and 2 more ssl_ticket_enabled: 0: their clients get no tickets"), "{found:?}");
         assert!(found[2].contains("gives one ssl_ticket_number: 0: their TLS 1.3 clients"), "{found:?}");
+    }
+
+    #[test]
+    fn names_with_another_rule_about_client_certificates_than_the_rest_are_told() {
+        let sni = "sni:\n- {fqdn: a, verify_client: strict}\n- {fqdn: b, verify_client: MODERATE}\n- {fqdn: c}\n";
+        let said = |level: i64, sni: &str| -> Vec<String> {
+            let mut records = good();
+            records.numbers.insert("proxy.config.ssl.client.certification_level", level);
+            let told = found(&records, GOOD, sni);
+            told.into_iter().filter(|warning| warning.contains("verify_client than other names")).collect()
+        };
+        for (level, names) in [(0, "gives a, b a stricter"), (1, "gives a a stricter"), (2, "gives b a weaker")] {
+            let told = said(level, sni);
+            assert!(told.len() == 1 && told[0].contains(names), "{level}: {told:?}");
+        }
+        let both = said(1, "sni: [{fqdn: a, verify_client: STRICT}, {fqdn: b, verify_client: NONE}]");
+        assert!(both.len() == 2 && both[0].contains("b a weaker") && both[1].contains("a a stricter"), "{both:?}");
+        assert_eq!(said(2, "sni: [{fqdn: a, verify_client: STRICT}, {fqdn: b}]"), [""; 0]);
+        assert_eq!(said(0, "sni: [{fqdn: a, verify_client: NONE}, {fqdn: b}]"), [""; 0]);
     }
 
     #[test]

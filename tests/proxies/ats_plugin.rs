@@ -32,6 +32,11 @@ struct Pair {
 
 impl Pair {
     fn start(tickets: bool, keys: Vec<ProxyKey>) -> Self {
+        Self::start_with(tickets, keys, |_| ())
+    }
+
+    /// `prepare` is handed the folder of each ATS, which is laid out and not started.
+    fn start_with(tickets: bool, keys: Vec<ProxyKey>, prepare: impl Fn(&Ats)) -> Self {
         let folder = Folder::temporary("resumed-");
         let certificate = Certificate::self_signed("farm.test");
         let runtime = runtime();
@@ -48,7 +53,10 @@ impl Pair {
             // A busy machine must not decide whether the first ticket is the farm's.
             let mut setup = AtsSetup::new(&certificate, plugin_line(&nodes[n].socket, "--wait-ms=20000"));
             setup.tickets = tickets;
-            Ats::spawn(&folder.path().join(["a", "b"][n]), &setup)
+            let mut ats = Ats::lay_out(&folder.path().join(["a", "b"][n]), &setup);
+            prepare(&ats);
+            ats.launch();
+            ats
         });
         let mut pair = Self { nodes, ats, runtime, folder };
         pair.ats.iter_mut().for_each(Ats::wait_until_serving);
@@ -562,9 +570,10 @@ fn what_of_a_single_name_breaks_resumption_and_what_cannot_be_read_reach_the_nod
     let expected = [
         "sni.yaml gives admin.farm.test verify_client",
         "proxy.config.ssl.server.session_ticket.number is 0: TLS 1.3 clients never resume",
+        "sni.yaml gives admin.farm.test a stricter verify_client than other names",
     ];
     let warnings = single.warnings();
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
     for (warning, text) in warnings.iter().zip(expected) {
         assert!(warning.contains(text), "{warnings:?}");
     }
@@ -576,6 +585,62 @@ fn what_of_a_single_name_breaks_resumption_and_what_cannot_be_read_reach_the_nod
     single.runtime.block_on(until("a warning of what cannot be read", said));
     assert!(single.digest().is_empty(), "it would look the same on all hosts");
     single.ats.wait_for_note("ssl_multicert.config (line 1 has no");
+}
+
+/// admin.farm.test requires a client certificate, www.farm.test asks for none.
+const RULES: &str =
+    "sni:\n- fqdn: www.farm.test\n  verify_client: NONE\n- fqdn: admin.farm.test\n  verify_client: STRICT\n";
+
+/// What a client without a certificate got under www.farm.test at the first server, offered to the second under admin.farm.test:
+/// whether it is resumed, and the request taken.
+fn passes_the_rule(mode: Mode, [made_at, offered_at]: [SocketAddr; 2], runtime: &Runtime) -> bool {
+    let (open, strict) = (Client::asking_for(mode, "www.farm.test"), Client::asking_for(mode, "admin.farm.test"));
+    let made = open.visit(made_at, None).expect("a full handshake").session;
+    // Where every name asks for a certificate, the handshake fails until the session is there.
+    let resumes = || open.visit(offered_at, Some(&made)).is_ok_and(|visit| visit.resumed);
+    runtime.block_on(until("the session", resumes));
+    assert!(strict.visit(offered_at, None).is_err(), "a full handshake without a certificate");
+    strict.visit(offered_at, Some(&made)).is_ok_and(|visit| visit.resumed)
+}
+
+/// The threat model says what follows; if this fails on a later Traffic Server, that is good news, to be told there.
+#[test]
+fn ats_looks_at_a_names_rule_about_client_certificates_in_full_handshakes_alone() {
+    let modes = |tickets| if tickets { &[Mode::Ticket12, Mode::Ticket13][..] } else { &[Mode::Id] };
+    for tickets in [true, false] {
+        let pair = Pair::start_with(tickets, always(), |ats| {
+            // All names of the second ask for one.
+            let all = "sni:\n- fqdn: '*.farm.test'\n  verify_client: STRICT\n";
+            ats.write("etc/sni.yaml", if ats.dir().ends_with("b") { all } else { RULES });
+            // Certificates of their own do not part the names.
+            for name in ["admin", "www"] {
+                ats.write_certificate_as(name, &Certificate::self_signed(&format!("{name}.farm.test")));
+            }
+            let lines =
+                ["www", "admin", "farm"].map(|name| format!("ssl_cert_name={name}.pem ssl_key_name={name}.key\n"));
+            ats.write("etc/ssl_multicert.config", &lines.concat());
+        });
+        let [a, b] = pair.servers();
+        for (mode, way) in modes(tickets).iter().flat_map(|mode| [(*mode, [a, a]), (*mode, [a, b])]) {
+            assert!(passes_the_rule(mode, way, &pair.runtime), "{mode:?} {way:?}");
+        }
+        assert!(pair.nodes[0].warnings()[0].contains("admin.farm.test"), "{:?}", pair.nodes[0].warnings());
+
+        // A Traffic Server of no farm does the same, and takes nothing of the farm's: a farm of its own for each rule parts them.
+        let folder = Folder::temporary("resumed-");
+        let mut setup = AtsSetup::new(&Certificate::self_signed("farm.test"), "");
+        setup.tickets = tickets;
+        let mut alone = Ats::lay_out(&folder.path().join("alone"), &setup);
+        alone.write("etc/sni.yaml", RULES);
+        alone.launch();
+        alone.wait_until_serving();
+        for mode in modes(tickets) {
+            assert!(passes_the_rule(*mode, [alone.address(); 2], &pair.runtime), "{mode:?} alone");
+            let made = Client::asking_for(*mode, "www.farm.test").visit(a, None).expect("a full handshake").session;
+            let strict = Client::asking_for(*mode, "admin.farm.test");
+            assert!(strict.visit(alone.address(), Some(&made)).is_err(), "{mode:?} of another farm");
+        }
+    }
 }
 
 /// Whether the Traffic Server of the tests is 10.x or later.

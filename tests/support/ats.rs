@@ -188,8 +188,14 @@ impl Ats {
 
     /// Puts another certificate in place; ATS takes it at the next `config reload`.
     pub fn write_certificate(&self, certificate: &Certificate) {
-        fs::write(self.dir.join("ssl/farm.pem"), &certificate.pem).expect("the certificate");
-        fs::write(self.dir.join("ssl/farm.key"), &certificate.key).expect("the private key");
+        self.write_certificate_as("farm", certificate);
+    }
+
+    /// Writes a certificate and its key as `NAME.pem` and `NAME.key`, for `ssl_multicert.config`.
+    pub fn write_certificate_as(&self, name: &str, certificate: &Certificate) {
+        let ssl = self.dir.join("ssl");
+        fs::write(ssl.join(format!("{name}.pem")), &certificate.pem).expect("the certificate");
+        fs::write(ssl.join(format!("{name}.key")), &certificate.key).expect("the private key");
     }
 
     /// Writes `content` to `name` in the folder of this ATS, as `etc/ssl_multicert.config`.

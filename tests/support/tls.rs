@@ -29,6 +29,7 @@ pub enum Mode {
 /// A client that offers one mode only.
 pub struct Client {
     context: SslContext,
+    name: String,
     fresh: Arc<Mutex<Option<SslSession>>>,
 }
 
@@ -54,7 +55,12 @@ impl Client {
         let fresh = Arc::new(Mutex::new(None));
         let keep = Arc::clone(&fresh);
         context.set_new_session_callback(move |_, session| *keep.lock().expect("no panic") = Some(session));
-        Self { context: context.build(), fresh }
+        Self { context: context.build(), name: "farm.test".to_owned(), fresh }
+    }
+
+    /// A client that asks for `name`, and not for farm.test.
+    pub fn asking_for(mode: Mode, name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::new(mode) }
     }
 
     /// Connects, offers `session`, asks for a page and reads to the orderly end.
@@ -113,7 +119,7 @@ impl Client {
         tcp.set_nodelay(true).map_err(|error| failed("no delay", &error))?;
         tcp.set_read_timeout(Some(Duration::from_secs(10))).map_err(|error| failed("timeout", &error))?;
         let mut ssl = Ssl::new(&self.context).map_err(|error| failed("TLS", &error))?;
-        ssl.set_hostname("farm.test").map_err(|error| failed("SNI", &error))?;
+        ssl.set_hostname(&self.name).map_err(|error| failed("SNI", &error))?;
         if let Some(session) = session {
             // A copy: OpenSSL's client marks a TLS 1.3 session that it has used as not to be used again.
             let copy = session.to_der().and_then(|der| SslSession::from_der(&der));
