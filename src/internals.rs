@@ -11,7 +11,7 @@
 pub mod bus {
     pub use crate::bus::in_process::QueueLimits;
     pub use crate::bus::rabbitmq::{FEED_PREFETCH, RabbitMqLink};
-    pub use crate::bus::{Bus, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, redact};
+    pub use crate::bus::{Bus, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, redact};
 }
 
 #[cfg(feature = "daemon")]
@@ -41,7 +41,7 @@ pub mod envelope {
 }
 
 pub mod farm {
-    pub use crate::farm::{Action, Ask, Event, Farm, FarmSettings, LocalState, MintReason, Note, Reply, Via};
+    pub use crate::farm::{Action, Ask, Event, Farm, FarmSettings, LocalState, MintReason, Note, Reply};
 }
 
 pub mod hex {
@@ -95,7 +95,7 @@ pub mod reason {
 }
 
 pub mod routes {
-    pub use crate::routes::{Names, Published, Route, Seat};
+    pub use crate::routes::{Names, Published, Route, Seat, Via};
 }
 
 pub mod sessions {

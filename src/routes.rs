@@ -53,6 +53,20 @@ pub struct Names {
     inbox_prefix: String,
 }
 
+/// The queue that a message came out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The node's inbox: announcements, answers.
+    Inbox,
+    /// The node's inbox too, for a message that was published to another broker's keys exchange and that the brokers
+    /// handed on (RabbitMQ's federation). The broker says so, nothing that is sealed.
+    Federated,
+    /// The leader's queue: reports, requests.
+    Lease,
+    /// The node's session feed. The key plane has nothing to do with it, and the farm's machine is handed nothing out of it.
+    Feed,
+}
+
 /// Where a message on the key plane goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ending::{CLOSED_HERE, Ending};
-use super::{Bus, BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
-use crate::routes::{Published, Route, Seat};
+use super::{Bus, BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
+use crate::routes::{Published, Route, Seat, Via};
 
 /// What an in-process hub calls itself where RabbitMQ has a URI.
 pub(crate) const PEER: &str = "in-process";
@@ -221,9 +221,9 @@ impl Bus for InProcess {
             id,
         };
         lock(&link.hub.state).links.insert(id, Arc::clone(&link.ending));
-        link.open(link.inbox.clone(), DeliveredFrom::Inbox, Some(&spec.names.keys))?;
+        link.open(link.inbox.clone(), Via::Inbox, Some(&spec.names.keys))?;
         if let Some(feed) = &link.feed {
-            link.open(feed.clone(), DeliveredFrom::Feed, Some(&spec.names.sessions))?;
+            link.open(feed.clone(), Via::Feed, Some(&spec.names.sessions))?;
         }
         let (hub, ending, tasks) = (Arc::clone(&link.hub), Arc::clone(&link.ending), link.tasks.clone());
         let keys = link.events.keys.clone();
@@ -240,8 +240,8 @@ impl Bus for InProcess {
 }
 
 impl InProcessLink {
-    fn open(&self, queue: String, source: DeliveredFrom, exchange: Option<&str>) -> Result<(), BusError> {
-        let limits = if source == DeliveredFrom::Feed { self.hub.feed_limits } else { self.hub.key_limits };
+    fn open(&self, queue: String, source: Via, exchange: Option<&str>) -> Result<(), BusError> {
+        let limits = if source == Via::Feed { self.hub.feed_limits } else { self.hub.key_limits };
         let signals = self.hub.declare(&queue, self.id, limits, exchange).ok_or_else(|| BusError::Refused {
             operation: format!("declare queue {queue}"),
             reason: "it exists already".to_owned(),
@@ -250,10 +250,10 @@ impl InProcessLink {
         Ok(())
     }
 
-    fn deliver(&self, queue: String, source: DeliveredFrom, signals: QueueSignals) {
+    fn deliver(&self, queue: String, source: Via, signals: QueueSignals) {
         let (hub, ending) = (Arc::clone(&self.hub), Arc::clone(&self.ending));
         let (events, names) = (self.events.clone(), self.spec.names.clone());
-        let sink = if source == DeliveredFrom::Feed { events.feed } else { events.keys };
+        let sink = if source == Via::Feed { events.feed } else { events.keys };
         self.tasks.spawn(async move {
             let deliver = async {
                 loop {
@@ -274,16 +274,14 @@ impl InProcessLink {
                 () = deliver => return,
             }
             match source {
-                DeliveredFrom::Lease => {
+                Via::Lease => {
                     let Some(seat) = names.seat_of(&queue) else { return };
                     tokio::select! {
                         () = ending.stop.cancelled() => {}
                         _ = sink.send(LinkEvent::LeaseLost { seat }) => {}
                     }
                 }
-                DeliveredFrom::Inbox | DeliveredFrom::Federated | DeliveredFrom::Feed => {
-                    ending.because(format!("queue {queue} was deleted"))
-                }
+                Via::Inbox | Via::Federated | Via::Feed => ending.because(format!("queue {queue} was deleted")),
             }
         });
     }
@@ -337,7 +335,7 @@ impl Link for InProcessLink {
         let queue = self.spec.names.seat(seat);
         match self.hub.declare(queue, self.id, self.hub.key_limits, None) {
             Some(signals) => {
-                self.deliver(queue.to_owned(), DeliveredFrom::Lease, signals);
+                self.deliver(queue.to_owned(), Via::Lease, signals);
                 Ok(LeaseAnswer::Granted)
             }
             None if lock(&self.hub.state).queues.get(queue).is_some_and(|held| held.owner == self.id) => {

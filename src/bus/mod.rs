@@ -18,7 +18,7 @@ use std::future::Future;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::routes::{Names, Published, Route, Seat};
+use crate::routes::{Names, Published, Route, Seat, Via};
 use crate::settings::SettingsError;
 
 /// What a node needs of a connection to the farm.
@@ -56,10 +56,10 @@ pub(crate) const MOST_BODY_BYTES: usize = 1024 * 1024;
 /// where the oldest goes first: so a node that is slow at sessions still hears of keys at once.
 #[derive(Clone, Debug)]
 pub struct LinkEvents {
-    /// Takes what comes from [`DeliveredFrom::Inbox`], [`DeliveredFrom::Federated`] and [`DeliveredFrom::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
+    /// Takes what comes from [`Via::Inbox`], [`Via::Federated`] and [`Via::Lease`], [`LinkEvent::LeaseLost`], and last of all, once,
     /// [`LinkEvent::Closed`].
     pub keys: mpsc::Sender<LinkEvent>,
-    /// Takes what comes from [`DeliveredFrom::Feed`] and nothing else.
+    /// Takes what comes from [`Via::Feed`] and nothing else.
     pub feed: mpsc::Sender<LinkEvent>,
 }
 
@@ -128,12 +128,12 @@ pub enum LinkEvent {
     /// A message arrived.
     Delivered {
         /// The queue it came out of.
-        from: DeliveredFrom,
+        from: Via,
         /// The exact exchange it was published to, or the queue if it was published through the default exchange.
         route: String,
         /// The sealed message.
         body: Bytes,
-        /// Of [`DeliveredFrom::Federated`] alone: what the broker says of the cluster it came from. Nothing that is sealed says so.
+        /// Of [`Via::Federated`] alone: what the broker says of the cluster it came from. Nothing that is sealed says so.
         site: Option<String>,
     },
     /// The leader's queue of a seat is no longer ours although the link lives: it was deleted, its consumer cancelled, or
@@ -147,20 +147,6 @@ pub enum LinkEvent {
         /// What the broker or the network said; "closed by this node" after [`Link::close`] or a drop.
         reason: String,
     },
-}
-
-/// The queue that a delivery came out of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeliveredFrom {
-    /// The node's inbox: announcements, answers.
-    Inbox,
-    /// The node's inbox too, for a message that was published to another broker's keys exchange and that the brokers
-    /// handed on (RabbitMQ's federation). The broker says so, nothing that is sealed.
-    Federated,
-    /// The leader's queue: reports, requests.
-    Lease,
-    /// The node's session feed.
-    Feed,
 }
 
 /// The broker's answer to an attempt to take the lease.

@@ -8,18 +8,7 @@ use super::{Farm, audit::is_user};
 use crate::envelope::{EpochId, epoch_name};
 use crate::proto::{self, payload::Kind};
 use crate::reason::{KeyReason, Reason};
-use crate::routes::{Published, Route, Seat};
-
-/// The queue that a message came out of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Via {
-    /// The node's inbox.
-    Inbox,
-    /// The leader's queue.
-    Lease,
-    /// The node's inbox, from another broker's nodes: see [`Farm::is_listening_to`].
-    Federated,
-}
+use crate::routes::{Published, Route, Seat, Via};
 
 /// Something that happened to the node.
 #[derive(Debug)]

@@ -1,13 +1,13 @@
 //! Epoch keys: drawing one, asking for the leader's, and granting it.
 
 use super::context::Context;
-use super::event::{Action, Note, Sender, Via};
+use super::event::{Action, Note, Sender};
 use super::timers::Timer;
 use crate::clock::{Now, millis};
 use crate::envelope::{EpochId, EpochKey, Epochs, JoinKey, KeyAgreements, seal_grant};
 use crate::proto::{self, payload::Kind};
 use crate::reason::Reason;
-use crate::routes::{Names, Route};
+use crate::routes::{Names, Route, Via};
 
 /// Epoch keys in a join: messages with more are refused.
 const MOST_IDS: usize = 16;

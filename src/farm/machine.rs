@@ -9,7 +9,7 @@ mod questions;
 use std::fmt;
 
 use super::context::Context;
-use super::event::{Action, Event, Note, Sender, Via};
+use super::event::{Action, Event, Note, Sender};
 use super::join::EpochKeys;
 use super::link::Inbox;
 use super::mint::Mint;
@@ -23,7 +23,7 @@ use crate::envelope::{Epochs, KeyAgreements};
 use crate::keys::HeldRing;
 use crate::proto::{self, payload::Kind};
 use crate::random::Randomness;
-use crate::routes::{Route, Seat};
+use crate::routes::{Route, Seat, Via};
 
 /// A node that has not turned for this many beats, though it is due every beat, did not run.
 const FROZEN_BEATS: u64 = 2;

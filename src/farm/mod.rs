@@ -36,7 +36,7 @@ mod walk;
 
 #[cfg(feature = "daemon")]
 pub(crate) use audit::is_user;
-pub use event::{Action, Event, MintReason, Note, Via};
+pub use event::{Action, Event, MintReason, Note};
 pub use machine::Farm;
 
 pub use requests::{Ask, Reply};

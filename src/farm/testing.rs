@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Action, Event, Farm, FarmSettings, Note, Via};
+use super::{Action, Event, Farm, FarmSettings, Note};
 use crate::clock::Now;
 use crate::keys::{HeldRing, KeySettings};
 use crate::proto::{self, payload::Kind};
 use crate::random::Randomness;
-use crate::routes::{Names, Route, Seat};
+use crate::routes::{Names, Route, Seat, Via};
 
 pub(super) fn follower(now: Now) -> Farm {
     node("a", 1, Box::new(|bytes| bytes.fill(7)), now)

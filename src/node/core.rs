@@ -17,17 +17,17 @@ pub use self::input::{Input, Stays};
 use super::sealing::Identity;
 use super::secrets_seen::SecretsSeen;
 use crate::bus::backoff::Redial;
-use crate::bus::{BusError, DeliveredFrom, LeaseAnswer};
+use crate::bus::{BusError, LeaseAnswer};
 use crate::clock::Now;
 use crate::envelope::{Opener, Refusal, Secrets};
-use crate::farm::{Action, Event, Farm, Note, Via};
+use crate::farm::{Action, Event, Farm, Note};
 use crate::hex::hex;
 use crate::keys::saved;
 use crate::log_limiter::LogLimiter;
 use crate::proto::AuditOutcome;
 use crate::random::Randomness;
 use crate::reason::Reason;
-use crate::routes::Seat;
+use crate::routes::{Seat, Via};
 
 /// A ring that could not be saved is tried again after this long: it may not change for hours, and a restart would
 /// forget it.
@@ -242,19 +242,16 @@ impl NodeCore {
     fn open(
         &mut self,
         now: Now,
-        from: DeliveredFrom,
+        via: Via,
         route: String,
         body: Bytes,
         site: Option<String>,
         effects: &mut Vec<Effect>,
     ) -> Option<Event> {
-        let via = match from {
-            DeliveredFrom::Inbox => Via::Inbox,
-            DeliveredFrom::Federated => Via::Federated,
-            DeliveredFrom::Lease => Via::Lease,
-            // The feed has a channel of its own.
-            DeliveredFrom::Feed => return None,
-        };
+        // The feed has a channel of its own.
+        if via == Via::Feed {
+            return None;
+        }
         effects.push(Effect::Count(Count::Received));
         if !self.farm.is_listening_to(via) {
             return None;

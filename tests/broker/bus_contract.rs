@@ -6,10 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use resumed::internals::bus::{
-    Bus, DeliveredFrom, FEED_PREFETCH, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, QueueLimits,
-};
-use resumed::internals::routes::{Names, Published, Route, Seat};
+use resumed::internals::bus::{Bus, FEED_PREFETCH, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, QueueLimits};
+use resumed::internals::routes::{Names, Published, Route, Seat, Via};
 use resumed::{BusError, Hub, InProcess, RabbitMq, RabbitMqSettings};
 use testkit::broker::Broker;
 use tokio::sync::mpsc;
@@ -103,7 +101,7 @@ async fn next(events: &mut mpsc::Receiver<LinkEvent>, what: &str) -> LinkEvent {
 }
 
 #[track_caller]
-fn delivered(from: DeliveredFrom, route: &str, body: &str) -> LinkEvent {
+fn delivered(from: Via, route: &str, body: &str) -> LinkEvent {
     LinkEvent::Delivered { from, route: route.to_owned(), body: Bytes::copy_from_slice(body.as_bytes()), site: None }
 }
 
@@ -135,7 +133,7 @@ async fn an_announcement_reaches_every_node_and_its_sender(ground: &impl Ground)
         nodes.push(node(ground, &farm, "p", name).await);
     }
     assert_eq!(nodes[1].link.publish(&Route::Keys, "ring".into()).await.unwrap(), Published::Routed);
-    let expected = delivered(DeliveredFrom::Inbox, &format!("resumed.{farm}.keys"), "ring");
+    let expected = delivered(Via::Inbox, &format!("resumed.{farm}.keys"), "ring");
     for node in &mut nodes {
         assert_eq!(next(&mut node.keys, "the announcement").await, expected);
     }
@@ -149,10 +147,10 @@ async fn an_inbox_is_reached_directly_and_alone(ground: &impl Ground) {
     assert!(inbox.starts_with(&format!("resumed.{farm}.node.b.")), "{inbox}");
     let sent = a.link.publish(&Route::Inbox(inbox.clone()), "for b".into()).await.unwrap();
     assert_eq!(sent, Published::Routed);
-    assert_eq!(next(&mut b.keys, "the answer").await, delivered(DeliveredFrom::Inbox, &inbox, "for b"));
+    assert_eq!(next(&mut b.keys, "the answer").await, delivered(Via::Inbox, &inbox, "for b"));
     // What comes next at the other node shows that the answer did not come there.
     a.link.publish(&Route::Keys, "after".into()).await.unwrap();
-    let after = delivered(DeliveredFrom::Inbox, &format!("resumed.{farm}.keys"), "after");
+    let after = delivered(Via::Inbox, &format!("resumed.{farm}.keys"), "after");
     assert_eq!(next(&mut a.keys, "the announcement").await, after);
 }
 
@@ -166,7 +164,7 @@ async fn what_nobody_takes_is_unroutable(ground: &impl Ground) {
 
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
-    let report = delivered(DeliveredFrom::Lease, &format!("resumed.{farm}.leader"), "report");
+    let report = delivered(Via::Lease, &format!("resumed.{farm}.leader"), "report");
     assert_eq!(next(&mut b.keys, "the report").await, report);
 
     // Many at once: each gets its own answer.
@@ -247,14 +245,14 @@ async fn a_lease_whose_queue_was_deleted_is_lost_and_can_be_taken_again(ground: 
     assert_eq!(b.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Taken);
     assert_eq!(a.link.publish(&Route::Leader(Seat::FIRST), "report".into()).await.unwrap(), Published::Routed);
-    let report = delivered(DeliveredFrom::Lease, &format!("resumed.{farm}.leader"), "report");
+    let report = delivered(Via::Lease, &format!("resumed.{farm}.leader"), "report");
     assert_eq!(next(&mut b.keys, "the report").await, report);
 
     // Given up on purpose, it is not reported as lost: the next event is another.
     b.link.release_lease(Seat::FIRST).await.unwrap();
     assert_eq!(a.link.try_lease(Seat::FIRST).await.unwrap(), LeaseAnswer::Granted);
     a.link.publish(&Route::Keys, "ring".into()).await.unwrap();
-    let ring = delivered(DeliveredFrom::Inbox, &format!("resumed.{farm}.keys"), "ring");
+    let ring = delivered(Via::Inbox, &format!("resumed.{farm}.keys"), "ring");
     assert_eq!(next(&mut b.keys, "the announcement").await, ring);
 }
 
@@ -278,18 +276,18 @@ async fn sessions_stay_in_their_pod(ground: &impl Ground) {
     let mut other = node(ground, &farm, "q", "c").await;
     other.link.publish_sessions("of q".into()).await.unwrap();
     a.link.publish_sessions("of p".into()).await.unwrap();
-    let of_p = delivered(DeliveredFrom::Feed, &format!("resumed.{farm}.sessions.p"), "of p");
-    let of_q = delivered(DeliveredFrom::Feed, &format!("resumed.{farm}.sessions.q"), "of q");
+    let of_p = delivered(Via::Feed, &format!("resumed.{farm}.sessions.p"), "of p");
+    let of_q = delivered(Via::Feed, &format!("resumed.{farm}.sessions.q"), "of q");
     assert_eq!(next(&mut b.feed, "the sessions").await, of_p);
     assert_eq!(next(&mut a.feed, "the sessions").await, of_p);
     assert_eq!(next(&mut other.feed, "the sessions").await, of_q);
     // Announcements cross pods, and what was not for the other pod would have come before them.
     a.link.publish_sessions("more of p".into()).await.unwrap();
     other.link.publish_sessions("more of q".into()).await.unwrap();
-    let more = delivered(DeliveredFrom::Feed, &format!("resumed.{farm}.sessions.q"), "more of q");
+    let more = delivered(Via::Feed, &format!("resumed.{farm}.sessions.q"), "more of q");
     assert_eq!(next(&mut other.feed, "the sessions").await, more);
     a.link.publish(&Route::Keys, "ring".into()).await.unwrap();
-    let ring = delivered(DeliveredFrom::Inbox, &format!("resumed.{farm}.keys"), "ring");
+    let ring = delivered(Via::Inbox, &format!("resumed.{farm}.keys"), "ring");
     assert_eq!(next(&mut other.keys, "the announcement").await, ring);
 }
 
@@ -307,8 +305,8 @@ async fn a_feed_is_reached_directly_alone_and_in_order_with_what_goes_to_the_pod
         a.link.publish_sessions(Bytes::from(format!("live {turn}"))).await.unwrap();
     }
     for turn in 0..10 {
-        let warm = delivered(DeliveredFrom::Feed, &feed, &format!("warm {turn}"));
-        let live = delivered(DeliveredFrom::Feed, &exchange, &format!("live {turn}"));
+        let warm = delivered(Via::Feed, &feed, &format!("warm {turn}"));
+        let live = delivered(Via::Feed, &exchange, &format!("live {turn}"));
         assert_eq!(next(&mut b.feed, "what is for b alone").await, warm);
         assert_eq!(next(&mut b.feed, "what is for the pod").await, live);
         assert_eq!(next(&mut a.feed, "what is for the pod").await, live);
@@ -325,7 +323,7 @@ async fn a_node_without_sessions_gets_none(ground: &impl Ground) {
     let other = node(ground, &farm, "p", "b").await;
     other.link.publish_sessions("sessions".into()).await.unwrap();
     other.link.publish(&Route::Keys, "ring".into()).await.unwrap();
-    let ring = delivered(DeliveredFrom::Inbox, &format!("resumed.{farm}.keys"), "ring");
+    let ring = delivered(Via::Inbox, &format!("resumed.{farm}.keys"), "ring");
     assert_eq!(next(&mut keys_in, "the announcement").await, ring);
     link.close().await;
     drop(link);
@@ -348,10 +346,10 @@ async fn two_farms_do_not_mix(ground: &impl Ground) {
         for _ in 0..2 {
             seen.push(next(&mut node.keys, "an announcement and a report").await);
         }
-        let ring = delivered(DeliveredFrom::Inbox, &format!("resumed.{farm}.keys"), body);
-        let report = delivered(DeliveredFrom::Lease, &format!("resumed.{farm}.leader"), body);
+        let ring = delivered(Via::Inbox, &format!("resumed.{farm}.keys"), body);
+        let report = delivered(Via::Lease, &format!("resumed.{farm}.leader"), body);
         assert!(seen.contains(&ring) && seen.contains(&report), "{seen:?}");
-        let sessions = delivered(DeliveredFrom::Feed, &format!("resumed.{farm}.sessions.p"), body);
+        let sessions = delivered(Via::Feed, &format!("resumed.{farm}.sessions.p"), body);
         assert_eq!(next(&mut node.feed, "the sessions").await, sessions);
     }
     for node in [&mut a, &mut b] {
@@ -419,7 +417,7 @@ async fn a_slow_feed_loses_its_oldest_and_delays_no_key_message(ground: &impl Gr
     tokio::join!(publish, hear);
     let asked = Instant::now();
     sender.link.publish(&Route::Inbox(slow.link.inbox().to_owned()), "answer".into()).await.unwrap();
-    let answer = delivered(DeliveredFrom::Inbox, slow.link.inbox(), "answer");
+    let answer = delivered(Via::Inbox, slow.link.inbox(), "answer");
     assert_eq!(next(&mut slow.keys, "a key message past a full feed").await, answer);
     println!("a key message past a full feed took {:?}", asked.elapsed());
 
@@ -501,7 +499,7 @@ async fn a_node_that_connects_again_gets_queues_of_its_own(ground: &impl Ground)
     let mut second = node(ground, &farm, "p", "a").await;
     assert_ne!(first.link.inbox(), second.link.inbox());
     first.link.publish(&Route::Keys, "ring".into()).await.unwrap();
-    let ring = delivered(DeliveredFrom::Inbox, &format!("resumed.{farm}.keys"), "ring");
+    let ring = delivered(Via::Inbox, &format!("resumed.{farm}.keys"), "ring");
     assert_eq!(next(&mut first.keys, "the announcement").await, ring);
     assert_eq!(next(&mut second.keys, "the announcement").await, ring);
 }

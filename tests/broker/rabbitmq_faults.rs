@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use testkit::watcher::Folder;
 
 use bytes::Bytes;
-use resumed::internals::bus::{Bus, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, RabbitMqLink};
-use resumed::internals::routes::{Names, Published, Route, Seat};
+use resumed::internals::bus::{Bus, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec, RabbitMqLink};
+use resumed::internals::routes::{Names, Published, Route, Seat, Via};
 use resumed::{BusError, RabbitMq, RabbitMqSettings};
 use testkit::authority::{Authority, Issued, VALID};
 use testkit::broker::{Broker, BrokerOptions, BrokerTls};
@@ -416,7 +416,7 @@ async fn a_lease_that_the_broker_lost_is_taken_again_on_the_same_link() {
     let Ok(Some(LinkEvent::Delivered { from, body, .. })) = timeout(SOON, a.keys.recv()).await else {
         panic!("the report did not arrive");
     };
-    assert_eq!((from, &body[..]), (DeliveredFrom::Lease, &b"report"[..]));
+    assert_eq!((from, &body[..]), (Via::Lease, &b"report"[..]));
 
     // Whoever finds that another has it gives its own up.
     broker.ctl(&["eval", &forget]);

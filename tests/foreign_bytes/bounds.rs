@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use prost::Message;
 use resumed::internals::envelope::{EpochKey, Epochs, Opener, Sealer};
-use resumed::internals::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
+use resumed::internals::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply};
 use resumed::internals::keys::HeldRing;
 use resumed::internals::proto::payload::Kind;
 use resumed::internals::proto::{
@@ -15,7 +15,7 @@ use resumed::internals::proto::{
     SessionEntry, TicketKey,
 };
 use resumed::internals::reason::Reason;
-use resumed::internals::routes::Names;
+use resumed::internals::routes::{Names, Via};
 use resumed::{FarmSecret, KeySettings, Now, Secrets};
 use resumed_decoders::counting::{held, peak};
 

@@ -5,12 +5,12 @@ use std::env;
 use std::time::Duration;
 
 use resumed::internals::clock::millis;
-use resumed::internals::farm::{Ask, MintReason, Note, Reply, Via};
+use resumed::internals::farm::{Ask, MintReason, Note, Reply};
 use resumed::internals::keys::{HeldRing, Ring};
 use resumed::internals::node::Input;
 use resumed::internals::proto;
 use resumed::internals::proto::payload::Kind;
-use resumed::internals::routes::{Names, Seat};
+use resumed::internals::routes::{Names, Seat, Via};
 use simulation::broker::Store;
 use simulation::secrets::STEPS;
 use simulation::sweep::{Sweep, explain, sweep, try_seed};

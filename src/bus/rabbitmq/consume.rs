@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::errors::words;
-use crate::bus::{DeliveredFrom, LinkEvent, MOST_BODY_BYTES};
+use crate::bus::{LinkEvent, MOST_BODY_BYTES};
+use crate::routes::Via;
 
 /// After so long without another delivery, what is owed is acknowledged; until then only every quarter of a prefetch.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(50);
@@ -46,7 +47,7 @@ fn within_bounds(data: Vec<u8>) -> Bytes {
 /// Hands deliveries on and acknowledges what found room, until the consumer ends; then says why, if there was a why.
 pub(super) async fn hand_on(
     mut consumer: Consumer,
-    from: DeliveredFrom,
+    from: Via,
     prefetch: u16,
     sink: mpsc::Sender<LinkEvent>,
 ) -> Option<String> {
@@ -62,9 +63,9 @@ pub(super) async fn hand_on(
             Some(Some(Ok(delivery))) => {
                 let route =
                     if delivery.exchange.as_str().is_empty() { &delivery.routing_key } else { &delivery.exchange };
-                let headers = delivery.properties.headers().as_ref().filter(|_| from == DeliveredFrom::Inbox);
+                let headers = delivery.properties.headers().as_ref().filter(|_| from == Via::Inbox);
                 let site = headers.and_then(site_of);
-                let from = if site.is_some() { DeliveredFrom::Federated } else { from };
+                let from = if site.is_some() { Via::Federated } else { from };
                 let body = within_bounds(delivery.data);
                 let event = LinkEvent::Delivered { from, route: route.to_string(), body, site };
                 if sink.send(event).await.is_err() {

@@ -20,8 +20,8 @@ use super::declare::{KEY_PREFETCH, declare, key_queue_arguments, nonce, open_cha
 use super::dial::Wired;
 use super::errors::{RESOURCE_LOCKED, advised};
 use super::{CLOSE_WITHIN, LOOK_EVERY, REPLY_SUCCESS, RabbitMq};
-use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, LinkEvent, LinkSpec};
-use crate::routes::Seat;
+use crate::bus::{BusError, LeaseAnswer, LinkEvent, LinkSpec};
+use crate::routes::{Seat, Via};
 
 /// How long a broker that this node is connected to may take for one question. It takes milliseconds, but for a cluster that
 /// elects its own leader just then; one that does not answer by then has lost its majority, or stands still.
@@ -218,7 +218,7 @@ impl Lead {
             () = self.ends.stop.cancelled() => false,
             () = self.held.given_up.cancelled() => false,
             () = self.held.retired.cancelled() => return self.retire(wired, over).await,
-            _ = hand_on(consumer, DeliveredFrom::Lease, KEY_PREFETCH, self.keys.clone()) => true,
+            _ = hand_on(consumer, Via::Lease, KEY_PREFETCH, self.keys.clone()) => true,
             () = closed(&wired.connection) => true,
         };
         // The queue must not stay behind without a consumer. A link that was dropped has no time for goodbyes.

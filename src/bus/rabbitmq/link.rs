@@ -20,8 +20,8 @@ use super::publish::Publisher;
 use super::target::BrokerTarget;
 use super::{CLOSE_WITHIN, LOOK_EVERY, REPLY_SUCCESS, RabbitMq};
 use crate::bus::ending::{CLOSED_HERE, Ending};
-use crate::bus::{BusError, DeliveredFrom, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
-use crate::routes::{Published, Route, Seat};
+use crate::bus::{BusError, LeaseAnswer, Link, LinkEvent, LinkEvents, LinkSpec};
+use crate::routes::{Published, Route, Seat, Via};
 
 type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
@@ -85,10 +85,10 @@ impl RabbitMqLink {
         });
         let (inbox, consumer) = declared.inbox;
         let keys = shared.events.keys.clone();
-        shared.consume(inbox.clone(), hand_on(consumer, DeliveredFrom::Inbox, KEY_PREFETCH, keys));
+        shared.consume(inbox.clone(), hand_on(consumer, Via::Inbox, KEY_PREFETCH, keys));
         let feed = declared.feed.map(|(feed, consumer)| {
             let sink = shared.events.feed.clone();
-            shared.consume(feed.clone(), hand_on(consumer, DeliveredFrom::Feed, FEED_PREFETCH, sink));
+            shared.consume(feed.clone(), hand_on(consumer, Via::Feed, FEED_PREFETCH, sink));
             feed
         });
         tokio::spawn(Arc::clone(&shared).supervise(said));

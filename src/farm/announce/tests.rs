@@ -1,8 +1,8 @@
 use crate::clock::Now;
+use crate::farm::Event;
 use crate::farm::testing::{at, follower};
-use crate::farm::{Event, Via};
 use crate::proto::{self, payload::Kind};
-use crate::routes::Seat;
+use crate::routes::{Seat, Via};
 
 #[test]
 fn a_node_is_in_step_while_it_hears_the_leader_and_holds_its_ring() {

@@ -5,9 +5,9 @@ use crate::farm::testing::{
     announcement, at, follower, later, node, own_message, own_report, request, seat, tries, writes_to_itself,
 };
 use crate::farm::timers::Timer;
-use crate::farm::{Action, Event, Farm, Note, Via};
+use crate::farm::{Action, Event, Farm, Note};
 use crate::proto::{self, payload::Kind};
-use crate::routes::{Published, Route, Seat};
+use crate::routes::{Published, Route, Seat, Via};
 
 #[test]
 fn a_leaders_farewell_does_not_have_a_large_farm_try_the_lease_at_once() {

@@ -1,8 +1,8 @@
 use crate::clock::Now;
 use crate::farm::testing::{at, follower, own_message, own_report, writes_to_itself};
-use crate::farm::{Action, Event, Farm, Note, Via};
+use crate::farm::{Action, Event, Farm, Note};
 use crate::proto::{self, payload::Kind};
-use crate::routes::Seat;
+use crate::routes::{Seat, Via};
 
 fn renews(actions: &[Action]) -> bool {
     actions.iter().any(|action| matches!(action, Action::RenewLink))

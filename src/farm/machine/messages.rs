@@ -3,14 +3,14 @@
 use super::Farm;
 use crate::clock::Now;
 use crate::farm::announce;
-use crate::farm::event::{Sender, Via};
+use crate::farm::event::Sender;
 use crate::farm::report;
 use crate::farm::requests::AskedNode;
 use crate::farm::standing::Stance;
 use crate::farm::timers::Timer;
 use crate::proto::{self, payload::Kind};
 use crate::reason::Reason;
-use crate::routes::{Route, Seat};
+use crate::routes::{Route, Seat, Via};
 
 impl Farm {
     // What other nodes say.

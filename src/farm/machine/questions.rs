@@ -4,11 +4,11 @@ use super::Farm;
 use crate::clock::Now;
 use crate::envelope::Epochs;
 use crate::farm::announce::Announced;
-use crate::farm::event::Via;
 use crate::farm::own::Own;
 use crate::farm::sites::Site;
 use crate::keys::HeldRing;
 use crate::proto;
+use crate::routes::Via;
 
 impl Farm {
     /// The ring, and how long each key has been held.

@@ -2,6 +2,7 @@ use super::*;
 use crate::envelope::EpochKey;
 use crate::farm::MintReason;
 use crate::farm::testing::{announcement, at, follower, node, own_report};
+use crate::routes::Via;
 
 /// Two brokers that hand on what is published to the keys exchange, with a leader at each and a follower at the first.
 struct Federated {

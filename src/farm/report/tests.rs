@@ -1,10 +1,10 @@
 use std::time::Duration;
 
 use crate::farm::testing::{announcement, at, follower, own_report};
-use crate::farm::{Action, Event, Note, Via};
+use crate::farm::{Action, Event, Note};
 use crate::proto::{self, payload::Kind};
 use crate::reason::Reason;
-use crate::routes::Seat;
+use crate::routes::{Seat, Via};
 
 #[test]
 fn a_report_that_no_node_sends_is_refused_and_not_kept() {

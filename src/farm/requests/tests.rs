@@ -1,10 +1,10 @@
 use super::Ask;
 use crate::envelope::EpochKey;
 use crate::farm::testing::{at, audited, follower, later, node, request};
-use crate::farm::{Action, Event, Farm, Note, Via};
+use crate::farm::{Action, Event, Farm, Note};
 use crate::proto::{self, AuditOutcome, payload::Kind};
 use crate::reason::Reason;
-use crate::routes::{Route, Seat};
+use crate::routes::{Route, Seat, Via};
 
 #[test]
 fn a_leader_keeps_who_asked_it_through_which_node_once_and_only_for_what_it_did() {

@@ -6,10 +6,10 @@ use bytes::Bytes;
 
 #[cfg(doc)]
 use super::{Effect, NodeCore};
-use crate::bus::{BusError, DeliveredFrom, LeaseAnswer};
+use crate::bus::{BusError, LeaseAnswer};
 use crate::envelope::Secrets;
 use crate::farm::{Ask, LocalState};
-use crate::routes::{Published, Seat};
+use crate::routes::{Published, Seat, Via};
 
 /// What happened to a node.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub enum Input {
     /// A message came.
     Delivered {
         /// The queue that it came out of.
-        from: DeliveredFrom,
+        from: Via,
         /// The exchange or queue that it was published to.
         route: String,
         /// The envelope.

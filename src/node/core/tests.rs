@@ -11,7 +11,7 @@ use crate::node::sealing::Sealing;
 use crate::proto;
 use crate::proto::payload::Kind;
 use crate::random::system;
-use crate::routes::Names;
+use crate::routes::{Names, Via};
 
 const INBOX: &str = "resumed.f.node.a.1";
 
@@ -106,16 +106,11 @@ fn unreadable(now: Now) -> Input {
     let (secrets, epochs) = (watch::channel(secrets()).1, watch::channel(Arc::new(epochs)).1);
     let mut sealing = Sealing::new(identity("other"), secrets, epochs, system(), now);
     let body = sealing.seal(INBOX, Kind::Report(proto::Report::default()), now).expect("it is sealed");
-    Input::Delivered { from: DeliveredFrom::Inbox, route: INBOX.into(), body, site: None }
+    Input::Delivered { from: Via::Inbox, route: INBOX.into(), body, site: None }
 }
 
 fn garbage() -> Input {
-    Input::Delivered {
-        from: DeliveredFrom::Inbox,
-        route: INBOX.into(),
-        body: Bytes::from_static(b"garbage"),
-        site: None,
-    }
+    Input::Delivered { from: Via::Inbox, route: INBOX.into(), body: Bytes::from_static(b"garbage"), site: None }
 }
 
 /// Of each message that did not open: whether it is counted, and whether it is logged.

@@ -7,13 +7,14 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::bus::in_process::{Hub, InProcess, InProcessLink};
-use crate::bus::{Bus, DeliveredFrom, LinkEvents, LinkSpec};
+use crate::bus::{Bus, LinkEvents, LinkSpec};
 use crate::envelope::{EpochKey, FarmSecret};
 use crate::keys::Timetable;
 use crate::node::sealing::Identity;
 use crate::proto::{SessionBatch, SessionEntry, SessionFormat};
 use crate::proxies::{Registry, SharedOutbox};
 use crate::random::{random, system};
+use crate::routes::Via;
 use crate::sessions::{SessionSettings, Store};
 
 const OFFSET: Duration = Duration::from_secs(300);
@@ -84,8 +85,7 @@ async fn what_a_link_delivered_before_it_broke_is_taken_in() {
             let removal = SessionEntry { id: vec![number; 32].into(), at: clock.now().wall, ..Default::default() };
             let batch = SessionBatch { entries: vec![removal], format: SessionFormat::OpensslDer.into() };
             let body = other.seal(&names.sessions, Kind::Sessions(batch), clock.now()).unwrap();
-            let event =
-                LinkEvent::Delivered { from: DeliveredFrom::Feed, route: names.sessions.clone(), body, site: None };
+            let event = LinkEvent::Delivered { from: Via::Feed, route: names.sessions.clone(), body, site: None };
             feed_sender.try_send(event).unwrap();
         }
         drop(linked);

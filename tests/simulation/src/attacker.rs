@@ -1,6 +1,7 @@
 //! Somebody with the broker's password and no farm secret: records, replays, alters, moves. And the broker's own
 //! duplicates across reconnects.
 
+use resumed::internals::routes::Via;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -9,7 +10,6 @@ use super::World;
 use super::broker::{Downstream, Envelope, LinkId, Origin};
 use super::random::Seeded;
 use super::world::Happening;
-use resumed::internals::farm::Via;
 
 const REMEMBERED: usize = 64;
 

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use resumed::BusError;
 use resumed::internals::bus::LeaseAnswer;
-use resumed::internals::farm::Via;
 use resumed::internals::node::{Sealing, Stays, Waiting};
 use resumed::internals::proto::payload::Kind;
-use resumed::internals::routes::{Published, Route, Seat};
+use resumed::internals::routes::{Published, Route, Seat, Via};
 
 pub type LinkId = usize;
 
@@ -228,8 +227,8 @@ pub enum Downstream {
 impl Downstream {
     pub fn lane(&self) -> usize {
         match self {
-            Self::Message { via: Via::Inbox | Via::Federated, .. } => 0,
             Self::Message { via: Via::Lease, .. } | Self::LeaseLost(_) => 1,
+            Self::Message { .. } => 0,
             Self::Published { .. } => 2,
             Self::Lease(..) | Self::Checked(_) | Self::NotMoved(_) => 3,
             Self::Closed => LANES,

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use resumed::internals::clock::millis;
 use resumed::internals::envelope::EpochId;
-use resumed::internals::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply, Via};
+use resumed::internals::farm::{Action, Ask, Event, Farm, FarmSettings, Note, Reply};
 use resumed::internals::keys::HeldRing;
 use resumed::internals::proto;
 use resumed::internals::proto::payload::Kind;
-use resumed::internals::routes::{Names, Published, Route};
+use resumed::internals::routes::{Names, Published, Route, Via};
 use resumed::{KeySettings, Now};
 
 use super::random::Seeded;

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use resumed::internals::envelope::EpochId;
-use resumed::internals::farm::{Ask, Reply, Via};
+use resumed::internals::farm::{Ask, Reply};
 use resumed::internals::keys::Ring;
 use resumed::internals::node::{Identity, Input};
 use resumed::internals::proto::payload::Kind;
+use resumed::internals::routes::Via;
 
 use super::host::START;
 use super::world::{FARM, World};
@@ -56,6 +57,7 @@ impl World {
             Via::Inbox => self.hosts[to].link.map(|link| self.links[link].inbox.clone()).expect("it is connected"),
             Via::Lease => self.names.leader.clone(),
             Via::Federated => self.names.keys.clone(),
+            Via::Feed => unreachable!("sessions are not simulated"),
         };
         let envelope = self.sealed_by(identity, to, route, kind);
         self.take_in(to, via, &envelope);

@@ -1,11 +1,10 @@
 //! Two sites of one farm: a broker each, which does not see the other, and between the two what RabbitMQ's federation hands
 //! on from one keys exchange to the other. Each site has a leader of its own.
 
-use resumed::internals::farm::Via;
-
 use super::World;
 use super::broker::{Downstream, Envelope};
 use super::world::Happening;
+use resumed::internals::routes::Via;
 
 /// What waits for a link between the sites is dropped after so long, as `message-ttl` has it in `docs/scaling.md`.
 const HANDED_ON_WITHIN_MS: u64 = 60_000;

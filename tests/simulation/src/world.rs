@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use resumed::internals::bus::DeliveredFrom;
 use resumed::internals::envelope::{EpochId, KeyAgreements, Opener, Refusal};
-use resumed::internals::farm::{Farm, FarmSettings, Note, Reply, Via};
+use resumed::internals::farm::{Farm, FarmSettings, Note, Reply};
 use resumed::internals::keys::{HeldRing, Ring};
 use resumed::internals::node::{Effect, Identity, Input, NodeCore, Saving, Sealing, Stays, Waiting};
 use resumed::internals::proto;
 use resumed::internals::proto::payload::Kind;
-use resumed::internals::routes::{Names, Published, Route, Seat};
+use resumed::internals::routes::{Names, Published, Route, Seat, Via};
 use resumed::{BusError, KeySettings, Now};
 use tokio::sync::watch;
 
@@ -865,18 +864,13 @@ impl World {
     pub fn take_in(&mut self, index: usize, via: Via, envelope: &Envelope) {
         // What it does not listen to, it does not open.
         let hears = self.hosts[index].farm().is_some_and(|farm| farm.is_listening_to(via));
-        let from = match via {
-            Via::Inbox => DeliveredFrom::Inbox,
-            Via::Federated => DeliveredFrom::Federated,
-            Via::Lease => DeliveredFrom::Lease,
-        };
         let (route, body) = (envelope.route.clone(), Bytes::clone(&envelope.body));
         let opened = |effects: &[Effect]| {
             let refused = effects.iter().any(|effect| matches!(effect, Effect::Refused { .. }));
             (hears && !refused).then(|| Arc::clone(&envelope.sealed))
         };
         let site = (via == Via::Federated).then(|| "elsewhere".to_owned());
-        let refused = self.turn(index, Input::Delivered { from, route, body, site }, opened);
+        let refused = self.turn(index, Input::Delivered { from: via, route, body, site }, opened);
         if hears {
             self.check_opened(index, envelope, refused.as_ref());
         }
