@@ -232,7 +232,7 @@ impl Bus for InProcess {
             hub.leave(id);
             tasks.close();
             tasks.wait().await;
-            // Nobody listens any more: then nobody misses it.
+            // No node listens any more: then none misses it.
             drop(keys.send(LinkEvent::Closed { reason: ending.reason() }).await);
         });
         Ok(link)

@@ -467,7 +467,7 @@ fn show(context: &mut SslContextBuilder, certificate: &ClientCertificate) -> Res
     let unusable = readable("client certificate", chain)?;
     context.set_certificate_chain_file(chain).map_err(|_| unusable(&"no certificate in PEM form"))?;
     let unusable = readable("client key", key)?;
-    // A question for a passphrase would hold up whoever runs this without a terminal.
+    // A question for a passphrase would hold up a script, which has no terminal.
     let pem = Zeroizing::new(std::fs::read(key).map_err(|error| unusable(&error))?);
     let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0));
     let key = key.map_err(|_| unusable(&"no private key in PEM form without a passphrase"))?;

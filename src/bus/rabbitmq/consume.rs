@@ -37,7 +37,7 @@ fn site_of(headers: &FieldTable) -> Option<String> {
     Some(text("cluster-name").or_else(|| text("uri")).unwrap_or_default())
 }
 
-/// What a node may be handed of a message. Whoever may write to one of its queues may write messages as large as the broker
+/// What a node may be handed of a message. A client that may write to one of its queues may write messages as large as the broker
 /// takes, by default 128 MiB: of those the node gets one byte more than it opens, and refuses that, counted. What it keeps
 /// is of that size.
 fn within_bounds(data: Vec<u8>) -> Bytes {

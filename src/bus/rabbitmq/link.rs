@@ -148,7 +148,7 @@ impl Shared {
                 self.sessions_refused(why);
             }
         }
-        // Whoever waits to write shall find the link closed.
+        // A task that waits to write shall find the link closed.
         self.publisher.blocked.send_replace(false);
         if self.goodbye.is_cancelled() {
             let goodbye = async {
@@ -167,7 +167,7 @@ impl Shared {
         self.tasks.wait().await;
         let (keys, reason) = (self.events.keys.clone(), self.ending.reason());
         drop(self);
-        // Nobody listens any more: then nobody misses it.
+        // No node listens any more: then none misses it.
         drop(keys.send(LinkEvent::Closed { reason }).await);
     }
 

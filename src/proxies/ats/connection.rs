@@ -145,7 +145,7 @@ impl PluginConnections {
         let reported = plane.store.local(entries, plane.clock.now());
         crate::metrics::sessions::reported(&reported, &plane.store);
         for fault in reported.faults {
-            // A removal or a flush overtook it: nobody's fault.
+            // A removal or a flush overtook it, which is no fault.
             if !matches!(fault, SessionFault::Tombstone | SessionFault::Flushed) {
                 self.complain("session", fault.reason().as_str(), &format_args!("{who} reported {fault}"));
             }
