@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -73,14 +74,17 @@ fn nothing_that_a_farm_writes_holds_a_secret() {
     let rings = Folder::temporary_in(Path::new("/dev/shm"), "resumed-");
     let mut scanner = Scanner::default();
     let mut written: Vec<(String, Vec<u8>)> = Vec::new();
+    let password_file = broker_password(&mut scanner, &broker, rings.path());
+    let uri = broker.uri().replace("guest:guest@", "leaky@");
     for proxies in [Proxies::Tickets, Proxies::SessionIds] {
-        let setup = FarmSetup::new(3, &broker.uri());
+        let setup = FarmSetup::new(3, &uri);
         let rings = rings.path().join(&setup.name);
         let mut farm = Farm::start_in_step(&FarmSetup {
             proxies,
-            broker: "report_every = \"500ms\"".to_owned(),
+            broker: format!("report_every = \"500ms\"\npassword_file = {password_file:?}"),
             rings: Some(rings.clone()),
-            log: "trace".to_owned(),
+            // The worst that an operator can ask for, the AMQP library by name.
+            log: "trace,lapin=trace,lapin::io_loop=trace,amq_protocol=trace".to_owned(),
             ..setup
         });
         let saved = |host: &str| rings.join(host).join("ring");
@@ -147,7 +151,7 @@ fn nothing_that_a_farm_writes_holds_a_secret() {
             for words in [&["status"][..], &["status", "--json"], &["check"]] {
                 say(&host.daemon, words, &mut written);
             }
-            for path in ["/metrics", "/", "/farm.json", "/healthz"] {
+            for path in ["/metrics", "/", "/farm.json", "/livez", "/readyz", "/healthz"] {
                 let answer = host.daemon.get(path).expect("an answer");
                 assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
                 written.push((format!("{path} of {}", host.name), answer.into_bytes()));
@@ -193,6 +197,20 @@ fn nothing_that_a_farm_writes_holds_a_secret() {
         let found = scanner.find(text);
         assert!(found.is_empty(), "{what}: {}", found.join("; "));
     }
+}
+
+/// Makes a user of the broker with a password of its own, which the AMQP library sends in the clear when it logs in, and
+/// returns the file that has it.
+fn broker_password(scanner: &mut Scanner, broker: &Broker, folder: &Path) -> PathBuf {
+    let bytes: [u8; 24] = random();
+    let password = hex(&bytes);
+    scanner.add("the broker's password", password.as_bytes());
+    broker.ctl(&["add_user", "leaky", &password]);
+    broker.ctl(&["set_permissions", "leaky", ".*", ".*", ".*"]);
+    let file = folder.join("broker.password");
+    fs::write(&file, &password).expect("a file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its mode");
+    file
 }
 
 /// How clients resume at such proxies. Session IDs everywhere, because only these are handed on by warm-ups.
