@@ -660,10 +660,13 @@ fn brokers_that_restart_one_after_the_other_and_all_at_once_cost_no_key() {
         cluster.request(0, &["rotate"]);
         let keys = cluster.generations();
         for broker in &cluster.brokers {
+            let stopped = Instant::now();
             broker.stop();
             broker.revive();
             cluster.wait_for_all_brokers();
+            let back = stopped.elapsed();
             cluster.one_farm(&keys);
+            println!("one restarts: three brokers after {back:?}, one farm after {:?}", stopped.elapsed());
         }
         cluster.sessions_cross(&[0, 1, 2]);
         cluster.request(0, &["rotate"]);

@@ -306,6 +306,14 @@ impl Broker {
         status["running_nodes"].as_array().map_or(0, Vec::len)
     }
 
+    /// How many brokers its database is split from, as it sees it, though it may reach them; all others while it does not run.
+    pub fn split_from(&self) -> usize {
+        let Ok(status) = self.try_ctl(&["cluster_status", "--formatter", "json"]) else { return usize::MAX };
+        let status: serde_json::Value = serde_json::from_str(&status).expect("rabbitmqctl prints JSON");
+        let split = status["partitions"].as_object().into_iter().flatten();
+        split.map(|(_, others)| others.as_array().map_or(1, Vec::len)).sum()
+    }
+
     /// The URI of the plain listener, as the default user.
     pub fn uri(&self) -> String {
         self.uri_as("guest", "guest", "/")
