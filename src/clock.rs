@@ -36,7 +36,8 @@ pub(crate) fn offset_ms(theirs: u64, ours: u64) -> i64 {
     if theirs >= ours { distance } else { -distance }
 }
 
-/// Reads the clocks of this host. Only this module does, outside of tests.
+/// Reads the clocks of this host. No room that decides reads another one (`scripts/check-rooms.py` looks); limits of time for
+/// sockets, and those of commands, are `Instant`s of their own.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     start: Instant,

@@ -134,7 +134,7 @@ pub(super) enum NotAdmitted {
 }
 
 /// What was seen under a salt on a route.
-enum Seen {
+enum Tracking {
     /// It is in use.
     Live(Box<Live>),
     /// Nothing came for a while, or there were too many in use.
@@ -147,7 +147,7 @@ struct Live {
     key: Option<(EpochId, OpeningKey)>,
 }
 
-impl Seen {
+impl Tracking {
     /// `window` with its key, if there is a place for it, or what is left of it.
     fn of(window: Window, key: Option<(EpochId, OpeningKey)>, live: &mut Places) -> Self {
         if live.taken < live.most {
@@ -166,7 +166,7 @@ struct Places {
 }
 
 struct Tracked {
-    seen: Seen,
+    seen: Tracking,
     /// Monotonic milliseconds of the last admission.
     last_used: u64,
     /// The latest stamp admitted, UTC milliseconds.
@@ -179,15 +179,15 @@ const _: () = assert!(size_of::<(SenderSalt, Tracked)>() == 64 && size_of::<Live
 impl Tracked {
     fn live(&self) -> Option<&Live> {
         match &self.seen {
-            Seen::Live(live) => Some(live),
-            Seen::Resting(_) => None,
+            Tracking::Live(live) => Some(live),
+            Tracking::Resting(_) => None,
         }
     }
 
     fn live_mut(&mut self) -> Option<&mut Live> {
         match &mut self.seen {
-            Seen::Live(live) => Some(live),
-            Seen::Resting(_) => None,
+            Tracking::Live(live) => Some(live),
+            Tracking::Resting(_) => None,
         }
     }
 
@@ -200,16 +200,16 @@ impl Tracked {
         live: &mut Places,
     ) -> Option<u64> {
         let missed = match &mut self.seen {
-            Seen::Live(live) => {
+            Tracking::Live(live) => {
                 if derived.is_some() {
                     live.key = derived;
                 }
                 live.window.admit(mark.sequence)?
             }
-            Seen::Resting(narrow) => {
+            Tracking::Resting(narrow) => {
                 let mut window = narrow.widened();
                 let missed = window.admit(mark.sequence)?;
-                self.seen = Seen::of(window, derived, live);
+                self.seen = Tracking::of(window, derived, live);
                 missed
             }
         };
@@ -292,7 +292,7 @@ impl Table {
                 return Err(NotAdmitted::Full);
             }
         }
-        let seen = Seen::of(Window::starting_at(mark.sequence), derived, &mut self.live);
+        let seen = Tracking::of(Window::starting_at(mark.sequence), derived, &mut self.live);
         let tracked = Tracked { seen, last_used: now.mono, newest: mark.sent_at };
         self.routes.entry(route.into()).or_default().insert(sender, tracked);
         self.len += 1;
@@ -327,7 +327,7 @@ impl Table {
             if now.mono.saturating_sub(tracked.last_used) >= REST_AFTER_MS
                 && let Some(live) = tracked.live()
             {
-                tracked.seen = Seen::Resting(live.window.narrowed());
+                tracked.seen = Tracking::Resting(live.window.narrowed());
             }
         }
         let (span, offset) = (self.replayable_for(), self.max_clock_offset);

@@ -26,7 +26,7 @@ use crate::status::BrokerStatus;
 /// Key-plane deliveries between link and driver: 32 MiB at most, whatever is written to the node's queues.
 const KEY_EVENTS: usize = 32;
 // What the bus hands on of a message is one byte more than a node opens.
-const _: () = assert!(MOST_BODY_BYTES == MAX_ENVELOPE_BYTES);
+const _: () = assert!(MOST_BODY_BYTES == MAX_ENVELOPE_BYTES && KEY_EVENTS * MOST_BODY_BYTES <= 32 << 20);
 
 /// Session batches between link and feed: times `batch_bytes`, this bounds the memory.
 const FEED_EVENTS: usize = 16;

@@ -38,7 +38,7 @@ fn site_of(headers: &FieldTable) -> Option<String> {
 }
 
 /// What a node may be handed of a message. A client that may write to one of its queues may write messages as large as the broker
-/// takes, by default 128 MiB: of those the node gets one byte more than it opens, and refuses that, counted. What it keeps
+/// takes, by default 16 MiB, and 128 MiB before 4.0: of those the node gets one byte more than it opens, and refuses that, counted. What it keeps
 /// is of that size.
 fn within_bounds(data: Vec<u8>) -> Bytes {
     if data.len() > MOST_BODY_BYTES { Bytes::copy_from_slice(&data[..=MOST_BODY_BYTES]) } else { Bytes::from(data) }

@@ -40,7 +40,7 @@ pub(super) struct Ends {
 }
 
 /// What became of a lease that was held.
-enum Kept {
+enum LeaseCheck {
     Ours,
     /// Another connection has its queue now.
     Elsewhere,
@@ -80,9 +80,9 @@ impl Leases {
     pub(super) async fn try_take(&self, seat: Seat) -> Result<LeaseAnswer, BusError> {
         if let Some(held) = self.get(seat) {
             match self.look_after(seat, &held).await? {
-                Kept::Ours => return Ok(LeaseAnswer::Granted),
-                Kept::Elsewhere => return Ok(LeaseAnswer::Taken),
-                Kept::Gone => {}
+                LeaseCheck::Ours => return Ok(LeaseAnswer::Granted),
+                LeaseCheck::Elsewhere => return Ok(LeaseAnswer::Taken),
+                LeaseCheck::Gone => {}
             }
         }
         self.take(seat).await
@@ -90,8 +90,8 @@ impl Leases {
 
     /// Looks after a lease that this link holds. A broker of a cluster can lose the queue and leave its consumer where it is:
     /// a queue that has one is ours, and one without is given up here.
-    async fn look_after(&self, seat: Seat, held: &HeldLease) -> Result<Kept, BusError> {
-        let Some(wired) = held.wired.upgrade() else { return Ok(Kept::Gone) };
+    async fn look_after(&self, seat: Seat, held: &HeldLease) -> Result<LeaseCheck, BusError> {
+        let Some(wired) = held.wired.upgrade() else { return Ok(LeaseCheck::Gone) };
         let queue = self.spec.names.seat(seat);
         let declared = answered(format!("declare queue {queue}"), async {
             // A refusal closes the channel that asks: the consumer has its own.
@@ -99,15 +99,15 @@ impl Leases {
             declare(&channel, queue, key_queue_arguments(), false).await
         });
         match declared.await {
-            Ok(declared) if declared.consumer_count() > 0 => Ok(Kept::Ours),
+            Ok(declared) if declared.consumer_count() > 0 => Ok(LeaseCheck::Ours),
             Err(BusError::Refused { reason, .. }) if reason.starts_with(RESOURCE_LOCKED) => {
                 held.retired.cancel();
                 held.over.cancelled().await;
-                Ok(Kept::Elsewhere)
+                Ok(LeaseCheck::Elsewhere)
             }
             Ok(_) | Err(BusError::Refused { .. }) => {
                 held.give_up().await;
-                Ok(Kept::Gone)
+                Ok(LeaseCheck::Gone)
             }
             Err(error) => Err(error),
         }

@@ -19,11 +19,11 @@ pub(super) struct SessionChannel(Mutex<State>);
 
 struct State {
     channel: Channel,
-    refused: Option<Refused>,
+    refused: Option<RefusedChannel>,
 }
 
 #[derive(Clone)]
-struct Refused {
+struct RefusedChannel {
     words: String,
     at: Instant,
     is_told: bool,
@@ -41,7 +41,7 @@ impl SessionChannel {
 
     /// The broker has closed it with these words.
     pub(super) fn refused(&self, words: String) {
-        self.with(|state| state.refused = Some(Refused { words, at: Instant::now(), is_told: false }));
+        self.with(|state| state.refused = Some(RefusedChannel { words, at: Instant::now(), is_told: false }));
     }
 
     /// A channel to publish on; a new one of `connection` if it is time to try again. Not for two callers at once.
