@@ -53,9 +53,9 @@ SECONDS ?= 60
 # Each file in a folder of tests/ is a test program of that name, but for those in folders without tests.
 TEST_FILES := $(filter-out tests/decoders/% tests/demo/% tests/support/%,$(wildcard tests/*/*.rs))
 TESTS := $(sort $(basename $(notdir $(TEST_FILES))))
-# All but what boots hosts, which `make test-rollout` runs, and what is about each generation of the broker, which
-# `make test-brokers` runs.
-FARM_TESTS := $(filter-out rollout broker_move cluster_faults,$(TESTS))
+# All but what boots hosts and what plays their roles, which `make test-rollout` runs, and what is about each generation of the
+# broker, which `make test-brokers` runs.
+FARM_TESTS := $(filter-out rollout ansible_templates broker_move cluster_faults,$(TESTS))
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
 SIDE_BY_SIDE ?= 4
 LONGEST_FIRST := federation prometheus_farm broker_faults broker_faults@trixie page ats_plugin ats_memory resumption \
@@ -139,11 +139,13 @@ test-brokers: build previous dependencies-farm dependencies-test dependencies-br
 # The farm goes back to the packages of the release before and up again. On a host of Debian 12 and one of Debian 13, revision
 # 1 is upgraded to revision 2.
 .PHONY: test-rollout
-test-rollout: previous-commit dependencies-hosts ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
+test-rollout: previous-commit dependencies-hosts dependencies-farm dependencies-test ## The packages and playbooks on Debian hosts booted for it, which lose power, links and brokers under clients (root)
 	$(MAKE) deb REVISION=2
 	$(MAKE) deb-previous REVISION=1
 	$(SAY) 'the hosts: about 3 min to make their base systems the first time, then 13 min'
 	$(CARGO) test $(RELEASE) --test rollout -- --nocapture --test-threads 1 $(TEST)
+	$(SAY) 'what the roles write: about 3 min'
+	$(CARGO) test $(RELEASE) --test ansible_templates -- $(TEST)
 
 .PHONY: bench
 bench: build dependencies-farm ## Measure it all beside what the broker does by itself: a table, target/bench/report.json, plots (ONLY=throughput: one part)
