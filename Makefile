@@ -57,7 +57,7 @@ TESTS := $(sort $(basename $(notdir $(TEST_FILES))))
 # broker, which `make test-brokers` runs.
 FARM_TESTS := $(filter-out rollout ansible_templates broker_move cluster_faults,$(TESTS))
 # So many programs of them run at a time, the longest first: they mostly wait for servers, or for time to pass.
-SIDE_BY_SIDE ?= 4
+SIDE_BY_SIDE ?= 3
 LONGEST_FIRST := federation prometheus_farm broker_faults broker_faults@trixie page ats_plugin ats_memory resumption \
   faults broker_move farm_simulated cluster_faults floods host_faults rabbitmq_faults emergencies
 # What is about the broker itself, and all that touches one.
