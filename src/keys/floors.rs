@@ -5,7 +5,7 @@ use super::settings::KeySettings;
 use crate::clock::Now;
 
 /// As many are remembered, and as many doubted. A revocation makes one.
-pub(super) const MOST: usize = 8;
+const MOST: usize = 8;
 
 /// The floors of one kind, key floors or session floors, as one node has come to know them. Bounded.
 ///
@@ -31,13 +31,6 @@ impl KnownFloors {
     /// The floor in force, or 0.
     pub(super) fn in_force(&self) -> u64 {
         self.believed.last().copied().unwrap_or(0)
-    }
-
-    /// Those that are doubted now, lowest first: a node that restarts meanwhile must not forget them. At most 8.
-    pub(super) fn doubted(&self) -> Vec<u64> {
-        let mut floors: Vec<u64> = self.doubted.iter().map(|doubted| doubted.floor).collect();
-        floors.sort_unstable();
-        floors
     }
 
     /// Takes in that the floor is at least `floor` now.

@@ -85,17 +85,11 @@ impl HeldRing {
         Self { ring, held_since, floors: KnownFloors::default(), session_floors: KnownFloors::default(), settings }
     }
 
-    /// Takes in the floors of a saved ring, lowest first, which count once the clock allows them: it may be set right after the
-    /// start only.
-    pub(super) fn know_saved_floors(&mut self, floors: &[u64], session_floors: &[u64], now: Now) {
-        floors.iter().for_each(|floor| self.floors.know(*floor));
-        session_floors.iter().for_each(|floor| self.session_floors.know(*floor));
+    /// Takes in the floors of a saved ring, which count once the clock allows them: it may be set right after the start only.
+    pub(super) fn know_saved_floors(&mut self, floor: u64, sessions_from: u64, now: Now) {
+        self.floors.know(floor);
+        self.session_floors.know(sessions_from);
         self.judge_floors(now);
-    }
-
-    /// The floors and the session floors that lie too far ahead of the clock to be in force, lowest first.
-    pub(super) fn doubted_floors(&self) -> (Vec<u64>, Vec<u64>) {
-        (self.floors.doubted(), self.session_floors.doubted())
     }
 
     /// The ring.

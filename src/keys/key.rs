@@ -29,17 +29,17 @@ pub struct TicketKey {
     pub seal_until: u64,
     /// Milliseconds for which its tickets open after it is superseded, or after `seal_until`.
     pub open_for: u64,
-    secrets: Arc<KeySecrets>,
+    secrets: Arc<Secrets>,
 }
 
 /// A fresh key's name and secrets, from which [`super::HeldRing::mint`] makes a key.
 pub struct KeyMaterial {
     name: [u8; 16],
-    secrets: Arc<KeySecrets>,
+    secrets: Arc<Secrets>,
 }
 
 /// Behind one pointer, so that moving a key leaves no copies of it in memory.
-struct KeySecrets {
+struct Secrets {
     hmac: [u8; 32],
     aes: [u8; 32],
 }
@@ -99,7 +99,7 @@ impl TicketKey {
         fn exact<const N: usize>(bytes: &[u8]) -> Result<[u8; N], KeyFault> {
             bytes.try_into().map_err(|_| KeyFault::WrongLength)
         }
-        let secrets = KeySecrets { hmac: exact(&key.hmac)?, aes: exact(&key.aes)? };
+        let secrets = Secrets { hmac: exact(&key.hmac)?, aes: exact(&key.aes)? };
         let key = Self {
             name: exact(&key.name)?,
             generation: key.generation,
@@ -187,7 +187,7 @@ impl KeyMaterial {
     #[must_use]
     pub fn from_random(random: &Zeroizing<[u8; 80]>) -> Self {
         let mut name = [0; 16];
-        let mut secrets = KeySecrets { hmac: [0; 32], aes: [0; 32] };
+        let mut secrets = Secrets { hmac: [0; 32], aes: [0; 32] };
         name.copy_from_slice(&random[..16]);
         secrets.hmac.copy_from_slice(&random[16..48]);
         secrets.aes.copy_from_slice(&random[48..]);
@@ -195,15 +195,15 @@ impl KeyMaterial {
     }
 }
 
-impl PartialEq for KeySecrets {
+impl PartialEq for Secrets {
     fn eq(&self, other: &Self) -> bool {
         memcmp::eq(&self.hmac, &other.hmac) & memcmp::eq(&self.aes, &other.aes)
     }
 }
 
-impl Eq for KeySecrets {}
+impl Eq for Secrets {}
 
-impl Drop for KeySecrets {
+impl Drop for Secrets {
     fn drop(&mut self) {
         self.hmac.zeroize();
         self.aes.zeroize();

@@ -7,7 +7,7 @@ use openssl::sha::sha256;
 use prost::Message;
 use zeroize::Zeroizing;
 
-use super::{HeldRing, KeySettings, Ring, RingFaults, floors};
+use super::{HeldRing, KeySettings, Ring, RingFaults};
 use crate::clock::{Now, millis};
 use crate::proto;
 use crate::proto::limits::{Limit, Limits, decode_within};
@@ -39,22 +39,11 @@ struct Saved {
     /// Milliseconds for which each key had been held, in the ring's order.
     #[prost(uint64, repeated, tag = "4")]
     held_for: Vec<u64>,
-    /// Floors that the clock of this host says cannot be, lowest first: it may be the clock that is wrong. Release 0.1.0 passes
-    /// over them.
-    #[prost(uint64, repeated, tag = "5")]
-    doubted: Vec<u64>,
-    /// The same of session floors.
-    #[prost(uint64, repeated, tag = "6")]
-    doubted_sessions: Vec<u64>,
 }
 
 /// What a saved ring may hold.
-static SAVED: Limits = Limits(&[
-    Limit::once(3, "ring", &proto::RING),
-    Limit::packed(4, "held_for", proto::MOST_KEYS * LONGEST_NUMBER),
-    Limit::packed(5, "doubted", floors::MOST * LONGEST_NUMBER),
-    Limit::packed(6, "doubted_sessions", floors::MOST * LONGEST_NUMBER),
-]);
+static SAVED: Limits =
+    Limits(&[Limit::once(3, "ring", &proto::RING), Limit::packed(4, "held_for", proto::MOST_KEYS * LONGEST_NUMBER)]);
 
 /// Bytes of the longest number.
 const LONGEST_NUMBER: usize = 10;
@@ -66,9 +55,7 @@ pub(crate) fn encode(held: &HeldRing, farm: &str, now: Now) -> Zeroizing<Vec<u8>
     let ring = held.ring();
     let spans = ring.open_at(now.wall).map(|key| millis(held.held_for(&key.name, now).unwrap_or_default()));
     let held_for = spans.collect();
-    let (doubted, doubted_sessions) = held.doubted_floors();
-    let ring = Some(ring.to_proto(now.wall));
-    framed(&Saved { farm: farm.to_owned(), saved_at: now.wall, ring, held_for, doubted, doubted_sessions })
+    framed(&Saved { farm: farm.to_owned(), saved_at: now.wall, ring: Some(ring.to_proto(now.wall)), held_for })
 }
 
 /// What may lie anywhere of a file's `contents`, as a file of its own: the floors, and no key. The same for the same floors.
@@ -76,10 +63,9 @@ pub(crate) fn encode(held: &HeldRing, farm: &str, now: Now) -> Zeroizing<Vec<u8>
 /// # Errors
 /// What is wrong with `contents`.
 pub(crate) fn without_keys(contents: &[u8], farm: &str) -> Result<Zeroizing<Vec<u8>>, String> {
-    let saved = decode(contents, farm)?;
-    let ring = saved.ring.as_ref().map(|ring| (ring.floor, ring.sessions_from)).unwrap_or_default();
-    let floors = proto::Ring { floor: ring.0, sessions_from: ring.1, keys: Vec::new() };
-    Ok(framed(&Saved { farm: farm.to_owned(), saved_at: 0, ring: Some(floors), held_for: Vec::new(), ..saved }))
+    let ring = decode(contents, farm)?.ring.unwrap_or_default();
+    let floors = proto::Ring { floor: ring.floor, sessions_from: ring.sessions_from, keys: Vec::new() };
+    Ok(framed(&Saved { farm: farm.to_owned(), saved_at: 0, ring: Some(floors), held_for: Vec::new() }))
 }
 
 fn framed(saved: &Saved) -> Zeroizing<Vec<u8>> {
@@ -126,9 +112,7 @@ fn restore(saved: &Saved, settings: KeySettings, now: Now) -> Restored {
     let held_for: HashMap<_, _> = names.zip(spans).filter_map(|(name, span)| Some((name.ok()?, span))).collect();
     let (ring, faults) = Ring::read(&message, now, &settings);
     let mut held = HeldRing::restore(ring, &held_for, settings, now);
-    let with = |floor: u64, doubted: &[u64]| [&[floor], doubted].concat();
-    let floors = with(message.floor, &saved.doubted);
-    held.know_saved_floors(&floors, &with(message.sessions_from, &saved.doubted_sessions), now);
+    held.know_saved_floors(message.floor, message.sessions_from, now);
     held.expire(now);
     Restored { held, faults }
 }
@@ -136,31 +120,6 @@ fn restore(saved: &Saved, settings: KeySettings, now: Now) -> Restored {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_floor_outlives_a_restart_while_the_clock_is_set_back() {
-        const START: u64 = 1_700_000_000_000;
-        let (settings, back) = (KeySettings::default(), 86_400_000);
-        let right = |mono| Now { wall: START + mono, mono };
-        let set_back = |mono| Now { wall: START + mono - back, mono };
-        let mut held = HeldRing::new(settings);
-        let floor =
-            held.revoke(crate::keys::KeyMaterial::from_random(&Zeroizing::new([7; 80])), 0, right(10)).generation;
-        let sessions_from = held.flush_sessions(right(10));
-        held.drop_faulty(set_back(20));
-        assert_eq!((held.ring().floor(), held.ring().sessions_from()), (0, 0), "the clock says that they cannot be");
-        let with_keys = encode(&held, "test", set_back(20));
-        let floors_alone = without_keys(&with_keys, "test").expect("its own bytes");
-        for contents in [with_keys, floors_alone] {
-            let mut held = read_back(&contents, "test", settings, set_back(30)).expect("its own bytes").held;
-            assert_eq!(held.ring().floor(), 0);
-            held.drop_faulty(right(40));
-            assert_eq!((held.ring().floor(), held.ring().sessions_from()), (floor, sessions_from));
-            // Also where the clock is right again by then.
-            let held = read_back(&contents, "test", settings, right(30)).expect("its own bytes").held;
-            assert_eq!((held.ring().floor(), held.ring().sessions_from()), (floor, sessions_from));
-        }
-    }
 
     #[test]
     fn what_is_cut_short_or_changed_anywhere_is_refused() {
